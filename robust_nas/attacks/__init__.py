@@ -1,0 +1,33 @@
+"""Attacks: value objects that are applied to a model.
+
+One file is one attack: a frozen, keyword-only dataclass with `perturb`. `attacks.get("pgd")`, `attacks.names()`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from robust_nas.registry import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robust_nas.threat import ThreatModel
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """What every attack does."""
+
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`.
+
+        `model` maps [0, 1] images to logits [B, K]; its mode, parameters, gradients and buffers are left as they
+        were. `labels` is [B]. The result depends on nothing but the arguments: equal seeds give equal images.
+        """
+
+
+_GROUP = Group(__name__, "Attack", "perturb")
+get, names = _GROUP.get, _GROUP.names

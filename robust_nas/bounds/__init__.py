@@ -1,0 +1,51 @@
+"""Sound bounds on a network's margins over a ball of images.
+
+One file is one kind of bound: a frozen, keyword-only dataclass with `margins`. `bounds.get("interval")`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from robust_nas.registry import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class LinearMargins:
+    """Linear lower bounds of the margins: f_y(x + d) - f_j(x + d) >= <slopes_j, d> + offsets_j over the ball.
+
+    Args:
+        offsets: [N, K], one margin per image and class; the entry of the label's own class is +inf.
+        slopes: [N, K, D] with D the number of pixels, or None for bounds that do not depend on d (interval bounds).
+    """
+
+    offsets: Tensor
+    slopes: Tensor | None = None
+
+    def lower(self, threat: ThreatModel) -> Tensor:
+        """Return the margins' lower bounds [N, K] over the ball: offsets - epsilon * |slopes|_q, q dual to p."""
+        if self.slopes is None:
+            return self.offsets
+        dual = 1 if threat.norm == "linf" else 2
+        return self.offsets - threat.epsilon * self.slopes.norm(p=dual, dim=-1)
+
+
+@runtime_checkable
+class Bound(Protocol):
+    """What every kind of bound does."""
+
+    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        """Return linear lower bounds of the margins of `model` over the ball around each of `images` [N, C, H, W].
+
+        `model` is used in evaluation mode and left as it was; `labels` is [N].
+        """
+
+
+_GROUP = Group(__name__, "Bound", "margins")
+get, names = _GROUP.get, _GROUP.names

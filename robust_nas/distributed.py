@@ -1,0 +1,138 @@
+"""One process or many, started by `torchrun`: the only file that imports `torch.distributed`.
+
+The contract that every stage keeps:
+- replicated: the weights, alpha and the Dirichlet sample; every rank holds the same values at every step;
+- sharded: training batches (each rank takes its part of one global batch) and evaluation chunks (round robin);
+- reduced: gradients (mean over ranks), batch-norm buffers (mean, before the model is evaluated or saved), and
+  counts, never rates;
+- shared seeds: initialisation, data order of the global batch, Dirichlet draws, an evaluation chunk's attack starts;
+- seeds that differ by rank: attack starts and augmentation of a training batch;
+- attacks run on the unwrapped module with `autograd.grad`, so that no attack step communicates;
+- rank 0 alone writes.
+
+In one process every function here is a no-op.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from robust_nas.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that work on one run, and this one's place among them."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def start(cls, device: str = "auto") -> World:
+        """Join the processes that `torchrun` started, or be alone.
+
+        Args:
+            device: "cpu", "cuda", or "auto": an accelerator if there is one. Several processes of one machine take
+                one accelerator each.
+
+        Raises:
+            InputError: if `device` is not here.
+        """
+        local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if kind not in ("cpu", "cuda"):
+            raise InputError(f"device must be auto, cpu or cuda, but got '{device}'.")
+        if kind == "cuda" and local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"device 'cuda' was asked for by process {local_rank} of this machine, but {torch.cuda.device_count()} "
+                "are available; start fewer processes or set device=cpu."
+            )
+        place = torch.device("cpu") if kind == "cpu" else torch.device("cuda", local_rank)
+        if kind == "cuda":
+            torch.cuda.set_device(place)
+        if size == 1:
+            return cls(device=place)
+        if not dist.is_initialized():
+            dist.init_process_group("gloo" if kind == "cpu" else "nccl")
+        # Two threads per process on two busy cores made small trainings ten times slower.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place)
+
+    def stop(self) -> None:
+        """Leave the group; nothing may be reduced afterwards."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this rank's part of `items`: every size-th, from its rank on."""
+        return items[self.rank :: self.size]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return a module whose backward averages the gradients over all ranks; `model` itself in one process."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Buffers are averaged by name (`mean_buffers`): the broadcast of every forward would break crafting.
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of `value` over all ranks."""
+        return value if self.size == 1 else self.sum(value) / self.size
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of `value` over all ranks."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean_buffers(self, model: nn.Module) -> None:
+        """Replace every floating point buffer of `model` (batch-norm statistics) by its mean over all ranks."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.mean(buffer))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's `value`, a picklable object, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_shards(self, shards: Iterable[T], total: int) -> list[T]:
+        """Return the `total` results of a sharded list, in the list's order, on every rank."""
+        results: list[Any] = [None] * total
+        for rank, part in enumerate(self.gather(list(shards))):
+            results[rank :: self.size] = part
+        return results
+
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's `value`, a picklable object, on every rank; the other ranks' argument is ignored."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
