@@ -1,0 +1,260 @@
+"""The run folder: what is written where, atomically, and how a stage resumes.
+
+    runs/<date>-<recipe>-<id>/
+        config.toml            the fully resolved configuration
+        environment.json       version, commit, packages, hardware, arguments
+        metrics.jsonl          one line per epoch and stage
+        architecture.txt       the derived architectures, best first
+        checkpoints/           *.safetensors: finished models, and the state of a stage under way
+        <stage>.json           a finished stage's result; a stage whose result exists is skipped
+        ...                    the stages' own files (evaluation.parquet, certificates.parquet, report.html, ...)
+
+Every file is written to a temporary name in the same folder and then renamed: a reader finds the whole file or none.
+Weights and training states are safetensors; nothing is ever unpickled. Rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from robust_nas.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robust_nas.distributed import World
+    from robust_nas.progress import Progress
+
+METRICS = "metrics.jsonl"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: if it is missing, half-written or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no {path.name} in {path.parent}; run the stage that writes it first.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and resume the run to write it again.") from None
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a nested mapping of tensors and JSON values as one safetensors file, atomically.
+
+    Keys may be strings or integers; an integer key comes back as an integer.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    skeleton = _split_tensors(state, "", tensors)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"skeleton": json.dumps(skeleton)})
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, tensors on the CPU.
+
+    Raises:
+        InputError: if the file is missing, half-written, damaged or from somewhere else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            skeleton = json.loads((file.metadata() or {})["skeleton"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        result: dict[str, Any] = _join_tensors(skeleton, tensors)
+    except FileNotFoundError:
+        raise InputError(f"There is no checkpoint {path}; run the stage that writes it first.") from None
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"The checkpoint {path} is damaged or not one of ours ({error}); delete it and resume the run."
+        ) from None
+    return result
+
+
+def _split_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        # A list of pairs keeps integer keys (optimisers number their parameters) apart from strings.
+        return {"map": [[key, _split_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_split_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    return {"value": value}
+
+
+def _join_tensors(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    ((kind, value),) = node.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "map":
+        return {key: _join_tensors(item, tensors) for key, item in value}
+    if kind == "list":
+        return [_join_tensors(item, tensors) for item in value]
+    return value
+
+
+@dataclass
+class Stage:
+    """One stage's place in a run: its state under way, its log, its progress display.
+
+    Without a folder (the plain Python API) nothing is written, and a stage always starts from its beginning.
+
+    Args:
+        name: the stage's name, such as "search" or "train-0"; also the root of its seeds.
+        seed: the run's seed.
+        world: the processes at work.
+        progress: what shows how far the stage is.
+        folder: the run folder, or None.
+    """
+
+    name: str
+    seed: int
+    world: World
+    progress: Progress
+    folder: Path | None = None
+
+    @property
+    def _checkpoint(self) -> Path | None:
+        return self.folder and self.folder / "checkpoints" / f"{self.name}.state.safetensors"
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Keep the state after `step` steps (epochs, chunks), replacing the one before. Rank 0 writes."""
+        if self._checkpoint and self.world.is_main:
+            save_state(self._checkpoint, {"step": step, "state": state})
+
+    def resume(self) -> tuple[int, dict[str, Any] | None]:
+        """Return how many steps are done and the state after them, or (0, None); forget what was logged later."""
+        path, step, state = self._checkpoint, 0, None
+        if path and path.exists():
+            saved = load_state(path)
+            step, state = saved["step"], saved["state"]
+        if self.folder and self.world.is_main:
+            _forget_metrics(self.folder / METRICS, self.name, step)
+        self.world.barrier()
+        return step, state
+
+    def finish(self) -> None:
+        """Remove the state under way: the stage's result is written."""
+        if self._checkpoint and self.world.is_main:
+            self._checkpoint.unlink(missing_ok=True)
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append a line of metrics for `step`, counted from 1; NaN and infinity are kept as such."""
+        if self.folder and self.world.is_main:
+            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": self.name, "step": step, **values}) + "\n")
+
+
+def _forget_metrics(path: Path, stage: str, step: int) -> None:
+    """Drop a stage's lines after `step`, and a line that was cut off in the middle."""
+    if not path.exists():
+        return
+    rows = read_metrics(path)
+    kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics file; a last line that was cut off is left out."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows
+
+
+@dataclass
+class RunDir:
+    """A run folder on disk."""
+
+    path: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def create(cls, root: Path, recipe: str) -> RunDir:
+        """Make a new run folder `<root>/<date>-<recipe>-<id>`."""
+        path = root / f"{time.strftime('%Y%m%d')}-{recipe}-{secrets.token_hex(3)}"
+        (path / "checkpoints").mkdir(parents=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """Open an existing run folder.
+
+        Raises:
+            InputError: if `path` is not one.
+        """
+        path = Path(path)
+        if not (path / "config.toml").is_file():
+            raise InputError(f"{path} is not a run folder: it has no config.toml. Give a folder made by 'robust-nas run'.")
+        return cls(path)
+
+    def lock(self) -> None:
+        """Keep other processes from working on this run until this one ends, however it ends.
+
+        Raises:
+            InputError: if another process is at work on it.
+        """
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return the JSON result `name` if it is written already, otherwise compute and write it."""
+        path = self.path / f"{name}.json"
+        if not path.exists():
+            write_json(path, compute())
+        return read_json(path)
