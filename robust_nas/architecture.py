@@ -19,8 +19,8 @@ from robust_nas.errors import InputError, suggest
 if TYPE_CHECKING:
     import networkx
 
-NASBENCH201_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-"""NAS-Bench-201's operations; an operation's digit is its place in this list."""
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+"""The operations of cells, NAS-Bench-201's; an operation's digit is its place in this list."""
 
 
 def edges_of(num_nodes: int) -> list[tuple[int, int]]:
@@ -46,7 +46,7 @@ class Architecture:
             )
 
     @classmethod
-    def parse(cls, text: str, operations: Sequence[str] = NASBENCH201_OPERATIONS) -> Architecture:
+    def parse(cls, text: str, operations: Sequence[str] = OPERATIONS) -> Architecture:
         """Read the string form `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`, or the digits form `323133`.
 
         Args:
@@ -87,7 +87,7 @@ class Architecture:
         return cls(tuple(found))
 
     @classmethod
-    def enumerate(cls, num_nodes: int = 4, operations: Sequence[str] = NASBENCH201_OPERATIONS) -> Iterator[Architecture]:
+    def enumerate(cls, num_nodes: int = 4, operations: Sequence[str] = OPERATIONS) -> Iterator[Architecture]:
         """Yield every architecture of a cell space, the last edge varying fastest."""
         for choice in itertools.product(operations, repeat=len(edges_of(num_nodes))):
             yield cls(choice)
@@ -107,7 +107,7 @@ class Architecture:
         nodes = range(1, self.num_nodes)
         return "+".join("|" + "".join(f"{op}~{i}|" for i, j, op in self.edges if j == node) for node in nodes)
 
-    def digits(self, operations: Sequence[str] = NASBENCH201_OPERATIONS) -> str:
+    def digits(self, operations: Sequence[str] = OPERATIONS) -> str:
         """Return the digits form: each operation's place in `operations`, edge by edge."""
         return "".join(str(operations.index(name)) for name in self.operations)
 

@@ -69,6 +69,10 @@ class Group:
             )
         return found[0]
 
+    def resolve(self, name: str) -> tuple[type[Any], dict[str, Any]]:
+        """Return the component class called `name` and the options that its name stands for (none, for a module)."""
+        return self.get(name), {}
+
 
 def group_of(annotation: Any) -> Group | None:
     """Return the group whose protocol is `annotation`, or None."""
@@ -78,7 +82,10 @@ def group_of(annotation: Any) -> Group | None:
 
 
 def name_of(component: object) -> str:
-    """Return the name under which a component's class is found: its file's name, or the dotted module of a plugin."""
+    """Return the name under which a component is found: its own, its file's, or the dotted module of a plugin."""
+    own = getattr(component, "name", None)
+    if isinstance(own, str):
+        return own
     module = type(component).__module__
     package, _, name = module.rpartition(".")
     return name if any(group.package == package for group in _GROUPS.values()) else module

@@ -67,6 +67,14 @@ class Dataset:
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
 
+    @property
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel over the training images, [C] each, in [0, 1] units."""
+        pixels = self.train.pixels.double() / self.train.max_value
+        # A channel that never varies is left unscaled.
+        deviation = pixels.std(dim=(0, 2, 3), correction=0).clamp_min(1e-3)
+        return pixels.mean(dim=(0, 2, 3)).float(), deviation.float()
+
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on another device."""
         splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}

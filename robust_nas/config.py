@@ -1,0 +1,202 @@
+"""From TOML and `key=value` overrides to frozen dataclasses, and back.
+
+A component's fields are its configuration section: the Python API, the TOML and the record of a run have one source.
+A field whose type is a component's protocol (such as `Attack`) is a table with the component's `name`, or the bare
+name. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from robust_nas.errors import InputError, suggest
+from robust_nas.registry import group_of, name_of
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], section: Mapping[str, Any], where: str = "") -> T:
+    """Return the dataclass `cls` with the values of `section`.
+
+    Args:
+        cls: a dataclass.
+        section: values by field name, as TOML has them.
+        where: the section's dotted place, for messages.
+
+    Raises:
+        InputError: for an unknown or missing key or a value of the wrong type, naming its place.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for key in section:
+        if key not in fields:
+            raise InputError(f"{_place(where)} has no key '{key}'. {suggest(key, fields)}")
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and key not in section:
+            raise InputError(f"{_place(where)} must have the key '{key}', but it is missing.")
+    hints = _hints(cls)
+    values = {key: _convert(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in section.items()}
+    return cls(**values)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _convert(annotation: Any, value: Any, where: str) -> Any:
+    """Return `value`, as TOML has it, as a value of the annotated type."""
+    group = group_of(annotation)
+    if group is not None:
+        table = {"name": value} if isinstance(value, str) else value
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise InputError(f"{where} must be a name or a table with a 'name', but got {value!r}.")
+        component, defaults = group.resolve(table["name"])
+        options = {key: item for key, item in table.items() if key != "name"}
+        return build(component, {**defaults, **options}, where)
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} must be a table, but got {value!r}.")
+        return build(annotation, value, where)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise InputError(f"{where} must be a list, but got {value!r}.")
+        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin in (typing.Union, types.UnionType) and type(None) in arguments:
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _convert(inner, value, where)
+    try:
+        return _adapter(annotation).validate_python(value)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise InputError(f"{where}: {cause}") from None
+        message = detail["msg"].removeprefix("Input should be ")
+        raise InputError(f"{where} must be {message}, but got {value!r}.") from None
+
+
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(strict=annotation is not Path))
+
+
+def _place(where: str) -> str:
+    return f"The section [{where}]" if where else "The configuration"
+
+
+def to_dict(component: Any) -> dict[str, Any]:
+    """Return a dataclass as the table that `build` reads: components with their names, nothing that is None."""
+    table: dict[str, Any] = {}
+    hints = _hints(type(component))
+    for field in dataclasses.fields(component):
+        value = getattr(component, field.name)
+        if field.init and value is not None:
+            table[field.name] = _plain(hints[field.name], value)
+    return table
+
+
+def _plain(annotation: Any, value: Any) -> Any:
+    if isinstance(value, tuple):
+        inner = (typing.get_args(annotation) or (None,))[0]
+        return [_plain(inner, item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    table = to_dict(value)
+    choices = typing.get_args(annotation) or (annotation,)
+    is_component = any(group_of(choice) for choice in choices)
+    return {"name": name_of(value), **table} if is_component else table
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: if it is missing, or is not TOML (with the line).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from None
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Return a table as TOML text."""
+    return tomli_w.dumps(table)
+
+
+def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return `table` with `key=value` assignments applied; keys are dotted, values are TOML or plain text.
+
+    `train.epochs=3`, `threat.epsilon=8/255`, `search.attack.steps=2`, `data=mnist` (a new component drops the old
+    one's options).
+
+    Raises:
+        InputError: if an assignment has no `=`, or goes through something that is not a table.
+    """
+    result = _copy(table)
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"An override is written as key=value, such as train.epochs=3, but got '{assignment}'.")
+        set_key(result, key.strip(), _value(text.strip()))
+    return result
+
+
+def set_key(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in place, making tables on the way; a bare component name on the way becomes its table."""
+    *parents, last = key.split(".")
+    node: Any = table
+    for parent in parents:
+        child = node.get(parent)
+        if isinstance(child, str):
+            child = {"name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, dict):
+            raise InputError(f"The override '{key}' goes through '{parent}', which is not a table but {child!r}.")
+        node[parent] = child
+        node = child
+    node[last] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _copy(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _copy(item) for key, item in node.items()}
+    return [_copy(item) for item in node] if isinstance(node, list) else node
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return "train.epochs (10 -> 3)" for every key in which two tables differ."""
+    found: list[str] = []
+    for key in sorted({*before, *after}):
+        one, other, name = before.get(key), after.get(key), f"{prefix}{key}"
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{name}.")
+        elif one != other:
+            found.append(f"{name} ({one!r} -> {other!r})")
+    return found

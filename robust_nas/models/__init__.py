@@ -1,0 +1,1 @@
+"""Networks: [0, 1] images in, logits out; each normalises its own input."""

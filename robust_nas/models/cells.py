@@ -1,0 +1,162 @@
+"""The NAS-Bench-201 network (arXiv:2001.00326, section 2): operations, cell, reduction block and macro skeleton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.errors import InputError
+
+if TYPE_CHECKING:
+    from robust_nas.architecture import Architecture
+    from robust_nas.datasets import Dataset
+    from robust_nas.spaces.cell import CellSpace
+
+
+class Zero(nn.Module):
+    """The operation `none`: no connection."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution, batch norm: the published networks' `nor_conv_*`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, affine: bool = True) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+
+def make_operation(name: str, channels: int, affine: bool) -> nn.Module:
+    """Return the operation called `name`, [B, channels, H, W] to the same shape."""
+    if name == "none":
+        return Zero()
+    if name == "skip_connect":
+        return nn.Identity()
+    if name == "avg_pool_3x3":
+        return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    kernel = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}[name]
+    return ReLUConvBN(channels, channels, kernel, affine=affine)
+
+
+class Cell(nn.Module):
+    """A complete directed acyclic graph: every node is the sum of its edges' operations on the earlier nodes.
+
+    Args:
+        num_nodes: nodes, input included.
+        make_edge: the module of edge number e.
+    """
+
+    def __init__(self, num_nodes: int, make_edge: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.num_nodes = num_nodes
+        self.edges = nn.ModuleList(make_edge(edge) for edge in range(num_nodes * (num_nodes - 1) // 2))
+
+    def forward(self, x: Tensor, mixture: Tensor | None = None) -> Tensor:
+        """Return the last node [B, C, H, W]; `mixture` [E, O] holds the edges' weights in a supernet."""
+        nodes, edge = [x], 0
+        for _ in range(1, self.num_nodes):
+            incoming = []
+            for source in nodes:
+                operation = self.edges[edge]
+                incoming.append(operation(source) if mixture is None else operation(source, mixture[edge]))
+                edge += 1
+            nodes.append(sum(incoming[1:], incoming[0]))
+        return nodes[-1]
+
+
+class Reduction(nn.Module):
+    """The residual block of stride 2 between stages; it doubles the channels and halves the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
+        super().__init__()
+        self.first = ReLUConvBN(in_channels, out_channels, 3, stride=2, affine=affine)
+        self.second = ReLUConvBN(out_channels, out_channels, 3, affine=affine)
+        # Rounding up and leaving the padding out of the mean changes nothing at even sizes and admits odd ones.
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, stride=2, ceil_mode=True, count_include_pad=False),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.second(self.first(x))
+
+
+class CellNetwork(nn.Module):
+    """The macro skeleton: stem, stages of equal cells with a reduction between them, pooling, linear classifier.
+
+    Args:
+        space: gives the skeleton's sizes.
+        data: gives the number of classes, the image's channels, and the mean and deviation to normalise by.
+        make_edge: the module of edge number e of a cell with the given channels.
+        affine: whether batch norm outside the cells has weights of its own (not in a supernet).
+
+    Raises:
+        InputError: if the images are too small for the number of stages.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, space: CellSpace, data: Dataset, make_edge: Callable[[int, int], nn.Module], affine: bool = True
+    ) -> None:
+        super().__init__()
+        image_channels, height, width = data.image_shape
+        if min(height, width) < 2 ** (space.stages - 1):
+            raise InputError(
+                f"{space.stages} stages need images of at least {2 ** (space.stages - 1)} pixels a side, "
+                f"but {data.name} has {height} x {width}; set space.stages lower."
+            )
+        mean, std = data.channel_statistics
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+        channels = space.channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(image_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels, affine=affine)
+        )
+        self.layers = nn.ModuleList()
+        for stage in range(space.stages):
+            if stage:
+                self.layers.append(Reduction(channels, 2 * channels, affine))
+                channels *= 2
+            for _ in range(space.cells_per_stage):
+                self.layers.append(Cell(space.num_nodes, lambda edge, c=channels: make_edge(edge, c)))  # type: ignore[misc]
+        self.last = nn.Sequential(nn.BatchNorm2d(channels, affine=affine), nn.ReLU())
+        self.classifier = nn.Linear(channels, len(data.classes))
+        _initialise(self)
+
+    def forward(self, images: Tensor, mixture: Tensor | None = None) -> Tensor:
+        """Return logits [B, K] of [0, 1] images [B, C, H, W]."""
+        x = self.stem((images - self.mean) / self.std)
+        for layer in self.layers:
+            x = layer(x, mixture) if mixture is not None and isinstance(layer, Cell) else layer(x)
+        return self.classifier(self.last(x).mean(dim=(2, 3)))
+
+
+def _initialise(model: nn.Module) -> None:
+    """He initialisation for convolutions (fan out), as the published networks use; torch's default elsewhere."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def inherit(network: CellNetwork, supernet: CellNetwork, architecture: Architecture) -> None:
+    """Copy a supernet's parameters and statistics into the discrete network (built with `affine=False`)."""
+    weights = supernet.state_dict()
+    inherited = {}
+    for key in network.state_dict():
+        source = key
+        if ".edges." in key:
+            head, _, tail = key.partition(".edges.")
+            edge, _, rest = tail.partition(".")
+            source = f"{head}.edges.{edge}.operations.{architecture.operations[int(edge)]}.{rest}"
+        inherited[key] = weights[source]
+    network.load_state_dict(inherited)

@@ -1,0 +1,88 @@
+"""Search spaces: declarations in `search_spaces/NAME.toml`, kinds of space in `robust_nas/spaces/KIND.py`.
+
+`spaces.load("nasbench201", channels=8)` reads the declaration and sets some of its keys; a path to a TOML file is a
+space of one's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from robust_nas import catalogue
+from robust_nas.config import build, read_toml
+from robust_nas.errors import InputError, suggest
+from robust_nas.registry import Group
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robust_nas.architecture import Architecture
+    from robust_nas.datasets import Dataset
+    from robust_nas.supernet import Supernet
+
+
+@runtime_checkable
+class Space(Protocol):
+    """What every search space does."""
+
+    @property
+    def name(self) -> str:
+        """The declaration's name."""
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations an edge can have."""
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """The cell's (source, target) pairs."""
+
+    def parse(self, text: str) -> Architecture:
+        """Read an architecture of this space."""
+
+    def network(self, architecture: Architecture, data: Dataset, *, affine: bool = True) -> nn.Module:
+        """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state."""
+
+    def supernet(self, data: Dataset) -> Supernet:
+        """Return the network in which every edge is a mixture of all operations."""
+
+
+@dataclass(frozen=True)
+class _Catalogue(Group):
+    """Spaces by the name of their declaration, not of their kind's file."""
+
+    def names(self) -> list[str]:
+        return sorted(catalogue.files("search_spaces"))
+
+    def resolve(self, name: str) -> tuple[type[Any], dict[str, Any]]:
+        declared = catalogue.files("search_spaces")
+        path = declared.get(name) or Path(name)
+        if name not in declared and path.suffix != ".toml":
+            raise InputError(f"There is no search space '{name}'. {suggest(name, declared)} A path to a .toml file works too.")
+        table = read_toml(path)
+        kinds = Group(__name__, "Kind", "supernet")
+        kind = table.pop("kind", None)
+        if not isinstance(kind, str) or kind not in kinds.names():
+            raise InputError(f"{path} must have a 'kind', one of {', '.join(kinds.names())}, but got {kind!r}.")
+        return kinds.get(kind), {"name": name, **table}
+
+
+def names() -> list[str]:
+    """Return the names of the declared search spaces."""
+    return _GROUP.names()
+
+
+def load(name: str, **options: Any) -> Space:
+    """Load a search space by its declaration's name or path, with some of its keys set.
+
+    Raises:
+        InputError: for an unknown space, or a mistake in its declaration.
+    """
+    kind, declared = _GROUP.resolve(name)
+    space: Space = build(kind, {**declared, **options}, f"space {name}")
+    return space
+
+
+_GROUP = _Catalogue(__name__, "Space", "supernet")

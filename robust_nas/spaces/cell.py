@@ -1,0 +1,83 @@
+"""Cell spaces: one cell, repeated along a fixed skeleton; every edge takes one of a few operations (NAS-Bench-201)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from robust_nas.architecture import OPERATIONS, Architecture, edges_of
+from robust_nas.errors import InputError
+
+if TYPE_CHECKING:
+    from robust_nas.datasets import Dataset
+    from robust_nas.models.cells import CellNetwork
+    from robust_nas.supernet import Supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSpace:
+    """A cell of `num_nodes` nodes on the skeleton stem - [cells, reduction] * stages - classifier.
+
+    Args:
+        name: the declaration's name.
+        num_nodes: nodes of the cell, input included.
+        operations: what an edge can be; the digits form counts in this list.
+        channels: channels of the first stage; every later stage doubles them and halves the resolution.
+        cells_per_stage: cells in a stage (NAS-Bench-201: 5).
+        stages: stages (NAS-Bench-201: 3).
+
+    Raises:
+        InputError: for an unknown operation or a size below 1.
+    """
+
+    name: str
+    num_nodes: int
+    operations: tuple[str, ...]
+    channels: int = 16
+    cells_per_stage: int = 5
+    stages: int = 3
+
+    def __post_init__(self) -> None:
+        low = {"num_nodes": 2, "channels": 1, "cells_per_stage": 1, "stages": 1}
+        for key, least in low.items():
+            if getattr(self, key) < least:
+                raise InputError(f"space.{key} must be at least {least}, but got {getattr(self, key)}.")
+        unknown = [name for name in self.operations if name not in OPERATIONS]
+        if unknown or len(set(self.operations)) < max(len(self.operations), 2):
+            raise InputError(
+                f"space.operations must be two or more different ones of {', '.join(OPERATIONS)}, "
+                f"but got {', '.join(unknown or self.operations)}."
+            )
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """The cell's (source, target) pairs."""
+        return edges_of(self.num_nodes)
+
+    def parse(self, text: str) -> Architecture:
+        """Read an architecture of this space, in the string or the digits form.
+
+        Raises:
+            InputError: if it is malformed, or has another number of nodes.
+        """
+        architecture = Architecture.parse(text, self.operations)
+        if architecture.num_nodes != self.num_nodes:
+            raise InputError(
+                f"An architecture of {self.name} has {len(self.edges)} edges, "
+                f"but '{text}' has {len(architecture.operations)}."
+            )
+        return architecture
+
+    def network(self, architecture: Architecture, data: Dataset, *, affine: bool = True) -> CellNetwork:
+        """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights."""
+        from robust_nas.models.cells import CellNetwork, make_operation
+
+        assert architecture.num_nodes == self.num_nodes
+        operations = architecture.operations
+        return CellNetwork(self, data, lambda edge, channels: make_operation(operations[edge], channels, affine), affine)
+
+    def supernet(self, data: Dataset) -> Supernet:
+        """Return the supernet: the skeleton with a mixture of all operations on every edge, batch norm not affine."""
+        from robust_nas.supernet import Supernet
+
+        return Supernet(self, data)
