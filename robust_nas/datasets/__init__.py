@@ -70,10 +70,17 @@ class Dataset:
     @property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the training images, [C] each, in [0, 1] units."""
-        pixels = self.train.pixels.double() / self.train.max_value
-        # A channel that never varies is left unscaled.
-        deviation = pixels.std(dim=(0, 2, 3), correction=0).clamp_min(1e-3)
-        return pixels.mean(dim=(0, 2, 3)).float(), deviation.float()
+        import torch
+
+        levels = torch.arange(256, dtype=torch.float64) / self.train.max_value
+        means, deviations = [], []
+        for channel in self.train.pixels.unbind(dim=1):
+            share = torch.bincount(channel.reshape(-1).int().cpu(), minlength=256) / channel.numel()
+            mean = (share * levels).sum()
+            means.append(mean)
+            # A channel that never varies is left almost unscaled.
+            deviations.append((share * (levels - mean) ** 2).sum().sqrt().clamp_min(1e-3))
+        return torch.stack(means).float(), torch.stack(deviations).float()
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on another device."""

@@ -142,7 +142,7 @@ class CellNetwork(nn.Module):
 
 
 def _initialise(model: nn.Module) -> None:
-    """He initialisation for convolutions (fan out), as the published networks use; torch's default elsewhere."""
+    """He initialisation (fan out) for convolutions, torch's default elsewhere."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
