@@ -139,6 +139,11 @@ class Architecture:
         """
         return "+".join(sorted(self.edge_terms[-(self.num_nodes - 1) :]))
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the output depends on the input: not every path has a `none` on it."""
+        return "0" in self.canonical
+
     def is_equivalent(self, other: Architecture) -> bool:
         """Whether both compute the same function when their corresponding parameters are equal."""
         return self.canonical == other.canonical

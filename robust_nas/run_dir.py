@@ -164,6 +164,12 @@ class Stage:
     def _checkpoint(self) -> Path | None:
         return self.folder and self.folder / "checkpoints" / f"{self.name}.state.safetensors"
 
+    def within(self, name: str) -> Stage:
+        """Return a silent stage for work inside a step of this one; it writes nothing and keeps no state."""
+        from robust_nas.progress import Progress
+
+        return Stage(f"{self.name}-{name}", self.seed, self.world, Progress(quiet=True))
+
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Keep the state after `step` steps (epochs, chunks), replacing the one before. Rank 0 writes."""
         if self._checkpoint and self.world.is_main:

@@ -6,7 +6,9 @@ uninterrupted run draws at epoch 7, and a chunk of evaluation images gets the sa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,3 +26,20 @@ def generator_at(device: torch.device | str, seed: int, *place: str | int) -> to
     import torch
 
     return torch.Generator(device=device).manual_seed(seed_at(seed, *place))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *place: str | int) -> Iterator[None]:
+    """Seed torch's global CPU random state for a place of the run, and put it back as it was afterwards.
+
+    For what draws from the global state and takes no generator: the initialisation of modules, distributions.
+    """
+    import torch
+
+    state = torch.get_rng_state()
+    # Not torch.manual_seed: that would reseed every accelerator too.
+    torch.default_generator.manual_seed(seed_at(seed, *place))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

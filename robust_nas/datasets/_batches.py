@@ -1,0 +1,28 @@
+"""Batches of a training split: the order is shared by all ranks, each rank takes its part of every global batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.seeds import generator_at
+
+
+def epoch_batches(count: int, batch_size: int, world: World, seed: int, *place: str | int) -> list[Tensor]:
+    """Return this rank's image indices of every global batch of an epoch, in the random order of `place`.
+
+    Images that fill no whole batch are left out of this epoch; every rank gets equally many of each batch, so that
+    the mean of the ranks' gradients is the gradient of the global batch.
+
+    Raises:
+        InputError: if the batch does not divide among the ranks, or is larger than the split.
+    """
+    if batch_size % world.size:
+        raise InputError(f"A batch of {batch_size} does not divide among {world.size} processes; change batch_size.")
+    if batch_size > count:
+        raise InputError(f"A batch of {batch_size} is larger than the {count} images there are; set batch_size lower.")
+    order = torch.randperm(count, generator=generator_at("cpu", seed, *place))
+    batches = order[: count - count % batch_size].split(batch_size)
+    return [batch[world.rank :: world.size] for batch in batches]

@@ -1,0 +1,85 @@
+"""Searches: from a search space, data and a threat model to a belief about which architectures are good.
+
+One file is one search: a frozen, keyword-only dataclass with `search`. `searches.get("dirichlet")`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from robust_nas.architecture import Architecture
+from robust_nas.registry import Group
+
+if TYPE_CHECKING:
+    from robust_nas.datasets import Dataset
+    from robust_nas.run_dir import Stage
+    from robust_nas.spaces import Space
+    from robust_nas.supernet import Supernet
+    from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search believes.
+
+    Args:
+        operations: the operations' names.
+        probabilities: for each edge, the posterior mean weight of each operation; [E][O], rows sum to 1.
+        supernet: the trained supernet, whose weights an architecture can inherit, or None.
+        record: what `search.json` says about the search.
+    """
+
+    operations: tuple[str, ...]
+    probabilities: list[list[float]]
+    supernet: Supernet | None
+    record: dict[str, Any]
+
+    @property
+    def best(self) -> Architecture:
+        """The most probable operation on every edge."""
+        return next(self.ranked())[0]
+
+    def ranked(self) -> Iterator[tuple[Architecture, float]]:
+        """Yield every architecture with its log-probability, the sum over edges, in descending order.
+
+        The sorted product is walked best first with a heap: nothing is enumerated that is not asked for.
+        """
+        edges = [
+            sorted(((math.log(max(p, 1e-300)), o) for o, p in zip(self.operations, row, strict=True)), reverse=True)
+            for row in self.probabilities
+        ]
+
+        def total(choice: tuple[int, ...]) -> float:
+            return sum(edge[place][0] for edge, place in zip(edges, choice, strict=True))
+
+        start = (0,) * len(edges)
+        heap, seen = [(-total(start), start)], {start}
+        while heap:
+            cost, choice = heapq.heappop(heap)
+            yield Architecture(tuple(edge[place][1] for edge, place in zip(edges, choice, strict=True))), -cost
+            for index, place in enumerate(choice):
+                if place + 1 < len(edges[index]):
+                    successor = (*choice[:index], place + 1, *choice[index + 1 :])
+                    if successor not in seen:
+                        seen.add(successor)
+                        heapq.heappush(heap, (-total(successor), successor))
+
+
+@runtime_checkable
+class Search(Protocol):
+    """What every search does."""
+
+    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+        """Search `space` for architectures that are robust to `threat` on `data`.
+
+        `data` is on the device of `stage.world`; the test split is not looked at. Saves its state to `stage` as it
+        goes, and continues from there.
+        """
+
+
+_GROUP = Group(__name__, "Search", "search")
+get, names = _GROUP.get, _GROUP.names

@@ -1,0 +1,211 @@
+"""DrNAS with adversarial training: a Dirichlet-relaxed supernet, both levels trained on adversarial examples.
+
+Per iteration (DrNAS, arXiv:2006.10355, section 3 and its first-order bilevel scheme): one step of alpha on a validation
+batch, then one step of the weights on a training batch, each on examples crafted against the sampled supernet.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nas.attacks import Attack
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
+from robust_nas.errors import InputError
+from robust_nas.evaluation import evaluate
+from robust_nas.searches import SearchResult
+from robust_nas.seeds import seed_at, seeded
+from robust_nas.supernet.dirichlet import DirichletRelaxation
+from robust_nas.datasets._batches import epoch_batches
+
+if TYPE_CHECKING:
+    from robust_nas.datasets import Dataset, ImageSet
+    from robust_nas.run_dir import Stage
+    from robust_nas.spaces import Space
+    from robust_nas.supernet import Supernet
+    from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dirichlet:
+    """Search with one Dirichlet distribution per edge.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: global batch of either level.
+        attack: crafts the examples of both levels.
+        hold_sample: whether the loss uses the Dirichlet sample that its examples were crafted against, or a fresh one.
+        learning_rate: of the weights (SGD, momentum 0.9), falling to `final_learning_rate` along a cosine.
+        final_learning_rate: where the cosine ends.
+        weight_decay: of the weights.
+        gradient_clip: largest norm of the weights' gradient; alpha's gradient has no part in it.
+        alpha_learning_rate: of alpha (Adam, betas 0.5 and 0.999).
+        anchor: "l2" holds alpha near 0, "kl" holds each edge's distribution near the uniform one.
+        anchor_scale: the anchor's weight.
+        alpha_frozen: share of the iterations, from the start, in which only the weights learn.
+        epsilon_ramp: share of the iterations over which epsilon grows linearly from 0 to its full size.
+        validation_attack: attacks the supernet at the Dirichlet mean after each epoch.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    epochs: int = 50
+    batch_size: int = 64
+    attack: Attack = field(default_factory=lambda: FGSM(random_start=True, batch_norm="batch"))
+    hold_sample: bool = True
+    learning_rate: float = 0.025
+    final_learning_rate: float = 0.001
+    weight_decay: float = 3e-4
+    gradient_clip: float = 5.0
+    alpha_learning_rate: float = 3e-4
+    anchor: Literal["l2", "kl"] = "l2"
+    anchor_scale: float = 1e-3
+    alpha_frozen: float = 0.0
+    epsilon_ramp: float = 0.0
+    validation_attack: Attack = field(default_factory=lambda: PGD(steps=10))
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
+        for name in ("alpha_frozen", "epsilon_ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"search.{name} is a share and must be in [0, 1], but got {getattr(self, name)}.")
+        for name in ("learning_rate", "alpha_learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"search.{name} must be above 0, but got {getattr(self, name)}.")
+
+    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+        """Search `space`; see `Search.search`.
+
+        Raises:
+            InputError: if a batch does not fit, or the loss is no longer a number.
+        """
+        world, started = stage.world, time.monotonic()
+        with seeded(stage.seed, "search", "weights"):
+            supernet = space.supernet(data).to(world.device)
+        wrapped = world.wrap(supernet)
+        relaxation = DirichletRelaxation(len(space.edges), len(space.operations), seed=seed_at(stage.seed, "search"))
+        weight_optimiser = torch.optim.SGD(supernet.parameters(), self.learning_rate, 0.9, weight_decay=self.weight_decay)
+        alpha_optimiser = torch.optim.Adam([relaxation.alpha], self.alpha_learning_rate, betas=(0.5, 0.999))
+
+        done, state = stage.resume()
+        seconds, trajectory = 0.0, []
+        if state is None:
+            trajectory = [self._snapshot(0, supernet, relaxation, data.validation, threat, stage)]
+        else:
+            supernet.load_state_dict(state["supernet"])
+            relaxation.alpha.data.copy_(state["alpha"])
+            weight_optimiser.load_state_dict(state["weight_optimiser"])
+            alpha_optimiser.load_state_dict(state["alpha_optimiser"])
+            seconds, trajectory = state["seconds"], state["trajectory"]
+
+        for epoch in stage.progress.steps(range(done, self.epochs), "search", total=self.epochs, done=done):
+            supernet.train()
+            train = epoch_batches(len(data.train), self.batch_size, world, stage.seed, "search", "train", epoch)
+            losses = []
+            for iteration, indices in enumerate(train):
+                share = (epoch + iteration / len(train)) / self.epochs
+                ramped = threat.with_epsilon(threat.epsilon * max(min(1.0, share / max(self.epsilon_ramp, 1e-12)), 1e-6))
+                for group in weight_optimiser.param_groups:
+                    group["lr"] = self._learning_rate(share)
+                place = (epoch, iteration)
+                if share >= self.alpha_frozen:
+                    chosen = self._validation_batch(len(data.validation), stage, epoch, iteration)
+                    loss = self._loss(supernet, supernet, relaxation, data.validation[chosen], ramped, stage, "alpha", *place)
+                    loss = loss + self.anchor_scale * relaxation.anchor(self.anchor).to(loss)
+                    # Only alpha's gradient is computed here; the weights and their clip never see it.
+                    (gradient,) = torch.autograd.grad(loss, [relaxation.alpha])
+                    relaxation.alpha.grad = world.mean(gradient.to(world.device)).cpu()
+                    alpha_optimiser.step()
+                loss = self._loss(supernet, wrapped, relaxation, data.train[indices], ramped, stage, "weights", *place)
+                weight_optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(supernet.parameters(), self.gradient_clip)
+                weight_optimiser.step()
+                losses.append(loss.detach())
+            world.mean_buffers(supernet)
+            mean_loss = float(world.mean(torch.stack(losses).mean()))
+            if not math.isfinite(mean_loss):
+                raise InputError(
+                    f"The search's loss is {mean_loss} in epoch {epoch + 1}; set search.learning_rate lower "
+                    f"than {self.learning_rate}."
+                )
+            trajectory.append(
+                {**self._snapshot(epoch + 1, supernet, relaxation, data.validation, threat, stage), "loss": mean_loss}
+            )
+            seconds, started = seconds + time.monotonic() - started, time.monotonic()
+            stage.log(epoch + 1, **trajectory[-1], seconds=seconds)
+            stage.save(
+                epoch + 1,
+                {
+                    "supernet": supernet.state_dict(),
+                    "alpha": relaxation.alpha,
+                    "weight_optimiser": weight_optimiser.state_dict(),
+                    "alpha_optimiser": alpha_optimiser.state_dict(),
+                    "seconds": seconds,
+                    "trajectory": trajectory,
+                },
+            )
+        record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": self.hold_sample}
+        return SearchResult(space.operations, relaxation.mean().tolist(), supernet, record)
+
+    def _learning_rate(self, share: float) -> float:
+        low, high = self.final_learning_rate, self.learning_rate
+        return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+    def _validation_batch(self, count: int, stage: Stage, epoch: int, iteration: int) -> Tensor:
+        """Return this rank's validation indices; a validation split smaller than the training one is gone through again."""
+        size = min(self.batch_size, count - count % stage.world.size)
+        per_pass = count // size
+        number, place = divmod(iteration, per_pass)
+        return epoch_batches(count, size, stage.world, stage.seed, "search", "alpha", epoch, number)[place]
+
+    def _loss(
+        self,
+        supernet: Supernet,
+        forward: nn.Module,
+        relaxation: DirichletRelaxation,
+        batch: ImageSet,
+        threat: ThreatModel,
+        stage: Stage,
+        level: str,
+        *place: int,
+    ) -> Tensor:
+        """Return the cross-entropy on examples crafted against the sampled supernet."""
+        mixture = relaxation.sample(seed_at(stage.seed, "search", level, *place)).to(stage.world.device)
+        attack_seed = seed_at(stage.seed, "search", level, *place, "rank", stage.world.rank)
+        images, labels = batch.images, batch.labels
+        adversarial = self.attack.perturb(supernet.at(mixture.detach()), images, labels, threat, seed=attack_seed)
+        if not self.hold_sample:
+            mixture = relaxation.sample(seed_at(stage.seed, "search", level, *place, "loss")).to(stage.world.device)
+        if level == "weights":
+            mixture = mixture.detach()
+        return F.cross_entropy(forward(adversarial, mixture), labels)
+
+    def _snapshot(
+        self,
+        epoch: int,
+        supernet: Supernet,
+        relaxation: DirichletRelaxation,
+        validation: ImageSet,
+        threat: ThreatModel,
+        stage: Stage,
+    ) -> dict[str, Any]:
+        """Return the concentrations and the validation accuracies at the Dirichlet mean: no sampling, so deterministic."""
+        network = supernet.at(relaxation.mean().to(stage.world.device))
+        result = evaluate(network, validation, threat, [self.validation_attack], stage=stage.within("validation"))
+        return {
+            "epoch": epoch,
+            "concentration": relaxation.concentration.tolist(),
+            "entropy": relaxation.entropy(),
+            "validation": {"clean": result.clean_accuracy, "robust": result.robust_accuracy},
+        }

@@ -1,0 +1,265 @@
+"""The table of one's own runs: a folder with one small Parquet file per recorded network.
+
+Why one file per network, and no lock: a network's rows are written to a temporary name and renamed to a name that
+depends on the run and the network only. Appends of different networks never touch the same file, so any number of
+processes lose nothing, on network file systems too, where locks are not to be trusted. Recording a network again
+replaces its file in one step, and a reader finds all of a network's rows or none. Tables of several machines are merged
+by copying their files into one folder. The price is one file to open per network (about half a millisecond), which
+suits the thousands of networks that one person trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from robust_nas.architecture import NASBENCH201_OPERATIONS, Architecture
+from robust_nas.errors import InputError, suggest
+from robust_nas.run_dir import RunDir, atomic_path, read_json
+from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, Row
+
+_PLACES = ("root", "data_root", "path", "folder", "download")
+"""Options of [data] that say where the images lie, not which they are."""
+
+_NOT_SKELETON = ("name", "kind", "operations")
+"""Entries of [space] that say which architectures there are, not what surrounds the cell."""
+
+
+def append(path: Path | str, rows: Iterable[Row]) -> int:
+    """Add rows to the table in the folder `path`, which is made if it is not there; return how many were written.
+
+    The rows given for one network (`source` and `model`) replace all rows that the table had for it. Safe from several
+    processes at once.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    path = Path(path)
+
+    def network(row: Row) -> tuple[str, str]:
+        return row.source, row.model
+
+    total = 0
+    for (source, model), group in groupby(sorted(rows, key=network), key=network):
+        table = pa.Table.from_pylist([asdict(row) for row in group], schema=SCHEMA)
+        try:
+            with atomic_path(path / _part_name(source, model)) as temporary:
+                pq.write_table(table, temporary)
+        except OSError as error:
+            raise InputError(
+                f"The table {path} cannot be written ({error.strerror or error}); give a folder that can be, with space left."
+            ) from error
+        total += len(table)
+    return total
+
+
+def read(path: Path | str, **filters: Any) -> pa.Table:
+    """Return the table's rows, those of one network together, in an order that depends on the rows only.
+
+    Args:
+        path: a table's folder, or one of its files.
+        filters: keep the rows whose column has this value, or one of these values: `attack="pgd"`,
+            `epsilon=8 / 255`, `seed=[0, 1, 2]`. None is the missing value. An epsilon need only agree to 1e-9.
+
+    Raises:
+        InputError: if there is no table, a file is damaged or of a newer version, or a column is unknown.
+    """
+    path = Path(path)
+    for name in filters:
+        if name not in SCHEMA.names:
+            raise InputError(f"The table has no column '{name}'. {suggest(name, SCHEMA.names)}")
+    parts = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
+    if not parts and not path.is_dir():
+        raise InputError(f"There is no table at {path}; record a run into it first.")
+    table = pa.concat_tables([SCHEMA.empty_table(), *map(_read_part, parts)])
+    for name, wanted in filters.items():
+        table = table.filter(_matches(table[name], wanted))
+    return table
+
+
+def _matches(column: pa.ChunkedArray, wanted: Any) -> pa.ChunkedArray:
+    """Return which values of `column` are `wanted`, or among `wanted`."""
+    values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
+    matches = pc.is_in(column, pa.array([], column.type))
+    for value in values:
+        if value is None:
+            found = pc.is_null(column)
+        elif pa.types.is_floating(column.type):
+            found = pc.fill_null(pc.less_equal(pc.abs(pc.subtract(column, float(value))), 1e-9), False)
+        else:
+            found = pc.fill_null(pc.equal(column, pa.scalar(value)), False)
+        matches = pc.or_(matches, found)
+    return matches
+
+
+def _part_name(source: str, model: str) -> str:
+    """Return the file name of a network's rows: readable, and different for different networks."""
+    readable = re.sub(r"[^\w.-]+", "_", f"{source}-{model}")[:80]
+    return f"part-{readable}-{_hash([source, model], 8)}.parquet"
+
+
+def _hash(value: Any, length: int = 12) -> str:
+    """Return the first `length` hexadecimal digits of the SHA-256 of `value`, written as JSON with sorted keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode()
+            if not version.isdigit():
+                raise InputError(f"{path} is not part of a robust-accuracy table: it has no version; move it elsewhere.")
+            if int(version) > SCHEMA_VERSION:
+                raise InputError(
+                    f"{path} has version {version} of the table's schema, but this robust-nas reads up to "
+                    f"{SCHEMA_VERSION}; install a newer robust-nas."
+                )
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is damaged ({reason}); delete it and record its run again.") from error
+    if not table.schema.equals(SCHEMA):
+        raise InputError(f"{path} is damaged (its columns are not those of version {version}); record its run again.")
+    return table
+
+
+def rows_from_run(run: RunDir) -> list[Row]:
+    """Return one row per accuracy that was measured of each network that the run trained; ensembles are left out.
+
+    Reads config.toml, environment.json, train.json, and evaluation.json and certification.json as far as they are
+    there. The result depends on the run's files only.
+
+    Raises:
+        InputError: if the run has trained nothing or measured nothing, or one of the files is damaged.
+    """
+    trained = {model["name"]: model for model in read_json(run / "train.json")["models"]}
+    evaluation, certification = (
+        read_json(run / name) if (run / name).exists() else {"models": {}} for name in ("evaluation.json", "certification.json")
+    )
+    config, environment = _read_config(run / "config.toml"), read_json(run / "environment.json")
+    search = read_json(run / "search.json") if (run / "search.json").exists() else {}
+    operations = search.get("operations", NASBENCH201_OPERATIONS)
+    rows = []
+    for name, model in trained.items():
+        provenance: dict[str, Any] = {
+            "architecture": model["architecture"],
+            "canonical": Architecture.parse(model["architecture"], operations).canonical,
+            "space": _name_in(config, "space", run),
+            "skeleton": _skeleton(config["space"]),
+            "dataset": _name_in(config, "data", run),
+            "recipe": model["method"],
+            "recipe_hash": _recipe_hash(config),
+            "seed": config["seed"],
+            "version": environment["version"],
+            "hardware": _hardware(environment),
+            "source": run.path.resolve().name,
+            "model": name,
+            "started": _moment(environment.get("started")),
+        }
+        # Bounds are computed over the same split as attacks; the evaluation names it.
+        split = evaluation.get("split") or certification.get("split") or "test"
+        measured = [
+            *_attacked(evaluation["models"].get(name, {}), _hash(config.get("evaluation", {}))),
+            *_certified(
+                certification["models"].get(name, []),
+                f"certified:{certification.get('method')}",
+                config["threat"]["norm"],
+                _hash(config.get("certification", {})),
+            ),
+        ]
+        rows += [Row(**provenance, split=split, **item) for item in measured]
+    if not rows:
+        raise InputError(f"{run.path} has measured nothing of its trained networks yet; attack or certify them first.")
+    return rows
+
+
+def _attacked(result: Mapping[str, Any], evaluation_hash: str) -> list[dict[str, Any]]:
+    """Return the measured columns of a network's entry in evaluation.json."""
+    if not result:
+        return []
+    attacks = result.get("attacks", [])
+    measured = [("clean", {**result["clean"], "norm": None, "epsilon": None})]
+    measured += [(attack["name"], attack) for attack in attacks]
+    if worst := result.get("worst_case"):
+        # A worst case over other attacks is another quantity, so its name says which they were.
+        measured.append((f"worst_case:{'+'.join(sorted(attack['name'] for attack in attacks))}", {**attacks[0], **worst}))
+    return [
+        {
+            "attack": name,
+            "norm": item["norm"],
+            "epsilon": item["epsilon"],
+            "accuracy": item["accuracy"],
+            "num_images": item["count"],
+            "evaluation_hash": evaluation_hash,
+        }
+        for name, item in measured
+    ]
+
+
+def _certified(
+    results: Iterable[Mapping[str, Any]], attack: str, norm: str, evaluation_hash: str
+) -> list[dict[str, Any]]:
+    """Return the measured columns of a network's entries in certification.json."""
+    return [
+        {
+            "attack": attack,
+            "norm": norm,
+            "epsilon": item["epsilon"],
+            "accuracy": item["certified"],
+            "num_images": item["count"],
+            "evaluation_hash": evaluation_hash,
+        }
+        for item in results
+    ]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it, or start a new run.") from None
+
+
+def _name_in(config: Mapping[str, Any], section: str, run: RunDir) -> str:
+    name = config.get(section, {}).get("name")
+    if not isinstance(name, str):
+        raise InputError(f"{run.path}/config.toml must have a name in [{section}], but has none; add {section}.name.")
+    return name
+
+
+def _recipe_hash(config: Mapping[str, Any]) -> str:
+    data = {key: value for key, value in config["data"].items() if key not in _PLACES}
+    return _hash({"data": data, "threat": config["threat"], "train": config["train"]})
+
+
+def _skeleton(space: Mapping[str, Any]) -> str:
+    pairs = ((key, value) for key, value in sorted(space.items()) if key not in _NOT_SKELETON)
+    return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in pairs)
+
+
+def _hardware(environment: Mapping[str, Any]) -> str:
+    cores, processes = environment.get("cores"), environment.get("world_size", 1)
+    parts = [str(environment["device"]), str(environment.get("cpu") or ""), f"{cores} cores" if cores else ""]
+    parts.append(f"{processes} processes" if processes > 1 else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Return the moment written as ISO 8601, in UTC; one without a time zone is taken as UTC."""
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
