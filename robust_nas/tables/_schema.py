@@ -38,10 +38,14 @@ class Row:
 
     architecture: str = _column(pa.string(), "the architecture's string form, as it was trained")
     canonical: str | None = _column(
-        pa.string(), "canonical form: equal for architectures that compute the same function; null if unknown", nullable=True
+        pa.string(),
+        "canonical form: equal for architectures that compute the same function; null if unknown",
+        nullable=True,
     )
     space: str = _column(pa.string(), "the search space's name")
-    skeleton: str = _column(pa.string(), "what surrounds the cell, as 'key=value' pairs in alphabetical order: width, depth")
+    skeleton: str = _column(
+        pa.string(), "what surrounds the cell, as 'key=value' pairs in alphabetical order: width, depth"
+    )
     dataset: str = _column(pa.string(), "the data set's name")
     split: str = _column(pa.string(), "the split that was measured: 'test' or 'validation'")
     recipe: str = _column(pa.string(), "the training method's name")
@@ -61,7 +65,9 @@ class Row:
     evaluation_hash: str = _column(
         pa.string(), "of the settings of the measurement: [evaluation], or [certification] for certified rows"
     )
-    accuracy: float = _column(pa.float64(), "fraction in [0, 1] of the images that are classified correctly, or proved so")
+    accuracy: float = _column(
+        pa.float64(), "fraction in [0, 1] of the images that are classified correctly, or proved so"
+    )
     num_images: int = _column(pa.int64(), "how many images the accuracy is over")
     version: str = _column(pa.string(), "the version of robust-nas that measured it")
     hardware: str = _column(pa.string(), "what it ran on")

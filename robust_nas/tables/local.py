@@ -21,11 +21,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robust_nas.architecture import NASBENCH201_OPERATIONS, Architecture
+from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.run_dir import RunDir, atomic_path, read_json
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, Row
@@ -33,8 +33,8 @@ from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, Row
 _PLACES = ("root", "data_root", "path", "folder", "download")
 """Options of [data] that say where the images lie, not which they are."""
 
-_NOT_SKELETON = ("name", "kind", "operations")
-"""Entries of [space] that say which architectures there are, not what surrounds the cell."""
+_CELL = ("name", "kind", "num_nodes", "operations")
+"""Entries of [space] that say which cells there are, not what surrounds them."""
 
 
 def append(path: Path | str, rows: Iterable[Row]) -> int:
@@ -85,23 +85,24 @@ def read(path: Path | str, **filters: Any) -> pa.Table:
         raise InputError(f"There is no table at {path}; record a run into it first.")
     table = pa.concat_tables([SCHEMA.empty_table(), *map(_read_part, parts)])
     for name, wanted in filters.items():
-        table = table.filter(_matches(table[name], wanted))
+        table = table.filter(_matching(table[name], wanted))
     return table
 
 
-def _matches(column: pa.ChunkedArray, wanted: Any) -> pa.ChunkedArray:
+def _matching(column: pa.ChunkedArray, wanted: Any) -> pa.BooleanArray:
     """Return which values of `column` are `wanted`, or among `wanted`."""
     values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-    matches = pc.is_in(column, pa.array([], column.type))
-    for value in values:
-        if value is None:
-            found = pc.is_null(column)
-        elif pa.types.is_floating(column.type):
-            found = pc.fill_null(pc.less_equal(pc.abs(pc.subtract(column, float(value))), 1e-9), False)
-        else:
-            found = pc.fill_null(pc.equal(column, pa.scalar(value)), False)
-        matches = pc.or_(matches, found)
-    return matches
+    if pa.types.is_floating(column.type):
+        lengths = [value for value in values if value is not None]
+        keep = [
+            None in values if found is None else any(abs(found - value) <= 1e-9 for value in lengths)
+            for found in column.to_pylist()
+        ]
+    else:
+        keep = [found in values for found in column.to_pylist()]
+    # From bits, because pyarrow imports pandas (.3 s) to make an array or a scalar of Python values.
+    bits = np.packbits(np.asarray(keep, dtype=bool), bitorder="little")
+    return pa.BooleanArray.from_buffers(pa.bool_(), len(keep), [None, pa.py_buffer(bits)])
 
 
 def _part_name(source: str, model: str) -> str:
@@ -121,7 +122,9 @@ def _read_part(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode()
             if not version.isdigit():
-                raise InputError(f"{path} is not part of a robust-accuracy table: it has no version; move it elsewhere.")
+                raise InputError(
+                    f"{path} is not part of a robust-accuracy table: it has no version; move it elsewhere."
+                )
             if int(version) > SCHEMA_VERSION:
                 raise InputError(
                     f"{path} has version {version} of the table's schema, but this robust-nas reads up to "
@@ -147,16 +150,15 @@ def rows_from_run(run: RunDir) -> list[Row]:
     """
     trained = {model["name"]: model for model in read_json(run / "train.json")["models"]}
     evaluation, certification = (
-        read_json(run / name) if (run / name).exists() else {"models": {}} for name in ("evaluation.json", "certification.json")
+        read_json(run / name) if (run / name).exists() else {"models": {}}
+        for name in ("evaluation.json", "certification.json")
     )
     config, environment = _read_config(run / "config.toml"), read_json(run / "environment.json")
-    search = read_json(run / "search.json") if (run / "search.json").exists() else {}
-    operations = search.get("operations", NASBENCH201_OPERATIONS)
     rows = []
     for name, model in trained.items():
         provenance: dict[str, Any] = {
             "architecture": model["architecture"],
-            "canonical": Architecture.parse(model["architecture"], operations).canonical,
+            "canonical": Architecture.parse(model["architecture"], config["space"]["operations"]).canonical,
             "space": _name_in(config, "space", run),
             "skeleton": _skeleton(config["space"]),
             "dataset": _name_in(config, "data", run),
@@ -195,7 +197,9 @@ def _attacked(result: Mapping[str, Any], evaluation_hash: str) -> list[dict[str,
     measured += [(attack["name"], attack) for attack in attacks]
     if worst := result.get("worst_case"):
         # A worst case over other attacks is another quantity, so its name says which they were.
-        measured.append((f"worst_case:{'+'.join(sorted(attack['name'] for attack in attacks))}", {**attacks[0], **worst}))
+        measured.append(
+            (f"worst_case:{'+'.join(sorted(attack['name'] for attack in attacks))}", {**attacks[0], **worst})
+        )
     return [
         {
             "attack": name,
@@ -227,10 +231,11 @@ def _certified(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    # Not `config.read_toml`: it brings pydantic, and a process that only reads a table is to start fast.
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it, or start a new run.") from None
+        raise InputError(f"{path} is not valid TOML: {error}.") from None
 
 
 def _name_in(config: Mapping[str, Any], section: str, run: RunDir) -> str:
@@ -246,7 +251,7 @@ def _recipe_hash(config: Mapping[str, Any]) -> str:
 
 
 def _skeleton(space: Mapping[str, Any]) -> str:
-    pairs = ((key, value) for key, value in sorted(space.items()) if key not in _NOT_SKELETON)
+    pairs = ((key, value) for key, value in sorted(space.items()) if key not in _CELL)
     return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in pairs)
 
 

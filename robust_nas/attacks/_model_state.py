@@ -1,0 +1,139 @@
+"""What the attacks share: the model held still while it is attacked, the input gradient, the losses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robust_nas.errors import InputError
+
+BatchNorm = Literal["running", "batch"]
+"""Whether batch norm uses its running statistics (evaluation mode) or the attacked batch's own."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits [B, K] and labels [B] to one loss per sample [B]; attacks make it larger."""
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module, batch_norm: BatchNorm = "running") -> Iterator[None]:
+    """Hold `model` still: inside, it is in evaluation mode and no parameter requires a gradient.
+
+    Afterwards, also after an exception, the mode of every submodule and every parameter's `requires_grad` and `grad`
+    are what they were, and every buffer holds the values that it held.
+
+    Args:
+        batch_norm: "running", or "batch": batch norm normalises by the batch at hand and updates no statistics.
+    """
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    # The version tells whether a buffer was written to: writing it back needlessly would invalidate the graph of a
+    # forward pass that the caller has not yet differentiated.
+    buffers = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        model.eval()
+        for parameter, _, _ in parameters:
+            parameter.requires_grad_(False)
+        if batch_norm == "batch":
+            # Without running statistics, batch norm in evaluation mode takes the batch's and has nothing to update.
+            for module in modules:
+                if isinstance(module, _BatchNorm):
+                    module.running_mean = module.running_var = None
+        yield
+    finally:
+        for module, name, buffer, version, values in buffers:
+            module._buffers[name] = buffer
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(values)
+        for parameter, requires_grad, gradient in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+
+
+def input_gradient(model: nn.Module, points: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits [B, K], the losses [B] and the gradient of their sum with respect to `points` [B, C, H, W].
+
+    One forward and one backward pass, nothing that waits for the device; all three are detached.
+    """
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = _full_precision(model(points))
+        losses = loss(logits, labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), points)
+    return logits.detach(), losses.detach(), gradient
+
+
+def scores(model: nn.Module, points: Tensor) -> Tensor:
+    """Return the logits [B, K] of `points`, without a graph."""
+    with torch.no_grad():
+        return _full_precision(model(points))
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def check_finite(attack: object, *values: Tensor) -> None:
+    """Raise InputError if any of `values` holds a NaN. Waits for the device: once per attack, not per step."""
+    if any(bool(value.isnan().any()) for value in values):
+        raise InputError(
+            f"{type(attack).__name__} got NaN in the model's logits or gradients; "
+            "check that its training did not diverge before measuring how robust it is."
+        )
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise InputError unless `value` is one of the values of the Literal `choices`."""
+    if value not in get_args(choices):
+        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, but got {value!r}.")
+
+
+def check_at_least(name: str, value: int, low: int) -> None:
+    """Raise InputError unless `value` is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InputError(f"{name} must be a whole number of at least {low}, but got {value!r}.")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return -log softmax(logits)_y, [B]."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return max_{i != y} z_i - z_y, [B]: positive where the model is wrong."""
+    own = labels.unsqueeze(1)
+    others = logits.scatter(1, own, -torch.inf).amax(1)
+    return others - logits.gather(1, own).squeeze(1)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the difference of logits ratio, [B], which no scaling or shift of the logits changes.
+
+    (max_{i != y} z_i - z_y) / (z_p1 - z_p3) with z_p1 >= z_p2 >= ... (arXiv:2003.01690, equation 6).
+
+    Raises:
+        InputError: for fewer than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise InputError(
+            f"The DLR loss needs at least 3 classes, but the model has {logits.shape[1]}; use loss='cross_entropy'."
+        )
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -1,0 +1,32 @@
+"""What a network costs: parameters and multiply-adds."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-adds of convolutions and linear layers for one image [C, H, W]."""
+    total = 0
+
+    def add(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        # Each output value is a sum over one filter's weights.
+        total += output[0].numel() * module.weight[0].numel()
+
+    counted = copy.deepcopy(model).cpu().eval()
+    for module in counted.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    with torch.no_grad():
+        counted(torch.zeros(1, *image_shape))
+    return total

@@ -1,0 +1,385 @@
+"""The pipeline: `run` is the whole of it, and every stage is a line in it.
+
+A stage reads what earlier stages wrote to the run folder and writes its own result there, once: a stage whose result
+exists is read back instead of computed, and a stage that was interrupted continues from its last state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robust_nas import config, derivation, recipe
+from robust_nas.architecture import Architecture
+from robust_nas.certification import certify as certify_model
+from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.datasets import Dataset
+from robust_nas.distributed import World
+from robust_nas.ensembles import Ensemble
+from robust_nas.ensembles.uniform import Uniform
+from robust_nas.environment import describe_environment
+from robust_nas.errors import InputError
+from robust_nas.evaluation import evaluate, masking_checks, robustness_curve, strongest_examples
+from robust_nas.progress import Progress
+from robust_nas.recipe import Recipe
+from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
+from robust_nas.searches import SearchResult
+from robust_nas.seeds import seeded
+
+STAGES = ("search", "derive", "train", "attack", "certify", "ensemble", "record", "report")
+
+
+@dataclass
+class Job:
+    """A recipe at work in its run folder."""
+
+    recipe: Recipe
+    folder: RunDir
+    world: World
+    progress: Progress
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set, on this process's device. Rank 0 reads it first, so that only one process downloads it."""
+        if self.world.is_main:
+            data = self.recipe.data.load_splits()
+            self.world.barrier()
+        else:
+            self.world.barrier()
+            data = self.recipe.data.load_splits()
+        return data.to(self.world.device)
+
+    def stage(self, name: str) -> Stage:
+        """Return a stage's place in the run."""
+        return Stage(name, self.recipe.seed, self.world, self.progress, self.folder.path)
+
+    def has(self, name: str) -> bool:
+        """Whether a result file exists, as rank 0 sees it."""
+        return self.world.broadcast((self.folder / name).is_file())
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON result, from rank 0."""
+        if self.world.is_main:
+            write_json(self.folder / name, value)
+        self.world.barrier()
+
+    def read(self, name: str) -> Any:
+        """Read a JSON result."""
+        return read_json(self.folder / name)
+
+    def say(self, message: str) -> None:
+        """Print a line, on rank 0."""
+        self.progress.say(message)
+
+
+def run(job: Job) -> None:
+    """Search, derive, train, attack, certify, ensemble, record and report."""
+    search(job)
+    derive(job)
+    train(job)
+    attack(job)
+    certify(job)
+    ensemble(job)
+    record(job)
+    report(job)
+
+
+def search(job: Job) -> None:
+    """Train the supernet and its Dirichlet distributions; write search.json and the supernet's weights."""
+    if job.has("search.json"):
+        return
+    recipe, stage = job.recipe, job.stage("search")
+    found = recipe.search.search(recipe.space, job.data, recipe.threat, stage)
+    if job.world.is_main and found.supernet is not None:
+        save_state(job.folder / "checkpoints" / "supernet.safetensors", {"weights": found.supernet.state_dict()})
+    settings = {"space": config.to_dict(recipe.space), "search": config.to_dict(recipe.search)}
+    job.write(
+        "search.json",
+        {
+            **settings,
+            "operations": list(found.operations),
+            "edges": [list(edge) for edge in recipe.space.edges],
+            "probabilities": found.probabilities,
+            **found.record,
+        },
+    )
+    stage.finish()
+
+
+def load_search(job: Job) -> SearchResult:
+    """Return the search's result from the run folder.
+
+    Raises:
+        InputError: if the search has not been run.
+    """
+    saved = job.read("search.json")
+    supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
+    if weights.is_file():
+        supernet = job.recipe.space.supernet(job.data)
+        supernet.load_state_dict(load_state(weights)["weights"])
+        supernet.to(job.world.device)
+    return SearchResult(tuple(saved["operations"]), saved["probabilities"], supernet, saved)
+
+
+def derive(job: Job) -> None:
+    """Choose architectures; write derive.json and architecture.txt."""
+    if job.has("derive.json"):
+        return
+    recipe, started = job.recipe, time.monotonic()
+    found = load_search(job)
+    candidates = derivation.derive(found, recipe.space, job.data, recipe.threat, recipe.derive, job.stage("derive"))
+    chosen = candidates[: recipe.derive.count]
+    if job.world.is_main:
+        write_text(job.folder / "architecture.txt", "".join(f"{candidate.architecture}\n" for candidate in chosen))
+    seconds = time.monotonic() - started
+    job.write("derive.json", derivation.to_record(candidates, recipe.derive, len(job.data.validation), seconds))
+
+
+def chosen_architectures(job: Job) -> dict[str, Architecture]:
+    """Return the derived architectures by model name, best first."""
+    chosen = job.read("derive.json")["chosen"]
+    return {f"model-{index}": job.recipe.space.parse(text) for index, text in enumerate(chosen)}
+
+
+def train(job: Job) -> None:
+    """Train every derived architecture from scratch; write their weights and train.json."""
+    from robust_nas.training._loop import fit
+
+    if job.has("train.json"):
+        return
+    recipe, records = job.recipe, []
+    for index, (name, architecture) in enumerate(chosen_architectures(job).items()):
+        weights, stage = job.folder / "checkpoints" / f"{name}.safetensors", job.stage(f"train-{index}")
+        if not job.has(f"checkpoints/{name}.safetensors"):
+            with seeded(recipe.seed, "train", name):
+                model = recipe.space.network(architecture, job.data).to(job.world.device)
+            fitted = fit(model, job.data, recipe.threat, recipe.train, stage)
+            facts = {
+                "name": name,
+                "architecture": str(architecture),
+                "parameters": count_parameters(model),
+                "multiply_adds": count_multiply_adds(model, job.data.image_shape),
+                "method": config.to_dict(recipe.train)["method"]["name"],
+                **fitted.record,
+            }
+            if job.world.is_main:
+                last = job.folder / "checkpoints" / f"{name}-last.safetensors"
+                save_state(last, {"weights": fitted.last})
+                save_state(weights, {"weights": model.state_dict(), "record": facts})
+            job.world.barrier()
+        stage.finish()
+        records.append(load_state(weights)["record"])
+    job.write("train.json", {"models": records})
+
+
+def load_models(job: Job) -> dict[str, nn.Module]:
+    """Return the trained models by name, in evaluation mode.
+
+    Raises:
+        InputError: if they have not been trained, or their weights do not fit their architecture.
+    """
+    job.read("train.json")
+    models: dict[str, nn.Module] = {}
+    for name, architecture in chosen_architectures(job).items():
+        model = job.recipe.space.network(architecture, job.data)
+        path = job.folder / "checkpoints" / f"{name}.safetensors"
+        try:
+            model.load_state_dict(load_state(path)["weights"])
+        except (RuntimeError, KeyError) as error:
+            raise InputError(f"The weights in {path} do not fit {architecture} ({str(error).splitlines()[0]}).") from None
+        models[name] = model.to(job.world.device).eval()
+    return models
+
+
+def best_single(job: Job) -> str:
+    """Return the name of the model with the best robust accuracy on the validation split."""
+    records = job.read("train.json")["models"]
+    best = max(records, key=lambda record: (record["validation"]["robust"], record["validation"]["clean"]))
+    return str(best["name"])
+
+
+def attack(job: Job) -> None:
+    """Attack every trained model on the test images; write evaluation.json and evaluation.parquet."""
+    best = best_single(job)
+    for name, model in load_models(job).items():
+        _attack_one(job, name, model, strongest=name == best)
+    if job.world.is_main and not (job.folder / "checkpoints" / "examples.safetensors").is_file():
+        plan, model = job.recipe.evaluation, load_models(job)[best]
+        examples = strongest_examples(model, job.data.test, job.recipe.threat, plan.curve_attack, seed=job.recipe.seed)
+        save_state(job.folder / "checkpoints" / "examples.safetensors", {**examples, "model": best})
+
+
+def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> None:
+    """Attack one model and add it to evaluation.json, unless it is there."""
+    from robust_nas.tables.outcomes import add_outcomes
+
+    done = job.read("evaluation.json") if job.has("evaluation.json") else {"models": {}}
+    if name in done["models"]:
+        return
+    recipe, plan, stage = job.recipe, job.recipe.evaluation, job.stage(f"attack-{name}")
+    test, threat = job.data.test, job.recipe.threat
+    attacks = [*plan.attacks, *(plan.strongest if strongest else ())]
+    result = evaluate(model, test, threat, attacks, batch_size=plan.batch_size, seed=recipe.seed, stage=stage)
+    curve = robustness_curve(
+        model, test, threat, plan.curve_epsilons, plan.curve_attack, batch_size=plan.batch_size, stage=stage.within("curve")
+    )
+    checks = masking_checks(model, job.data.test, threat, seed=recipe.seed, num_images=plan.masking_images)
+    if job.world.is_main:
+        add_outcomes(job.folder / "evaluation.parquet", name, result.rows())
+    summary = {**result.summary(), "curve": curve, "masking": [vars(check) for check in checks]}
+    everything = {**done, "split": "test", "num_images": len(test), "models": {**done["models"], name: summary}}
+    job.write("evaluation.json", everything)
+    stage.finish()
+
+
+def certify(job: Job) -> None:
+    """Certify every trained model on the test images; write certification.json and certificates.parquet."""
+    for name, model in load_models(job).items():
+        _certify_one(job, name, model)
+
+
+def _certify_one(job: Job, name: str, model: nn.Module) -> None:
+    """Certify one model and add it to certification.json, unless it is there."""
+    from robust_nas.tables.outcomes import add_outcomes
+
+    done = job.read("certification.json") if job.has("certification.json") else {"models": {}}
+    if name in done["models"]:
+        return
+    plan, stage = job.recipe.certification, job.stage(f"certify-{name}")
+    images = job.data.test[: plan.num_images]
+    certificates = certify_model(
+        model, images, job.recipe.threat, bound=plan.bound, epsilons=plan.epsilons, batch_size=plan.batch_size, stage=stage
+    )
+    if job.world.is_main:
+        add_outcomes(job.folder / "certificates.parquet", name, [row for c in certificates for row in c.rows()])
+    everything = {
+        **done,
+        "method": certificates[0].method,
+        "dtype": "float64",
+        "num_images": len(images),
+        "models": {**done["models"], name: [certificate.summary() for certificate in certificates]},
+    }
+    job.write("certification.json", everything)
+    stage.finish()
+
+
+def ensemble(job: Job) -> None:
+    """Fit the ensemble's weights on validation bounds, then attack and certify it beside the uniform average."""
+    models, plan = load_models(job), job.recipe.ensemble
+    if not job.has("ensemble.json"):
+        threat, bound, validation = job.recipe.ensemble_threat, job.recipe.certification.bound, job.data.validation
+        started = time.monotonic()
+        images, labels = validation.images, validation.labels
+        bounds = [
+            bound.margins(model, images, labels, threat)
+            for model in job.progress.steps(list(models.values()), "ensemble: bounds on validation images")
+        ]
+        fitted, uniform = plan.rule.fit(bounds, threat), Uniform().fit(bounds, threat)
+        job.write(
+            "ensemble.json",
+            {
+                "name": config.to_dict(plan).get("rule", {}).get("name"),
+                "members": list(models),
+                "weights": fitted.weights.tolist(),
+                "scales": fitted.scales.tolist(),
+                "epsilon": threat.epsilon,
+                "objective": fitted.objective,
+                "uniform": {"weights": uniform.weights.tolist(), "scales": uniform.scales.tolist()},
+                "uniform_objective": uniform.objective,
+                "best_single": best_single(job),
+                "num_validation": len(validation),
+                "seconds": time.monotonic() - started,
+            },
+        )
+    saved = job.read("ensemble.json")
+    for name, rule in {"uniform": saved["uniform"], "ensemble": saved}.items():
+        joined = Ensemble(list(models.values()), rule["weights"], rule["scales"]).to(job.world.device).eval()
+        _attack_one(job, name, joined, strongest=name == "ensemble")
+        _certify_one(job, name, joined)
+
+
+def record(job: Job) -> None:
+    """Add every trained network to the local robust-accuracy table beside the run folders; write record.json."""
+    from robust_nas.tables import local
+
+    if job.has("record.json"):
+        return
+    table = job.folder.path.resolve().parent / "table"
+    rows = 0
+    if job.world.is_main:
+        found = local.rows_from_run(job.folder)
+        local.append(table, found)
+        rows = len(found)
+    job.write("record.json", {"table": str(table), "rows": rows})
+
+
+def report(job: Job) -> None:
+    """Write report.html from the files in the run folder."""
+    from robust_nas.report import write_report
+
+    if job.world.is_main:
+        write_report(job.folder)
+    job.world.barrier()
+
+
+STAGE_FUNCTIONS: Mapping[str, Callable[[Job], None]] = {
+    "search": search,
+    "derive": derive,
+    "train": train,
+    "attack": attack,
+    "certify": certify,
+    "ensemble": ensemble,
+    "record": record,
+    "report": report,
+}
+
+
+def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) -> Job:
+    """Make a new run folder for a recipe, on rank 0, and return the job."""
+    world = World.start(chosen.device)
+    path = None
+    if world.is_main:
+        folder = RunDir.create(root, chosen.name)
+        write_json(folder / "environment.json", describe_environment(world, arguments))
+        write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
+        path = folder.path
+    return _job(chosen, world.broadcast(path), world, progress)
+
+
+def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
+    """Return the job of an existing run folder.
+
+    Raises:
+        InputError: if it is none, or if `overrides` would change its configuration, naming the keys that differ.
+    """
+    folder = RunDir.open(path)
+    table = config.read_toml(folder / "config.toml")
+    saved = recipe.from_table(table, str(folder / "config.toml"))
+    changed = config.differences(saved.to_dict(), recipe.from_table(config.override(table, overrides), "").to_dict())
+    if changed:
+        raise InputError(
+            f"{path} was started with another configuration: {', '.join(changed)}; resume it without changes, or start "
+            "a new run."
+        )
+    return _job(saved, path, World.start(saved.device), progress)
+
+
+def _job(chosen: Recipe, path: Path | None, world: World, progress: Progress) -> Job:
+    assert path is not None
+    folder = RunDir.open(path) if world.is_main else RunDir(path)
+    if world.is_main:
+        folder.lock()
+    if not world.is_main:
+        progress = Progress(quiet=True)
+    if chosen.device == "auto" and world.is_main:
+        progress.say(f"device: {world.device}" + (f", {world.size} processes" if world.size > 1 else ""))
+    # The same operations in the same order give the same bits; nondeterministic kernels would not.
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
+    return Job(chosen, folder, world, progress)

@@ -1,0 +1,191 @@
+"""A recipe: the whole configuration of a run, from a TOML file and overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from robust_nas import config
+from robust_nas.attacks import Attack
+from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.autoattack_reference import AutoAttackReference
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
+from robust_nas.bounds import Bound
+from robust_nas.bounds.interval import Interval
+from robust_nas.datasets import DataSource
+from robust_nas.derivation import Derivation
+from robust_nas.ensembles import EnsembleRule
+from robust_nas.ensembles.robboost import RobBoost
+from robust_nas.errors import InputError, suggest
+from robust_nas.searches import Search
+from robust_nas.spaces import Space
+from robust_nas.threat import Pixels, ThreatModel, check_pixels
+from robust_nas.training._loop import Training
+
+VERSION = 1
+"""The configuration's form; a change that older files do not fit raises it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What the test images are attacked with.
+
+    Args:
+        attacks: run on every model.
+        strongest: run as well on the best single model and on the ensemble.
+        curve_attack: attacks at each radius of `curve_epsilons`.
+        curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units.
+        batch_size: images in a chunk.
+        masking_images: images of the gradient-masking checks.
+    """
+
+    attacks: tuple[Attack, ...] = field(default_factory=lambda: (FGSM(), PGD(steps=20, restarts=2), APGD()))
+    strongest: tuple[Attack, ...] = field(default_factory=lambda: (AutoAttackReference(),))
+    curve_attack: Attack = field(default_factory=lambda: PGD(steps=20))
+    curve_epsilons: tuple[Pixels, ...] = ()
+    batch_size: int = 250
+    masking_images: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "masking_images"):
+            if getattr(self, name) < 1:
+                raise InputError(f"evaluation.{name} must be at least 1, but got {getattr(self, name)}.")
+        if not self.attacks:
+            raise InputError("evaluation.attacks must name at least one attack, but got none.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificationPlan:
+    """What is certified on the test images.
+
+    Args:
+        bound: the kind of bound.
+        epsilons: radii, in pixel units.
+        batch_size: images in a chunk.
+        num_images: test images to certify, the first ones; all, if not given.
+    """
+
+    bound: Bound = field(default_factory=Interval)
+    epsilons: tuple[Pixels, ...] = (0.5 / 255, 1 / 255, 2 / 255)
+    batch_size: int = 128
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.epsilons:
+            raise InputError("certification.epsilons must name at least one radius, but got none.")
+        for epsilon in self.epsilons:
+            check_pixels("certification.epsilons", epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsemblePlan:
+    """How the trained models are joined.
+
+    Args:
+        rule: gives the members' weights, from their bounds on the validation images.
+        epsilon: the radius of these bounds, in pixel units; the smallest certified one, if not given.
+    """
+
+    rule: EnsembleRule = field(default_factory=RobBoost)
+    epsilon: Pixels | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete run.
+
+    Args:
+        version: the form of this configuration.
+        name: what the run is called.
+        seed: of everything that is drawn in the run; the data set's splits do not depend on it.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    name: str
+    data: DataSource
+    threat: ThreatModel
+    space: Space
+    search: Search
+    version: int = VERSION
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    derive: Derivation = field(default_factory=Derivation)
+    train: Training = field(default_factory=Training)
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    certification: CertificationPlan = field(default_factory=CertificationPlan)
+    ensemble: EnsemblePlan = field(default_factory=EnsemblePlan)
+
+    @property
+    def ensemble_threat(self) -> ThreatModel:
+        """The threat model at which the ensemble's weights are fitted."""
+        return self.threat.with_epsilon(self.ensemble.epsilon or min(self.certification.epsilons))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fully resolved configuration."""
+        return config.to_dict(self)
+
+    @property
+    def hash(self) -> str:
+        """Ten hex digits that name this configuration, the device aside."""
+        table = {key: value for key, value in self.to_dict().items() if key != "device"}
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+_FOLDER = Path(__file__).parent / "recipes"
+
+
+def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = None) -> Recipe:
+    """Return a recipe by name, from a TOML file, or for a folder of class folders.
+
+    Args:
+        name: a recipe's name, a path to a .toml file, or a folder with images (the recipe `folder`).
+        overrides: `key=value` assignments.
+        data_root: where the data set's files are; the same as overriding `data.root`.
+
+    Raises:
+        InputError: for an unknown recipe or a mistake in it.
+    """
+    path = Path(name)
+    if name in names():
+        table = config.read_toml(_FOLDER / f"{name}.toml")
+    elif path.suffix == ".toml":
+        table = config.read_toml(path)
+    elif (path / "config.toml").is_file():
+        raise InputError(f"{name} is a run folder, not a recipe; to go on with it, give it to --resume or to a stage.")
+    elif path.is_dir():
+        table = config.read_toml(_FOLDER / "folder.toml")
+        config.set_key(table, "data.root", str(path))
+        table["name"] = path.resolve().name
+    else:
+        raise InputError(
+            f"There is no recipe '{name}'. {suggest(name, names())} A path to a .toml file or to a folder of class "
+            "folders works too."
+        )
+    if data_root is not None:
+        config.set_key(table, "data.root", str(data_root))
+    return from_table(config.override({"name": path.stem, **table}, overrides), name)
+
+
+def from_table(table: dict[str, Any], source: str) -> Recipe:
+    """Return the recipe that a table describes.
+
+    Raises:
+        InputError: if it is of another version, or has a mistake.
+    """
+    version = table.get("version", VERSION)
+    if version != VERSION:
+        raise InputError(
+            f"The configuration in {source} has version {version}, but this robust-nas reads version {VERSION}; "
+            + ("upgrade robust-nas." if isinstance(version, int) and version > VERSION else "start a new run with it.")
+        )
+    return config.build(Recipe, table)
