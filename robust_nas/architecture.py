@@ -115,7 +115,8 @@ class Architecture:
     def edge_terms(self) -> tuple[str, ...]:
         """What each edge contributes, as an expression in the cell's input: '#' for zero, the source for a skip.
 
-        Equal expressions compute equal functions when their corresponding parameters are equal.
+        Equal expressions compute equal functions when their corresponding parameters are equal. A convolution of a zero
+        node counts as zero too, as in NAS-Bench-201, although its batch norm can add a constant there.
         """
         nodes, terms = ["0"], []
         for target in range(1, self.num_nodes):

@@ -7,7 +7,6 @@ exists is read back instead of computed, and a stage that was interrupted contin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +31,6 @@ from robust_nas.recipe import Recipe
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seeded
-
-STAGES = ("search", "derive", "train", "attack", "certify", "ensemble", "record", "report")
 
 
 @dataclass
@@ -218,7 +215,7 @@ def attack(job: Job) -> None:
 
 def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> None:
     """Attack one model and add it to evaluation.json, unless it is there."""
-    from robust_nas.tables.outcomes import add_outcomes
+    from robust_nas.outcomes import add_outcomes
 
     done = job.read("evaluation.json") if job.has("evaluation.json") else {"models": {}}
     if name in done["models"]:
@@ -247,7 +244,7 @@ def certify(job: Job) -> None:
 
 def _certify_one(job: Job, name: str, model: nn.Module) -> None:
     """Certify one model and add it to certification.json, unless it is there."""
-    from robust_nas.tables.outcomes import add_outcomes
+    from robust_nas.outcomes import add_outcomes
 
     done = job.read("certification.json") if job.has("certification.json") else {"models": {}}
     if name in done["models"]:
@@ -327,18 +324,6 @@ def report(job: Job) -> None:
     if job.world.is_main:
         write_report(job.folder)
     job.world.barrier()
-
-
-STAGE_FUNCTIONS: Mapping[str, Callable[[Job], None]] = {
-    "search": search,
-    "derive": derive,
-    "train": train,
-    "attack": attack,
-    "certify": certify,
-    "ensemble": ensemble,
-    "record": record,
-    "report": report,
-}
 
 
 def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) -> Job:

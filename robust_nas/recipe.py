@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from robust_nas import config
+from robust_nas import catalogue, config
 from robust_nas.attacks import Attack
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.autoattack_reference import AutoAttackReference
@@ -138,10 +138,7 @@ class Recipe:
 
 def names() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
-
-
-_FOLDER = Path(__file__).parent / "recipes"
+    return sorted(catalogue.files("recipes"))
 
 
 def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = None) -> Recipe:
@@ -157,13 +154,13 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
     """
     path = Path(name)
     if name in names():
-        table = config.read_toml(_FOLDER / f"{name}.toml")
+        table = config.read_toml(catalogue.files("recipes")[name])
     elif path.suffix == ".toml":
         table = config.read_toml(path)
     elif (path / "config.toml").is_file():
         raise InputError(f"{name} is a run folder, not a recipe; to go on with it, give it to --resume or to a stage.")
     elif path.is_dir():
-        table = config.read_toml(_FOLDER / "folder.toml")
+        table = config.read_toml(catalogue.files("recipes")["folder"])
         config.set_key(table, "data.root", str(path))
         table["name"] = path.resolve().name
     else:

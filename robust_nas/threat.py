@@ -124,7 +124,7 @@ class Ball(Protocol):
     def project(self, points: Tensor) -> Tensor:
         """Return the allowed points [B, C, H, W] for `points`: nearest in the ball, clipped to [0, 1]."""
 
-    def ascend(self, points: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    def ascend(self, points: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """Return the projected points after a step of length `step_size` of steepest ascent in the norm."""
 
     def contains(self, points: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class LinfBall:
     def project(self, points: Tensor) -> Tensor:
         return points.clamp(self.lower, self.upper)
 
-    def ascend(self, points: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    def ascend(self, points: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         return self.project(points + step_size * gradient.sign())
 
     def contains(self, points: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class L2Ball:
         scale = torch.where(length > radius, radius / length.clamp_min(1e-300), 1.0).to(points.dtype)
         return (self._images + delta * scale.view(-1, 1, 1, 1)).clamp(0, 1)
 
-    def ascend(self, points: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    def ascend(self, points: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         return self.project(points + step_size * _unit_l2(gradient))
 
     def contains(self, points: Tensor) -> Tensor:

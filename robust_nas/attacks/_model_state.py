@@ -83,6 +83,11 @@ def scores(model: nn.Module, points: Tensor) -> Tensor:
         return _full_precision(model(points))
 
 
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return whether each prediction is wrong, [B]."""
+    return logits.argmax(1) != labels
+
+
 def _full_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 

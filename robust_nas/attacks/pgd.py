@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks._model_state import (
@@ -15,7 +16,7 @@ from robust_nas.attacks._model_state import (
     check_finite,
     frozen,
     input_gradient,
-    margin,
+    misclassified,
     scores,
 )
 from robust_nas.errors import InputError
@@ -80,22 +81,18 @@ class PGD:
             if self.restarts == 1:
                 start = ball.random(generator_at(images.device, seed, 0)) if self.random_start else images.clone()
                 return self._climb(model, start, images, labels, threat)
-            best, fooled, highest = images.clone(), labels != labels, None
+            best, fooled = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+            highest = torch.full_like(labels, -torch.inf, dtype=torch.float64)
             for restart in range(self.restarts):
                 # Drawn for the whole batch: a sample's start does not depend on which others have left.
                 start = ball.random(generator_at(images.device, seed, restart))
-                left = (~fooled).nonzero().squeeze(1)
-                if self.batch_norm == "batch" or highest is None:
-                    left = fooled.new_ones(len(images)).nonzero().squeeze(1)
+                left = (~fooled if self.batch_norm == "running" else torch.ones_like(fooled)).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
                 points = self._climb(model, start[left], images[left], labels[left], threat)
                 logits = scores(model, points)
                 check_finite(self, logits)
-                losses, wrong = LOSSES[self.loss](logits, labels[left]), margin(logits, labels[left]) > 0
-                if highest is None:
-                    best, fooled, highest = points, wrong, losses
-                    continue
+                losses, wrong = LOSSES[self.loss](logits, labels[left]).double(), misclassified(logits, labels[left])
                 stronger = (wrong & ~fooled[left]) | ((wrong == fooled[left]) & (losses > highest[left]))
                 chosen = left[stronger]
                 best[chosen], fooled[chosen], highest[chosen] = points[stronger], wrong[stronger], losses[stronger]

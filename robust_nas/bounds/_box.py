@@ -60,16 +60,14 @@ class Box(Tensor):
 
     @staticmethod
     def __new__(cls, lower: Tensor, upper: Tensor, terms: Sequence[LinearTerm] = ()) -> Box:
-        box: Box = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, lower.shape, dtype=lower.dtype, device=lower.device
-        )
+        box: Box = torch.Tensor._make_wrapper_subclass(cls, lower.shape, dtype=lower.dtype, device=lower.device)
         return box
 
     def __init__(self, lower: Tensor, upper: Tensor, terms: Sequence[LinearTerm] = ()) -> None:
         assert lower.shape == upper.shape and lower.dtype == upper.dtype
         self.lower, self.upper, self.terms, self.shares_memory = lower, upper, tuple(terms), False
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Box(lower={self.lower}, upper={self.upper})"
 
     @classmethod
@@ -89,16 +87,14 @@ class Box(Tensor):
             call = inspect.signature(rule).bind(*args, **kwargs)
         except TypeError:
             raise _no_rule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})") from None
-        operands = _MANY_BOXES.get(operation.removesuffix("_"), 1)
-        if not all(isinstance(box, Box) for box in args[:1] if operands == 1) or _any_box(
-            [*call.args[operands:], *call.kwargs.values()]
-        ):
+        num_operands = 2 if rule in _OF_TWO else 1
+        if _any_box([*call.args[num_operands:], *call.kwargs.values()]):
             raise _no_rule(f"{name} with a perturbed parameter")
         result = rule(*call.args, **call.kwargs)
-        return _assign(args[0], result, name) if in_place else result
+        return _assign(call.args[0], result, name) if in_place else result
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         # Reached only by code that goes round __torch_function__, such as compiled operations.
@@ -292,7 +288,9 @@ def _check_operand(value: Any) -> None:
 
 
 def _neg(input: Box) -> Box:
-    return Box(-input.upper, -input.lower, [replace(term, weight=-term.weight, bias=-term.bias) for term in input.terms])
+    return Box(
+        -input.upper, -input.lower, [replace(term, weight=-term.weight, bias=-term.bias) for term in input.terms]
+    )
 
 
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Box:
@@ -313,12 +311,13 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Box:
 
 
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Box:
+    _check_operand(input)
     _check_operand(other)
     return _add(input, _neg(other) if isinstance(other, Box) else -other, alpha=alpha)
 
 
-def _rsub(input: Box, other: Any) -> Box:
-    return _add(_neg(input), other)
+def _rsub(input: Any, other: Any) -> Box:
+    return _sub(other, input)
 
 
 def _mul(input: Any, other: Any) -> Box:
@@ -352,7 +351,9 @@ def _scaled(box: Box, constant: Tensor | float, scale: Callable[[Any], Any]) -> 
 # --- the rules, by the operation's name in torch, torch.Tensor and torch.nn.functional ------------------------------
 
 _NAMESPACES = {"torch", "torch.Tensor", "torch.nn.functional"}
-_METADATA = {f"torch.Tensor.{name}.__get__" for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")}
+_METADATA = {
+    f"torch.Tensor.{name}.__get__" for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")
+}
 _METADATA |= {f"torch.Tensor.{name}" for name in ("dim", "size", "numel", "__len__", "is_floating_point")}
 _METADATA |= {"torch.numel", "torch.is_floating_point", "torch.Tensor.new_zeros"}
 _RULES: dict[str, _Rule] = {
@@ -388,5 +389,5 @@ _RULES: dict[str, _Rule] = {
     **{name: _view(getattr(Tensor, name)) for name in ("contiguous", "detach", "__getitem__")},
 }
 _IN_PLACE = {"relu_", "add_", "sub_", "mul_", "div_", "clamp_"}
-_MANY_BOXES = {"add": 2, "sub": 2, "__rsub__": 2, "mul": 2, "div": 2, "cat": 1, "stack": 1}
-"""How many of the leading arguments may hold boxes, where it is not the first alone."""
+_OF_TWO = {_add, _sub, _rsub, _mul, _div}
+"""The rules whose second argument may be a box too; for the others, the first alone."""

@@ -57,7 +57,9 @@ class Interval:
         """
         check_images(images)
         if len(images) == 0 or labels.shape != images.shape[:1]:
-            raise InputError(f"Bounds need one label for each of at least one image, but got {len(labels)} for {len(images)}.")
+            raise InputError(
+                f"Bounds need one label for each of at least one image, but got {len(labels)} for {len(images)}."
+            )
         dtype = getattr(torch, self.dtype)
         network = copy.deepcopy(model).to(dtype).eval()
         with torch.no_grad():
@@ -79,7 +81,9 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
         labels: y, [B].
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-        raise InputError("Bounds need a model that maps images to one tensor of logits [B, K]; wrap the model so that it does.")
+        raise InputError(
+            "Bounds need a model that maps images to one tensor of logits [B, K]; wrap the model so that it does."
+        )
     num_classes = logits.shape[1]
     if not ((labels >= 0) & (labels < num_classes)).all():
         raise InputError(f"Labels must be from 0 to {num_classes - 1}, the model's classes, but got others.")

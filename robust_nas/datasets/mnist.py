@@ -32,9 +32,9 @@ class MNIST:
         """Read, download if needed, and split the images."""
         from torchvision import datasets
 
-        parts = [
+        train, test = (
             ImageSet(part.data.unsqueeze(1), part.targets.long())
             for part in read(datasets.MNIST, self.root, "MNIST", self.download)
-        ]
-        splits = train_validation_test(*parts, "MNIST", self.train_size, self.validation_size, self.test_size)
+        )
+        splits = train_validation_test(train, test, "MNIST", self.train_size, self.validation_size, self.test_size)
         return Dataset("mnist", tuple(str(digit) for digit in range(10)), *splits)

@@ -46,7 +46,7 @@ class Row:
     skeleton: str = _column(
         pa.string(), "what surrounds the cell, as 'key=value' pairs in alphabetical order: width, depth"
     )
-    dataset: str = _column(pa.string(), "the data set's name")
+    dataset: str = _column(pa.string(), "the data set's name; 'folder:NAME' for a folder of images")
     split: str = _column(pa.string(), "the split that was measured: 'test' or 'validation'")
     recipe: str = _column(pa.string(), "the training method's name")
     recipe_hash: str = _column(
@@ -73,7 +73,7 @@ class Row:
     hardware: str = _column(pa.string(), "what it ran on")
     source: str = _column(pa.string(), "where the number comes from: the name of a run folder")
     model: str = _column(pa.string(), "the network's name within its source")
-    started: datetime | None = _column(
+    started: datetime | None = _column(  # noqa: RUF009 (it is a dataclass field)
         pa.timestamp("us", tz="UTC"), "when the run started; null if its environment.json does not say", nullable=True
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,8 +19,8 @@ from robust_nas.errors import InputError
 from robust_nas.run_dir import RunDir
 from robust_nas.tables import Row
 
-CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
-ALIAS = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|skip_connect~2|"  # conv 3x3, then conv 1x1, too
+CELL = "|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
+ALIAS = "|none~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|none~1|nor_conv_1x1~2|"  # pools the same zeros
 CONFIG = """
 seed = 3
 data = {name = "digits", root = "ROOT"}
@@ -73,26 +72,33 @@ def test_another_parquet_reader_finds_the_columns_and_what_they_mean(tmp_path: P
     assert not schema.field("accuracy").nullable and schema.field("norm").nullable
 
 
-def _append_many(path: Path, process: int, together: Any) -> None:
-    together.wait()
-    for index in range(8):
-        tables.append(path, [make_row(source=f"run-{process}", model=f"model-{index}", seed=100 * process + index)])
-        tables.append(path, [make_row(source="shared", seed=process), make_row(**CLEAN, source="shared", seed=process)])
+APPENDER = """
+import sys, time
+from pathlib import Path
+from robust_nas import tables
+
+folder, process = Path(sys.argv[1]), int(sys.argv[2])
+pattern = tables.Row(**tables.read(folder / "pattern").to_pylist()[0])
+rows = lambda **values: tables.Row(**{**vars(pattern), **values})
+(folder / f"ready-{process}").touch()
+while len(list(folder.glob("ready-*"))) < 3:
+    time.sleep(0.001)
+for index in range(20):
+    tables.append(folder / "table", [rows(source=f"run-{process}", model=f"model-{index}", seed=100 * process + index)])
+    clean = rows(source="shared", seed=process, attack="clean", norm=None, epsilon=None)
+    tables.append(folder / "table", [rows(source="shared", seed=process), clean])
+"""
 
 
 def test_concurrent_appends_of_several_processes_lose_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    together = context.Barrier(4)
-    workers = [context.Process(target=_append_many, args=(tmp_path, number, together)) for number in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    found = tables.read(tmp_path).to_pylist()
+    tables.append(tmp_path / "pattern", [make_row()])
+    commands = [[sys.executable, "-c", APPENDER, str(tmp_path), str(number)] for number in range(3)]
+    workers = [subprocess.Popen(command) for command in commands]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    found = tables.read(tmp_path / "table").to_pylist()
     own = sorted(row["seed"] for row in found if row["source"] != "shared")
-    assert own == [100 * process + index for process in range(4) for index in range(8)]
-    # The network that all four wrote is there once, and whole: both rows are of one and the same writer.
+    assert own == [100 * process + index for process in range(3) for index in range(20)]
+    # The network that all three wrote is there once, and whole: both rows are of one and the same writer.
     shared = [row["seed"] for row in found if row["source"] == "shared"]
     assert len(shared) == 2 and len(set(shared)) == 1
 
@@ -124,7 +130,7 @@ def test_filters_keep_a_value_one_of_several_and_the_missing_one(tmp_path: Path)
 
 def test_an_unknown_column_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     tables.append(tmp_path, [make_row()])
-    with pytest.raises(InputError, match="no column 'atack'. Did you mean 'attack'?"):
+    with pytest.raises(InputError, match=r"no column 'atack'\. Did you mean 'attack'\?"):
         tables.read(tmp_path, atack="pgd")
 
 
@@ -162,7 +168,7 @@ def test_a_half_written_temporary_file_of_a_killed_process_is_not_read(tmp_path:
 
 
 def test_no_table_and_a_folder_that_cannot_be_written_are_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="There is no table at .*record a run"):
+    with pytest.raises(InputError, match=r"There is no table at .*record a run"):
         tables.read(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -257,6 +263,15 @@ def test_the_recipe_hash_knows_the_recipe_and_not_where_the_data_lie(tmp_path: P
     one, same, different = (tables.rows_from_run(run)[0] for run in (here, there, other))
     assert one.recipe_hash == same.recipe_hash != different.recipe_hash
     assert one.evaluation_hash == different.evaluation_hash
+
+
+def test_two_folders_of_images_are_two_data_sets(tmp_path: Path) -> None:
+    cats, dogs = make_run(tmp_path / "one", root="/images/cats"), make_run(tmp_path / "two", root="/images/dogs")
+    for run in (cats, dogs):
+        text = (run / "config.toml").read_text()
+        (run / "config.toml").write_text(text.replace('name = "digits"', 'name = "folder"'))
+    assert tables.rows_from_run(cats)[0].dataset == "folder:cats"
+    assert tables.rows_from_run(dogs)[0].dataset == "folder:dogs"
 
 
 def test_equivalent_architectures_share_their_canonical_form(tmp_path: Path) -> None:

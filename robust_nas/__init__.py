@@ -1,0 +1,48 @@
+"""robust-nas: search neural architectures that hold up under attack, measure how robust they are, prove what can be proved.
+
+    import robust_nas as rn
+
+    threat = rn.ThreatModel(norm="linf", epsilon=0.2)
+    space, data = rn.spaces.load("nasbench201", channels=8, cells_per_stage=1), rn.datasets.load("digits")
+    found = rn.search(space, data, threat, method="dirichlet", epochs=40)
+    model = rn.train(found.best, data, threat, space=space, method="pgd_at")
+    print(rn.evaluate(model, data.test, threat, attacks=["pgd", "apgd"]))
+
+Importing this package imports nothing slow; each name below is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_FROM = {
+    "Architecture": "architecture",
+    "InputError": "errors",
+    "ThreatModel": "threat",
+    "build_ensemble": "api",
+    "certify": "api",
+    "evaluate": "api",
+    "load_run": "api",
+    "run": "api",
+    "search": "api",
+    "train": "api",
+}
+_MODULES = ("attacks", "bounds", "datasets", "ensembles", "searches", "spaces", "tables", "training")
+
+__all__ = ["__version__", *_FROM, *_MODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from robust_nas import attacks, bounds, datasets, ensembles, searches, spaces, tables, training
+    from robust_nas.api import build_ensemble, certify, evaluate, load_run, run, search, train
+    from robust_nas.architecture import Architecture
+    from robust_nas.errors import InputError
+    from robust_nas.threat import ThreatModel
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM:
+        return getattr(import_module(f"robust_nas.{_FROM[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"robust_nas.{name}")
+    raise AttributeError(f"module 'robust_nas' has no attribute '{name}'")

@@ -1,0 +1,98 @@
+"""AutoAttack (Croce and Hein 2020, arXiv:2003.01690), as the `pyautoattack` package runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.attacks._model_state import check_choice, check_finite, frozen, scores
+from robust_nas.errors import InputError
+from robust_nas.threat import ThreatModel
+
+Version = Literal["standard", "plus", "rand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttackReference:
+    """The parameter-free ensemble of attacks that published robust accuracies are measured with.
+
+    "standard" runs, each on what the one before left: APGD on the cross-entropy (100 steps), APGD on the targeted
+    difference of logits ratio (9 targets), FAB (9 targets) and Square (5,000 queries). "plus" adds untargeted APGD
+    and FAB and restarts; "rand" is for randomised models. With fewer than 10 classes every other class is a target.
+
+    Args:
+        version: the ensemble.
+
+    Raises:
+        InputError: for an unknown version.
+    """
+
+    version: Version = "standard"
+
+    def __post_init__(self) -> None:
+        check_choice("AutoAttackReference.version", self.version, Version)
+
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`.
+
+        An image that none of the attacks fools is returned as it is.
+
+        Raises:
+            InputError: for a model with fewer classes than the losses need, or images smaller than 5 pixels a side
+                under an l2 threat.
+        """
+        from pyautoattack import AutoAttack
+
+        images = images.detach()
+        if len(images) == 0:
+            return images.clone()
+        ball = threat.around(images)
+        if threat.norm == "l2" and min(images.shape[2:]) < 5 and self.version != "rand":
+            raise InputError(
+                f"AutoAttackReference needs images of at least 5 pixels a side for l2 (its Square attack starts from a "
+                f"5 x 5 grid), but got {images.shape[2]} x {images.shape[3]}; use apgd and square instead."
+            )
+        with frozen(model), _contained(), torch.no_grad():
+            logits = scores(model, images)
+            check_finite(self, logits)
+            needed, num_classes = (3 if self.version == "rand" else 4), logits.shape[1]
+            if num_classes < needed:
+                raise InputError(
+                    f"AutoAttackReference '{self.version}' needs at least {needed} classes (its difference of logits "
+                    f"ratio compares that many logits), but the model has {num_classes}; use apgd and square instead."
+                )
+            attack = AutoAttack(
+                model,
+                norm="Linf" if threat.norm == "linf" else "L2",
+                eps=threat.epsilon,
+                version=self.version,
+                seed=seed,
+                device=images.device,
+            )
+            # The package takes 9 targets for granted and fails on models with fewer than 10 classes.
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, num_classes - 1)
+            found, _ = attack.run_standard_evaluation(images.float(), labels, batch_size=len(images))
+        return ball.project(found.to(images.dtype))
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """Keep the package's logging, its trace function and the global random state from leaking out."""
+    logger, tracer = logging.getLogger("auto-attack"), sys.gettrace()
+    disabled, logger.disabled = logger.disabled, True
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        logger.disabled = disabled
+        sys.settrace(tracer)

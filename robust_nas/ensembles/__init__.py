@@ -1,0 +1,112 @@
+"""Ensembles: weights for the average of several networks' logits, chosen on their certified margins.
+
+One file is one rule: a frozen, keyword-only dataclass with `fit`. `ensembles.get("robboost")`.
+
+An ensemble is F(x) = sum_t w_t f_t(x) / Z_t, with fixed weights w on the simplex and fixed positive scales Z, both from
+validation data. So a bound on every member's margins is a bound on the ensemble's, and the weights do not depend on
+the image that is certified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from robust_nas.bounds import LinearMargins
+from robust_nas.errors import InputError
+from robust_nas.registry import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robust_nas.ensembles._ensemble import Ensemble as Ensemble
+    from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EnsembleWeights:
+    """A rule's result for T members.
+
+    Args:
+        weights: w, [T], float64, at least 0, with sum 1.
+        scales: Z, [T], float64, above 0: what each member's logits are divided by.
+        objectives: the objective at the start and after every step of the rule; the last one is the result's.
+    """
+
+    weights: Tensor
+    scales: Tensor
+    objectives: tuple[float, ...]
+
+    @property
+    def objective(self) -> float:
+        """The objective at `weights`."""
+        return self.objectives[-1]
+
+
+@runtime_checkable
+class EnsembleRule(Protocol):
+    """What every rule does."""
+
+    def fit(self, bounds: Sequence[LinearMargins], threat: ThreatModel) -> EnsembleWeights:
+        """Return weights for the members whose margins are bounded by `bounds`, one per member.
+
+        All members are bounded on the same validation images, over the same `threat`. The result depends on nothing
+        but the arguments.
+
+        Raises:
+            InputError: for no members, members bounded on different images, or bounds that are not finite.
+        """
+
+
+_GROUP = Group(__name__, "EnsembleRule", "fit")
+get, names = _GROUP.get, _GROUP.names
+
+
+def __getattr__(name: str) -> Any:
+    # `Ensemble` brings torch, which a process that only lists rules does without.
+    if name == "Ensemble":
+        from robust_nas.ensembles._ensemble import Ensemble
+
+        return Ensemble
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def check_weights(weights: Sequence[float], scales: Sequence[float], num_members: int) -> None:
+    """Raise InputError unless these are weights and scales of an ensemble with `num_members` members."""
+    if not num_members == len(weights) == len(scales):
+        raise InputError(
+            "An ensemble needs one weight and one scale per member, "
+            f"but got {len(weights)} and {len(scales)} for {num_members}."
+        )
+    # A scale below 0 would turn a member round; NaN is neither above nor below.
+    if not (all(w >= 0 for w in weights) and any(w > 0 for w in weights) and all(z > 0 for z in scales)):
+        raise InputError(
+            "An ensemble's weights must be at least 0 and not all 0, and its scales above 0, "
+            f"but got weights {[*weights]} and scales {[*scales]}."
+        )
+
+
+def joint_margins(
+    bounds: Sequence[LinearMargins], weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor
+) -> LinearMargins:
+    """Return bounds on the margins of F = sum_t w_t f_t / Z_t from bounds on the members' margins.
+
+    <sum_t w_t A_t / Z_t, d> + sum_t w_t c_t / Z_t is the weighted sum of the members' bounds at every perturbation d,
+    so its minimum over the ball is at least the weighted sum of their minima. A member without slopes has slopes 0.
+
+    Args:
+        bounds: the members' bounds, offsets [N, K] and slopes [N, K, D] or None.
+        weights: w, [T], at least 0, not all 0; they need not sum to 1.
+        scales: Z, [T], above 0.
+
+    Raises:
+        InputError: for negative weights, scales that are not positive, or numbers of members that differ.
+    """
+    weights, scales = [float(w) for w in weights], [float(z) for z in scales]
+    check_weights(weights, scales, len(bounds))
+    # A member of weight 0 is left out: 0 times the label's own +inf is not a number.
+    members = [(w / z, bound) for bound, w, z in zip(bounds, weights, scales, strict=True) if w > 0]
+    offsets = sum(factor * bound.offsets for factor, bound in members)
+    slopes = sum(factor * bound.slopes for factor, bound in members if bound.slopes is not None)
+    return LinearMargins(offsets, None if isinstance(slopes, int) else slopes)  # type: ignore[arg-type]

@@ -1,0 +1,135 @@
+"""What there is, and what it is: the answers of `robust-nas list` and `robust-nas info`. Listing imports nothing slow."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from robust_nas import catalogue
+from robust_nas.architecture import OPERATIONS, Architecture
+from robust_nas.errors import InputError, suggest
+from robust_nas.run_dir import read_json
+
+GROUPS = {
+    "attacks": "attacks",
+    "bounds": "bounds",
+    "datasets": "datasets",
+    "ensembles": "ensembles",
+    "searches": "searches",
+    "trainings": "training",
+}
+
+
+def names(what: str) -> list[str]:
+    """Return the names of what there is of a kind: spaces, recipes, or a group of components.
+
+    Raises:
+        InputError: for an unknown kind.
+    """
+    if what == "spaces":
+        return sorted(catalogue.files("search_spaces"))
+    if what == "recipes":
+        return sorted(catalogue.files("recipes"))
+    if what not in GROUPS:
+        raise InputError(f"There is nothing called '{what}' to list. {suggest(what, [*GROUPS, 'spaces', 'recipes'])}")
+    found: list[str] = import_module(f"robust_nas.{GROUPS[what]}").names()
+    return found
+
+
+def describe(thing: str) -> str:
+    """Return what an architecture, a run folder or a component is, as text.
+
+    Raises:
+        InputError: if `thing` is none of these.
+    """
+    if (Path(thing) / "config.toml").is_file():
+        return describe_run(Path(thing))
+    if thing.isdigit() or "~" in thing:
+        return describe_architecture(Architecture.parse(thing))
+    for kind, package in GROUPS.items():
+        if thing in names(kind):
+            return _describe_component(kind, import_module(f"robust_nas.{package}").get(thing), thing)
+    for kind in ("search_spaces", "recipes"):
+        if thing in catalogue.files(kind):
+            return catalogue.files(kind)[thing].read_text(encoding="utf-8").rstrip()
+    known = [name for kind in [*GROUPS, "spaces", "recipes"] for name in names(kind)]
+    raise InputError(f"'{thing}' is neither an architecture nor a run folder nor a component. {suggest(thing, known)}")
+
+
+def describe_architecture(architecture: Architecture) -> str:
+    """Return an architecture's forms and its class."""
+    in_table = set(architecture.operations) <= set(OPERATIONS)
+    size = sum(a.canonical == architecture.canonical for a in Architecture.enumerate()) if in_table else None
+    lines = [
+        f"string     {architecture}",
+        f"digits     {architecture.digits()}  ({', '.join(f'{i} {name}' for i, name in enumerate(OPERATIONS))})",
+        f"canonical  {architecture.canonical}",
+        *(f"edge {i}-{j}   {name}" for i, j, name in architecture.edges),
+    ]
+    if architecture.num_nodes == 4 and size is not None:
+        lines.append(f"class      {size} of the 15625 strings compute this function when corresponding parameters are equal")
+    if not architecture.is_connected:
+        lines.append("caution    no path from input to output: the network's output is constant")
+    return "\n".join(lines)
+
+
+def _describe_component(kind: str, component: Any, name: str) -> str:
+    lines = [f"{name} ({kind})", "", inspect.cleandoc(component.__doc__ or ""), "", "Defaults:"]
+    for field in dataclasses.fields(component):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        lines.append(f"  {field.name} = {'(required)' if default is dataclasses.MISSING else default}")
+    return "\n".join(lines if dataclasses.fields(component) else lines[:3])
+
+
+def describe_run(path: Path) -> str:
+    """Return a run's results so far, a line per model."""
+    missing = [
+        stage
+        for stage, name in {
+            "search": "search.json",
+            "derive": "derive.json",
+            "train": "train.json",
+            "attack": "evaluation.json",
+            "certify": "certification.json",
+            "ensemble": "ensemble.json",
+            "report": "report.html",
+        }.items()
+        if not (path / name).is_file()
+    ]
+    lines = [f"run {path}"]
+    if (path / "train.json").is_file():
+        lines += [f"{model['name']}: {model['architecture']}" for model in read_json(path / "train.json")["models"]]
+    if (path / "evaluation.json").is_file():
+        lines += ["", *_results(path)]
+    if missing:
+        lines.append(f"not done yet: {', '.join(missing)} (robust-nas run --resume {path})")
+    if (path / "report.html").is_file():
+        lines.append(f"report: {path / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _results(path: Path) -> list[str]:
+    """Return the table of accuracies in percent; a dash where something was not measured."""
+    evaluation = read_json(path / "evaluation.json")
+    certified_file = path / "certification.json"
+    certified = read_json(certified_file)["models"] if certified_file.is_file() else {}
+    rows: dict[str, dict[str, float]] = {}
+    for model, summary in evaluation["models"].items():
+        row = rows[model] = {"clean": summary["clean"]["accuracy"]}
+        for attack in summary["attacks"]:
+            row[f"{attack['name']}@{attack['epsilon']:g}"] = attack["accuracy"]
+        row["worst case"] = summary["worst_case"]["accuracy"]
+        for certificate in certified.get(model, []):
+            row[f"certified@{certificate['epsilon']:g}"] = certificate["certified"]
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    columns.sort(key=lambda column: column.startswith("certified"))
+    heads = ["model", *columns]
+    body = [
+        [model, *(f"{100 * row[column]:.1f}" if column in row else "-" for column in columns)] for model, row in rows.items()
+    ]
+    widths = [max(len(line[place]) for line in [heads, *body]) for place in range(len(heads))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *body]]
+    return [*lines, f"% of {evaluation['num_images']} {evaluation['split']} images"]

@@ -1,0 +1,120 @@
+"""Drawings of cells: nodes from left to right, the operation's name on each edge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from robust_nas.architecture import Architecture
+from robust_nas.report._elements import Html
+from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, to_svg
+
+if TYPE_CHECKING:
+    import networkx
+
+_STEP = 1.0  # from one node to the next
+_RADIUS = 0.12
+
+
+def draw_cell(architecture: Architecture, operations: tuple[str, ...], key: str, name: str) -> Html:
+    """Return a cell as inline SVG.
+
+    Edges of `none` are faint and unnamed. An edge that carries nothing to the output (its source gets nothing, or its
+    target goes nowhere) is grey. Every other edge is a group with the id `KEY-edge-SOURCE-TARGET`.
+
+    Args:
+        architecture: what to draw.
+        operations: the space's operations, for the colours.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: what the figure is called for those who cannot see it.
+    """
+    from matplotlib.patches import Circle, FancyArrowPatch
+
+    graph = architecture.graph()
+    place, live = _layout(graph), _live_edges(graph)
+    colours = operation_colours(operations)
+    last = architecture.num_nodes - 1
+    bends = [_bend(source, target) for source, target, _ in architecture.edges]
+    left, right, low, high = -0.16, last * _STEP + 0.16, min(*bends, -0.2) - 0.12, max(*bends, 0.2) + 0.12
+    width = 145 * last
+    figure, axes = figure_of(width, width * (high - low) / (right - left))
+    for source, target, operation in architecture.edges:
+        bend = _bend(source, target)
+        is_none = operation == "none"
+        colour = colours[operation] if (source, target) in live else FAINT
+        start, end = place[source], place[target]
+        # A quadratic curve whose middle is `bend` above the line: arc3 puts its control point at twice that.
+        arrow = FancyArrowPatch(
+            start,
+            end,
+            connectionstyle=f"arc3,rad={-2 * bend / (end[0] - start[0])}",
+            arrowstyle="-|>,head_length=5,head_width=2.6",
+            shrinkA=_RADIUS * 132,
+            shrinkB=_RADIUS * 132,
+            color=FAINT if is_none else colour,
+            linewidth=0.8 if is_none else 1.8,
+            linestyle=(0, (1, 3)) if is_none else "-",
+            zorder=1,
+        )
+        arrow.set_gid(f"{'none' if is_none else 'edge'}-{source}-{target}")
+        axes.add_patch(arrow)
+        if not is_none:
+            # A bent edge is broken by its name; a straight one is too short for that, and has it on top.
+            middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + (bend or 0.075))
+            text = axes.text(*middle, operation, ha="center", va="center", fontsize=11, color=_darker(colour), zorder=3)
+            text.set_bbox({"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none"})
+    for node, (x, y) in place.items():
+        axes.add_patch(Circle((x, y), _RADIUS, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=4))
+        label = {0: "in", last: "out"}.get(node, str(node))
+        axes.text(x, y, label, ha="center", va="center", fontsize=11, color=INK, zorder=5)
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")  # the curves are drawn on paper, their names are placed in these coordinates
+    axes.axis("off")
+    return to_svg(figure, key, name)
+
+
+def describe_cell(architecture: Architecture) -> str:
+    """Return the cell in words: what a drawing shows, for those who cannot see it."""
+    edges = [f"{name} from node {i} to node {j}" for i, j, name in architecture.edges if name != "none"]
+    return f"Cell of {architecture.num_nodes} nodes: {', '.join(edges) or 'no operation on any edge'}."
+
+
+def _layout(graph: networkx.DiGraph) -> dict[int, tuple[float, float]]:
+    """Return the nodes' places: on one line, by the order in which they are computed."""
+    import networkx
+
+    order = networkx.topological_sort(graph)
+    return {node: (index * _STEP, 0.0) for index, node in enumerate(order)}
+
+
+def _live_edges(graph: networkx.DiGraph) -> set[tuple[int, int]]:
+    """Return the edges that carry the cell's input to its output."""
+    import networkx
+
+    used = networkx.DiGraph()
+    used.add_nodes_from(graph)
+    used.add_edges_from(edge for edge in graph.edges if graph.edges[edge]["operation"] != "none")
+    reached = {0, *networkx.descendants(used, 0)}
+    output = max(graph)
+    useful = {output, *networkx.ancestors(used, output)}
+    return {(i, j) for i, j in used.edges if i in reached and j in useful}
+
+
+def _bend(source: int, target: int) -> float:
+    """Return how far an edge's middle is above the line of nodes: short edges are straight, longer ones bend further.
+
+    Those from even nodes pass above and those from odd nodes below, so that 0-2 and 1-3 do not cross.
+    """
+    span = target - source
+    if span == 1:
+        return 0.0
+    return (0.28 * (span - 1) + 0.06 * (span - 2)) * (1 if source % 2 == 0 else -1)
+
+
+def _darker(colour: str) -> str:
+    """Return a colour dark enough to be read as text on paper."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    red, green, blue = to_rgb(colour)
+    scale = min(1.0, 0.4 / max(0.2126 * red + 0.7152 * green + 0.0722 * blue, 1e-6))
+    return str(to_hex((red * scale, green * scale, blue * scale)))

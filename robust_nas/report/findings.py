@@ -1,0 +1,329 @@
+"""Sentences that are drawn from the numbers of a run: what they agree on, and what they do not show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from robust_nas.report._contents import Contents, format_attack, format_epsilon, is_autoattack
+
+_Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+def percent(fraction: float) -> str:
+    """Return 0.8139 as "81.4"."""
+    return f"{100 * fraction:.1f}"
+
+
+def resolution(num_images: int) -> float:
+    """Return half the width of the 95 % Wilson interval around an observed accuracy of one half."""
+    return _Z / 2 / sqrt(num_images + _Z**2)
+
+
+def enumerate_in_words(items: list[str]) -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Whether certified <= attacked <= clean held.
+
+    Args:
+        comparisons: how many pairs of outcomes of one image were compared.
+        violations: a sentence for each pair of measurements that contradicts the order.
+        per_image: whether attack outcomes and certificates could be compared image by image at some radius.
+    """
+
+    comparisons: int
+    violations: list[str]
+    per_image: bool
+
+
+def check_consistency(contents: Contents) -> Consistency:
+    """Compare clean, attacked and certified outcomes, sample by sample where the files have them.
+
+    An image that withstands an attack must be classified correctly when it is clean. An image that is certified at a
+    radius must be classified correctly when it is clean, and under every attack of the same norm up to that radius.
+    Accuracies along the curve are compared as such, if they are over the same images.
+    """
+    correct, images = _attack_outcomes(contents.path / "evaluation.parquet")
+    certified = _certificates(contents.path / "certificates.parquet")
+    comparisons, violations, per_image = 0, [], False
+    for (model, attack, norm, epsilon), withstood in correct.items():
+        if attack == "clean":
+            continue
+        comparisons += len(images[model, attack, norm, epsilon])
+        wrong = withstood - correct.get((model, "clean", None, None), withstood)
+        if wrong:
+            violations.append(
+                f"{model}: {len(wrong)} images are classified wrongly when clean, and correctly under {attack}."
+            )
+    for (model, norm, radius), (proved, clean_correct) in certified.items():
+        comparisons += len(proved)
+        if proved - clean_correct:
+            violations.append(
+                f"{model}: {len(proved - clean_correct)} images are certified at {radius:g} and classified wrongly when clean."
+            )
+        for (other, attack, attack_norm, epsilon), withstood in correct.items():
+            if other != model or attack == "clean" or attack_norm != norm or epsilon is None or epsilon > radius:
+                continue
+            compared = proved & images[other, attack, attack_norm, epsilon]
+            comparisons, per_image = comparisons + len(compared), True
+            if compared - withstood:
+                violations.append(
+                    f"{model}: {len(compared - withstood)} images are certified at {radius:g} and broken by {attack} "
+                    f"at {epsilon:g}."
+                )
+    return Consistency(comparisons, violations + _curve_violations(contents), per_image)
+
+
+def _curve_violations(contents: Contents) -> list[str]:
+    violations = []
+    for model, result in contents.attacked.items():
+        clean = result["clean"]
+        for point in result.get("curve", []):
+            if point["accuracy"] > clean["accuracy"] and point.get("count", clean["count"]) == clean["count"]:
+                violations.append(f"{model}: more images are correct under attack at {point['epsilon']:g} than when clean.")
+            for item in contents.certified.get(model, []):
+                same_images = item["count"] == point.get("count", clean["count"])
+                if same_images and point["epsilon"] <= item["epsilon"] and item["certified"] > point["accuracy"]:
+                    violations.append(
+                        f"{model}: more images are certified at {item['epsilon']:g} than withstand the attack "
+                        f"at {point['epsilon']:g}."
+                    )
+    return violations
+
+
+_Measurement = tuple[str, str, str | None, float | None]
+
+
+def _attack_outcomes(path: Path) -> tuple[dict[_Measurement, set[int]], dict[_Measurement, set[int]]]:
+    """Return the images that were classified correctly, and all images, by (model, attack, norm, epsilon)."""
+    correct: dict[_Measurement, set[int]] = defaultdict(set)
+    images: dict[_Measurement, set[int]] = defaultdict(set)
+    if path.exists():
+        names = ("model", "attack", "norm", "epsilon", "image", "correct")
+        table = pq.read_table(path)
+        for *what, image, is_correct in zip(*(table[name].to_pylist() for name in names), strict=True):
+            key: _Measurement = (what[0], what[1], None, None) if what[1] == "clean" else tuple(what)  # type: ignore[assignment]
+            images[key].add(image)
+            if is_correct:
+                correct[key].add(image)
+            else:
+                correct[key]  # an attack that broke every image was run all the same
+    return correct, images
+
+
+def _certificates(path: Path) -> dict[tuple[str, str, float], tuple[set[int], set[int]]]:
+    """Return the certified images and the cleanly correct ones, by (model, norm, epsilon)."""
+    found: dict[tuple[str, str, float], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
+    if path.exists():
+        names = ("model", "norm", "epsilon", "image", "certified", "clean_correct")
+        table = pq.read_table(path)
+        for model, norm, epsilon, image, is_certified, is_correct in zip(
+            *(table[name].to_pylist() for name in names), strict=True
+        ):
+            proved, correct = found[model, norm, epsilon]
+            if is_certified:
+                proved.add(image)
+            if is_correct:
+                correct.add(image)
+    return found
+
+
+def summary(contents: Contents) -> list[str]:
+    """Return the run in a few sentences, as far as it has come."""
+    config, sentences = contents.config, []
+    threat = f"{_norm_name(contents.norm)} perturbations of radius {format_epsilon(contents.epsilon)}"
+    data = config["data"]["name"]
+    if contents.trained:
+        count = len(contents.trained)
+        method = next(iter(contents.trained.values())).get("method", "")
+        sentences.append(
+            f"{count} network{'s' * (count > 1)} of the space {config['space']['name']}, found by {config['search']['name']} "
+            f"search and trained with {method} against {threat} on {data}."
+        )
+    else:
+        sentences.append(
+            f"A {config['search']['name']} search in the space {config['space']['name']} against {threat} on {data}."
+        )
+    subject = "ensemble" if "ensemble" in contents.attacked else next(iter(contents.attacked), None)
+    if subject:
+        sentences.append(_headline(contents, subject))
+    return sentences
+
+
+def _headline(contents: Contents, model: str) -> str:
+    result, name = contents.attacked[model], contents.title_of(model)
+    clean, worst = result["clean"], result["worst_case"]
+    attacks = enumerate_in_words([format_attack(attack["name"]) for attack in result["attacks"]])
+    text = (
+        f"On {clean['count']} {contents.stages['attack'].get('split', 'test')} images the "
+        f"{name if model == 'ensemble' else f'network {name}'} is correct on {_with_interval(clean)} and, under the worst "
+        f"of {attacks} for each image, on {_with_interval(worst)}"
+    )
+    if certificates := contents.certified.get(model):
+        least = min(certificates, key=lambda item: float(item["epsilon"]))
+        proved = {**least, "accuracy": least["certified"]}
+        text += f"; {_with_interval(proved)} are proved robust at radius {format_epsilon(least['epsilon'])}"
+    return f"{text}."
+
+
+def _with_interval(item: dict[str, float]) -> str:
+    return f"{percent(item['accuracy'])} % ({percent(item['low'])} to {percent(item['high'])})"
+
+
+def _norm_name(norm: str) -> str:
+    return {"linf": "l-infinity", "l2": "l2"}.get(norm, norm)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the ensemble is than another model, on one measurement that both have.
+
+    Args:
+        measurement: what was measured.
+        points: the ensemble's accuracy minus the other's, in points of a percent.
+        apart: whether the two 95 % intervals do not overlap.
+    """
+
+    measurement: str
+    points: float
+    apart: bool
+
+
+def compare_ensemble(contents: Contents) -> dict[str, list[Difference]]:
+    """Return how the ensemble compares with the best single network and with the uniform average, by their names."""
+    best = (contents.stages["ensemble"] or {}).get("best_single")
+    return {name: _differences(contents, name) for name in (best, "uniform") if name in contents.models}
+
+
+def _differences(contents: Contents, other: str) -> list[Difference]:
+    pairs = []
+    one, two = contents.attacked.get("ensemble"), contents.attacked.get(other)
+    if one and two:
+        pairs.append(("clean", one["clean"], two["clean"]))
+        # Worst cases are over the attacks that were run on each model, and these may differ: they are not compared.
+        for attack in contents.measured:
+            name = f"{format_attack(attack[0])}, {attack[1]} {format_epsilon(attack[2])}"
+            pairs.append((name, contents.attack_on("ensemble", attack), contents.attack_on(other, attack)))
+    for epsilon in contents.certified_epsilons:
+        name = f"certified at {format_epsilon(epsilon)}"
+        pairs.append((name, contents.certificate_of("ensemble", epsilon), contents.certificate_of(other, epsilon)))
+    return [
+        Difference(
+            name,
+            100 * (mine["accuracy"] - theirs["accuracy"]),
+            mine["low"] > theirs["high"] or mine["high"] < theirs["low"],
+        )
+        for name, mine, theirs in pairs
+        if mine and theirs
+    ]
+
+
+def limits(contents: Contents) -> list[tuple[str, str]]:
+    """Return what was and was not measured, as (what it is about, a sentence or two)."""
+    missing = [stage for stage, result in contents.stages.items() if result is None and stage != "record"]
+    found = []
+    if missing:
+        found.append(("Stages", f"These stages have not run, or not yet: {', '.join(missing)}."))
+    found.append(
+        (
+            "Seeds",
+            f"Everything comes from one run with one seed ({contents.seed}): another seed may find other architectures, and "
+            "the difference between two networks includes the noise of their training. The intervals on this page are about "
+            "the sample of images only.",
+        )
+    )
+    if contents.attacked:
+        found += _about_attacks(contents)
+    if contents.certified:
+        found.append(("Certification", _about_certification(contents)))
+    found.append(("Selection", _about_selection(contents)))
+    found.append(
+        (
+            "Scope",
+            f"One data set ({contents.config['data']['name']}) and one threat, {_norm_name(contents.norm)} up to "
+            f"{format_epsilon(contents.epsilon)}. Other norms, corruptions, shifts of the data and other search or training "
+            "methods were not measured here.",
+        )
+    )
+    return found
+
+
+def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
+    num_images, split = contents.stages["attack"]["num_images"], contents.stages["attack"].get("split", "test")
+    found = [
+        (
+            "Sample size",
+            f"Accuracies are over {num_images} {split} images. At an accuracy of one half, the 95 % interval is "
+            f"±{percent(resolution(num_images))} points. A paired test on the same images could tell closer models apart; none "
+            "was made.",
+        ),
+        (
+            "Attacks",
+            "An attack that fails proves nothing: the accuracy under attack bounds the true robust accuracy from above. "
+            "Curves over epsilon use one attack only, so they are less strict than the worst case.",
+        ),
+    ]
+    with_autoattack, without = [], []
+    for model, result in contents.attacked.items():
+        ran = any(is_autoattack(attack["name"]) for attack in result["attacks"])
+        named = contents.title_of(model)
+        article = "" if model in contents.trained else "the "
+        (with_autoattack if ran else without).append(article + (named.lower() if model == "uniform" else named))
+    if without and with_autoattack:
+        text = (
+            f"AutoAttack was run on {enumerate_in_words(with_autoattack)} only. The worst case of "
+            f"{enumerate_in_words(without)} is over fewer attacks, and would likely be lower with it: do not compare worst "
+            "cases across the two groups."
+        )
+    elif without:
+        text = "AutoAttack was not run: the accuracies under attack are likely optimistic."
+    else:
+        text = "AutoAttack was run on every model."
+    found.append(("AutoAttack", text))
+    failed = sum(not check["passed"] for result in contents.attacked.values() for check in result.get("masking", []))
+    if failed:
+        verb = "checks" if failed > 1 else "check"
+        found.append(
+            ("Gradient masking", f"{failed} {verb} failed (see above): the accuracies under attack may be too high.")
+        )
+    return found
+
+
+def _about_certification(contents: Contents) -> str:
+    stage, largest = contents.stages["certify"], max(contents.certified_epsilons)
+    at_largest = [
+        item["certified"] for results in contents.certified.values() for item in results if item["epsilon"] == largest
+    ]
+    low, high = percent(min(at_largest)), percent(max(at_largest))
+    spread = f"{low} %" if low == high else f"{low} to {high} %"
+    text = (
+        f"Bounds by {stage['method']} arithmetic in {stage.get('dtype', 'floating point')}, over {stage['num_images']} images, "
+        f"prove {spread} at the largest radius tried, {format_epsilon(largest)}. "
+    )
+    if largest < contents.epsilon:
+        ratio = contents.epsilon / largest
+        text += (
+            f"The threat's radius, {format_epsilon(contents.epsilon)}, is {ratio:.3g} times as large: nothing was proved there. "
+        )
+    return text + (
+        "Interval bounds are loose on networks that were not trained for them, so an image without a certificate is "
+        "not an image that can be attacked: between the certified and the attacked curve, nothing is known."
+    )
+
+
+def _about_selection(contents: Contents) -> str:
+    text = "Validation images selected"
+    if contents.stages["derive"]:
+        text += f" (n = {contents.stages['derive'].get('num_validation', '?')})"
+    text += " the architectures, each network's best epoch"
+    text += " and the ensemble's weights; " if contents.stages["ensemble"] else "; "
+    text += "test images only measured. " if contents.attacked else "test images have not been looked at. "
+    return text + "Validation accuracies are of what was selected on them, so they are optimistic."

@@ -1,0 +1,266 @@
+"""The report's figures, as inline SVG that follows the page's font and is the same for the same numbers."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from robust_nas.report._contents import format_epsilon
+from robust_nas.report._elements import Html, element
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with colour-blindness can tell apart; the marker differs as well.
+CLEAN, ATTACKED, CERTIFIED = "#0072B2", "#C44E00", "#00805E"
+MARKERS = {"clean": (CLEAN, "o"), "attacked": (ATTACKED, "s"), "certified": (CERTIFIED, "^")}
+INK, MUTED, FAINT, RULE, PAPER = "#1c2430", "#5b6573", "#b3bac4", "#e3e7ec", "#ffffff"
+
+# Paul Tol's muted palette for operations, so that they are not taken for clean, attacked or certified.
+_OPERATION_COLOURS = ("#882255", "#88CCEE", "#332288", "#999933", "#CC6677", "#44AA99", "#DDCC77", "#AA4499", "#117733")
+_OPERATION_DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (7, 2)))
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: the page's font, searchable, small
+    "svg.hashsalt": "robust-nas",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # for the layout only; the page sets the font
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def operation_colours(operations: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each operation; `none` is grey."""
+    named = [name for name in operations if name != "none"]
+    colours = {name: _OPERATION_COLOURS[index % len(_OPERATION_COLOURS)] for index, name in enumerate(named)}
+    return {**colours, "none": "#8a939e"}
+
+
+def operation_dashes(operations: Sequence[str]) -> dict[str, Any]:
+    """Return a line style for each operation; `none` is dotted."""
+    named = [name for name in operations if name != "none"]
+    dashes = {name: _OPERATION_DASHES[index % len(_OPERATION_DASHES)] for index, name in enumerate(named)}
+    return {**dashes, "none": (0, (1, 2))}
+
+
+def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of a size in pixels of the page, and its axes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        # One point is one pixel at 72 dots per inch, so that a font of 10 points is one of 10 pixels.
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        return figure, figure.subplots()
+
+
+def to_svg(figure: Figure, key: str, name: str) -> Html:
+    """Return a figure as inline SVG.
+
+    Args:
+        figure: what to draw.
+        key: goes before every id in it, so that several figures can share a page.
+        name: what the figure is called for those who cannot see it.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    view = re.search(r'viewBox="([^"]+)"', text)
+    assert view is not None
+    width = view[1].split()[2]
+    text = text[text.index(">") + 1 : text.rindex("</svg>")]
+    # The style sheet in the file would apply to the whole page; the page's own says the same about its figures.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{key}-', text)
+    text = re.sub(r'xlink:href="#', f'href="#{key}-', text)
+    text = re.sub(r"url\(#", f"url(#{key}-", text)
+    return element(
+        "svg",
+        Html(re.sub(r"\n\s*", "\n", text)),
+        viewBox=view[1],
+        role="img",
+        aria_label=name,
+        style=f"--natural:{float(width):g}px",
+    )
+
+
+def _fraction_axis(axes: Axes) -> None:
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+
+
+def concentration_plot(
+    epochs: Sequence[int], concentrations: Sequence[Sequence[float]], operations: Sequence[str], key: str, name: str
+) -> Html:
+    """Return how the concentrations [epochs][operations] of one edge moved."""
+    figure, axes = figure_of(320, 190)
+    colours, dashes = operation_colours(operations), operation_dashes(operations)
+    final = concentrations[-1]
+    strongest = max(range(len(operations)), key=lambda index: final[index])
+    for index, operation in enumerate(operations):
+        axes.plot(
+            epochs,
+            [row[index] for row in concentrations],
+            color=colours[operation],
+            linestyle=dashes[operation],
+            linewidth=2.6 if index == strongest else 1.5,
+            gid=f"operation-{index}",
+        )
+    axes.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    return to_svg(figure, key, name)
+
+
+def entropy_plot(epochs: Sequence[int], entropies: Sequence[float], key: str, name: str) -> Html:
+    """Return how the entropy of the mean mixture moved, in nats."""
+    figure, axes = figure_of(320, 190)
+    axes.plot(epochs, entropies, color=INK)
+    axes.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))
+    axes.set_ylim(0, 1.08 * max(*entropies, 1e-9))
+    axes.set_xlabel("epoch")
+    return to_svg(figure, key, name)
+
+
+def curve_plot(
+    epochs: Sequence[int],
+    clean: Sequence[float | None],
+    robust: Sequence[float | None],
+    key: str,
+    name: str,
+    best_epoch: int | None = None,
+) -> Html:
+    """Return clean and robust validation accuracy over the epochs, and the epoch whose weights were kept."""
+    figure, axes = figure_of(320, 200)
+    for values, (colour, _), label in ((clean, MARKERS["clean"], "clean"), (robust, MARKERS["attacked"], "robust")):
+        known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
+        if not known:
+            continue
+        axes.plot(*zip(*known, strict=True), color=colour, linestyle="-" if label == "clean" else (0, (5, 1.5)))
+        best = [value for epoch, value in known if epoch == best_epoch]
+        if best:
+            axes.plot([best_epoch], best, marker="o", color=colour, markersize=7, markerfacecolor=PAPER, markeredgewidth=2)
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color=FAINT, linewidth=1, zorder=0)
+        near_the_end = best_epoch > (epochs[0] + epochs[-1]) / 2
+        axes.annotate(
+            f"best: epoch {best_epoch}",
+            (best_epoch, 0.02),
+            xytext=(-5 if near_the_end else 5, 0),
+            textcoords="offset points",
+            ha="right" if near_the_end else "left",
+            color=MUTED,
+        )
+    axes.set_xlim(min(epochs), max(max(epochs), min(epochs) + 1))
+    _fraction_axis(axes)
+    axes.set_xlabel("epoch")
+    return to_svg(figure, key, name)
+
+
+def epsilon_plot(
+    result: Mapping[str, Any] | None, certificates: Sequence[Mapping[str, Any]], threat_epsilon: float, key: str, name: str
+) -> Html:
+    """Return accuracy over epsilon of one model: clean, under the curve's attack, certified.
+
+    Args:
+        result: the model's entry in evaluation.json, if there is one.
+        certificates: its entry in certification.json.
+        threat_epsilon: the threat's radius, marked by a line; the worst case over all attacks stands there.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: what the figure is called for those who cannot see it.
+    """
+    figure, axes = figure_of(340, 230)
+    curve = [(point["epsilon"], point["accuracy"]) for point in (result or {}).get("curve", [])]
+    proved = [(item["epsilon"], item["certified"]) for item in certificates]
+    radii = sorted({epsilon for epsilon, _ in [*curve, *proved, (threat_epsilon, 0)] if epsilon > 0})
+    # Certified radii are a hundredth of attacked ones: logarithmic from the smallest on, and linear from there to 0.
+    axes.set_xscale("symlog", linthresh=radii[0], linscale=0.35)
+    axes.set_xlim(-0.08 * radii[0], radii[-1] * 1.15)
+    axes.axvline(threat_epsilon, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+    if result:
+        clean = result["clean"]["accuracy"]
+        axes.axhline(clean, color=CLEAN, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1)
+        axes.plot([0], [clean], marker="o", color=CLEAN, markersize=6, clip_on=False, zorder=4)
+    for points, kind in ((curve, "attacked"), (proved, "certified")):
+        colour, marker = MARKERS[kind]
+        if points:
+            axes.plot(*zip(*sorted(points), strict=True), color=colour, marker=marker, zorder=3)
+    if result and "worst_case" in result:
+        worst = result["worst_case"]
+        spread = [[worst["accuracy"] - worst["low"]], [worst["high"] - worst["accuracy"]]]
+        axes.errorbar(
+            [threat_epsilon],
+            [worst["accuracy"]],
+            yerr=[[max(part, 0.0) for part in side] for side in spread],
+            color=ATTACKED,
+            marker="D",
+            markersize=7,
+            markerfacecolor=PAPER,
+            markeredgewidth=1.8,
+            elinewidth=1.4,
+            zorder=5,
+        )
+    ticks = [0.0] + [10.0**power for power in range(-5, 2) if radii[0] <= 10.0**power <= radii[-1]]
+    if not any(0.5 < tick / radii[0] < 2 for tick in ticks):
+        ticks.append(radii[0])
+    if not any(0.5 < tick / threat_epsilon < 2 for tick in ticks):
+        ticks.append(threat_epsilon)
+    axes.set_xticks(sorted(ticks), [format_epsilon(tick) for tick in sorted(ticks)])
+    axes.set_xticks([], minor=True)
+    _fraction_axis(axes)
+    axes.set_xlabel("radius \N{GREEK SMALL LETTER EPSILON}")
+    return to_svg(figure, key, name)
+
+
+def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | None]]], key: str, name: str) -> Html:
+    """Return a line per model with its clean, worst-case and certified accuracy and their 95 % intervals.
+
+    Args:
+        rows: each model's name, and its "clean", "attacked" and "certified" accuracy with `low` and `high`, or None.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: what the figure is called for those who cannot see it.
+    """
+    figure, axes = figure_of(680, 46 + 34 * len(rows))
+    for index, (_, values) in enumerate(rows):
+        for shift, (kind, (colour, marker)) in zip((0.14, 0, -0.14), MARKERS.items(), strict=True):
+            if item := values.get(kind):
+                height = shift - index  # so that clean and certified stay apart where they are equal
+                axes.plot([item["low"], item["high"]], [height, height], color=colour, linewidth=3, alpha=0.3)
+                axes.plot([item["accuracy"]], [height], color=colour, marker=marker, markersize=6.5, linestyle="none")
+    axes.set_yticks([-index for index in range(len(rows))], [title for title, _ in rows])
+    axes.tick_params(axis="y", labelcolor=INK, labelsize=11.5)
+    axes.set_ylim(-len(rows) + 0.5, 0.5)
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    axes.spines["left"].set_visible(False)
+    return to_svg(figure, key, name)

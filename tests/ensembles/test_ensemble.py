@@ -1,0 +1,95 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from robust_nas.bounds import LinearMargins
+from robust_nas.bounds.interval import Interval
+from robust_nas.ensembles import Ensemble, joint_margins
+from robust_nas.ensembles.robboost import RobBoost
+from robust_nas.errors import InputError
+from robust_nas.threat import ThreatModel
+
+
+def networks(num: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval() for _ in range(num)]
+
+
+def test_an_ensemble_is_the_weighted_sum_of_its_members_logits_over_their_scales() -> None:
+    first, second, third = networks(3)
+    images = torch.rand(4, 1, 2, 3)
+    ensemble = Ensemble([first, second, third], [0.25, 0.75, 0.0], torch.tensor([2.0, 0.5, 1.0]))
+    torch.testing.assert_close(ensemble(images), 0.25 / 2 * first(images) + 0.75 / 0.5 * second(images))
+    assert ensemble(images).dtype == torch.float32
+    assert {"weights", "scales"} <= set(ensemble.state_dict()) and len(ensemble.members) == 3
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_joint_bound_is_at_least_the_weighted_sum_of_the_single_ones(norm: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    threat = ThreatModel(norm=norm, epsilon=0.3)
+    bounds = [
+        LinearMargins(torch.randn(5, 3, generator=generator), torch.randn(5, 3, 7, generator=generator))
+        for _ in range(3)
+    ]
+    weights, scales = [0.5, 0.2, 0.3], [1.0, 2.0, 0.7]
+    joint = joint_margins(bounds, weights, scales).lower(threat)
+    single = sum(w / z * b.lower(threat) for w, z, b in zip(weights, scales, bounds, strict=True))
+    assert (joint >= single - 1e-6).all() and (joint > single + 0.1).any()
+
+
+def test_linear_members_joint_bound_is_the_least_margin_over_all_corners() -> None:
+    # A linear network's own margins are linear: slopes W_y - W_j, offsets the clean margins.
+    torch.manual_seed(0)
+    threat, images, labels = ThreatModel(epsilon=0.1), 0.3 + 0.4 * torch.rand(4, 6).double(), torch.tensor([0, 1, 2, 0])
+    members = [nn.Linear(6, 3).double() for _ in range(3)]
+    bounds = []
+    for member in members:
+        rows = (member.weight[labels][:, None] - member.weight).detach()
+        logits = member(images).detach()
+        bounds.append(LinearMargins(logits.gather(1, labels[:, None]) - logits, rows))
+    ensemble = Ensemble(members, [0.2, 0.5, 0.3], [1.0, 0.5, 2.0])
+    corners = torch.tensor(list(itertools.product((-0.1, 0.1), repeat=6)), dtype=torch.float64)
+    logits = ensemble(images[:, None] + corners).detach()
+    expected = (logits.gather(2, labels.view(-1, 1, 1).expand(-1, len(corners), 1)) - logits).amin(1)
+    joint = joint_margins(bounds, [0.2, 0.5, 0.3], [1.0, 0.5, 2.0])
+    torch.testing.assert_close(joint.lower(threat), expected, atol=1e-12, rtol=0)
+
+
+def test_no_perturbed_point_leaves_the_joint_bound_of_a_fitted_ensemble() -> None:
+    members, threat = networks(3), ThreatModel(epsilon=0.05)
+    images, labels = torch.rand(20, 1, 2, 3), torch.arange(20) % 3
+    bounds = [Interval().margins(member, images, labels, threat) for member in members]
+    fitted = RobBoost().fit(bounds, threat)
+    joint = joint_margins(bounds, fitted.weights, fitted.scales).lower(threat)
+    ensemble = Ensemble(members, fitted.weights, fitted.scales).double()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(200):
+        points = threat.around(images.double()).random(generator)
+        with torch.no_grad():
+            logits = ensemble(points)
+        margins = logits.gather(1, labels[:, None]) - logits
+        assert (margins >= joint - 1e-9)[joint.isfinite()].all()
+
+
+def test_a_member_of_weight_zero_is_left_out_and_one_without_slopes_has_slopes_zero() -> None:
+    inf = torch.inf
+    with_slopes = LinearMargins(torch.tensor([[inf, 1.0]]), torch.tensor([[[0.0], [2.0]]]))
+    without, broken = LinearMargins(torch.tensor([[inf, 3.0]])), LinearMargins(torch.tensor([[inf, torch.nan]]))
+    joint = joint_margins([with_slopes, without, broken], [0.5, 0.5, 0.0], [1.0, 1.0, 1.0])
+    assert joint.offsets.tolist() == [[inf, 2.0]] and joint.slopes is not None and joint.slopes[0, 1].item() == 1.0
+    assert joint_margins([without, broken], [1.0, 0.0], [1.0, 1.0]).slopes is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "scales"),
+    [([0.5, -0.5], [1, 1]), ([0, 0], [1, 1]), ([0.5, 0.5], [1, -1]), ([0.5, 0.5], [1, float("nan")]), ([1.0], [1, 1])],
+)
+def test_weights_and_scales_that_turn_a_member_round_are_refused(weights: list[float], scales: list[float]) -> None:
+    bound = LinearMargins(torch.ones(1, 2))
+    with pytest.raises(InputError, match="An ensemble"):
+        joint_margins([bound, bound], weights, scales)
+    with pytest.raises(InputError, match="An ensemble"):
+        Ensemble(networks(2), weights, scales)

@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_nas.bounds import LinearMargins
+from robust_nas.bounds.interval import Interval
+from robust_nas.certification import Certification, certify, check_consistency
+from robust_nas.datasets import ImageSet
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.evaluation import wilson_interval
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.threat import ThreatModel
+
+THREAT = ThreatModel(epsilon=0.1)
+
+
+def two_classes() -> nn.Module:
+    """Return a linear network on one pixel x with margin 2x - 1 for class 1, in training mode with batch norm."""
+    model = nn.Sequential(nn.BatchNorm2d(1, eps=0.0), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[0.0], [2.0]]))
+        model[2].bias.copy_(torch.tensor([1.0, 0.0]))
+    return model
+
+
+def pixels_and_labels() -> ImageSet:
+    # The pixels 0, .4, .6 and 1 have the margins 1, .2, .2 and -1 for their labels.
+    return ImageSet(torch.tensor([0, 102, 153, 255], dtype=torch.uint8).view(4, 1, 1, 1), torch.tensor([0, 0, 1, 0]))
+
+
+def stage(folder: Path | None, world: World | None = None) -> Stage:
+    return Stage("certify", 0, world or World(), Progress(quiet=True), folder)
+
+
+def test_margins_and_certificates_are_the_closed_form_at_every_radius() -> None:
+    model = two_classes()
+    small, large = certify(model, pixels_and_labels(), THREAT, epsilons=[0.05, "0.15"])
+    expected = torch.tensor([0.9, 0.1, 0.1, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(small.margin, expected, atol=1e-7, rtol=0)
+    assert small.certified.tolist() == [True, True, True, False] and small.accuracy == 0.75
+    assert large.certified.tolist() == [True, False, False, False] and large.epsilon == 0.15
+    assert small.clean_correct.tolist() == [True, True, True, False]
+    assert (small.method, small.norm) == ("interval", "linf")
+    assert model.training and [c.epsilon for c in certify(model, pixels_and_labels(), THREAT)] == [0.1]
+
+
+def test_summary_and_rows_say_what_the_run_folder_holds() -> None:
+    (found,) = certify(two_classes(), pixels_and_labels(), THREAT.with_epsilon(0.05))
+    summary = found.summary()
+    assert set(summary) == {"epsilon", "certified", "low", "high", "count", "mean_margin", "seconds"}
+    assert (summary["certified"], summary["count"]) == (0.75, 4)
+    assert (summary["low"], summary["high"]) == wilson_interval(3, 4)
+    assert summary["mean_margin"] == pytest.approx(0.1 / 4, abs=1e-6)
+    rows = found.rows()
+    assert [row["image"] for row in rows] == [0, 1, 2, 3] and [row["label"] for row in rows] == [0, 0, 1, 0]
+    assert rows[3] == {
+        "method": "interval", "norm": "linf", "epsilon": 0.05, "image": 3, "label": 0,
+        "margin": pytest.approx(-1.0), "certified": False, "clean_correct": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("margin", [float("nan"), 0.0, 1e-7, -1.0])
+def test_a_margin_that_is_not_clearly_positive_proves_nothing(margin: float) -> None:
+    one = torch.ones(1, dtype=torch.bool)
+    made = Certification(
+        method="interval", norm="linf", epsilon=0.1, labels=torch.zeros(1), margin=torch.tensor([margin]).double(),
+        clean_correct=one, seconds=0.0,
+    )  # fmt: skip
+    assert not made.certified.any()
+
+
+class Interrupted:
+    """Interval bounds that stop before the chunk number `stop`, and remember which images they were asked for."""
+
+    def __init__(self, stop: int = 99) -> None:
+        self.stop, self.seen = stop, list[float]()
+
+    def __repr__(self) -> str:
+        return "Interrupted()"
+
+    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        if len(self.seen) == self.stop:
+            raise KeyboardInterrupt
+        self.seen += images.flatten().tolist()
+        return Interval().margins(model, images, labels, threat)
+
+
+def test_an_interrupted_stage_continues_after_its_last_chunk_to_the_same_result(tmp_path: Path) -> None:
+    model, data = two_classes(), pixels_and_labels()
+    with pytest.raises(KeyboardInterrupt):
+        certify(model, data, THREAT, bound=Interrupted(stop=2), batch_size=1, stage=stage(tmp_path))
+    rest = Interrupted()
+    (resumed,) = certify(model, data, THREAT, bound=rest, batch_size=1, stage=stage(tmp_path))
+    assert rest.seen == data.images.flatten()[2:].tolist()
+    (whole,) = certify(model, data, THREAT)
+    torch.testing.assert_close(resumed.margin, whole.margin, atol=1e-12, rtol=0)
+    assert torch.equal(resumed.clean_correct, whole.clean_correct)
+    with pytest.raises(InputError, match="other settings"):
+        certify(model, data, THREAT.with_epsilon(0.2), bound=rest, batch_size=1, stage=stage(tmp_path))
+
+
+def test_processes_share_the_chunks_and_get_the_result_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pixels_and_labels()
+    whole = certify(two_classes(), data, THREAT)[0]
+    results: list[list] = []
+
+    def gather(self: World, value: list) -> list:
+        # What the second process would send is computed beforehand, one image at a time.
+        return [value, results.pop(0)]
+
+    for start in (0, 2):
+        part = certify(two_classes(), data[start + 1 : start + 2], THREAT)[0]
+        results.append([(part.margin[None], part.clean_correct, torch.zeros(1, dtype=torch.float64))])
+    monkeypatch.setattr(World, "gather", gather)
+    monkeypatch.setattr(World, "barrier", lambda self: None)
+    mine = Interrupted()
+    (found,) = certify(two_classes(), data, THREAT, bound=mine, batch_size=1, stage=stage(None, World(rank=0, size=2)))
+    assert mine.seen == data.images.flatten()[::2].tolist()
+    torch.testing.assert_close(found.margin, whole.margin)
+
+
+def test_outcomes_that_contradict_each_other_are_found() -> None:
+    clean = torch.tensor([True, True, True, False, False, True])
+    attacked = torch.tensor([True, False, True, False, True, False])
+    certified = torch.tensor([True, False, False, True, False, True])
+    assert check_consistency(clean, attacked, certified).tolist() == [3, 4, 5]
+    with pytest.raises(InputError, match="same images"):
+        check_consistency(clean, attacked[:2], certified)
+
+
+def test_no_images_or_radii_are_refused() -> None:
+    data = pixels_and_labels()
+    with pytest.raises(InputError, match="at least one image"):
+        certify(two_classes(), data[:0], THREAT)
+    with pytest.raises(InputError, match="at least one radius"):
+        certify(two_classes(), data, THREAT, epsilons=[])

@@ -1,0 +1,44 @@
+import sys
+
+import pytest
+
+from robust_nas import attacks
+from robust_nas.attacks.pgd import PGD
+from robust_nas.errors import InputError
+from robust_nas.registry import name_of
+
+
+def test_a_component_is_found_by_its_files_name():
+    assert attacks.get("pgd") is PGD
+    assert "pgd" in attacks.names()
+    assert not any(name.startswith("_") for name in attacks.names())
+    assert name_of(PGD(steps=1)) == "pgd"
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion_and_what_there_is():
+    with pytest.raises(InputError, match=r"robust_nas.attacks has no 'pdg'. Did you mean 'pgd'\? Available: .*fgsm, pgd"):
+        attacks.get("pdg")
+
+
+def test_a_dotted_name_is_a_plugin_in_anybodys_package(tmp_path, monkeypatch):
+    (tmp_path / "my_attacks.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine:\n"
+        "    def perturb(self, model, images, labels, threat, *, seed=0):\n"
+        "        return images\n"
+    )
+    package = tmp_path / "outside"
+    package.mkdir()
+    (tmp_path / "my_attacks.py").rename(package / "mine.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    component = attacks.get("outside.mine")
+    assert name_of(component()) == "outside.mine"
+    with pytest.raises(InputError, match="cannot be imported"):
+        attacks.get("outside.other")
+    sys.modules.pop("outside.mine")
+
+
+def test_a_module_without_exactly_one_component_is_refused():
+    with pytest.raises(InputError, match="exactly one public class with a method 'perturb'"):
+        attacks.get("robust_nas.threat")

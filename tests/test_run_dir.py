@@ -1,0 +1,127 @@
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.progress import Progress
+from robust_nas.run_dir import RunDir, Stage, load_state, read_json, read_metrics, save_state, write_json, write_text
+
+
+def _stage(folder: Path, name: str = "search") -> Stage:
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    return Stage(name, 0, World(), Progress(quiet=True), folder)
+
+
+def test_a_training_state_comes_back_as_it_was(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    save_state(tmp_path / "s.safetensors", {"o": optimiser.state_dict(), "m": model.state_dict(), "n": [1, None, 2.5, "a"]})
+    state = load_state(tmp_path / "s.safetensors")
+    other = torch.nn.Linear(3, 2)
+    other.load_state_dict(state["m"])
+    resumed = torch.optim.Adam(other.parameters(), lr=0.1)
+    resumed.load_state_dict(state["o"])
+    for network, optim in ((model, optimiser), (other, resumed)):
+        optim.zero_grad()
+        network(torch.full((1, 3), 2.0)).square().sum().backward()
+        optim.step()
+    assert torch.equal(model.weight, other.weight)
+    assert state["n"] == [1, None, 2.5, "a"]
+
+
+@pytest.mark.parametrize("size", [0, 5, 60, -1])
+def test_a_cut_or_foreign_checkpoint_is_refused_in_one_sentence(tmp_path, size):
+    path = tmp_path / "s.safetensors"
+    save_state(path, {"weights": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:size] if size >= 0 else os.urandom(300))
+    with pytest.raises(InputError, match="damaged or not one of ours"):
+        load_state(path)
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_state(tmp_path / "missing.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+    assert read_json(path) == {"old": 1}
+    assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_half_written_json_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": [1, 2')
+    with pytest.raises(InputError, match="damaged"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_stage_resumes_from_its_last_state_and_forgets_what_was_logged_later(tmp_path):
+    stage = _stage(tmp_path)
+    assert stage.resume() == (0, None)
+    for step in (1, 2):
+        stage.log(step, loss=1.0 / step)
+        stage.save(step, {"value": step})
+    stage.log(3, loss=0.1)
+    _stage(tmp_path, "other").log(7, loss=9.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "search", "st')
+    assert _stage(tmp_path).resume() == (2, {"value": 2})
+    kept = [(row["stage"], row["step"]) for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert kept == [("search", 1), ("search", 2), ("other", 7)]
+    stage.finish()
+    assert stage.resume() == (0, None)
+
+
+def _write_for_ever(path: Path) -> None:
+    number = 0
+    while True:
+        write_text(path, f"{number:06d}\n" * 20_000)
+        number += 1
+
+
+def test_a_reader_never_sees_half_a_file_though_the_writer_is_killed(tmp_path):
+    path = tmp_path / "a.txt"
+    for _ in range(3):
+        writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+        writer.start()
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            if path.exists():
+                lines = path.read_text().splitlines()
+                assert len(lines) == 20_000 and len(set(lines)) == 1
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        lines = path.read_text().splitlines()
+        assert len(lines) == 20_000 and len(set(lines)) == 1
+
+
+def _lock(path: Path, outcome) -> None:
+    try:
+        RunDir(path).lock()
+        outcome.put("locked")
+    except InputError as error:
+        outcome.put(str(error))
+
+
+def test_two_processes_cannot_work_on_one_run(tmp_path):
+    run = RunDir.create(tmp_path, "digits")
+    run.lock()
+    context = multiprocessing.get_context("fork")
+    outcome = context.Queue()
+    other = context.Process(target=_lock, args=(run.path, outcome))
+    other.start()
+    assert "Another process is working on" in outcome.get(timeout=10)
+    other.join()
+
+
+def test_a_folder_that_is_no_run_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a run folder"):
+        RunDir.open(tmp_path)

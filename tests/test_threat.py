@@ -1,0 +1,114 @@
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from robust_nas.errors import InputError
+from robust_nas.seeds import generator_at
+from robust_nas.threat import ThreatModel, parse_pixels
+
+THREATS = [ThreatModel(norm="linf", epsilon=8 / 255), ThreatModel(norm="linf", epsilon=0.3), ThreatModel(norm="l2", epsilon=0.5)]
+
+
+def _images(count: int = 64) -> torch.Tensor:
+    images = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[0], images[1] = 0, 1
+    return images
+
+
+def test_a_fraction_is_read_as_people_write_it():
+    assert parse_pixels("8/255") == 8 / 255
+    assert ThreatModel.parse("l2:0.5") == ThreatModel(norm="l2", epsilon=0.5)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_projected_and_random_points_are_inside_ball_and_box_in_exact_arithmetic(threat, scale):
+    images = _images()
+    ball = threat.around(images)
+    generator = generator_at("cpu", 0, "test")
+    for points in (
+        ball.project(images + scale * torch.randn(images.shape, generator=generator)),
+        ball.random(generator),
+        ball.ascend(images, torch.randn(images.shape, generator=generator), scale),
+    ):
+        exact = points.double() - images.double()
+        length = exact.abs().flatten(1).amax(1) if threat.norm == "linf" else exact.flatten(1).norm(dim=1)
+        assert bool((length <= threat.epsilon).all())
+        assert 0 <= float(points.min()) and float(points.max()) <= 1
+        assert bool(ball.contains(points).all())
+
+
+def test_a_point_just_outside_is_not_contained():
+    images = torch.full((1, 1, 1, 2), 0.5)
+    ball = ThreatModel(epsilon=0.1).around(images)
+    assert not bool(ball.contains(images + 0.1001))
+    assert bool(ball.contains(images + 0.0999))
+
+
+def test_the_linf_projection_is_the_nearest_allowed_point():
+    # The nearest point of a box is found coordinate by coordinate: brute force over a fine grid of the box.
+    images = torch.tensor([[[[0.05, 0.5, 0.98]]]])
+    points = torch.tensor([[[[-0.4, 0.52, 1.4]]]])
+    projected = ThreatModel(epsilon=0.1).around(images).project(points)
+    for column in range(3):
+        center, point = images[0, 0, 0, column], points[0, 0, 0, column]
+        grid = torch.linspace(max(0, float(center) - 0.1), min(1, float(center) + 0.1), 100_001)
+        nearest = grid[(grid - point).abs().argmin()]
+        assert abs(float(projected[0, 0, 0, column] - nearest)) < 1e-5
+
+
+def test_the_l2_projection_is_the_nearest_point_of_the_ball_away_from_the_box():
+    images, points = torch.full((1, 1, 1, 3), 0.5), torch.tensor([[[[0.9, 0.4, 0.65]]]])
+    projected = ThreatModel(norm="l2", epsilon=0.2).around(images).project(points).double().flatten()
+    target = points.double().flatten().numpy()
+    found = minimize(
+        lambda x: ((x - target) ** 2).sum(),
+        images.double().flatten().numpy(),
+        constraints={"type": "ineq", "fun": lambda x: 0.2**2 - ((x - 0.5) ** 2).sum()},
+    )
+    assert abs(projected.numpy() - found.x).max() < 1e-4
+
+
+def test_random_l2_starts_fill_the_ball_uniformly():
+    # In d dimensions a share r^d of a ball's volume lies within r of its radius.
+    images = torch.full((20_000, 1, 1, 2), 0.5)
+    points = ThreatModel(norm="l2", epsilon=0.4).around(images).random(generator_at("cpu", 0))
+    share = float(((points - images).flatten(1).norm(dim=1) < 0.2).double().mean())
+    assert abs(share - 0.25) < 0.015
+
+
+def test_a_step_of_steepest_ascent_beats_every_random_step_of_its_length_on_a_linear_function():
+    images = torch.full((1, 1, 2, 2), 0.5)
+    gradient = torch.tensor([[[[1.0, -2.0], [0.5, 3.0]]]])
+    for threat in (ThreatModel(epsilon=0.2), ThreatModel(norm="l2", epsilon=0.2)):
+        gain = float((gradient * (threat.around(images).ascend(images, gradient, 0.2) - images)).sum())
+        many = threat.around(images.expand(5000, -1, -1, -1).clone())
+        random_gains = (gradient * (many.random(generator_at("cpu", 1)) - images)).flatten(1).sum(1)
+        dual = gradient.abs().sum() if threat.norm == "linf" else gradient.norm()
+        assert gain >= float(random_gains.max())
+        assert gain == pytest.approx(0.2 * float(dual), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "message"),
+    [(8, "did you mean 8/255"), (0, "must be in"), (-0.1, "must be in"), ("eight", "number or a fraction"), ("1/0", "fraction")],
+)
+def test_a_wrong_epsilon_is_refused_in_one_sentence(epsilon, message):
+    with pytest.raises(InputError, match=message):
+        ThreatModel(epsilon=epsilon)
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(InputError, match="linf, l2"):
+        ThreatModel(norm="l7", epsilon=0.1)
+
+
+@pytest.mark.parametrize("images", [torch.full((1, 1, 2, 2), 255.0), torch.full((1, 1, 2, 2), -0.1), torch.full((1, 1, 2, 2), float("nan"))])
+def test_images_outside_0_1_are_refused(images):
+    with pytest.raises(InputError, match=r"must be in \[0, 1\]"):
+        ThreatModel(epsilon=0.1).around(images)
+
+
+def test_byte_images_are_refused():
+    with pytest.raises(InputError, match="floating point"):
+        ThreatModel(epsilon=0.1).around(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
