@@ -97,7 +97,7 @@ def check_finite(attack: object, *values: Tensor) -> None:
     if any(bool(value.isnan().any()) for value in values):
         raise InputError(
             f"{type(attack).__name__} got NaN in the model's logits or gradients; "
-            "check that its training did not diverge before measuring how robust it is."
+            "if it is being trained, a lower learning rate helps."
         )
 
 

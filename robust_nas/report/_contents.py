@@ -110,7 +110,7 @@ class Contents:
         """Return what the page calls a model."""
         if model == "ensemble":
             rule = str((self.stages["ensemble"] or {}).get("name", ""))
-            return f"{ {'robboost': 'RobBoost'}.get(rule, rule)} ensemble".strip()
+            return f"{ {'robboost': 'RobBoost'}.get(rule, rule) } ensemble".strip()
         return "Uniform average" if model == "uniform" else model
 
     def digits_of(self, model: str) -> str:

@@ -13,7 +13,7 @@ class Html(str):
 Content = str | Html | Iterable["Content"] | None
 """What an element can hold: text, markup, any of them in a row, or nothing."""
 
-_EMPTY = ("img", "meta", "br")
+_EMPTY = ("img", "meta", "wbr")
 
 
 def element(tag: str, *content: Content, **attributes: str | int | None) -> Html:

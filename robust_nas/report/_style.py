@@ -13,7 +13,8 @@ h2 { font-size: 1.25rem; letter-spacing: -.01em; margin: 3.2rem 0 .6rem; padding
 h3 { font-size: 1rem; margin: 0 0 .2rem; font-weight: 620; }
 p { margin: 0 0 .9rem; max-width: 46rem; }
 a { color: var(--accent); text-underline-offset: .15em; }
-code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .82rem; }
+code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: .82rem; }
 code { overflow-wrap: anywhere; }
 .facts, .note, figcaption, caption, small { color: var(--muted); }
 .facts { font-size: .9rem; margin-bottom: 1.4rem; overflow-wrap: anywhere; }
@@ -24,16 +25,19 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; list-style: none; ma
   font-size: .9rem; }
 nav a { text-decoration: none; }
 nav a:hover { text-decoration: underline; }
-.missing { border-left: 3px solid #d9a400; background: #fffaeb; padding: .7rem 1rem; margin: 1.2rem 0; max-width: 46rem; }
+.missing { border-left: 3px solid #d9a400; background: #fffaeb; padding: .7rem 1rem; margin: 1.2rem 0;
+  max-width: 46rem; }
 .scroll { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 .wide { width: 100%; }
-caption { text-align: left; caption-side: bottom; padding-top: .6rem; max-width: min(46rem, 100vw - 2rem); font-size: .87rem; line-height: 1.5; }
+caption { text-align: left; caption-side: bottom; padding-top: .6rem;
+  max-width: min(46rem, 100vw - 2rem); font-size: .87rem; line-height: 1.5; }
 th, td { text-align: right; padding: .42rem .5rem; border-bottom: 1px solid var(--rule); vertical-align: top;
   white-space: nowrap; }
 th:first-child, td:first-child, .left { text-align: left; }
 th { font-weight: 600; }
 thead th { vertical-align: bottom; border-bottom: 1px solid #9aa3ae; line-height: 1.3; }
+thead tr + tr th:first-child { text-align: right; }
 thead tr:first-child th[colspan] { border-bottom: 1px solid var(--rule); text-align: center; }
 th small, td small { display: block; font-weight: 400; font-size: .74rem; line-height: 1.35; }
 tbody th { background: #fff; position: sticky; left: 0; }
@@ -46,17 +50,17 @@ figure h3 small { display: inline; font-weight: 400; font-size: .87rem; }
 svg { display: block; width: 100%; height: auto; max-width: calc(var(--natural) * 1.3); overflow: visible; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif !important; }
-.scroll svg { min-width: 560px; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.3rem; list-style: none; margin: 0 0 1rem; padding: 0;
   font-size: .87rem; }
 .legend li { display: flex; align-items: center; gap: .45rem; }
-.legend svg { width: 30px; height: 12px; flex: none; }
+.legend svg { width: auto; height: 12px; flex: none; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1rem; margin: .5rem 0 0;
   font-size: .9rem; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 dl.limits { grid-template-columns: 9rem minmax(0, 1fr); gap: .8rem 1rem; max-width: 54rem; font-size: 1rem; }
 dl.limits dt { color: var(--ink); font-weight: 600; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 315px), 1fr)); gap: 1.3rem 1.8rem; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 315px), 1fr));
+  gap: 1.3rem 1.8rem; }
 .triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
 .triple img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border: 1px solid var(--rule); display: block; }
 .triple span { font-size: .8rem; line-height: 1.35; color: var(--muted); display: block; margin-top: .25rem; }
@@ -67,7 +71,8 @@ pre { background: var(--faint); padding: 1rem 1.1rem; border-radius: 4px; line-h
   overflow-wrap: anywhere; margin: 0 0 1rem; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1.6rem 2.4rem; }
 .two > * { min-width: 0; }
-footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--rule); color: var(--muted); font-size: .85rem; }
+footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--rule); color: var(--muted);
+  font-size: .85rem; }
 @media (max-width: 640px) {
   body { padding: 1.4rem 1rem 3rem; }
   h1 { font-size: 1.5rem; }
@@ -83,6 +88,6 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--rule
   figure, tr, .examples > * { break-inside: avoid; }
   .scroll { overflow: visible; }
   th, td { padding: .25rem .4rem; }
-  .wide { font-size: 8pt; }
+  .wide { font-size: 7.5pt; }
 }
 """

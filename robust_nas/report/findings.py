@@ -67,7 +67,8 @@ def check_consistency(contents: Contents) -> Consistency:
         comparisons += len(proved)
         if proved - clean_correct:
             violations.append(
-                f"{model}: {len(proved - clean_correct)} images are certified at {radius:g} and classified wrongly when clean."
+                f"{model}: {len(proved - clean_correct)} images are certified at {radius:g} and "
+                "classified wrongly when clean."
             )
         for (other, attack, attack_norm, epsilon), withstood in correct.items():
             if other != model or attack == "clean" or attack_norm != norm or epsilon is None or epsilon > radius:
@@ -88,7 +89,9 @@ def _curve_violations(contents: Contents) -> list[str]:
         clean = result["clean"]
         for point in result.get("curve", []):
             if point["accuracy"] > clean["accuracy"] and point.get("count", clean["count"]) == clean["count"]:
-                violations.append(f"{model}: more images are correct under attack at {point['epsilon']:g} than when clean.")
+                violations.append(
+                    f"{model}: more images are correct under attack at {point['epsilon']:g} than when clean."
+                )
             for item in contents.certified.get(model, []):
                 same_images = item["count"] == point.get("count", clean["count"])
                 if same_images and point["epsilon"] <= item["epsilon"] and item["certified"] > point["accuracy"]:
@@ -110,7 +113,7 @@ def _attack_outcomes(path: Path) -> tuple[dict[_Measurement, set[int]], dict[_Me
         names = ("model", "attack", "norm", "epsilon", "image", "correct")
         table = pq.read_table(path)
         for *what, image, is_correct in zip(*(table[name].to_pylist() for name in names), strict=True):
-            key: _Measurement = (what[0], what[1], None, None) if what[1] == "clean" else tuple(what)  # type: ignore[assignment]
+            key: _Measurement = (what[0], what[1], None, None) if what[1] == "clean" else tuple(what)
             images[key].add(image)
             if is_correct:
                 correct[key].add(image)
@@ -145,8 +148,8 @@ def summary(contents: Contents) -> list[str]:
         count = len(contents.trained)
         method = next(iter(contents.trained.values())).get("method", "")
         sentences.append(
-            f"{count} network{'s' * (count > 1)} of the space {config['space']['name']}, found by {config['search']['name']} "
-            f"search and trained with {method} against {threat} on {data}."
+            f"{count} network{'s' * (count > 1)} of the space {config['space']['name']}, found by "
+            f"{config['search']['name']} search and trained with {method} against {threat} on {data}."
         )
     else:
         sentences.append(
@@ -164,8 +167,8 @@ def _headline(contents: Contents, model: str) -> str:
     attacks = enumerate_in_words([format_attack(attack["name"]) for attack in result["attacks"]])
     text = (
         f"On {clean['count']} {contents.stages['attack'].get('split', 'test')} images the "
-        f"{name if model == 'ensemble' else f'network {name}'} is correct on {_with_interval(clean)} and, under the worst "
-        f"of {attacks} for each image, on {_with_interval(worst)}"
+        f"{name if model == 'ensemble' else f'network {name}'} is correct on {_with_interval(clean)} and, under the "
+        f"worst of {attacks} for each image, on {_with_interval(worst)}"
     )
     if certificates := contents.certified.get(model):
         least = min(certificates, key=lambda item: float(item["epsilon"]))
@@ -235,9 +238,9 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
     found.append(
         (
             "Seeds",
-            f"Everything comes from one run with one seed ({contents.seed}): another seed may find other architectures, and "
-            "the difference between two networks includes the noise of their training. The intervals on this page are about "
-            "the sample of images only.",
+            f"Everything comes from one run with one seed ({contents.seed}): another seed may find other "
+            "architectures, and the difference between two networks includes the noise of their training. "
+            "The intervals on this page are about the sample of images only.",
         )
     )
     if contents.attacked:
@@ -249,8 +252,8 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
         (
             "Scope",
             f"One data set ({contents.config['data']['name']}) and one threat, {_norm_name(contents.norm)} up to "
-            f"{format_epsilon(contents.epsilon)}. Other norms, corruptions, shifts of the data and other search or training "
-            "methods were not measured here.",
+            f"{format_epsilon(contents.epsilon)}. Other norms, corruptions, shifts of the data and other search or "
+            "training methods were not measured here.",
         )
     )
     return found
@@ -262,16 +265,17 @@ def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
         (
             "Sample size",
             f"Accuracies are over {num_images} {split} images. At an accuracy of one half, the 95 % interval is "
-            f"±{percent(resolution(num_images))} points. A paired test on the same images could tell closer models apart; none "
-            "was made.",
+            f"±{percent(resolution(num_images))} points. A paired test on the same images could tell closer models "
+            "apart; none was made.",
         ),
         (
             "Attacks",
-            "An attack that fails proves nothing: the accuracy under attack bounds the true robust accuracy from above. "
-            "Curves over epsilon use one attack only, so they are less strict than the worst case.",
+            "An attack that fails proves nothing: the accuracy under attack bounds the true robust accuracy from "
+            "above. Curves over epsilon use one attack only, so they are less strict than the worst case.",
         ),
     ]
-    with_autoattack, without = [], []
+    with_autoattack: list[str] = []
+    without: list[str] = []
     for model, result in contents.attacked.items():
         ran = any(is_autoattack(attack["name"]) for attack in result["attacks"])
         named = contents.title_of(model)
@@ -280,8 +284,8 @@ def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
     if without and with_autoattack:
         text = (
             f"AutoAttack was run on {enumerate_in_words(with_autoattack)} only. The worst case of "
-            f"{enumerate_in_words(without)} is over fewer attacks, and would likely be lower with it: do not compare worst "
-            "cases across the two groups."
+            f"{enumerate_in_words(without)} is over fewer attacks, and would likely be lower with it: do not compare "
+            "worst cases across the two groups."
         )
     elif without:
         text = "AutoAttack was not run: the accuracies under attack are likely optimistic."
@@ -305,14 +309,13 @@ def _about_certification(contents: Contents) -> str:
     low, high = percent(min(at_largest)), percent(max(at_largest))
     spread = f"{low} %" if low == high else f"{low} to {high} %"
     text = (
-        f"Bounds by {stage['method']} arithmetic in {stage.get('dtype', 'floating point')}, over {stage['num_images']} images, "
-        f"prove {spread} at the largest radius tried, {format_epsilon(largest)}. "
+        f"Bounds by {stage['method']} arithmetic in {stage.get('dtype', 'floating point')}, over {stage['num_images']} "
+        f"images, prove {spread} at the largest radius tried, {format_epsilon(largest)}. "
     )
     if largest < contents.epsilon:
         ratio = contents.epsilon / largest
-        text += (
-            f"The threat's radius, {format_epsilon(contents.epsilon)}, is {ratio:.3g} times as large: nothing was proved there. "
-        )
+        text += f"The threat's radius, {format_epsilon(contents.epsilon)}, is {ratio:.3g} times as large: nothing "
+        text += "was proved there. "
     return text + (
         "Interval bounds are loose on networks that were not trained for them, so an image without a certificate is "
         "not an image that can be attacked: between the certified and the attacked curve, nothing is known."

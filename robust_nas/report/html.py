@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,9 @@ def page(contents: Contents) -> Html:
         element(
             "main",
             [
-                element("section", element("h2", title, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title")
+                element(
+                    "section", element("h2", title, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title"
+                )
                 for title, key, content in titled
             ],
         ),
@@ -124,10 +127,10 @@ def _results(contents: Contents) -> Content:
         element("th", f"\N{GREEK SMALL LETTER EPSILON} = {format_epsilon(epsilon)}", scope="col") for epsilon in radii
     ]
     rows = [_result_row(contents, model, shared) for model in contents.models]
-    over = f"Every number is over the same {shared} images" if shared else "n is the number of images"
+    over = f"Every number is over {shared} images" if shared else "n is the number of images"
     caption = (
-        f"Accuracy in % with its 95 % Wilson interval. {over}; {_DASH} marks what was not run. The worst case counts an "
-        "image as correct only if it withstands every attack that was run on that model."
+        f"Accuracy in % with its 95 % Wilson interval. {over}; {_DASH} marks what was not run. The worst case counts "
+        "an image as correct only if it withstands every attack that was run on that model."
     )
     table = element(
         "table",
@@ -182,20 +185,20 @@ def _overview(contents: Contents) -> Content:
     if contents.certified_epsilons:
         named["certified"] = f"certified at {format_epsilon(contents.certified_epsilons[0])}"
     figure = plots.overview_plot(rows, "overview", "Clean, worst-case and certified accuracy of each model.")
-    return element("figure", _legend(named), _scroll(figure, "Accuracy of each model"))
+    return element("figure", _legend(named), figure, style="margin-bottom:1.2rem")
 
 
 def _legend(named: dict[str, str]) -> Html:
     """Return a legend of clean, attacked and certified, with their markers."""
     shapes = {
-        "o": '<circle cx="15" cy="6" r="4.2"/>',
-        "s": '<rect x="11" y="2" width="8" height="8"/>',
-        "^": '<path d="M15 1.6 19.8 10.2H10.2Z"/>',
+        "o": '<circle cx="6" cy="6" r="4.2"/>',
+        "s": '<rect x="2" y="2" width="8" height="8"/>',
+        "^": '<path d="M6 1.6 10.8 10.2H1.2Z"/>',
     }
     items = []
     for kind, text in named.items():
         colour, marker = plots.MARKERS[kind]
-        swatch = element("svg", Html(shapes[marker]), viewBox="0 0 30 12", fill=colour, aria_hidden="true")
+        swatch = element("svg", Html(shapes[marker]), viewBox="0 0 12 12", fill=colour, aria_hidden="true")
         items.append(element("li", swatch, text))
     return element("ul", items, class_="legend")
 
@@ -219,7 +222,7 @@ def _architectures(contents: Contents) -> Content:
         "A node is the sum of its incoming edges. Dotted lines are edges without an operation (none); grey ones carry "
         "nothing from the input to the output."
     )
-    return [element("p", note, class_="note"), element("div", cards, class_="grid broad"), _candidates(contents)]
+    return [element("p", note, class_="note"), element("div", cards, _candidates(contents), class_="grid broad")]
 
 
 def _architecture_card(contents: Contents, name: str, text: str) -> Html:
@@ -240,7 +243,9 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
         "figure",
         element("h3", name, " ", element("small", short) if short != text else None),
         drawing,
-        element("figcaption", element("code", text)),
+        element(
+            "figcaption", element("code", [[part, element("wbr")] for part in re.findall(r"[^|]*\|\+?|[^|]+", text)])
+        ),
         _definitions(facts),
     )
 
@@ -267,9 +272,9 @@ def _candidates(contents: Contents) -> Content:
         )
     heads = ("Rank", "Architecture", "Log posterior", "Clean, %", "Robust, %", "")
     caption = (
-        f"The candidates: the most probable architectures that compute different functions, then by robust accuracy with the "
-        f"supernet's weights on {derive.get('num_validation', '?')} validation images. Inherited weights rank, they do "
-        "not predict the accuracy after training."
+        f"The candidates: the most probable architectures that compute different functions, then by robust accuracy "
+        f"with the supernet's weights on {derive.get('num_validation', '?')} validation images. Inherited "
+        "weights rank, they do not predict the accuracy after training."
     )
     table = element(
         "table",
@@ -277,7 +282,7 @@ def _candidates(contents: Contents) -> Content:
         element("thead", element("tr", [_column_head(text, left=text in ("Rank", "Architecture")) for text in heads])),
         element("tbody", rows),
     )
-    return [element("h3", "Derivation", style="margin-top:2rem"), _scroll(table, "Derivation")]
+    return element("div", element("h3", "Derivation"), _scroll(table, "Derivation"))
 
 
 def _short(contents: Contents, text: str) -> str:
@@ -315,7 +320,9 @@ def _search(contents: Contents) -> Content:
         figures.append(element("figure", head, plots.entropy_plot(epochs, entropies, "entropy", name)))
     if "validation" in trajectory[0]:
         clean, robust = ([row["validation"][kind] for row in trajectory] for kind in ("clean", "robust"))
-        name = f"Supernet on validation images: clean {percent(clean[-1])} %, robust {percent(robust[-1])} % at the end."
+        name = (
+            f"Supernet on validation images: clean {percent(clean[-1])} %, robust {percent(robust[-1])} % at the end."
+        )
         head = element("h3", "Supernet ", element("small", "validation accuracy"))
         figure = plots.curve_plot(epochs, clean, robust, "supernet", name)
         figures.append(element("figure", head, figure, _curve_legend()))
@@ -342,7 +349,14 @@ def _operation_legend(operations: Sequence[str]) -> Html:
         dash = dashes[operation]
         pattern = None if dash == "-" else " ".join(f"{2 * length:g}" for length in dash[1])
         line = element(
-            "line", x1="0", y1="6", x2="30", y2="6", stroke=colours[operation], stroke_width="2.5", stroke_dasharray=pattern
+            "line",
+            x1="0",
+            y1="6",
+            x2="30",
+            y2="6",
+            stroke=colours[operation],
+            stroke_width="2.5",
+            stroke_dasharray=pattern,
         )
         items.append(element("li", element("svg", line, viewBox="0 0 30 12", aria_hidden="true"), operation))
     return element("ul", items, class_="legend")
@@ -378,8 +392,8 @@ def _training(contents: Contents) -> Content:
     if not figures:
         return None
     note = (
-        "Accuracy on validation images after each epoch. The weights of the epoch with the best robust accuracy are kept; "
-        "everything on this page is measured with them."
+        "Accuracy on validation images after each epoch. The weights of the epoch with the best robust accuracy are "
+        "kept; everything on this page is measured with them."
     )
     return [element("p", note, class_="note"), _curve_legend(), element("div", figures, class_="grid")]
 
@@ -400,9 +414,9 @@ def _radii(contents: Contents) -> Content:
         figure = plots.epsilon_plot(result, proved, contents.epsilon, f"radius-{index}", name)
         figures.append(element("figure", element("h3", title), figure))
     note = (
-        "The axis is linear up to the smallest radius and logarithmic from there on. The dotted line is the threat's radius; the "
-        "open diamond on it is the worst case over all attacks with its 95 % interval. Between the certified and the "
-        "attacked curve, nothing is known."
+        "The axis is linear up to the smallest radius and logarithmic from there on. The dotted line is the threat's "
+        "radius; the open diamond on it is the worst case over all attacks with its 95 % interval. Between the "
+        "certified and the attacked curve, nothing is known."
     )
     legend = _legend({"clean": "clean", "attacked": "under the curve's attack", "certified": "certified"})
     return [element("p", note, class_="note"), legend, element("div", figures, class_="grid")]
@@ -451,8 +465,9 @@ def _examples(contents: Contents) -> Content:
     model = examples.get("model")
     note = (
         f"Test images{f' of {contents.title_of(str(model))}' if model else ''} and what {attack} makes of them at "
-        f"{contents.norm} {format_epsilon(epsilon)}: original, adversarial, and their difference times {1 / (2 * reach):.3g} around "
-        "grey. They were picked because the network is surest of its mistake; how often an attack succeeds stands in the table."
+        f"{contents.norm} {format_epsilon(epsilon)}: original, adversarial, and their difference times "
+        f"{1 / (2 * reach):.3g} around grey. They were picked because the network is surest of its mistake; "
+        "how often an attack succeeds stands in the table."
     )
     return [element("p", note, class_="note"), element("div", cards, class_="examples")]
 
@@ -488,7 +503,9 @@ def _ensemble(contents: Contents) -> Content:
     if ensemble.get("epsilon") is not None:
         facts += f" at radius {format_epsilon(ensemble['epsilon'])}"
     if ensemble.get("objective") is not None and ensemble.get("uniform_objective") is not None:
-        facts += f"; objective {ensemble['objective']:.4g}, against {ensemble['uniform_objective']:.4g} of equal weights"
+        facts += (
+            f"; objective {ensemble['objective']:.4g}, against {ensemble['uniform_objective']:.4g} of equal weights"
+        )
     table = element(
         "table",
         element("caption", f"{facts}. Each network's logits are divided by its scale before they are weighted."),
@@ -510,8 +527,8 @@ def _comparison(contents: Contents) -> Content:
         rows.append(element("tr", element("th", measurement, scope="row"), cells))
     heads = [_column_head("Ensemble, in points"), *(_column_head(f"over {name}") for name in compared)]
     caption = (
-        "What the ensemble gains. An asterisk marks a difference whose two 95 % intervals do not overlap; the others may be "
-        "chance. Worst cases are left out: they are over different attacks."
+        "What the ensemble gains. An asterisk marks a difference whose two 95 % intervals do not overlap; the others "
+        "may be chance. Worst cases are left out: they may be over different attacks."
     )
     table = element(
         "table", element("caption", caption), element("thead", element("tr", heads)), element("tbody", rows)
@@ -534,11 +551,15 @@ def _checks(contents: Contents) -> Content:
     text += "and the curves" if contents.attacked else ""
     if found.violations:
         statement: list[Content] = [
-            element("p", element("strong", "Certified \u2264 attacked \u2264 clean is violated."), " This is a defect:"),
+            element(
+                "p", element("strong", "Certified \u2264 attacked \u2264 clean is violated."), " This is a defect:"
+            ),
             element("ul", [element("li", sentence) for sentence in found.violations]),
         ]
     elif not found.comparisons:
-        statement = [element("p", "There are no outcomes of single images in the run folder; the order was not checked.")]
+        statement = [
+            element("p", "There are no outcomes of single images in the run folder; the order was not checked.")
+        ]
     else:
         statement = [
             element("p", element("strong", "Certified \u2264 attacked \u2264 clean holds"), f" in {text.rstrip(', ')}.")
@@ -575,9 +596,16 @@ def _masking(contents: Contents) -> Content:
             passed = check["passed"]
             cells.append(element("td", "passed" if passed else element("strong", "FAILED", class_="attacked")))
             details.append(
-                element("li", f"{contents.title_of(model)}: {sentence} {_DASH} ", "" if passed else "FAILED: ", check["detail"])
+                element(
+                    "li",
+                    f"{contents.title_of(model)}: {sentence} {_DASH} ",
+                    "" if passed else "FAILED: ",
+                    check["detail"],
+                )
             )
-        rows.append(element("tr", element("th", sentence, scope="row", style="white-space:normal;min-width:14rem"), cells))
+        rows.append(
+            element("tr", element("th", sentence, scope="row", style="white-space:normal;min-width:14rem"), cells)
+        )
     heads = [_column_head("Check"), *(_column_head(contents.title_of(model)) for model in models)]
     table = element(
         "table",
@@ -593,7 +621,9 @@ def _masking(contents: Contents) -> Content:
 
 
 def _limits(contents: Contents) -> Content:
-    return element("dl", [[element("dt", about), element("dd", text)] for about, text in limits(contents)], class_="limits")
+    return element(
+        "dl", [[element("dt", about), element("dd", text)] for about, text in limits(contents)], class_="limits"
+    )
 
 
 def _setup(contents: Contents) -> Content:
@@ -630,7 +660,9 @@ def _times(contents: Contents) -> Content:
         runs = [attack for result in contents.attacked.values() for attack in result["attacks"]]
         seconds["attack"] = sum(attack.get("seconds", 0.0) for attack in runs)
     if contents.certified:
-        seconds["certify"] = sum(item.get("seconds", 0.0) for results in contents.certified.values() for item in results)
+        seconds["certify"] = sum(
+            item.get("seconds", 0.0) for results in contents.certified.values() for item in results
+        )
     facts = {stage.capitalize(): _duration(seconds[stage]) for stage in STAGES if stage in seconds}
     return [element("h3", "Time", style="margin-top:1.6rem"), _definitions(facts)] if facts else None
 

@@ -23,7 +23,7 @@ INK, MUTED, FAINT, RULE, PAPER = "#1c2430", "#5b6573", "#b3bac4", "#e3e7ec", "#f
 _OPERATION_COLOURS = ("#882255", "#88CCEE", "#332288", "#999933", "#CC6677", "#44AA99", "#DDCC77", "#AA4499", "#117733")
 _OPERATION_DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (7, 2)))
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: the page's font, searchable, small
     "svg.hashsalt": "robust-nas",
     "font.family": "sans-serif",
@@ -167,9 +167,9 @@ def curve_plot(
         if not known:
             continue
         axes.plot(*zip(*known, strict=True), color=colour, linestyle="-" if label == "clean" else (0, (5, 1.5)))
-        best = [value for epoch, value in known if epoch == best_epoch]
+        best = [point for point in known if point[0] == best_epoch]
         if best:
-            axes.plot([best_epoch], best, marker="o", color=colour, markersize=7, markerfacecolor=PAPER, markeredgewidth=2)
+            axes.plot(*best[0], marker="o", color=colour, markersize=7, markerfacecolor=PAPER, markeredgewidth=2)
     if best_epoch is not None:
         axes.axvline(best_epoch, color=FAINT, linewidth=1, zorder=0)
         near_the_end = best_epoch > (epochs[0] + epochs[-1]) / 2
@@ -188,7 +188,11 @@ def curve_plot(
 
 
 def epsilon_plot(
-    result: Mapping[str, Any] | None, certificates: Sequence[Mapping[str, Any]], threat_epsilon: float, key: str, name: str
+    result: Mapping[str, Any] | None,
+    certificates: Sequence[Mapping[str, Any]],
+    threat_epsilon: float,
+    key: str,
+    name: str,
 ) -> Html:
     """Return accuracy over epsilon of one model: clean, under the curve's attack, certified.
 
@@ -250,16 +254,16 @@ def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | Non
         key: makes the ids of one figure differ from those of the others on the page.
         name: what the figure is called for those who cannot see it.
     """
-    figure, axes = figure_of(680, 46 + 34 * len(rows))
-    for index, (_, values) in enumerate(rows):
-        for shift, (kind, (colour, marker)) in zip((0.14, 0, -0.14), MARKERS.items(), strict=True):
+    figure, axes = figure_of(460, 34 + 44 * len(rows))
+    for index, (title, values) in enumerate(rows):
+        axes.text(0, 0.3 - index, title, va="center", fontsize=11.5)
+        for shift, (kind, (colour, marker)) in zip((0.1, 0, -0.1), MARKERS.items(), strict=True):
             if item := values.get(kind):
                 height = shift - index  # so that clean and certified stay apart where they are equal
                 axes.plot([item["low"], item["high"]], [height, height], color=colour, linewidth=3, alpha=0.3)
                 axes.plot([item["accuracy"]], [height], color=colour, marker=marker, markersize=6.5, linestyle="none")
-    axes.set_yticks([-index for index in range(len(rows))], [title for title, _ in rows])
-    axes.tick_params(axis="y", labelcolor=INK, labelsize=11.5)
-    axes.set_ylim(-len(rows) + 0.5, 0.5)
+    axes.set_yticks([-index for index in range(len(rows))], [""] * len(rows))
+    axes.set_ylim(-len(rows) + 0.65, 0.5)
     axes.set_xlim(-0.01, 1.01)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     axes.spines["left"].set_visible(False)

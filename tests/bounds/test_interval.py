@@ -165,6 +165,43 @@ def test_average_pooling_has_exact_bounds_under_both_padding_conventions(
     torch.testing.assert_close(box.upper.flatten(2), upper.flatten(2) @ matrix)
 
 
+CONSTANT = torch.tensor([[-2.0, 0.0], [0.5, 3.0]], dtype=torch.float64)
+ARITHMETIC = {
+    "x + y": lambda x, y: x + y,
+    "x - y": lambda x, y: x - y,
+    "x * y": lambda x, y: x * y,
+    "-x": lambda x, y: -x,
+    "constant + x": lambda x, y: CONSTANT + x,
+    "constant - x": lambda x, y: CONSTANT - x,
+    "1 - x": lambda x, y: 1 - x,
+    "constant * x": lambda x, y: CONSTANT * x,
+    "x * -2": lambda x, y: x * -2,
+    "x / -2": lambda x, y: x / -2,
+    "x / constant": lambda x, y: x / (CONSTANT - 1),
+    "add with alpha": lambda x, y: torch.add(x, y, alpha=-3),
+    "subtract with alpha": lambda x, y: torch.sub(x, CONSTANT, alpha=2),
+    "subtract a box from a constant with alpha": lambda x, y: torch.sub(CONSTANT, x, alpha=-2),
+    "sum": lambda x, y: sum([x, y, CONSTANT]),
+    "stack": lambda x, y: torch.stack([x, CONSTANT, -y], 1),
+    "clamp": lambda x, y: x.clamp(-0.3, 0.4),
+    "clamp between tensors": lambda x, y: torch.clamp(x, min=CONSTANT - 1, max=CONSTANT),
+    "leaky relu": lambda x, y: F.leaky_relu(x, 0.2),
+    "transposed mean": lambda x, y: x.transpose(-1, -2).mean(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("named", ARITHMETIC)
+def test_each_operation_has_the_exact_range_of_its_values_over_boxes_of_either_sign(named: str) -> None:
+    function = ARITHMETIC[named]
+    lower, width = torch.randn(2, 30, 2, 2, dtype=torch.float64), torch.rand(2, 30, 2, 2, dtype=torch.float64)
+    upper = lower + 2 * width
+    box = function(Box(lower[0], upper[0]), Box(lower[1], upper[1]))
+    # All of these reach their least and greatest value when every x is at one end of its range, and every y at one.
+    ends = [function(x, y) for x in (lower[0], upper[0]) for y in (lower[1], upper[1])]
+    torch.testing.assert_close(box.lower, torch.stack(ends).amin(0))
+    torch.testing.assert_close(box.upper, torch.stack(ends).amax(0))
+
+
 def test_the_last_layer_merged_with_the_margins_is_tighter_than_differences_of_logits() -> None:
     body = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     images, labels = torch.rand(6, 2, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])

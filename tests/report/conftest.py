@@ -133,7 +133,8 @@ def _derive() -> dict[str, Any]:
         architecture = Architecture.parse(digits)
         candidates.append(
             {
-                "architecture": str(architecture), "canonical": architecture.canonical, "log_posterior": -6.2 - 0.1 * rank,
+                "architecture": str(architecture), "canonical": architecture.canonical,
+                "log_posterior": -6.2 - 0.1 * rank,
                 "validation_clean": 0.91 - 0.01 * rank, "validation_robust": 0.46 - 0.015 * rank,
                 "rank": rank if rank <= 3 else None,
             }
@@ -178,7 +179,13 @@ def _measured(path: Path, random: np.random.Generator) -> dict[str, Any]:
         evaluation["models"][model] = {
             "clean": wilson(int(clean.sum()), NUM_IMAGES),
             "attacks": [
-                {"name": attack, "norm": "linf", "epsilon": 0.2, "seconds": 2.5, **wilson(int(correct.sum()), NUM_IMAGES)}
+                {
+                    "name": attack,
+                    "norm": "linf",
+                    "epsilon": 0.2,
+                    "seconds": 2.5,
+                    **wilson(int(correct.sum()), NUM_IMAGES),
+                }
                 for attack, correct in attacks.items()
             ],
             "worst_case": {"norm": "linf", "epsilon": 0.2, **wilson(int(worst.sum()), NUM_IMAGES)},
@@ -194,7 +201,8 @@ def _measured(path: Path, random: np.random.Generator) -> dict[str, Any]:
             certification["models"][model].append({**entry, **more})
             certificates += [
                 {"model": model, "method": "interval", "norm": "linf", "epsilon": epsilon, "image": image,
-                 "label": image % 10, "margin": float(value), "certified": bool(value > 0), "clean_correct": bool(right)}
+                 "label": image % 10, "margin": float(value), "certified": bool(value > 0),
+                 "clean_correct": bool(right)}
                 for image, (value, right) in enumerate(zip(margin, clean, strict=True))
             ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(outcomes), path / "evaluation.parquet")
@@ -217,12 +225,11 @@ def _metrics(random: np.random.Generator) -> list[dict[str, Any]]:
 
 def _examples(random: np.random.Generator) -> dict[str, Any]:
     import torch
-    from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
-    originals = torch.tensor(images[:9].reshape(-1, 1, 8, 8) / 16, dtype=torch.float32)
+    waves = [np.outer(np.sin(np.arange(8) * (k + 1) / 4), np.cos(np.arange(8) / (k + 1))) for k in range(9)]
+    originals = torch.tensor(np.array(waves), dtype=torch.float32).abs().unsqueeze(1)
     noise = torch.tensor(random.uniform(-0.2, 0.2, originals.shape), dtype=torch.float32)
-    own = torch.tensor(labels[:9])
+    own = torch.arange(9)
     return {
         "originals": originals, "adversarial": (originals + noise).clamp(0, 1), "labels": own,
         "predictions": (own + 3) % 10, "clean_predictions": own, "model": "model-0", "attack": "pgd", "epsilon": 0.2,
