@@ -1,4 +1,4 @@
-"""robust-nas: search neural architectures that hold up under attack, measure how robust they are, prove what can be proved.
+"""robust-nas: search neural architectures that hold up under attack, measure and certify how robust they are.
 
     import robust_nas as rn
 
@@ -30,7 +30,27 @@ _FROM = {
 }
 _MODULES = ("attacks", "bounds", "datasets", "ensembles", "searches", "spaces", "tables", "training")
 
-__all__ = ["__version__", *_FROM, *_MODULES]  # noqa: PLE0604
+__all__ = [
+    "Architecture",
+    "InputError",
+    "ThreatModel",
+    "__version__",
+    "attacks",
+    "bounds",
+    "build_ensemble",
+    "certify",
+    "datasets",
+    "ensembles",
+    "evaluate",
+    "load_run",
+    "run",
+    "search",
+    "searches",
+    "spaces",
+    "tables",
+    "train",
+    "training",
+]
 
 if TYPE_CHECKING:
     from robust_nas import attacks, bounds, datasets, ensembles, searches, spaces, tables, training

@@ -11,7 +11,7 @@ from torch import nn
 
 from robust_nas import attacks as attack_group
 from robust_nas import bounds as bound_group
-from robust_nas import config, ensembles, pipeline, recipe, searches, spaces, training
+from robust_nas import config, ensembles, pipeline, recipe, searches, spaces
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet

@@ -42,7 +42,7 @@ class Architecture:
         nodes = self.num_nodes
         if len(self.operations) != nodes * (nodes - 1) // 2 or nodes < 2:
             raise InputError(
-                f"A cell of n nodes has n (n - 1) / 2 edges (1, 3, 6, 10, ...), but got {len(self.operations)} operations."
+                f"A cell of n nodes has n (n - 1) / 2 edges (1, 3, 6, ...), but got {len(self.operations)} operations."
             )
 
     @classmethod
@@ -76,8 +76,12 @@ class Architecture:
             for source, part in itertools.zip_longest(range(target), parts):
                 match = re.fullmatch(r"(\w+)~(\d+)", part or "")
                 if part is None or source is None or match is None or int(match[2]) != source:
-                    wanted = f"edge {source}-{target}" if source is not None else f"only {target} edges into node {target}"
-                    raise InputError(f"The architecture '{text}' must have {wanted}, but got '{part or 'nothing'}' there.")
+                    wanted = (
+                        f"edge {source}-{target}" if source is not None else f"only {target} edges into node {target}"
+                    )
+                    raise InputError(
+                        f"The architecture '{text}' must have {wanted}, but got '{part or 'nothing'}' there."
+                    )
                 if match[1] not in operations:
                     raise InputError(
                         f"The architecture '{text}' has the unknown operation '{match[1]}' on edge {source}-{target}. "

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from robust_nas import __version__
-from robust_nas.errors import InputError, suggest
+from robust_nas.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +24,9 @@ app = typer.Typer(
     epilog="Start with: robust-nas run digits",
 )
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=3.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=3.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder for run folders.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where the data set's files are.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -33,14 +35,17 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        app(prog_name="robust-nas")
     except InputError as error:
         _fail(str(error), error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         place = f" ({error.filename})" if error.filename else ""
-        _fail(f"Writing is not possible: {error.strerror}{place}; free some space or choose another folder with --out.", error)
+        _fail(
+            f"Writing is not possible: {error.strerror}{place}; free some space or choose another folder with --out.",
+            error,
+        )
 
 
 def _fail(message: str, error: BaseException) -> None:
@@ -60,7 +65,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None: ...
 
 
@@ -74,7 +81,9 @@ def run(
 ) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
     if (recipe is None) == (resume is None) and "=" not in (recipe or ""):
-        raise InputError("'robust-nas run' takes a recipe, such as digits, or --resume RUN; 'robust-nas list recipes' lists them.")
+        raise InputError(
+            "'robust-nas run' takes a recipe, such as digits, or --resume RUN; 'robust-nas list recipes' lists them."
+        )
     if resume is not None:
         # After --resume there is no recipe: what stands in its place is the first override.
         job = _resume(resume, [*([recipe] if recipe else []), *(overrides or [])])
@@ -85,8 +94,12 @@ def run(
 
 
 @app.command()
-def search(recipe: Annotated[str, typer.Argument(help="A recipe or an unfinished run folder.")], overrides: Overrides = None,
-           out: Out = Path("runs"), data_root: DataRoot = None) -> None:
+def search(
+    recipe: Annotated[str, typer.Argument(help="A recipe or an unfinished run folder.")],
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    data_root: DataRoot = None,
+) -> None:
     """Train the supernet and its distributions over architectures."""
     is_run = (Path(recipe) / "config.toml").is_file()
     _work(_resume(Path(recipe), overrides or []) if is_run else _start(recipe, overrides, out, data_root), "search")
@@ -143,6 +156,46 @@ def info(thing: Annotated[str, typer.Argument(help="An architecture, a run folde
     from robust_nas import listing
 
     print(listing.describe(thing))
+
+
+table = typer.Typer(no_args_is_help=True, help="Look into a table of robust accuracies.")
+app.add_typer(table, name="table")
+
+TablePath = Annotated[
+    Path, typer.Option("--table", help="The table's folder; finished runs are recorded in runs/table.")
+]
+Filters = Annotated[
+    list[str] | None, typer.Argument(metavar="[COLUMN=VALUE]...", help="Such as attack=pgd dataset=digits.")
+]
+
+
+@table.command()
+def query(
+    architecture: Annotated[
+        str, typer.Argument(help="An architecture in the string or digits form; any equivalent one.")
+    ],
+    filters: Filters = None,
+    path: TablePath = Path("runs/table"),
+) -> None:
+    """Print every accuracy that was measured of an architecture's class."""
+    from robust_nas import listing
+
+    print(listing.describe_rows(path, filters or [], architecture=architecture))
+
+
+@table.command()
+def top(
+    filters: Filters = None,
+    path: TablePath = Path("runs/table"),
+    count: Annotated[int, typer.Option("-n", "--count", help="How many.")] = 10,
+) -> None:
+    """Print the most accurate networks under an attack (attack=pgd unless another is given)."""
+    from robust_nas import listing
+
+    chosen = filters or []
+    if not any(text.startswith("attack=") for text in chosen):
+        chosen = ["attack=pgd", *chosen]
+    print(listing.describe_rows(path, chosen, count=count))
 
 
 def _progress() -> Any:

@@ -49,7 +49,6 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "") -> T:
     return cls(**values)
 
 
-@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 

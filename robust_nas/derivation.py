@@ -119,7 +119,9 @@ def _measure_statistics(network: nn.Module, data: Dataset, derivation: Derivatio
     network.eval()
 
 
-def to_record(candidates: list[Candidate], derivation: Derivation, num_validation: int, seconds: float) -> dict[str, Any]:
+def to_record(
+    candidates: list[Candidate], derivation: Derivation, num_validation: int, seconds: float
+) -> dict[str, Any]:
     """Return what `derive.json` says."""
     return {
         "candidates": [

@@ -1,9 +1,10 @@
-"""What there is, and what it is: the answers of `robust-nas list` and `robust-nas info`. Listing imports nothing slow."""
+"""What there is, and what it is: the answers of `robust-nas list` and `info`. Listing imports nothing slow."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from robust_nas import catalogue
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.run_dir import read_json
+from robust_nas.threat import parse_pixels
 
 GROUPS = {
     "attacks": "attacks",
@@ -70,7 +72,9 @@ def describe_architecture(architecture: Architecture) -> str:
         *(f"edge {i}-{j}   {name}" for i, j, name in architecture.edges),
     ]
     if architecture.num_nodes == 4 and size is not None:
-        lines.append(f"class      {size} of the 15625 strings compute this function when corresponding parameters are equal")
+        lines.append(
+            f"class      {size} of the 15625 strings compute this function when corresponding parameters are equal"
+        )
     if not architecture.is_connected:
         lines.append("caution    no path from input to output: the network's output is constant")
     return "\n".join(lines)
@@ -82,6 +86,55 @@ def _describe_component(kind: str, component: Any, name: str) -> str:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         lines.append(f"  {field.name} = {'(required)' if default is dataclasses.MISSING else default}")
     return "\n".join(lines if dataclasses.fields(component) else lines[:3])
+
+
+def describe_rows(
+    path: Path, filters: Sequence[str], *, architecture: str | None = None, count: int | None = None
+) -> str:
+    """Return rows of a table as text, the most accurate first.
+
+    Args:
+        path: the table's folder.
+        filters: `column=value`; epsilons may be fractions.
+        architecture: keep its equivalence class only.
+        count: keep this many.
+
+    Raises:
+        InputError: if there is no table, a filter is wrong, or no row is left.
+    """
+    from robust_nas import tables
+
+    values: dict[str, Any] = {}
+    for text in filters:
+        column, separator, value = text.partition("=")
+        if not separator:
+            raise InputError(f"A filter is written as column=value, such as attack=pgd, but got '{text}'.")
+        values[column] = parse_pixels(value) if column == "epsilon" else int(value) if column == "seed" else value
+    if architecture is not None:
+        values["canonical"] = Architecture.parse(architecture).canonical
+    found = tables.read(path, **values).to_pylist()
+    if not found:
+        raise InputError(
+            f"The table {path} has no row for {', '.join([*filters, *([architecture] if architecture else [])])}."
+        )
+    found.sort(key=lambda row: -row["accuracy"])
+    columns = (
+        "architecture",
+        "dataset",
+        "split",
+        "attack",
+        "epsilon",
+        "accuracy",
+        "num_images",
+        "seed",
+        "source",
+        "model",
+    )
+    body = [
+        ["" if row[c] is None else f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns]
+        for row in found[:count]
+    ]
+    return "\n".join(_aligned([list(columns), *body]))
 
 
 def describe_run(path: Path) -> str:
@@ -128,8 +181,12 @@ def _results(path: Path) -> list[str]:
     columns.sort(key=lambda column: column.startswith("certified"))
     heads = ["model", *columns]
     body = [
-        [model, *(f"{100 * row[column]:.1f}" if column in row else "-" for column in columns)] for model, row in rows.items()
+        [model, *(f"{100 * row[column]:.1f}" if column in row else "-" for column in columns)]
+        for model, row in rows.items()
     ]
-    widths = [max(len(line[place]) for line in [heads, *body]) for place in range(len(heads))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *body]]
-    return [*lines, f"% of {evaluation['num_images']} {evaluation['split']} images"]
+    return [*_aligned([heads, *body]), f"% of {evaluation['num_images']} {evaluation['split']} images"]
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]

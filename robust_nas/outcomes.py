@@ -36,4 +36,6 @@ def read_outcomes(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise InputError(f"There is no {path.name} in {path.parent}; run the stage that writes it first.") from None
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and the JSON file beside it, and resume the run.") from None
+        raise InputError(
+            f"{path} is damaged ({error}); delete it and the JSON file beside it, and resume the run."
+        ) from None

@@ -190,7 +190,9 @@ def load_models(job: Job) -> dict[str, nn.Module]:
         try:
             model.load_state_dict(load_state(path)["weights"])
         except (RuntimeError, KeyError) as error:
-            raise InputError(f"The weights in {path} do not fit {architecture} ({str(error).splitlines()[0]}).") from None
+            raise InputError(
+                f"The weights in {path} do not fit {architecture} ({str(error).splitlines()[0]})."
+            ) from None
         models[name] = model.to(job.world.device).eval()
     return models
 
@@ -225,7 +227,13 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
     attacks = [*plan.attacks, *(plan.strongest if strongest else ())]
     result = evaluate(model, test, threat, attacks, batch_size=plan.batch_size, seed=recipe.seed, stage=stage)
     curve = robustness_curve(
-        model, test, threat, plan.curve_epsilons, plan.curve_attack, batch_size=plan.batch_size, stage=stage.within("curve")
+        model,
+        test,
+        threat,
+        plan.curve_epsilons,
+        plan.curve_attack,
+        batch_size=plan.batch_size,
+        stage=stage.within("curve"),
     )
     checks = masking_checks(model, job.data.test, threat, seed=recipe.seed, num_images=plan.masking_images)
     if job.world.is_main:
@@ -252,7 +260,13 @@ def _certify_one(job: Job, name: str, model: nn.Module) -> None:
     plan, stage = job.recipe.certification, job.stage(f"certify-{name}")
     images = job.data.test[: plan.num_images]
     certificates = certify_model(
-        model, images, job.recipe.threat, bound=plan.bound, epsilons=plan.epsilons, batch_size=plan.batch_size, stage=stage
+        model,
+        images,
+        job.recipe.threat,
+        bound=plan.bound,
+        epsilons=plan.epsilons,
+        batch_size=plan.batch_size,
+        stage=stage,
     )
     if job.world.is_main:
         add_outcomes(job.folder / "certificates.parquet", name, [row for c in certificates for row in c.rows()])

@@ -240,7 +240,9 @@ class RunDir:
         """
         path = Path(path)
         if not (path / "config.toml").is_file():
-            raise InputError(f"{path} is not a run folder: it has no config.toml. Give a folder made by 'robust-nas run'.")
+            raise InputError(
+                f"{path} is not a run folder: it has no config.toml. Give a folder made by 'robust-nas run'."
+            )
         return cls(path)
 
     def lock(self) -> None:

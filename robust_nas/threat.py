@@ -32,7 +32,9 @@ def parse_pixels(value: float | str) -> float:
         try:
             return float(numerator) / float(denominator or 1)
         except (ValueError, ZeroDivisionError):
-            raise InputError(f"A length in pixels must be a number or a fraction such as '8/255', but got '{value}'.") from None
+            raise InputError(
+                f"A length in pixels must be a number or a fraction such as '8/255', but got '{value}'."
+            ) from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"A length in pixels must be a number or a fraction such as '8/255', but got {value!r}.")
     return float(value)
@@ -103,7 +105,7 @@ def check_images(images: Tensor) -> None:
     """Raise InputError unless `images` is a [B, C, H, W] floating point tensor with values in [0, 1]."""
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
-            f"Images must be a floating point tensor [B, C, H, W], but got {images.dtype} of shape {list(images.shape)}."
+            f"Images must be floating point numbers [B, C, H, W], but got {images.dtype} of shape {list(images.shape)}."
         )
     if images.numel() == 0:
         return

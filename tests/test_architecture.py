@@ -89,7 +89,9 @@ def test_architectures_of_different_classes_usually_compute_different_functions(
     # The check above could pass on cells that are all alike: these must differ.
     images = torch.randn(1, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        outputs = [_cell(Architecture.parse(code))(images) for code in ("333333", "333331", "322222", "123412", "444444")]
+        outputs = [
+            _cell(Architecture.parse(code))(images) for code in ("333333", "333331", "322222", "123412", "444444")
+        ]
     for one, other in itertools.combinations(outputs, 2):
         assert not torch.allclose(one, other)
 

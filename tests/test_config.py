@@ -84,7 +84,9 @@ def test_a_mistake_is_named_with_its_place(table, message):
 
 def test_overrides_are_toml_values_or_plain_text_at_dotted_keys():
     table = {"attack": "fgsm", "inner": {"steps": 3}, "list": [1]}
-    changed = config.override(table, ["inner.steps=5", "attack.random_start=true", "length=8/255", "list=[2, 3]", "new.key=x"])
+    changed = config.override(
+        table, ["inner.steps=5", "attack.random_start=true", "length=8/255", "list=[2, 3]", "new.key=x"]
+    )
     assert changed == {
         "attack": {"name": "fgsm", "random_start": True},
         "inner": {"steps": 5},
@@ -102,7 +104,10 @@ def test_an_override_that_makes_no_sense_is_refused(assignment):
 
 
 def test_differences_name_the_keys_and_both_values():
-    before, after = {"train": {"epochs": 3, "batch": 1}, "seed": 0}, {"train": {"epochs": 4, "batch": 1}, "seed": 0, "x": 1}
+    before, after = (
+        {"train": {"epochs": 3, "batch": 1}, "seed": 0},
+        {"train": {"epochs": 4, "batch": 1}, "seed": 0, "x": 1},
+    )
     assert config.differences(before, after) == ["train.epochs (3 -> 4)", "x (None -> 1)"]
 
 

@@ -23,7 +23,9 @@ def test_a_training_state_comes_back_as_it_was(tmp_path):
     optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
     model(torch.ones(1, 3)).sum().backward()
     optimiser.step()
-    save_state(tmp_path / "s.safetensors", {"o": optimiser.state_dict(), "m": model.state_dict(), "n": [1, None, 2.5, "a"]})
+    save_state(
+        tmp_path / "s.safetensors", {"o": optimiser.state_dict(), "m": model.state_dict(), "n": [1, None, 2.5, "a"]}
+    )
     state = load_state(tmp_path / "s.safetensors")
     other = torch.nn.Linear(3, 2)
     other.load_state_dict(state["m"])

@@ -6,7 +6,11 @@ from robust_nas.errors import InputError
 from robust_nas.seeds import generator_at
 from robust_nas.threat import ThreatModel, parse_pixels
 
-THREATS = [ThreatModel(norm="linf", epsilon=8 / 255), ThreatModel(norm="linf", epsilon=0.3), ThreatModel(norm="l2", epsilon=0.5)]
+THREATS = [
+    ThreatModel(norm="linf", epsilon=8 / 255),
+    ThreatModel(norm="linf", epsilon=0.3),
+    ThreatModel(norm="l2", epsilon=0.5),
+]
 
 
 def _images(count: int = 64) -> torch.Tensor:
@@ -34,7 +38,7 @@ def test_projected_and_random_points_are_inside_ball_and_box_in_exact_arithmetic
         exact = points.double() - images.double()
         length = exact.abs().flatten(1).amax(1) if threat.norm == "linf" else exact.flatten(1).norm(dim=1)
         assert bool((length <= threat.epsilon).all())
-        assert 0 <= float(points.min()) and float(points.max()) <= 1
+        assert float(points.min()) >= 0 and float(points.max()) <= 1
         assert bool(ball.contains(points).all())
 
 
@@ -91,7 +95,13 @@ def test_a_step_of_steepest_ascent_beats_every_random_step_of_its_length_on_a_li
 
 @pytest.mark.parametrize(
     ("epsilon", "message"),
-    [(8, "did you mean 8/255"), (0, "must be in"), (-0.1, "must be in"), ("eight", "number or a fraction"), ("1/0", "fraction")],
+    [
+        (8, "did you mean 8/255"),
+        (0, "must be in"),
+        (-0.1, "must be in"),
+        ("eight", "number or a fraction"),
+        ("1/0", "fraction"),
+    ],
 )
 def test_a_wrong_epsilon_is_refused_in_one_sentence(epsilon, message):
     with pytest.raises(InputError, match=message):
@@ -103,7 +113,9 @@ def test_an_unknown_norm_is_refused():
         ThreatModel(norm="l7", epsilon=0.1)
 
 
-@pytest.mark.parametrize("images", [torch.full((1, 1, 2, 2), 255.0), torch.full((1, 1, 2, 2), -0.1), torch.full((1, 1, 2, 2), float("nan"))])
+@pytest.mark.parametrize(
+    "images", [torch.full((1, 1, 2, 2), 255.0), torch.full((1, 1, 2, 2), -0.1), torch.full((1, 1, 2, 2), float("nan"))]
+)
 def test_images_outside_0_1_are_refused(images):
     with pytest.raises(InputError, match=r"must be in \[0, 1\]"):
         ThreatModel(epsilon=0.1).around(images)

@@ -143,7 +143,8 @@ def _bumps(side: int) -> Tensor:
 
 def _bump(height: int, width: int) -> Tensor:
     """Return [height, width] values sum_{k=0}^{M} 1 / (n + 1 - k)^2, with n half the longer side and n - M the
-    distance from the centre in the maximum norm."""
+    distance from the centre in the maximum norm.
+    """
     half = max(height, width) // 2
     away = torch.maximum(
         (torch.arange(height) - height // 2).abs().view(-1, 1), (torch.arange(width) - width // 2).abs().view(1, -1)

@@ -1,4 +1,4 @@
-"""Cutting image sets: fixed permutations, so that a data set's splits are the same in every run and on every machine."""
+"""Cutting image sets along fixed permutations: a data set's splits are the same in every run, on every machine."""
 
 from __future__ import annotations
 

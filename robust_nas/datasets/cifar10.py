@@ -38,5 +38,7 @@ class CIFAR10:
             ImageSet(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
             for part in (train, test)
         )
-        splits = train_validation_test(images, tested, "CIFAR-10", self.train_size, self.validation_size, self.test_size)
+        splits = train_validation_test(
+            images, tested, "CIFAR-10", self.train_size, self.validation_size, self.test_size
+        )
         return Dataset("cifar10", tuple(train.classes), *splits)

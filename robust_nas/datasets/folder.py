@@ -46,15 +46,21 @@ class Folder:
         """Read and split the images."""
         root = self.root.expanduser()
         if not root.is_dir():
-            raise InputError(f"There is no folder {root}; give a folder of class folders, or one with train and test in it.")
+            raise InputError(
+                f"There is no folder {root}; give a folder of class folders, or one with train and test in it."
+            )
         if (root / "train").is_dir() != (root / "test").is_dir():
-            raise InputError(f"{root} must have both 'train' and 'test' folders, or neither, but it has only one of them.")
+            raise InputError(
+                f"{root} must have both 'train' and 'test' folders, or neither, but it has only one of them."
+            )
         if (root / "train").is_dir():
             classes, paths, labels = _list(root / "train")
             test_classes, test_paths, test_labels = _list(root / "test")
             if classes != test_classes:
                 odd = sorted({*classes} ^ {*test_classes})
-                raise InputError(f"{root}/train and {root}/test must have the same classes, but differ in {', '.join(odd)}.")
+                raise InputError(
+                    f"{root}/train and {root}/test must have the same classes, but differ in {', '.join(odd)}."
+                )
             name = f"{root.name}'s images"
             validation = self.validation_size or max(1, len(paths) // 10)
             # Only what is used is read: the parts are cut from the lists of files.
@@ -80,8 +86,8 @@ class Folder:
         first = self._decode(paths[chosen[0]])
         if first.numel() * len(chosen) > self.memory:
             raise InputError(
-                f"{len(chosen)} images of {list(first.shape)} need {first.numel() * len(chosen) / 2**30:.1f} GiB, more than "
-                f"data.memory allows ({self.memory / 2**30:.1f} GiB); set data.size or data.train_size lower, or allow more."
+                f"{len(chosen)} images of {list(first.shape)} need {first.numel() * len(chosen) / 2**30:.1f} GiB, but "
+                f"data.memory allows {self.memory / 2**30:.1f}; set data.size or data.train_size lower, or allow more."
             )
         pixels = torch.empty((len(chosen), *first.shape), dtype=torch.uint8)
         for row, index in enumerate(chosen):

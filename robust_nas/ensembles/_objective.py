@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.ensembles import EnsembleWeights
@@ -126,18 +128,22 @@ class Segment:
     epsilon: float
     order: int
 
+    @cached_property
+    def _turn(self) -> Tensor | None:
+        return None if self.start_slopes is None or self.end_slopes is None else self.end_slopes - self.start_slopes
+
     def __call__(self, q: float) -> tuple[float, float]:
-        rise = self.end_offsets - self.start_offsets
-        margins, change = self.start_offsets + q * rise, rise
-        if self.start_slopes is not None and self.end_slopes is not None:
-            turn = self.end_slopes - self.start_slopes
-            slopes = self.start_slopes + q * turn
-            norm = slopes.norm(p=self.order, dim=1)
+        change = self.end_offsets - self.start_offsets
+        margins = self.start_offsets + q * change
+        if self.start_slopes is not None and self._turn is not None:
+            slopes = torch.add(self.start_slopes, self._turn, alpha=q)
             if self.order == 1:
-                norm_change = (slopes.sign() * turn).sum(1)
+                signs = slopes.sign()
+                norm, norm_change = vecdot(signs, slopes), vecdot(signs, self._turn)
             else:
+                norm = slopes.norm(dim=1)
                 # The norm has the subgradient 0 where it is 0.
-                norm_change = (slopes * turn).sum(1) / torch.where(norm > 0, norm, 1.0)
+                norm_change = vecdot(slopes, self._turn) / torch.where(norm > 0, norm, 1.0)
             margins, change = margins - self.epsilon * norm, change - self.epsilon * norm_change
         hinge = 1 - margins
         return float(hinge.clamp(min=0).mean()), float(torch.where(hinge > 0, -change, 0.0).mean())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from robust_nas.architecture import Architecture
 from robust_nas.report._elements import Html
-from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, to_svg
+from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, styled, to_svg
 
 if TYPE_CHECKING:
     import networkx
@@ -15,6 +15,7 @@ _STEP = 1.0  # from one node to the next
 _RADIUS = 0.12
 
 
+@styled
 def draw_cell(architecture: Architecture, operations: tuple[str, ...], key: str, name: str) -> Html:
     """Return a cell as inline SVG.
 

@@ -256,7 +256,6 @@ def _candidates(contents: Contents) -> Content:
         return None
     rows = []
     for candidate in derive["candidates"]:
-        is_chosen = candidate["architecture"] in derive["chosen"]
         rows.append(
             element(
                 "tr",
@@ -267,14 +266,13 @@ def _candidates(contents: Contents) -> Content:
                     element("td", _DASH if value is None else percent(value))
                     for value in (candidate["validation_clean"], candidate["validation_robust"])
                 ],
-                element("td", "trained" if is_chosen else "", class_="left"),
             )
         )
-    heads = ("Rank", "Architecture", "Log posterior", "Clean, %", "Robust, %", "")
+    heads = ("Rank", "Architecture", "Log posterior", "Clean, %", "Robust, %")
     caption = (
         f"The candidates: the most probable architectures that compute different functions, then by robust accuracy "
         f"with the supernet's weights on {derive.get('num_validation', '?')} validation images. Inherited "
-        "weights rank, they do not predict the accuracy after training."
+        "weights rank, they do not predict the accuracy after training. Those with a rank were trained."
     )
     table = element(
         "table",
@@ -585,7 +583,9 @@ def _masking(contents: Contents) -> Content:
     if not checks:
         return element("p", "The checks for gradient masking were not run.", class_="note")
     models = [model for model in contents.models if model in checks]
-    rows, details = [], []
+    rows: list[Html] = []
+    details: list[Html] = []
+    failures: list[Html] = []
     for sentence in dict.fromkeys(sentence for found in checks.values() for sentence in found):
         cells = []
         for model in models:
@@ -593,16 +593,9 @@ def _masking(contents: Contents) -> Content:
             if check is None:
                 cells.append(element("td", _DASH))
                 continue
-            passed = check["passed"]
-            cells.append(element("td", "passed" if passed else element("strong", "FAILED", class_="attacked")))
-            details.append(
-                element(
-                    "li",
-                    f"{contents.title_of(model)}: {sentence} {_DASH} ",
-                    "" if passed else "FAILED: ",
-                    check["detail"],
-                )
-            )
+            cells.append(element("td", "passed" if check["passed"] else element("strong", "FAILED", class_="attacked")))
+            item = element("li", f"{contents.title_of(model)}: {sentence} {_DASH} {check['detail']}")
+            (details if check["passed"] else failures).append(item)
         rows.append(
             element("tr", element("th", sentence, scope="row", style="white-space:normal;min-width:14rem"), cells)
         )
@@ -613,8 +606,9 @@ def _masking(contents: Contents) -> Content:
         element("thead", element("tr", heads)),
         element("tbody", rows),
     )
-    more = element("details", element("summary", "What each check found"), element("ul", details, class_="note"))
-    return [_scroll(table, "Checks for gradient masking"), more]
+    failed = [element("p", "What failed:"), element("ul", failures)] if failures else None
+    more = element("details", element("summary", "What the passed checks found"), element("ul", details, class_="note"))
+    return [_scroll(table, "Checks for gradient masking"), failed, more]
 
 
 # What it rests on ----------------------------------------------------------------------------------------------------

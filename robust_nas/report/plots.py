@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from robust_nas.report._contents import format_epsilon
 from robust_nas.report._elements import Html, element
@@ -13,6 +14,8 @@ from robust_nas.report._elements import Html, element
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
 
 # Okabe and Ito's palette, which people with colour-blindness can tell apart; the marker differs as well.
 CLEAN, ATTACKED, CERTIFIED = "#0072B2", "#C44E00", "#00805E"
@@ -67,15 +70,26 @@ def operation_dashes(operations: Sequence[str]) -> dict[str, Any]:
     return {**dashes, "none": (0, (1, 2))}
 
 
+def styled(draw: Callable[P, Html]) -> Callable[P, Html]:
+    """Make a function draw in the page's style, and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Html:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return in_style
+
+
 def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
     """Return an empty figure of a size in pixels of the page, and its axes."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
-        # One point is one pixel at 72 dots per inch, so that a font of 10 points is one of 10 pixels.
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-        return figure, figure.subplots()
+    # One point is one pixel at 72 dots per inch, so that a font of 10 points is one of 10 pixels.
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    return figure, figure.subplots()
 
 
 def to_svg(figure: Figure, key: str, name: str) -> Html:
@@ -86,11 +100,8 @@ def to_svg(figure: Figure, key: str, name: str) -> Html:
         key: goes before every id in it, so that several figures can share a page.
         name: what the figure is called for those who cannot see it.
     """
-    import matplotlib
-
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     view = re.search(r'viewBox="([^"]+)"', text)
@@ -119,6 +130,7 @@ def _fraction_axis(axes: Axes) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 
 
+@styled
 def concentration_plot(
     epochs: Sequence[int], concentrations: Sequence[Sequence[float]], operations: Sequence[str], key: str, name: str
 ) -> Html:
@@ -142,6 +154,7 @@ def concentration_plot(
     return to_svg(figure, key, name)
 
 
+@styled
 def entropy_plot(epochs: Sequence[int], entropies: Sequence[float], key: str, name: str) -> Html:
     """Return how the entropy of the mean mixture moved, in nats."""
     figure, axes = figure_of(320, 190)
@@ -152,6 +165,7 @@ def entropy_plot(epochs: Sequence[int], entropies: Sequence[float], key: str, na
     return to_svg(figure, key, name)
 
 
+@styled
 def curve_plot(
     epochs: Sequence[int],
     clean: Sequence[float | None],
@@ -187,6 +201,7 @@ def curve_plot(
     return to_svg(figure, key, name)
 
 
+@styled
 def epsilon_plot(
     result: Mapping[str, Any] | None,
     certificates: Sequence[Mapping[str, Any]],
@@ -246,6 +261,7 @@ def epsilon_plot(
     return to_svg(figure, key, name)
 
 
+@styled
 def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | None]]], key: str, name: str) -> Html:
     """Return a line per model with its clean, worst-case and certified accuracy and their 95 % intervals.
 
@@ -256,7 +272,7 @@ def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | Non
     """
     figure, axes = figure_of(460, 34 + 44 * len(rows))
     for index, (title, values) in enumerate(rows):
-        axes.text(0, 0.3 - index, title, va="center", fontsize=11.5)
+        axes.text(0, 0.27 - index, title, va="center", fontsize=11.5)
         for shift, (kind, (colour, marker)) in zip((0.1, 0, -0.1), MARKERS.items(), strict=True):
             if item := values.get(kind):
                 height = shift - index  # so that clean and certified stay apart where they are equal

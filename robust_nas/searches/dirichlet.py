@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from robust_nas.attacks import Attack
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
+from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seed_at, seeded
 from robust_nas.supernet.dirichlet import DirichletRelaxation
-from robust_nas.datasets._batches import epoch_batches
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, ImageSet
@@ -94,7 +94,9 @@ class Dirichlet:
             supernet = space.supernet(data).to(world.device)
         wrapped = world.wrap(supernet)
         relaxation = DirichletRelaxation(len(space.edges), len(space.operations), seed=seed_at(stage.seed, "search"))
-        weight_optimiser = torch.optim.SGD(supernet.parameters(), self.learning_rate, 0.9, weight_decay=self.weight_decay)
+        weight_optimiser = torch.optim.SGD(
+            supernet.parameters(), self.learning_rate, 0.9, weight_decay=self.weight_decay
+        )
         alpha_optimiser = torch.optim.Adam([relaxation.alpha], self.alpha_learning_rate, betas=(0.5, 0.999))
 
         done, state = stage.resume()
@@ -114,13 +116,17 @@ class Dirichlet:
             losses = []
             for iteration, indices in enumerate(train):
                 share = (epoch + iteration / len(train)) / self.epochs
-                ramped = threat.with_epsilon(threat.epsilon * max(min(1.0, share / max(self.epsilon_ramp, 1e-12)), 1e-6))
+                ramped = threat.with_epsilon(
+                    threat.epsilon * max(min(1.0, share / max(self.epsilon_ramp, 1e-12)), 1e-6)
+                )
                 for group in weight_optimiser.param_groups:
                     group["lr"] = self._learning_rate(share)
                 place = (epoch, iteration)
                 if share >= self.alpha_frozen:
                     chosen = self._validation_batch(len(data.validation), stage, epoch, iteration)
-                    loss = self._loss(supernet, supernet, relaxation, data.validation[chosen], ramped, stage, "alpha", *place)
+                    loss = self._loss(
+                        supernet, supernet, relaxation, data.validation[chosen], ramped, stage, "alpha", *place
+                    )
                     loss = loss + self.anchor_scale * relaxation.anchor(self.anchor).to(loss)
                     # Only alpha's gradient is computed here; the weights and their clip never see it.
                     (gradient,) = torch.autograd.grad(loss, [relaxation.alpha])
@@ -163,7 +169,7 @@ class Dirichlet:
         return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
 
     def _validation_batch(self, count: int, stage: Stage, epoch: int, iteration: int) -> Tensor:
-        """Return this rank's validation indices; a validation split smaller than the training one is gone through again."""
+        """Return this rank's validation indices; a split smaller than the training one is gone through again."""
         size = min(self.batch_size, count - count % stage.world.size)
         per_pass = count // size
         number, place = divmod(iteration, per_pass)
@@ -200,7 +206,7 @@ class Dirichlet:
         threat: ThreatModel,
         stage: Stage,
     ) -> dict[str, Any]:
-        """Return the concentrations and the validation accuracies at the Dirichlet mean: no sampling, so deterministic."""
+        """Return the concentrations and the validation accuracies at the Dirichlet mean, where nothing is drawn."""
         network = supernet.at(relaxation.mean().to(stage.world.device))
         result = evaluate(network, validation, threat, [self.validation_attack], stage=stage.within("validation"))
         return {

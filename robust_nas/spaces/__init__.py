@@ -60,7 +60,9 @@ class _Catalogue(Group):
         declared = catalogue.files("search_spaces")
         path = declared.get(name) or Path(name)
         if name not in declared and path.suffix != ".toml":
-            raise InputError(f"There is no search space '{name}'. {suggest(name, declared)} A path to a .toml file works too.")
+            raise InputError(
+                f"There is no search space '{name}'. {suggest(name, declared)} A path to a .toml file works too."
+            )
         table = read_toml(path)
         kinds = Group(__name__, "Kind", "supernet")
         kind = table.pop("kind", None)

@@ -74,7 +74,9 @@ class CellSpace:
 
         assert architecture.num_nodes == self.num_nodes
         operations = architecture.operations
-        return CellNetwork(self, data, lambda edge, channels: make_operation(operations[edge], channels, affine), affine)
+        return CellNetwork(
+            self, data, lambda edge, channels: make_operation(operations[edge], channels, affine), affine
+        )
 
     def supernet(self, data: Dataset) -> Supernet:
         """Return the supernet: the skeleton with a mixture of all operations on every edge, batch norm not affine."""

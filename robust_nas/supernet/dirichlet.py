@@ -46,7 +46,7 @@ class DirichletRelaxation:
         return float(torch.special.entr(mean).sum(dim=-1).mean())
 
     def anchor(self, kind: str) -> Tensor:
-        """Return what holds the distribution near its start: sum of alpha^2 / 2 ("l2"), or sum_e KL(Dir || Dir(1)) ("kl").
+        """Return what holds the distribution near its start: |alpha|^2 / 2 ("l2"), or sum_e KL(Dir || Dir(1)) ("kl").
 
         The KL is taken edge by edge (section 3.3); flattening all edges into one Dirichlet would be another quantity.
         """

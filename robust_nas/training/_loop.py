@@ -156,9 +156,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
                 f"The loss of {stage.name} is {mean_loss} in epoch {epoch + 1}; set train.learning_rate lower "
                 f"than {training.learning_rate}."
             )
-        result = evaluate(
-            model, data.validation, threat, [training.selection_attack], stage=stage.within("validation")
-        )
+        result = evaluate(model, data.validation, threat, [training.selection_attack], stage=stage.within("validation"))
         last = {"epoch": epoch + 1, "clean": result.clean_accuracy, "robust": result.robust_accuracy}
         if (last["robust"], last["clean"]) > (best["robust"], best["clean"]):
             best, best_weights = last, copy.deepcopy(model.state_dict())

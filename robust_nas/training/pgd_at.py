@@ -1,4 +1,4 @@
-"""PGD adversarial training (Madry et al. 2018, arXiv:1706.06083): minimise the loss at the strongest point of the ball."""
+"""PGD adversarial training (Madry et al. 2018, arXiv:1706.06083): minimise the loss at the ball's strongest point."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ ARITHMETIC = {
     "subtract with alpha": lambda x, y: torch.sub(x, CONSTANT, alpha=2),
     "subtract a box from a constant with alpha": lambda x, y: torch.sub(CONSTANT, x, alpha=-2),
     "sum": lambda x, y: sum([x, y, CONSTANT]),
-    "stack": lambda x, y: torch.stack([x, CONSTANT, -y], 1),
+    "stack": lambda x, y: torch.stack([x, CONSTANT.expand(30, 2, 2), -y], 1),
     "clamp": lambda x, y: x.clamp(-0.3, 0.4),
     "clamp between tensors": lambda x, y: torch.clamp(x, min=CONSTANT - 1, max=CONSTANT),
     "leaky relu": lambda x, y: F.leaky_relu(x, 0.2),

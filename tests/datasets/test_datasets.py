@@ -141,7 +141,10 @@ def test_cifar10_as_jpeg_is_a_folder_like_any_other(shared_data, tmp_path):
         (lambda root: _make_folder(root, 1, 3), "two or more class folders with images in them, but it has 1"),
         (lambda root: (root / "a").mkdir(), "the class folder 'a' has no images"),
         (lambda root: _make_folder(root / "train", 2, 3), "both 'train' and 'test'"),
-        (lambda root: (_make_folder(root, 2, 8), (root / "class-0" / "x.png").write_text("no image")), "cannot be read"),
+        (
+            lambda root: (_make_folder(root, 2, 8), (root / "class-0" / "x.png").write_text("no image")),
+            "cannot be read",
+        ),
         (lambda root: (_make_folder(root, 2, 8), _make_folder(root / "z", 1, 9, (7, 7))), "set data.size"),
     ],
 )

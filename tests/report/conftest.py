@@ -236,7 +236,7 @@ def _examples(random: np.random.Generator) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    """A finished run."""
-    return write_run(tmp_path / "20260102-digits-1a2b3c")
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; copy it to change it."""
+    return write_run(tmp_path_factory.mktemp("runs") / "20260102-digits-1a2b3c").path

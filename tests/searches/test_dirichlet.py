@@ -99,7 +99,9 @@ def test_the_loss_sees_the_sample_that_was_attacked_exactly_when_it_is_held(spac
 
     monkeypatch.setattr(FGSM, "perturb", note_attacked)
     monkeypatch.setattr(Supernet, "forward", note_used)
-    dataclasses.replace(SEARCH, epochs=1, hold_sample=hold, validation_attack=PGD(steps=0)).search(space, data, THREAT, _stage())
+    dataclasses.replace(SEARCH, epochs=1, hold_sample=hold, validation_attack=PGD(steps=0)).search(
+        space, data, THREAT, _stage()
+    )
     assert len(attacked) == 8
     # Every loss's mixture is the last forward of its step; it is the attacked one or it is not.
     final = [mixture for mixture in used if not any(torch.equal(mixture, other) for other in attacked)]
@@ -129,7 +131,9 @@ def test_the_gradient_clip_of_the_weights_knows_nothing_of_alpha(space, data, mo
     clipped = []
     clip = torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(
-        torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: clip(clipped.append(list(parameters)) or clipped[-1], *rest)
+        torch.nn.utils,
+        "clip_grad_norm_",
+        lambda parameters, *rest: clip(clipped.append(list(parameters)) or clipped[-1], *rest),
     )
     found = dataclasses.replace(SEARCH, epochs=1).search(space, data, THREAT, _stage())
     assert all(parameter.shape != (6, 5) for parameters in clipped for parameter in parameters)
@@ -146,8 +150,12 @@ def test_the_first_step_moves_alpha_down_the_validation_loss(space, data, monkey
     monkeypatch.setattr(DirichletRelaxation, "sample", lambda self, seed: mean(self.alpha))
     small = dataclasses.replace(data, train=data.train[:16], validation=data.validation[:16])
     search = Dirichlet(
-        epochs=1, batch_size=16, attack=PGD(steps=0, random_start=False), validation_attack=PGD(steps=0),
-        alpha_learning_rate=0.01, anchor_scale=1e-9,
+        epochs=1,
+        batch_size=16,
+        attack=PGD(steps=0, random_start=False),
+        validation_attack=PGD(steps=0),
+        alpha_learning_rate=0.01,
+        anchor_scale=1e-9,
     )
     record = search.search(space, small, THREAT, _stage()).record["trajectory"]
     start, end = (torch.tensor(row["concentration"], dtype=torch.float64) for row in record)
@@ -173,7 +181,10 @@ def test_the_first_step_moves_alpha_down_the_validation_loss(space, data, monkey
 
 def test_the_test_split_is_never_looked_at(space, data):
     blind = dataclasses.replace(data, test=None)
-    assert SEARCH.search(space, blind, THREAT, _stage()).probabilities == SEARCH.search(space, data, THREAT, _stage()).probabilities
+    assert (
+        SEARCH.search(space, blind, THREAT, _stage()).probabilities
+        == SEARCH.search(space, data, THREAT, _stage()).probabilities
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,5 +201,5 @@ def test_a_wrong_setting_is_refused(options, message):
 
 
 def test_a_diverging_search_stops_with_a_sentence(space, data):
-    with pytest.raises(InputError, match="learning_rate lower|lower learning rate"):
+    with pytest.raises(InputError, match=r"learning_rate lower|lower learning rate"):
         dataclasses.replace(SEARCH, learning_rate=1e30, gradient_clip=1e30).search(space, data, THREAT, _stage())

@@ -70,6 +70,7 @@ def test_the_skeleton_has_the_published_shapes():
     digits = datasets.load("digits")
     space = spaces.load("nasbench201")
     network = space.network(Architecture.parse("333333"), digits)
+
     # C=16, N=5: a ReLU-Conv3x3-BN edge has 9 C^2 weights and 2 C of batch norm; 15 cells of 6 edges, two reductions.
     def edge(c: int) -> int:
         return 9 * c * c + 2 * c

@@ -26,12 +26,16 @@ THREAT = ThreatModel(epsilon=0.1)
 @pytest.fixture(scope="module")
 def data() -> Dataset:
     digits = datasets.load("digits")
-    return dataclasses.replace(digits, train=digits.train[:256], validation=digits.validation[:64], test=digits.test[:64])
+    return dataclasses.replace(
+        digits, train=digits.train[:256], validation=digits.validation[:64], test=digits.test[:64]
+    )
 
 
 def _model() -> nn.Module:
     with seeded(0, "model"):
-        return nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)
+        )
 
 
 def _stage(folder=None, name="train-0") -> Stage:
@@ -82,7 +86,9 @@ def test_the_best_epoch_by_validation_robust_accuracy_is_kept(data, tmp_path):
     # And the weights are those of that epoch: their clean validation accuracy is the logged one.
     with torch.no_grad():
         logits = fitted.model(data.validation.images)
-    assert float((logits.argmax(1) == data.validation.labels).double().mean()) == pytest.approx(best["validation_clean"])
+    assert float((logits.argmax(1) == data.validation.labels).double().mean()) == pytest.approx(
+        best["validation_clean"]
+    )
 
 
 def test_the_test_split_is_never_looked_at(data):
@@ -126,7 +132,9 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(schedule):
 
 def test_the_piecewise_schedule_drops_twice_by_ten():
     plan = Training(schedule="piecewise", learning_rate=1.0)
-    assert [plan.learning_rate_at(share) for share in (0, 0.74, 0.75, 0.89, 0.9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert [plan.learning_rate_at(share) for share in (0, 0.74, 0.75, 0.89, 0.9)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
 
 
 def test_every_crop_is_a_window_of_the_padded_image_and_all_windows_occur_equally_often():
@@ -170,7 +178,7 @@ def test_a_batch_larger_than_the_split_is_refused(data):
 
 
 def test_a_diverging_training_stops_with_a_sentence(data):
-    with pytest.raises(InputError, match="learning_rate lower|lower learning rate"):
+    with pytest.raises(InputError, match=r"learning_rate lower|lower learning rate"):
         fit(_model(), data, THREAT, dataclasses.replace(QUICK, learning_rate=1e25, epochs=2), _stage())
 
 

@@ -1,0 +1,297 @@
+"""The report: self-contained, escaped, complete as far as the run is, and with the numbers of the run's files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from robust_nas.architecture import OPERATIONS, Architecture
+from robust_nas.errors import InputError
+from robust_nas.report import write_report
+from robust_nas.report._contents import Contents, format_attack, format_epsilon
+from robust_nas.report.drawing import draw_cell
+from robust_nas.report.findings import check_consistency, compare_ensemble, limits, resolution
+from robust_nas.run_dir import RunDir
+
+LATER = ("derive", "train", "evaluation", "certification", "ensemble", "record")
+VOID = {"meta", "img", "wbr"}
+
+
+class Page(HTMLParser):
+    """A page's elements, ids, text and tables; asserts that every tag is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self.rows and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += f" {data}"
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+@pytest.fixture(scope="module")
+def finished(finished_run: Path) -> tuple[str, Page]:
+    text = write_report(RunDir.open(finished_run)).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def read(run: Path, name: str) -> Any:
+    return json.loads((run / f"{name}.json").read_text())
+
+
+def test_the_page_loads_and_runs_nothing(finished: tuple[str, Page]) -> None:
+    text, page = finished
+    for tag, attributes in page.found:
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        for name, value in attributes.items():
+            assert not name.startswith("on"), "no handlers"
+            if name in ("src", "href", "xlink:href", "srcset", "data"):
+                assert value and value.startswith(("#", "data:image/png;base64,"))
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert not re.search(r"https?://", text)
+
+
+def test_every_id_is_there_once_and_every_reference_meets_one(finished: tuple[str, Page]) -> None:
+    text, page = finished
+    ids = [attributes["id"] for _, attributes in page.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    references = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    references |= {
+        attributes["aria-labelledby"] or "" for _, attributes in page.found if "aria-labelledby" in attributes
+    }
+    assert references and references <= set(ids)
+
+
+def test_pictures_have_names_and_table_heads_have_scopes(finished: tuple[str, Page]) -> None:
+    for tag, attributes in finished[1].found:
+        if tag == "img":
+            assert attributes["alt"]
+        if tag == "svg":
+            assert attributes.get("aria-hidden") == "true" or (attributes["role"] == "img" and attributes["aria-label"])
+        if tag == "th":
+            assert attributes["scope"] in ("col", "row", "colgroup")
+
+
+def test_text_from_the_run_is_escaped(finished: tuple[str, Page]) -> None:
+    text, page = finished
+    assert "<b>not bold</b>" not in text and '# <b>not bold</b> & "quoted"' in page.text
+    assert "A & B <CPU>" in page.text
+
+
+def test_the_configuration_is_there_word_for_word(finished: tuple[str, Page], finished_run: Path) -> None:
+    assert (finished_run / "config.toml").read_text() in finished[1].words
+
+
+def test_the_table_has_the_numbers_of_the_json_files(finished: tuple[str, Page], finished_run: Path) -> None:
+    attacked, certified = (read(finished_run, name)["models"] for name in ("evaluation", "certification"))
+    titles = {"uniform": "Uniform average", "ensemble": "RobBoost ensemble"}
+    for model, result in attacked.items():
+        named = [cells for cells in finished[1].rows if cells[0].strip().startswith(titles.get(model, model))]
+        (row,) = [cells for cells in named if len(cells) == 11]
+        by_name = {attack["name"]: attack for attack in result["attacks"]}
+        measured = [result["clean"], *(by_name.get(name) for name in ("fgsm", "pgd", "apgd", "autoattack_reference"))]
+        proved = [{**item, "accuracy": item["certified"]} for item in certified[model]]
+        for cell, item in zip(row[1:], [*measured, result["worst_case"], *proved], strict=True):
+            if item is None:
+                assert cell.strip() == "\N{EN DASH}"
+                continue
+            value, interval, *_ = cell.split()
+            assert value == f"{100 * item['accuracy']:.1f}"
+            assert interval == f"{100 * item['low']:.1f}\N{EN DASH}{100 * item['high']:.1f}"
+
+
+def test_weights_scales_and_candidates_are_those_of_the_files(finished: tuple[str, Page], finished_run: Path) -> None:
+    ensemble, derive = read(finished_run, "ensemble"), read(finished_run, "derive")
+    rows = [[cell.strip() for cell in row] for row in finished[1].rows]
+    for member, weight, scale in zip(ensemble["members"], ensemble["weights"], ensemble["scales"], strict=True):
+        assert any(row[0].startswith(member) and row[1:3] == [f"{weight:.3f}", f"{scale:.4g}"] for row in rows)
+    for candidate in derive["candidates"]:
+        digits = Architecture.parse(candidate["architecture"]).digits()
+        (row,) = [row for row in rows if row[1:2] == [digits]]
+        assert row[-1] == f"{100 * candidate['validation_robust']:.1f}"
+
+
+def test_a_failed_masking_check_stands_out(finished: tuple[str, Page]) -> None:
+    page = finished[1]
+    (row,) = [row for row in page.rows if "A black-box attack never beats a white-box one." in row[0]]
+    assert [cell.strip() for cell in row[1:]] == ["passed", "passed", "FAILED", "passed", "passed"]
+    assert "1 check failed" in page.text
+
+
+def test_the_same_files_give_the_same_page(finished: tuple[str, Page], finished_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished_run, tmp_path / finished_run.name)
+    assert write_report(RunDir.open(copy)).read_text(encoding="utf-8") == finished[0]
+
+
+@pytest.mark.parametrize("done", range(len(LATER) + 1))
+def test_a_run_under_way_gets_a_report_that_names_what_is_missing(
+    finished_run: Path, tmp_path: Path, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The figures are the same as those of the finished run, and slow.
+    monkeypatch.setattr("robust_nas.report.plots.to_svg", lambda figure, key, name: "")
+    monkeypatch.setattr("robust_nas.report.drawing.to_svg", lambda figure, key, name: "")
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for name in LATER[done:]:
+        (run / f"{name}.json").unlink()
+    if done < 3:
+        for name in ("evaluation.parquet", "certificates.parquet", "checkpoints/examples.safetensors"):
+            (run / name).unlink()
+    page = Page(write_report(RunDir.open(run)).read_text(encoding="utf-8"))
+    stages = ["derive", "train", "attack", "certify", "ensemble"][done:]
+    assert ("This report is partial" in page.text) == bool(stages)
+    for stage in stages:
+        assert re.search(rf"Not yet run: [^.]*\b{stage}\b", page.text)
+    headings = {attributes["id"] for tag, attributes in page.found if tag == "h2"}
+    assert {"search-title", "what-was-and-was-not-measured-title", "configuration-and-environment-title"} <= headings
+    assert ("results-title" in headings) == (done >= 3)
+    assert ("training-title" in headings) == (done >= 2)
+    assert ("ensemble-title" in headings) == (done >= 5)
+
+
+def test_a_run_that_has_only_begun_gets_a_report_too(finished_run: Path, tmp_path: Path) -> None:
+    for name in ("config.toml", "environment.json"):
+        shutil.copy(finished_run / name, tmp_path / name)
+    page = Page(write_report(RunDir.open(tmp_path)).read_text(encoding="utf-8"))
+    assert "Not yet run: search, derive, train, attack, certify and ensemble" in page.text
+
+
+def test_a_damaged_file_is_an_input_error_and_leaves_no_page(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
+    (run / "train.json").write_text('{"models": [')
+    with pytest.raises(InputError, match=r"train\.json is damaged"):
+        write_report(RunDir.open(run))
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("digits", ["323133", "302023", "000000", "431340", "111111"])
+def test_a_drawing_has_one_named_element_per_edge_that_is_not_none(digits: str) -> None:
+    architecture = Architecture.parse(digits)
+    drawing = str(draw_cell(architecture, OPERATIONS, "cell", "a cell"))
+    real = [(i, j, name) for i, j, name in architecture.edges if name != "none"]
+    assert sorted(re.findall(r'id="cell-edge-(\d)-(\d)"', drawing)) == sorted((str(i), str(j)) for i, j, _ in real)
+    assert len(re.findall(r'id="cell-none-\d-\d"', drawing)) == 6 - len(real)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
+    assert sorted(texts) == sorted([name for *_, name in real] + ["in", "1", "2", "out"])
+
+
+def test_edges_that_carry_nothing_are_grey() -> None:
+    # Node 2 goes nowhere: 0-2 (3x3) and 1-2 (skip) are drawn like an edge without an operation.
+    drawing = str(draw_cell(Architecture.parse("431340"), OPERATIONS, "cell", "a cell"))
+
+    def stroke(edge: str) -> str:
+        found = re.search(rf'id="cell-{edge}".*?stroke: (#\w+)', drawing, flags=re.DOTALL)
+        assert found
+        return found[1]
+
+    assert stroke("edge-0-2") == stroke("edge-1-2") == stroke("none-2-3")
+    assert stroke("edge-0-3") != stroke("edge-0-2")
+
+
+def _flip(path: Path, column: str, keep: dict[str, Any]) -> None:
+    """Turn one outcome of a Parquet file round: the first row that agrees with `keep`."""
+    rows = pq.read_table(path).to_pylist()
+    row = next(row for row in rows if all(row[key] == value for key, value in keep.items()))
+    row[column] = not row[column]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "keep", "sentence"),
+    [
+        ("evaluation", "correct", {"model": "model-0", "attack": "clean", "correct": True}, "wrongly when clean"),
+        ("certificates", "certified", {"model": "model-1", "clean_correct": False}, "certified at 0.002"),
+    ],
+)
+def test_an_outcome_against_the_order_is_found(
+    finished_run: Path, tmp_path: Path, file: str, column: str, keep: dict[str, Any], sentence: str
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    assert not check_consistency(Contents.read(RunDir.open(run))).violations
+    _flip(run / f"{file}.parquet", column, keep)
+    found = check_consistency(Contents.read(RunDir.open(run)))
+    assert found.violations and all(keep["model"] in violation for violation in found.violations)
+    assert sentence in found.violations[0]
+
+
+def test_a_certified_image_that_an_attack_breaks_at_a_smaller_radius_is_found(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    path = run / "evaluation.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        if row["attack"] == "pgd":
+            row["epsilon"] = 0.001  # breaks far more images than certificates at 0.002 allow
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = check_consistency(Contents.read(RunDir.open(run)))
+    assert found.per_image
+    assert any("certified at 0.002 and broken by pgd at 0.001" in violation for violation in found.violations)
+    assert not any("fgsm" in violation for violation in found.violations), "an attack at 0.2 says nothing about 0.002"
+
+
+def test_the_ensemble_is_compared_only_on_what_both_were_measured_on(finished_run: Path) -> None:
+    contents = Contents.read(RunDir.open(finished_run))
+    compared = compare_ensemble(contents)
+    assert list(compared) == ["model-0", "uniform"]
+    assert any(item.measurement.startswith("AutoAttack") for item in compared["model-0"])
+    assert not any(item.measurement.startswith("AutoAttack") for item in compared["uniform"])
+    models = read(finished_run, "evaluation")["models"]
+    pgd = [models[name]["attacks"][1] for name in ("ensemble", "model-0")]
+    (item,) = [item for item in compared["model-0"] if item.measurement.startswith("PGD")]
+    assert item.points == pytest.approx(100 * (pgd[0]["accuracy"] - pgd[1]["accuracy"]))
+    assert item.apart == (pgd[0]["low"] > pgd[1]["high"])
+
+
+def test_the_limits_are_those_of_this_run(finished_run: Path) -> None:
+    sentences = dict(limits(Contents.read(RunDir.open(finished_run))))
+    assert "one seed (0)" in sentences["Seeds"]
+    assert "360 test images" in sentences["Sample size"]
+    assert "on model-0 and the RobBoost ensemble only" in sentences["AutoAttack"]
+    assert "0.2, is 10 times as large: nothing was proved there" in sentences["Certification"]
+    assert "n = 359" in sentences["Selection"]
+
+
+def test_the_resolution_is_half_of_wilsons_interval_at_one_half() -> None:
+    # scipy.stats.binomtest(50, 100).proportion_ci(method="wilson"): 0.40383 to 0.59617
+    assert resolution(100) == pytest.approx((0.59617 - 0.40383) / 2, abs=1e-5)
+
+
+def test_names_and_radii_are_written_as_people_write_them() -> None:
+    assert [format_epsilon(value) for value in (0.2, 8 / 255, 0.5 / 255, 0.0123456)] == [
+        "0.2", "8/255", "0.5/255", "0.0123",
+    ]  # fmt: skip
+    assert format_attack("pgd[steps=100]") == "PGD[steps=100]" and format_attack("my.plugin") == "my.plugin"
