@@ -434,7 +434,7 @@ class _Run:
 
         def vanish(chunk: Tensor, _: int) -> Tensor:
             with frozen(self._model):
-                _, _, gradient = input_gradient(self._model, self.images(chunk), self.labels(chunk), cross_entropy)
+                gradient = input_gradient(self._model, self.images(chunk), self.labels(chunk), cross_entropy)[2]
             return (gradient == 0).flatten(1).all(1)
 
         return self._sharded(indices, "zero gradients", vanish)[0]

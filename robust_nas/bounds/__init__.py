@@ -23,10 +23,12 @@ class LinearMargins:
     Args:
         offsets: [N, K], one margin per image and class; the entry of the label's own class is +inf.
         slopes: [N, K, D] with D the number of pixels, or None for bounds that do not depend on d (interval bounds).
+        clean: [N, K], the margins of the images themselves (d = 0), or None; an ensemble scales its members by them.
     """
 
     offsets: Tensor
     slopes: Tensor | None = None
+    clean: Tensor | None = None
 
     def lower(self, threat: ThreatModel) -> Tensor:
         """Return the margins' lower bounds [N, K] over the ball: offsets - epsilon * |slopes|_q, q dual to p."""

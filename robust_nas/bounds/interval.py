@@ -64,8 +64,12 @@ class Interval:
         network = copy.deepcopy(model).to(dtype).eval()
         with torch.no_grad():
             chunks = zip(images.detach().split(self.batch_size), labels.split(self.batch_size), strict=True)
-            parts = [_margins(network(_box_around(chunk.to(dtype), threat)), own) for chunk, own in chunks]
-        return LinearMargins(torch.cat(parts))
+            parts = [
+                (_margins(network(_box_around(exact, threat)), own), _margins(network(exact), own))
+                for exact, own in ((chunk.to(dtype), own) for chunk, own in chunks)
+            ]
+        offsets, clean = (torch.cat(part) for part in zip(*parts, strict=True))
+        return LinearMargins(offsets, clean=clean)
 
 
 def _box_around(images: Tensor, threat: ThreatModel) -> Box:

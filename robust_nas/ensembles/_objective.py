@@ -41,9 +41,11 @@ class MarginHinge:
     def of(cls, bounds: Sequence[LinearMargins], threat: ThreatModel, *, normalise: bool = True) -> MarginHinge:
         """Return the objective for members with these bounds.
 
-        Z_t is the mean of |c_t| over the images and wrong classes, or 1 without `normalise`. The paper takes the mean
-        of c_t. Bounds of adversarially trained networks can have a negative mean, and dividing logits by it would
-        turn the classifier round; the two agree where all of c_t is positive.
+        Z_t is the mean size of the clean margins |f_y - f_j| over the images and wrong classes (of |c_t|, where the
+        bounds do not bring clean margins), or 1 without `normalise`. The paper takes the mean of c_t, which for its
+        linear bounds is a bound at the image itself. Interval bounds have no such c_t: theirs are for the whole ball,
+        can have a negative mean, by which dividing would turn a network round, and differ between networks by
+        powers of ten that say nothing about their logits.
         """
         if not bounds:
             raise InputError("An ensemble needs at least one member, but got none.")
@@ -60,8 +62,11 @@ class MarginHinge:
         offsets = [bound.offsets[wrong].double() for bound in bounds]
         if not offsets[0].numel():
             raise InputError("An ensemble is fitted on at least one image with two classes, but got none.")
-        # A member whose bounds are all 0 has nothing to be divided by.
-        scales = [float(c.abs().mean()) or 1.0 for c in offsets] if normalise else [1.0] * len(bounds)
+        # A member whose margins are all 0 has nothing to be divided by.
+        sizes = [
+            c if bound.clean is None else bound.clean[wrong].double() for c, bound in zip(offsets, bounds, strict=True)
+        ]
+        scales = [float(size.abs().mean()) or 1.0 for size in sizes] if normalise else [1.0] * len(bounds)
         slopes = None
         if any(bound.slopes is not None for bound in bounds):
             shape = next(bound.slopes[wrong].shape for bound in bounds if bound.slopes is not None)

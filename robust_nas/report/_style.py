@@ -66,7 +66,7 @@ dl.limits dt { color: var(--ink); font-weight: 600; }
 .triple span { font-size: .8rem; line-height: 1.35; color: var(--muted); display: block; margin-top: .25rem; }
 .bar { display: inline-block; height: .7rem; background: var(--accent); vertical-align: baseline; min-width: 1px;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-td.bars { width: 40%; min-width: 8rem; text-align: left; }
+td.bars { width: 30%; min-width: 4rem; text-align: left; }
 pre { background: var(--faint); padding: 1rem 1.1rem; border-radius: 4px; line-height: 1.5; white-space: pre-wrap;
   overflow-wrap: anywhere; margin: 0 0 1rem; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1.6rem 2.4rem; }

@@ -247,6 +247,8 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
         found += _about_attacks(contents)
     if contents.certified:
         found.append(("Certification", _about_certification(contents)))
+    if contents.stages["ensemble"] and contents.certified:
+        found += _about_weights(contents)
     found.append(("Selection", _about_selection(contents)))
     found.append(
         (
@@ -302,16 +304,15 @@ def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
 
 
 def _about_certification(contents: Contents) -> str:
-    stage, largest = contents.stages["certify"], max(contents.certified_epsilons)
-    at_largest = [
-        item["certified"] for results in contents.certified.values() for item in results if item["epsilon"] == largest
-    ]
-    low, high = percent(min(at_largest)), percent(max(at_largest))
-    spread = f"{low} %" if low == high else f"{low} to {high} %"
+    stage = contents.stages["certify"]
+    smallest, largest = contents.certified_epsilons[0], contents.certified_epsilons[-1]
     text = (
         f"Bounds by {stage['method']} arithmetic in {stage.get('dtype', 'floating point')}, over {stage['num_images']} "
-        f"images, prove {spread} at the largest radius tried, {format_epsilon(largest)}. "
+        f"images, prove {_spread(contents, smallest)} at radius {format_epsilon(smallest)}"
     )
+    if largest > smallest:
+        text += f" and {_spread(contents, largest)} at the largest radius tried, {format_epsilon(largest)}"
+    text += ". "
     if largest < contents.epsilon:
         ratio = contents.epsilon / largest
         text += f"The threat's radius, {format_epsilon(contents.epsilon)}, is {ratio:.3g} times as large: nothing "
@@ -320,6 +321,29 @@ def _about_certification(contents: Contents) -> str:
         "Interval bounds are loose on networks that were not trained for them, so an image without a certificate is "
         "not an image that can be attacked: between the certified and the attacked curve, nothing is known."
     )
+
+
+def _spread(contents: Contents, epsilon: float) -> str:
+    """Return the certified accuracies of all models at a radius, such as "5.0 to 11.4 %"."""
+    certificates = (item for results in contents.certified.values() for item in results)
+    shares = [item["certified"] for item in certificates if item["epsilon"] == epsilon]
+    low, high = percent(min(shares)), percent(max(shares))
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _about_weights(contents: Contents) -> list[tuple[str, str]]:
+    epsilon = contents.stages["ensemble"].get("epsilon")
+    members = contents.stages["ensemble"]["members"]
+    proved = [item for name in members if epsilon is not None and (item := contents.certificate_of(name, epsilon))]
+    if not proved or any(item["accuracy"] > 0 for item in proved):
+        return []
+    return [
+        (
+            "Ensemble",
+            f"At radius {format_epsilon(epsilon)}, for which the weights were fitted, no image is proved for any network: "
+            "the weights follow bounds that prove nothing there, and may be as good as any others.",
+        )
+    ]
 
 
 def _about_selection(contents: Contents) -> str:

@@ -125,6 +125,13 @@ def to_svg(figure: Figure, key: str, name: str) -> Html:
     )
 
 
+def _epoch_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.set_xlabel("epoch")
+
+
 def _fraction_axis(axes: Axes) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
@@ -150,7 +157,7 @@ def concentration_plot(
         )
     axes.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("epoch")
+    _epoch_axis(axes)
     return to_svg(figure, key, name)
 
 
@@ -161,7 +168,7 @@ def entropy_plot(epochs: Sequence[int], entropies: Sequence[float], key: str, na
     axes.plot(epochs, entropies, color=INK)
     axes.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))
     axes.set_ylim(0, 1.08 * max(*entropies, 1e-9))
-    axes.set_xlabel("epoch")
+    _epoch_axis(axes)
     return to_svg(figure, key, name)
 
 
@@ -183,7 +190,15 @@ def curve_plot(
         axes.plot(*zip(*known, strict=True), color=colour, linestyle="-" if label == "clean" else (0, (5, 1.5)))
         best = [point for point in known if point[0] == best_epoch]
         if best:
-            axes.plot(*best[0], marker="o", color=colour, markersize=7, markerfacecolor=PAPER, markeredgewidth=2)
+            axes.plot(
+                *best[0],
+                marker="o",
+                color=colour,
+                markersize=7,
+                markerfacecolor=PAPER,
+                markeredgewidth=2,
+                clip_on=False,
+            )
     if best_epoch is not None:
         axes.axvline(best_epoch, color=FAINT, linewidth=1, zorder=0)
         near_the_end = best_epoch > (epochs[0] + epochs[-1]) / 2
@@ -197,7 +212,7 @@ def curve_plot(
         )
     axes.set_xlim(min(epochs), max(max(epochs), min(epochs) + 1))
     _fraction_axis(axes)
-    axes.set_xlabel("epoch")
+    _epoch_axis(axes)
     return to_svg(figure, key, name)
 
 

@@ -195,6 +195,12 @@ def test_scales_are_positive_and_the_papers_where_all_bounds_are_positive() -> N
     assert RobBoost().fit([negative], LINF).scales.item() == pytest.approx(float(finite.mean()))
 
 
+def test_members_are_scaled_by_their_clean_margins_however_loose_their_bounds_are() -> None:
+    inf = torch.inf
+    loose = LinearMargins(torch.tensor([[inf, -1e9, -1e12]]), clean=torch.tensor([[inf, 3.0, -1.0]]))
+    assert RobBoost().fit([loose], LINF).scales.item() == 2.0
+
+
 def test_the_result_does_not_depend_on_the_members_units() -> None:
     bounds, threat = members(3, "linf", seed=2)
     scaled = [LinearMargins(7 * b.offsets, 7 * b.slopes) for b in bounds if b.slopes is not None]

@@ -285,6 +285,19 @@ def test_the_limits_are_those_of_this_run(finished_run: Path) -> None:
     assert "n = 359" in sentences["Selection"]
 
 
+def test_weights_fitted_where_nothing_is_proved_are_called_so(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    assert "Ensemble" not in dict(limits(Contents.read(RunDir.open(run))))
+    certification = read(run, "certification")
+    for results in certification["models"].values():
+        for item in results:
+            item["certified"] = 0.0
+    (run / "certification.json").write_text(json.dumps(certification))
+    sentences = dict(limits(Contents.read(RunDir.open(run))))
+    assert "At radius 0.002, for which the weights were fitted, no image is proved" in sentences["Ensemble"]
+    assert "prove 0.0 % at radius 0.002 and 0.0 % at the largest radius tried, 0.02." in sentences["Certification"]
+
+
 def test_the_resolution_is_half_of_wilsons_interval_at_one_half() -> None:
     # scipy.stats.binomtest(50, 100).proportion_ci(method="wilson"): 0.40383 to 0.59617
     assert resolution(100) == pytest.approx((0.59617 - 0.40383) / 2, abs=1e-5)
