@@ -38,15 +38,17 @@ class World:
     device: torch.device = torch.device("cpu")
 
     @classmethod
-    def start(cls, device: str = "auto") -> World:
+    def start(cls, device: str = "auto", threads: int | None = None) -> World:
         """Join the processes that `torchrun` started, or be alone.
 
         Args:
             device: "cpu", "cuda", or "auto": an accelerator if there is one. Several processes of one machine take
                 one accelerator each.
+            threads: threads per process on the CPU; without it, torch's choice, or in a group an equal share of the
+                cores: two threads per process on two busy cores made small trainings ten times slower.
 
         Raises:
-            InputError: if `device` is not here.
+            InputError: if `device` is not here, or `threads` is below 1.
         """
         local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -57,6 +59,12 @@ class World:
                 f"device 'cuda' was asked for by process {local_rank} of this machine, but {torch.cuda.device_count()} "
                 "are available; start fewer processes or set device=cpu."
             )
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, but got {threads}.")
+        if threads is None and size > 1:
+            threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        if threads is not None:
+            torch.set_num_threads(threads)
         place = torch.device("cpu") if kind == "cpu" else torch.device("cuda", local_rank)
         if kind == "cuda":
             torch.cuda.set_device(place)
@@ -64,8 +72,6 @@ class World:
             return cls(device=place)
         if not dist.is_initialized():
             dist.init_process_group("gloo" if kind == "cpu" else "nccl")
-        # Two threads per process on two busy cores made small trainings ten times slower.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
         return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place)
 
     def stop(self) -> None:

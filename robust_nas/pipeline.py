@@ -342,7 +342,7 @@ def report(job: Job) -> None:
 
 def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) -> Job:
     """Make a new run folder for a recipe, on rank 0, and return the job."""
-    world = World.start(chosen.device)
+    world = World.start(chosen.device, chosen.threads)
     path = None
     if world.is_main:
         folder = RunDir.create(root, chosen.name)
@@ -367,7 +367,7 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
             f"{path} was started with another configuration: {', '.join(changed)}; resume it without changes, or start "
             "a new run."
         )
-    return _job(saved, path, World.start(saved.device), progress)
+    return _job(saved, path, World.start(saved.device, saved.threads), progress)
 
 
 def _job(chosen: Recipe, path: Path | None, world: World, progress: Progress) -> Job:

@@ -104,6 +104,7 @@ class Recipe:
         name: what the run is called.
         seed: of everything that is drawn in the run; the data set's splits do not depend on it.
         device: "auto", "cpu" or "cuda".
+        threads: threads per process on the CPU; torch's choice if not given. Small networks are fastest with one.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Recipe:
     version: int = VERSION
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
     derive: Derivation = field(default_factory=Derivation)
     train: Training = field(default_factory=Training)
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)

@@ -199,4 +199,6 @@ class L2Ball:
 
 
 def _unit_l2(direction: Tensor) -> Tensor:
+    # Scaled first: the squares of a sure model's tiny gradients would round to zero and stop an attack.
+    direction = direction / direction.abs().flatten(1).amax(1).clamp_min(1e-37).view(-1, 1, 1, 1)
     return direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)

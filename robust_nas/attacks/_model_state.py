@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robust_nas.attacks._fold import folded
 from robust_nas.errors import InputError
 
 BatchNorm = Literal["running", "batch"]
@@ -28,7 +29,7 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running") -> Iterator[None
     are what they were, and every buffer holds the values that it held.
 
     Args:
-        batch_norm: "running", or "batch": batch norm normalises by the batch at hand and updates no statistics.
+        batch_norm: "running" (with batch norm folded into the convolutions, see `folded`), or "batch": batch norm normalises by the batch at hand and updates no statistics.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -50,7 +51,8 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running") -> Iterator[None
             for module in modules:
                 if isinstance(module, _BatchNorm):
                     module.running_mean = module.running_var = None
-        yield
+        with folded(model) if batch_norm == "running" else contextlib.nullcontext():
+            yield
     finally:
         for module, name, buffer, version, values in buffers:
             module._buffers[name] = buffer
@@ -114,8 +116,14 @@ def check_at_least(name: str, value: int, low: int) -> None:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log softmax(logits)_y, [B]."""
-    return F.cross_entropy(logits, labels, reduction="none")
+    """Return -log softmax(logits)_y, [B].
+
+    As softplus(log sum_{i != y} exp z_i - z_y): a sure model's loss and gradient are small but not rounded to zero, as
+    the usual form's are in float32 from a margin of about 17 on, where they would stop an attack.
+    """
+    own = labels.unsqueeze(1)
+    others = logits.scatter(1, own, -torch.inf).logsumexp(1)
+    return F.softplus(others - logits.gather(1, own).squeeze(1))
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -66,9 +66,10 @@ class Cell(nn.Module):
             incoming = []
             for source in nodes:
                 operation = self.edges[edge]
-                incoming.append(operation(source) if mixture is None else operation(source, mixture[edge]))
+                if not isinstance(operation, Zero):
+                    incoming.append(operation(source) if mixture is None else operation(source, mixture[edge]))
                 edge += 1
-            nodes.append(sum(incoming[1:], incoming[0]))
+            nodes.append(sum(incoming[1:], incoming[0]) if incoming else torch.zeros_like(x))
         return nodes[-1]
 
 

@@ -340,8 +340,8 @@ def _about_weights(contents: Contents) -> list[tuple[str, str]]:
     return [
         (
             "Ensemble",
-            f"At radius {format_epsilon(epsilon)}, for which the weights were fitted, no image is proved for any network: "
-            "the weights follow bounds that prove nothing there, and may be as good as any others.",
+            f"At radius {format_epsilon(epsilon)}, for which the weights were fitted, no image is proved for any "
+            "network. The weights follow bounds that prove nothing there, and may be as good as any others.",
         )
     ]
 

@@ -502,7 +502,7 @@ def _ensemble(contents: Contents) -> Content:
         facts += f" at radius {format_epsilon(ensemble['epsilon'])}"
     if ensemble.get("objective") is not None and ensemble.get("uniform_objective") is not None:
         facts += (
-            f"; objective {ensemble['objective']:.4g}, against {ensemble['uniform_objective']:.4g} of equal weights"
+            f"; objective {ensemble['objective']:.6g}, against {ensemble['uniform_objective']:.6g} of equal weights"
         )
     table = element(
         "table",

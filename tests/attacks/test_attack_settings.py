@@ -1,0 +1,76 @@
+"""Settings that cannot be meant are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from robust_nas.attacks.apgd import APGD, checkpoint_steps
+from robust_nas.attacks.autoattack_reference import AutoAttackReference
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
+from robust_nas.attacks.square import Square, _bump, _bumps
+from robust_nas.errors import InputError
+from robust_nas.threat import ThreatModel
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PGD(step_size=2), r"PGD.step_size must be in \(0, 1\] .* did you mean 2/255\?"),
+        (lambda: FGSM(step_size=0), "FGSM.step_size must be in"),
+        (lambda: PGD(steps=-1), "PGD.steps must be a whole number of at least 0, but got -1"),
+        (lambda: PGD(steps=2.5), "PGD.steps must be a whole number"),  # type: ignore[arg-type]
+        (lambda: PGD(restarts=0), "PGD.restarts must be a whole number of at least 1"),
+        (lambda: PGD(restarts=2, random_start=False), "set random_start=true"),
+        (lambda: PGD(loss="dlr"), "PGD.loss must be one of cross_entropy, margin, but got 'dlr'"),  # type: ignore[arg-type]
+        (lambda: PGD(batch_norm="eval"), "PGD.batch_norm must be one of running, batch"),  # type: ignore[arg-type]
+        (lambda: APGD(steps=0), "APGD.steps must be a whole number of at least 1"),
+        (lambda: Square(queries=0), "Square.queries must be a whole number of at least 1"),
+        (lambda: Square(first_share=1.5), r"Square.first_share must be in \(0, 1\]"),
+        (lambda: AutoAttackReference(version="custom"), "must be one of standard, plus, rand"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_out_of_range_are_refused_with_what_to_do(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_step_size_may_be_written_as_a_fraction() -> None:
+    assert PGD(step_size="2/255").step_size == 2 / 255  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("version", "num_classes"), [("standard", 3), ("plus", 3), ("rand", 2)])
+def test_autoattack_says_how_many_classes_it_needs(version: str, num_classes: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, num_classes))
+    with pytest.raises(InputError, match=f"needs at least {num_classes + 1} classes"):
+        AutoAttackReference(version=version).perturb(  # type: ignore[arg-type]
+            model, torch.rand(2, 1, 6, 6), torch.zeros(2, dtype=torch.int64), ThreatModel(epsilon=0.1)
+        )
+
+
+def test_autoattack_in_l2_says_how_large_images_must_be() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    with pytest.raises(InputError, match="at least 5 pixels a side"):
+        AutoAttackReference().perturb(
+            model, torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), ThreatModel(norm="l2", epsilon=0.1)
+        )
+
+
+def test_apgd_reviews_its_steps_at_the_published_checkpoints() -> None:
+    # Section 3.1: p = 0, .22, .41, .57, .70, .80, .87, .93, .99 of the iterations.
+    assert checkpoint_steps(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoint_steps(10) == [3, 5, 6, 7, 8, 9]
+    assert checkpoint_steps(1) == []
+
+
+def test_the_bumps_of_the_l2_square_attack_have_the_values_of_its_formula() -> None:
+    # n = 1: the centre is 1/(1+1)^2 + 1/(1+1-1)^2, its neighbours 1/(1+1)^2.
+    assert _bump(3, 3).tolist() == [[0.25, 0.25, 0.25], [0.25, 1.25, 0.25], [0.25, 0.25, 0.25]]
+    for side in range(1, 9):
+        pattern = _bumps(side)
+        assert pattern.shape == (side, side) and pattern.norm() == pytest.approx(1)
+        assert (pattern[: side // 2] > 0).all() and (pattern[side // 2 :] < 0).all()

@@ -1,0 +1,74 @@
+"""What attacks cost, counted in forward and backward passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_nas.attacks import Attack
+from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
+from robust_nas.attacks.square import Square
+from robust_nas.threat import ThreatModel
+
+THREAT = ThreatModel(epsilon=0.1)
+
+
+class Counting(nn.Module):
+    """A linear model that counts forward passes, backward passes, and the images of the forward passes."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 2)
+        nn.init.constant_(self.linear.weight[0], 0.1)  # type: ignore[arg-type]
+        nn.init.constant_(self.linear.weight[1], -0.1)  # type: ignore[arg-type]
+        self.bias = torch.tensor([bias, 0.0])
+        self.forwards = self.backwards = self.images = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.forwards, self.images = self.forwards + 1, self.images + len(images)
+        logits: Tensor = self.linear(images.flatten(1)) + self.bias
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, _: Tensor) -> None:
+        self.backwards += 1
+
+
+@pytest.mark.parametrize(
+    ("attack", "forwards", "backwards"),
+    [
+        (FGSM(), 1, 1),
+        (FGSM(random_start=True), 1, 1),
+        (PGD(steps=7), 7, 7),
+        (PGD(steps=7, random_start=False, loss="margin", batch_norm="batch"), 7, 7),
+        (PGD(steps=0), 0, 0),
+        (PGD(steps=7, restarts=3), 24, 21),
+        (APGD(steps=10), 11, 11),
+        (Square(queries=13), 13, 0),
+    ],
+    ids=repr,
+)
+def test_an_attack_that_fails_costs_its_stated_passes(attack: Attack, forwards: int, backwards: int) -> None:
+    model = Counting(bias=100.0)
+    attack.perturb(model, torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64), THREAT)
+    assert (model.forwards, model.backwards) == (forwards, backwards)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=2, restarts=5), APGD(steps=2, restarts=5), Square(queries=50)], ids=repr)
+def test_a_fooled_image_leaves_the_batch(attack: Attack) -> None:
+    # The sum of the pixels decides; the first two images lie close enough to the boundary, the others far from it.
+    images = torch.cat([torch.full((2, 1, 4, 4), 0.51), torch.full((2, 1, 4, 4), 0.9)])
+    model = Counting(bias=-2 * 0.1 * 16 * 0.5)
+    labels = torch.zeros(4, dtype=torch.int64)
+    found = attack.perturb(model, images, labels, THREAT)
+    assert (model(found).argmax(1) != labels).tolist() == [True, True, False, False]
+    model.images = 0
+    attack.perturb(model, images, labels, THREAT)
+    fooled_early = model.images
+    model.images = 0
+    attack.perturb(model, images[[2, 3, 2, 3]], labels, THREAT)
+    assert fooled_early < 0.85 * model.images

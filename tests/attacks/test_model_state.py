@@ -1,0 +1,100 @@
+"""Holding a model still, and the losses."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from robust_nas.attacks._model_state import cross_entropy, dlr, frozen, input_gradient, margin
+from robust_nas.errors import InputError
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_batch_statistics_are_those_of_training_mode_and_are_not_kept(model: nn.Module, images: torch.Tensor) -> None:
+    expected = copy.deepcopy(model).train()(images)
+    model.eval()
+    before = [buffer.clone() for buffer in model.buffers()]
+    with frozen(model, "batch"):
+        assert torch.allclose(model(images), expected)
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
+    assert not torch.allclose(model(images), expected)
+
+
+def test_a_loss_computed_before_an_attack_can_still_be_differentiated_after_it(
+    model: nn.Module, images: torch.Tensor
+) -> None:
+    loss = model.eval()(images).sum()
+    with frozen(model):
+        model(images)
+    loss.backward()
+    assert model[0].weight.grad is not None
+
+
+def test_a_buffer_that_the_forward_pass_writes_or_replaces_gets_its_value_back(images: torch.Tensor) -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("written", torch.zeros(2))
+            self.register_buffer("replaced", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.written += 1
+            self.replaced = self.replaced + 1
+            return x.flatten(1)
+
+    counter = Counter()
+    written, replaced = counter.written, counter.replaced
+    with pytest.raises(KeyError), frozen(counter):
+        counter(images)
+        raise KeyError
+    assert counter.written is written and written.sum() == 0
+    assert counter.replaced is replaced and replaced.sum() == 0
+
+
+def test_the_input_gradient_is_that_of_the_summed_losses(model: nn.Module, images: torch.Tensor) -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    points = images.clone().requires_grad_()
+    expected_losses = nn.functional.cross_entropy(model.eval()(points), labels, reduction="none")
+    expected_losses.sum().backward()
+    with frozen(model):
+        logits, losses, gradient = input_gradient(model, images, labels, cross_entropy)
+    assert torch.allclose(gradient, points.grad) and torch.allclose(losses, expected_losses.detach())
+    assert not (logits.requires_grad or losses.requires_grad or images.requires_grad)
+
+
+def test_the_losses_have_the_values_computed_by_hand() -> None:
+    logits, labels = torch.tensor([[4.0, 1.0, 3.0, 0.0], [4.0, 1.0, 3.0, 0.0]]), torch.tensor([0, 1])
+    assert margin(logits, labels).tolist() == [-1.0, 3.0]
+    # (3 - 4) / (4 - 1) where the label is the largest, (4 - 1) / (4 - 1) where it is not.
+    assert dlr(logits, labels).tolist() == pytest.approx([-1 / 3, 1.0])
+
+
+def test_the_cross_entropy_of_a_sure_model_is_not_rounded_to_zero() -> None:
+    logits, labels = torch.tensor([[40.0, 0.0, 0.0]], requires_grad=True), torch.tensor([0])
+    loss = cross_entropy(logits, labels)
+    # log(1 + 2 exp(-40)) = 2 exp(-40) up to its square.
+    loss.sum().backward()
+    assert nn.functional.cross_entropy(logits, labels) == 0
+    assert loss.item() == pytest.approx(2 * 4.248354e-18, rel=1e-5)
+    assert logits.grad is not None and logits.grad[0, 0].item() == pytest.approx(-2 * 4.248354e-18, rel=1e-5)
+
+
+def test_scaling_and_shifting_the_logits_leaves_the_dlr_loss_as_it_is() -> None:
+    logits, labels = torch.randn(9, 5, dtype=torch.float64), torch.arange(9) % 5
+    assert torch.allclose(dlr(1e3 * logits - 7, labels), dlr(logits, labels))
+
+
+def test_the_dlr_loss_of_two_classes_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 3 classes, but the model has 2"):
+        dlr(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
