@@ -72,8 +72,18 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
-def check_weights(weights: Sequence[float], scales: Sequence[float], num_members: int) -> None:
-    """Raise InputError unless these are weights and scales of an ensemble with `num_members` members."""
+def logit_factors(
+    weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor, num_members: int
+) -> list[float]:
+    """Return what the members' logits are multiplied by: w_t / Z_t, divided by their sum.
+
+    The division changes no prediction and no certificate, but keeps the logits at the members' own scale: on logits
+    many times smaller, an attack on the cross-entropy is weaker, and the ensemble would look more robust than it is.
+
+    Raises:
+        InputError: unless these are weights and scales of an ensemble with `num_members` members.
+    """
+    weights, scales = [float(w) for w in weights], [float(z) for z in scales]
     if not num_members == len(weights) == len(scales):
         raise InputError(
             "An ensemble needs one weight and one scale per member, "
@@ -85,15 +95,18 @@ def check_weights(weights: Sequence[float], scales: Sequence[float], num_members
             "An ensemble's weights must be at least 0 and not all 0, and its scales above 0, "
             f"but got weights {[*weights]} and scales {[*scales]}."
         )
+    shares = [w / z for w, z in zip(weights, scales, strict=True)]
+    return [share / sum(shares) for share in shares]
 
 
 def joint_margins(
     bounds: Sequence[LinearMargins], weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor
 ) -> LinearMargins:
-    """Return bounds on the margins of F = sum_t w_t f_t / Z_t from bounds on the members' margins.
+    """Return bounds on the margins of the ensemble F = sum_t a_t f_t from bounds on the members' margins.
 
-    <sum_t w_t A_t / Z_t, d> + sum_t w_t c_t / Z_t is the weighted sum of the members' bounds at every perturbation d,
-    so its minimum over the ball is at least the weighted sum of their minima. A member without slopes has slopes 0.
+    <sum_t a_t A_t, d> + sum_t a_t c_t is the weighted sum of the members' bounds at every perturbation d, so its
+    minimum over the ball is at least the weighted sum of their minima. A member without slopes has slopes 0. The
+    factors a are `logit_factors`.
 
     Args:
         bounds: the members' bounds, offsets [N, K] and slopes [N, K, D] or None.
@@ -103,10 +116,9 @@ def joint_margins(
     Raises:
         InputError: for negative weights, scales that are not positive, or numbers of members that differ.
     """
-    weights, scales = [float(w) for w in weights], [float(z) for z in scales]
-    check_weights(weights, scales, len(bounds))
+    factors = logit_factors(weights, scales, len(bounds))
     # A member of weight 0 is left out: 0 times the label's own +inf is not a number.
-    members = [(w / z, bound) for bound, w, z in zip(bounds, weights, scales, strict=True) if w > 0]
+    members = [(factor, bound) for bound, factor in zip(bounds, factors, strict=True) if factor > 0]
     offsets = sum(factor * bound.offsets for factor, bound in members)
     slopes = sum(factor * bound.slopes for factor, bound in members if bound.slopes is not None)
     return LinearMargins(offsets, None if isinstance(slopes, int) else slopes)  # type: ignore[arg-type]

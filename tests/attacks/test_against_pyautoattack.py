@@ -66,7 +66,12 @@ def test_apgd_leaves_as_much_as_the_packages(
     model, images, labels = trained
     with torch.random.fork_rng():
         reference = autopgd.APGDAttack(
-            model, n_iter=50, norm=NORMS[threat.norm], eps=threat.epsilon, loss=theirs, logger=logging.getLogger("quiet")
+            model,
+            n_iter=50,
+            norm=NORMS[threat.norm],
+            eps=threat.epsilon,
+            loss=theirs,
+            logger=logging.getLogger("quiet"),
         )
         expected = accuracy(model, reference.perturb(images, labels), labels)
     found = APGD(steps=50, loss=loss).perturb(model, images, labels, threat)  # type: ignore[arg-type]

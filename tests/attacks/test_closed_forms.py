@@ -95,15 +95,15 @@ def test_square_finds_the_closed_form_optimum_of_a_linear_model_by_scores_alone(
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_square_comes_close_to_the_optimum_of_a_linear_model_in_l2(weights: Tensor, images: Tensor) -> None:
+def test_square_goes_most_of_the_way_to_the_optimum_of_a_linear_model_in_l2(weights: Tensor, images: Tensor) -> None:
     images, labels = 0.4 + 0.2 * images, torch.zeros(8, dtype=torch.int64)
     model = TwoClasses(weights, 100.0)
     found = Square(queries=1500).perturb(model, images, labels, L2)
     with torch.no_grad():
         gained = margin(model(found), labels) - margin(model(images), labels)
-    # The margin -2 <w, x> + ... gains at most 2 epsilon |w|.
+    # The margin -2 <w, x> + ... gains at most 2 epsilon |w|, and nothing on average in a random direction.
     best = 2 * L2.epsilon * float(weights.norm())
-    assert (gained <= best + 1e-4).all() and gained.mean() > 0.8 * best
+    assert (gained <= best + 1e-4).all() and (gained > best / 2).all()
 
 
 @pytest.mark.parametrize("threat", [ThreatModel(epsilon=0.2), ThreatModel(norm="l2", epsilon=0.25)], ids=repr)

@@ -56,7 +56,10 @@ def state(model: nn.Module) -> list[Any]:
     return [
         [module.training for module in model.modules()],
         [parameter.requires_grad for parameter in model.parameters()],
-        [None if parameter.grad is None else (id(parameter.grad), parameter.grad.tolist()) for parameter in model.parameters()],
+        [
+            None if parameter.grad is None else (id(parameter.grad), parameter.grad.tolist())
+            for parameter in model.parameters()
+        ],
         [(id(tensor), tensor.tolist()) for tensor in [*model.parameters(), *model.buffers()]],
     ]
 

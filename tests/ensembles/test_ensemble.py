@@ -21,9 +21,15 @@ def test_an_ensemble_is_the_weighted_sum_of_its_members_logits_over_their_scales
     first, second, third = networks(3)
     images = torch.rand(4, 1, 2, 3)
     ensemble = Ensemble([first, second, third], [0.25, 0.75, 0.0], torch.tensor([2.0, 0.5, 1.0]))
-    torch.testing.assert_close(ensemble(images), 0.25 / 2 * first(images) + 0.75 / 0.5 * second(images))
-    assert ensemble(images).dtype == torch.float32
-    assert {"weights", "scales"} <= set(ensemble.state_dict()) and len(ensemble.members) == 3
+    total = 0.25 / 2 + 0.75 / 0.5
+    torch.testing.assert_close(ensemble(images), (0.25 / 2 * first(images) + 0.75 / 0.5 * second(images)) / total)
+    assert ensemble(images).dtype == torch.float32 and len(ensemble.members) == 3
+
+
+def test_a_member_alone_keeps_its_logits_whatever_its_scale() -> None:
+    # On logits many times smaller, attacks on the cross-entropy would be weaker.
+    member, images = networks(1)[0], torch.rand(4, 1, 2, 3)
+    torch.testing.assert_close(Ensemble([member], [0.3], [50.0])(images), member(images))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -36,7 +42,8 @@ def test_the_joint_bound_is_at_least_the_weighted_sum_of_the_single_ones(norm: s
     ]
     weights, scales = [0.5, 0.2, 0.3], [1.0, 2.0, 0.7]
     joint = joint_margins(bounds, weights, scales).lower(threat)
-    single = sum(w / z * b.lower(threat) for w, z, b in zip(weights, scales, bounds, strict=True))
+    total = 0.5 + 0.1 + 0.3 / 0.7
+    single = sum(w / z / total * b.lower(threat) for w, z, b in zip(weights, scales, bounds, strict=True))
     assert (joint >= single - 1e-6).all() and (joint > single + 0.1).any()
 
 

@@ -172,7 +172,7 @@ def test_images_on_which_every_member_fails_count_because_opposite_slopes_cancel
     bounds = [LinearMargins(labels, slopes), LinearMargins(labels, -slopes), LinearMargins(labels, -3 * slopes)]
     fitted = RobBoost(sweeps=20).fit(bounds, LINF)
     joint = joint_margins(bounds, fitted.weights, fitted.scales).lower(LINF)[0, 1]
-    assert joint == pytest.approx(1.0, abs=1e-6)  # .5 divided by the scale .5
+    assert joint == pytest.approx(0.5, abs=1e-6)
     single = [bound.lower(LINF)[0, 1] for bound in bounds]
     assert max(single) < 0
 
