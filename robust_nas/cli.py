@@ -39,7 +39,7 @@ def main() -> None:
     except InputError as error:
         _fail(str(error), error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         place = f" ({error.filename})" if error.filename else ""
         _fail(
@@ -228,5 +228,6 @@ def _work(job: Any, function: str) -> None:
         job.say(f"Stopped. Go on with: robust-nas run --resume {job.folder.path}")
         raise SystemExit(130) from None
     finally:
+        job.folder.unlock()
         job.world.stop()
     job.say(listing.describe_run(job.folder.path))

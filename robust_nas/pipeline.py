@@ -20,6 +20,7 @@ from robust_nas.architecture import Architecture
 from robust_nas.certification import certify as certify_model
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import Dataset
+from robust_nas.datasets._batches import check_batch
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
 from robust_nas.ensembles.uniform import Uniform
@@ -51,6 +52,10 @@ class Job:
         else:
             self.world.barrier()
             data = self.recipe.data.load_splits()
+        # Said before the search starts, not after it.
+        for section, plan in {"search": self.recipe.search, "train": self.recipe.train}.items():
+            if (size := getattr(plan, "batch_size", None)) is not None:
+                check_batch(f"{section}.batch_size", size, len(data.train), self.world)
         return data.to(self.world.device)
 
     def stage(self, name: str) -> Stage:
@@ -120,7 +125,7 @@ def load_search(job: Job) -> SearchResult:
     supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
     if weights.is_file():
         supernet = job.recipe.space.supernet(job.data)
-        supernet.load_state_dict(load_state(weights)["weights"])
+        _load_weights(supernet, weights)
         supernet.to(job.world.device)
     return SearchResult(tuple(saved["operations"]), saved["probabilities"], supernet, saved)
 
@@ -186,15 +191,20 @@ def load_models(job: Job) -> dict[str, nn.Module]:
     models: dict[str, nn.Module] = {}
     for name, architecture in chosen_architectures(job).items():
         model = job.recipe.space.network(architecture, job.data)
-        path = job.folder / "checkpoints" / f"{name}.safetensors"
-        try:
-            model.load_state_dict(load_state(path)["weights"])
-        except (RuntimeError, KeyError) as error:
-            raise InputError(
-                f"The weights in {path} do not fit {architecture} ({str(error).splitlines()[0]})."
-            ) from None
+        _load_weights(model, job.folder / "checkpoints" / f"{name}.safetensors")
         models[name] = model.to(job.world.device).eval()
     return models
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(load_state(path)["weights"])
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise InputError(
+            f"The weights in {path} do not fit the network of config.toml ({reason}); delete the file and the stage's "
+            "JSON file, and resume the run."
+        ) from None
 
 
 def best_single(job: Job) -> str:

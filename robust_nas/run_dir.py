@@ -85,12 +85,13 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
     Keys may be strings or integers; an integer key comes back as an integer.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     skeleton = _split_tensors(state, "", tensors)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"skeleton": json.dumps(skeleton)})
+        # Not save_file: what it raises on a full disk does not say which error it was.
+        temporary.write_bytes(save(tensors, metadata={"skeleton": json.dumps(skeleton)}))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -226,9 +227,18 @@ class RunDir:
 
     @classmethod
     def create(cls, root: Path, recipe: str) -> RunDir:
-        """Make a new run folder `<root>/<date>-<recipe>-<id>`."""
+        """Make a new run folder `<root>/<date>-<recipe>-<id>`.
+
+        Raises:
+            InputError: if it cannot be made there.
+        """
         path = root / f"{time.strftime('%Y%m%d')}-{recipe}-{secrets.token_hex(3)}"
-        (path / "checkpoints").mkdir(parents=True)
+        try:
+            (path / "checkpoints").mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"No run folder can be made in {root} ({error.strerror}); choose another place with --out."
+            ) from None
         return cls(path)
 
     @classmethod
@@ -256,6 +266,11 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
+
+    def unlock(self) -> None:
+        """Let other processes work on this run."""
+        if self._lock:
+            self._lock.close()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -21,3 +27,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"there is no real data at {folder}; set ROBUST_NAS_SHARED_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what runs `robust-nas ARGUMENTS` in this process, which saves the time of importing torch each time."""
+
+    def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        from robust_nas import cli
+
+        words, code = [str(argument) for argument in arguments], 0
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as output,
+            contextlib.redirect_stderr(io.StringIO()) as errors,
+            mock.patch.object(sys, "argv", ["robust-nas", *words]),
+            contextlib.chdir(cwd or Path.cwd()),
+        ):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
+
+    return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def folded(model: nn.Module) -> Iterator[None]:
                 if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
                     continue
                 children = list(parent.named_children())
-                for (name, convolution), (next_name, norm) in zip(children, children[1:], strict=False):
+                for (name, convolution), (next_name, norm) in pairwise(children):
                     if _can_fold(convolution, norm):
                         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
                         replaced += [(parent, name, convolution), (parent, next_name, norm)]

@@ -29,7 +29,8 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running") -> Iterator[None
     are what they were, and every buffer holds the values that it held.
 
     Args:
-        batch_norm: "running" (with batch norm folded into the convolutions, see `folded`), or "batch": batch norm normalises by the batch at hand and updates no statistics.
+        batch_norm: "running" (with batch norm folded into the convolutions, see `folded`), or "batch": batch norm
+            normalises by the batch at hand and updates no statistics.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]

@@ -91,7 +91,7 @@ def _contained() -> Iterator[None]:
     disabled, logger.disabled = logger.disabled, True
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        if True:
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         logger.disabled = disabled

@@ -52,6 +52,15 @@ def test_autoattack_says_how_many_classes_it_needs(version: str, num_classes: in
         )
 
 
+def test_autoattack_takes_every_other_class_as_a_target_where_there_are_fewer_than_nine() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    with torch.no_grad():
+        model[1].bias[:] = torch.tensor([9.0, 1.0, 2.0, 3.0])  # never fooled: every attack runs
+    images = torch.full((1, 1, 6, 6), 0.5)
+    found = AutoAttackReference().perturb(model, images, torch.tensor([0]), ThreatModel(epsilon=0.01))
+    assert torch.equal(found, images)
+
+
 def test_autoattack_in_l2_says_how_large_images_must_be() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
     with pytest.raises(InputError, match="at least 5 pixels a side"):

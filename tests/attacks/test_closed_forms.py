@@ -11,7 +11,7 @@ from robust_nas.attacks._model_state import margin
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
-from robust_nas.attacks.square import Square
+from robust_nas.attacks.square import Square, _flip_square
 from robust_nas.threat import ThreatModel
 
 
@@ -77,6 +77,55 @@ def test_l2_attacks_reach_the_closed_form_optimum_of_a_linear_model(
     found = attack.perturb(model, images, labels, L2)
     reached, best = margin(model(found), labels), margin(model(expected), labels)
     assert torch.allclose(reached, best, atol=1e-5)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+def test_apgd_shortens_its_steps_to_reach_an_optimum_inside_the_ball(threat: ThreatModel, images: Tensor) -> None:
+    images = 0.4 + 0.2 * images
+    inside = threat.around(images).random(torch.Generator().manual_seed(2))
+    hidden = images + 0.4 * (inside - images)
+
+    class Bowl(nn.Module):
+        """Class 0's logit is the squared distance to a hidden point, so that the loss is largest there."""
+
+        def forward(self, points: Tensor) -> Tensor:
+            distance = ((points - hidden) ** 2).flatten(1).sum(1)
+            return torch.stack([1 + distance, torch.zeros_like(distance)], dim=1)
+
+    found = APGD().perturb(Bowl(), images, torch.zeros(8, dtype=torch.int64), threat)
+    # Steps of the first length, 2 epsilon, jump from one side of the ball to the other for ever.
+    assert (found - hidden).flatten(1).norm(dim=1).max() < 0.05 * threat.epsilon
+
+
+def test_apgd_takes_its_second_step_with_the_published_momentum(images: Tensor) -> None:
+    visited = []
+
+    class Bowl(nn.Module):
+        """Class 0's logit is a squared distance, whose gradient changes from point to point."""
+
+        def forward(self, points: Tensor) -> Tensor:
+            visited.append(points.detach())
+            distance = ((points - 0.5) ** 2).flatten(1).sum(1)
+            return torch.stack([1 + distance, torch.zeros_like(distance)], dim=1)
+
+    images, ball = 0.4 + 0.2 * images, L2.around(0.4 + 0.2 * images)
+    APGD(steps=2).perturb(Bowl(), images, torch.zeros(8, dtype=torch.int64), L2)
+    start, first, second = visited
+    towards = [(0.5 - point) / (0.5 - point).flatten(1).norm(dim=1).view(-1, 1, 1, 1) for point in (start, first)]
+    assert torch.allclose(first, ball.project(start + 2 * L2.epsilon * towards[0]), atol=1e-6)
+    # Algorithm 1, lines 7 and 8, with eta = 2 epsilon and alpha = 0.75.
+    ascended = ball.project(first + 2 * L2.epsilon * towards[1])
+    expected = ball.project(first + 0.75 * (ascended - first) + 0.25 * (first - start))
+    assert torch.allclose(second, expected, atol=1e-5)
+
+
+def test_square_never_proposes_what_it_has_already() -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta = 0.1 * (torch.randint(0, 2, (400, 1, 4, 4), generator=generator) * 2.0 - 1)
+    for side in (1, 2):
+        proposed = _flip_square(delta, 0.1, side, generator).clamp(-0.1, 0.1)
+        changed = ~torch.isclose(proposed, delta)
+        assert changed.flatten(1).any(1).all() and (changed.flatten(1).sum(1) <= side**2).all()
 
 
 def test_square_finds_the_closed_form_optimum_of_a_linear_model_by_scores_alone(

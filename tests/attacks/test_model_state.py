@@ -62,6 +62,14 @@ def test_a_buffer_that_the_forward_pass_writes_or_replaces_gets_its_value_back(i
     assert counter.replaced is replaced and replaced.sum() == 0
 
 
+def test_a_gradient_that_is_replaced_inside_is_put_back(model: nn.Module) -> None:
+    gradient = model[0].weight.grad = torch.ones_like(model[0].weight)
+    with frozen(model):
+        model[0].weight.grad = None
+        model[4].weight.grad = torch.ones_like(model[4].weight)
+    assert model[0].weight.grad is gradient and model[4].weight.grad is None
+
+
 def test_the_input_gradient_is_that_of_the_summed_losses(model: nn.Module, images: torch.Tensor) -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     points = images.clone().requires_grad_()

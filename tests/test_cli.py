@@ -1,0 +1,197 @@
+"""What a user types, and what a mistake costs: one sentence, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from robust_nas import attacks
+from robust_nas.run_dir import RunDir, save_state
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence of a refusal."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("robust-nas: ")]
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digist"], "There is no recipe 'digist'. Did you mean 'digits'?"),
+        (["run"], "takes a recipe, such as digits"),
+        (["run", "digits", "threat.epsilon=8"], "did you mean 8/255?"),
+        (["run", "digits", "threat.epsilon=51"], "did you mean 51/255?"),
+        (["run", "digits", "train.epoch=3"], "no key 'epoch'. Did you mean 'epochs'?"),
+        (["run", "digits", "search.attack=pdg"], "has no 'pdg'. Did you mean 'pgd'?"),
+        (["run", "digits", "data=digitz"], "has no 'digitz'. Did you mean 'digits'?"),
+        (
+            ["run", "digits", "space.name=nasbench202"],
+            "There is no search space 'nasbench202'. Did you mean 'nasbench201'?",
+        ),
+        (["run", "digits", "train.method=pgd-at"], "has no 'pgd-at'. Did you mean 'pgd_at'?"),
+        (["run", "digits", "search=dirichlett"], "has no 'dirichlett'. Did you mean 'dirichlet'?"),
+        (["run", "digits", "train.epochs"], "key=value"),
+        (["run", "digits", "train.batch_size=5000"], "train.batch_size of 5000 is larger than the 1077 images"),
+        (["run", "digits", "device=cuda"], "device=cpu"),
+        (["run", "digits", "device=tpu"], "device must be"),
+        (["run", "digits", "version=0"], "version 0, but this robust-nas reads version 1"),
+        (["run", "mnist", "data.download=false", "--data-root", "/nonexistent"], "--data-root"),
+        (["run", "--resume", "nowhere"], "not a run folder"),
+        (["derive", "nowhere"], "not a run folder"),
+        (["info", "|nor_conv_3x3~0|+|none~0|"], "must have edge 1-2"),
+        (["info", "|nor_conv_9x9~0|+|none~0|none~1|+|none~0|none~1|none~2|"], "unknown operation 'nor_conv_9x9'"),
+        (["info", "pdg"], "Did you mean 'pgd'?"),
+        (["list", "attack"], "Did you mean 'attacks'?"),
+        (["table", "top", "--table", "nowhere"], "There is no table at nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_costs_one_sentence_and_leaves_nothing(
+    command: Command, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    sentence = refused(command(*arguments, cwd=tmp_path))
+    assert message in sentence
+    left = [path.name for path in tmp_path.rglob("*") if path.suffix in (".json", ".parquet", ".html", ".safetensors")]
+    assert set(left) <= {"environment.json"}
+
+
+def test_a_folder_with_one_class_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "images" / "cats").mkdir(parents=True)
+    (tmp_path / "images" / "cats" / "1.png").write_bytes(b"")
+    assert "two or more class folders" in refused(command("run", "images", cwd=tmp_path))
+
+
+def started_run(command: Command, root: Path) -> Path:
+    """A run folder whose search is done and whose weights can be damaged."""
+    done = command(
+        "search",
+        "digits",
+        "search.epochs=1",
+        "search.batch_size=1024",
+        "space.channels=1",
+        "space.stages=1",
+        "--out",
+        root,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = root.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return started_run(command, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_corrupt_checkpoint_is_named(command: Command, run: Path) -> None:
+    weights = run / "checkpoints" / "supernet.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\x00" * 64):
+        weights.write_bytes(damaged)
+        sentence = refused(command("derive", run))
+        assert "supernet.safetensors" in sentence and "damaged" in sentence
+    weights.write_bytes(whole)
+
+
+def test_a_half_written_result_is_named(command: Command, run: Path) -> None:
+    result = run / "search.json"
+    whole = result.read_text()
+    result.write_text(whole[:100])
+    assert "search.json is damaged" in refused(command("derive", run))
+    result.write_text(whole)
+
+
+def test_a_configuration_of_an_older_version_is_refused(command: Command, run: Path) -> None:
+    config = run / "config.toml"
+    whole = config.read_text()
+    config.write_text(whole.replace("version = 1", "version = 0", 1))
+    assert "version 0" in refused(command("derive", run))
+    config.write_text(whole.replace("[train]", "[train", 1))
+    assert "not valid TOML" in refused(command("derive", run))
+    config.write_text(whole)
+
+
+def test_a_state_of_another_network_is_refused(command: Command, run: Path) -> None:
+    weights = run / "checkpoints" / "supernet.safetensors"
+    whole = weights.read_bytes()
+    save_state(weights, {"weights": {"x": torch.ones(1)}})
+    assert "supernet.safetensors do not fit" in refused(command("derive", run))
+    weights.write_bytes(whole)
+
+
+def test_a_full_disk_ends_in_one_sentence_and_half_writes_nothing(tmp_path: Path) -> None:
+    """A file-size limit of a few blocks stands in for a full disk: writes fail in the middle."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+        "from robust_nas.cli import main; sys.argv[1:] = sys.argv[1:]; main()"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-B",
+            "-c",
+            script,
+            "search",
+            "digits",
+            "search.epochs=1",
+            "search.batch_size=1024",
+            "--out",
+            "runs",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "Writing is not possible" in refused(done)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("search.json"))
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sentence = refused(command("run", "digits", "--out", tmp_path / "file"))
+    assert "--out" in sentence
+
+
+def test_help_and_lists_import_nothing_slow() -> None:
+    for arguments in (["--help"], ["list", "attacks"], ["list", "recipes"], ["info", "323133"], ["--version"]):
+        code = (
+            f"import sys; sys.argv = ['robust-nas', *{arguments!r}]\n"
+            "from robust_nas.cli import main\n"
+            "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+            "slow = {'torch', 'torchvision', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+            "assert not slow, slow\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_lists_name_what_there_is(command: Command) -> None:
+    assert command("list", "attacks").stdout.split() == attacks.names()
+    assert "nasbench201" in command("list", "spaces").stdout.split()
+    assert {"digits", "mnist", "cifar10"} <= set(command("list", "recipes").stdout.split())
+
+
+def test_info_describes_an_architecture_a_component_and_a_run(command: Command, run: Path) -> None:
+    assert "digits     323133" in command("info", "323133").stdout
+    assert "Projected gradient ascent" in command("info", "pgd").stdout
+    assert "not done yet: derive, train" in command("info", run).stdout
+
+
+def test_two_processes_on_one_run_folder_are_refused(command: Command, run: Path) -> None:
+    held = RunDir(run)
+    held.lock()
+    assert "Another process is working on" in refused(command("derive", run))

@@ -1,0 +1,297 @@
+"""The whole pipeline in real processes: run, killed and resumed, on two ranks, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import robust_nas as rn
+from robust_nas.outcomes import read_outcomes
+from robust_nas.run_dir import load_state, read_metrics
+
+# A run of a few seconds that goes through every stage; the search space and the data are the real ones.
+TINY = [
+    "space.channels=2",
+    "space.stages=1",
+    "search.epochs=2",
+    "search.batch_size=512",
+    "derive.count=2",
+    "derive.pool=3",
+    "train.epochs=3",
+    "train.batch_size=256",
+    "train.method.attack.steps=2",
+    "train.selection_attack.steps=2",
+    "evaluation.attacks=['fgsm', {name='pgd', steps=3}]",
+    "evaluation.strongest=[{name='square', queries=20}]",
+    "evaluation.curve_epsilons=[0.05, 0.2]",
+    "evaluation.batch_size=100",
+    "evaluation.masking_images=8",
+    "certification.epsilons=[0.00001, 0.01]",
+]
+COMMAND = [sys.executable, "-m", "robust_nas"]
+
+
+def robust_nas(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def in_process(command: Command, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = command(*arguments)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def only_run(root: Path) -> Path:
+    (path,) = [child for child in root.iterdir() if (child / "config.toml").exists()]
+    return path
+
+
+def numbers(value: Any) -> Any:
+    """What a result says, without how long it took."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items() if key != "seconds"}
+    return [numbers(item) for item in value] if isinstance(value, list) else value
+
+
+def results(run: Path) -> dict[str, Any]:
+    files = ("search", "derive", "train", "evaluation", "certification", "ensemble")
+    found = {name: numbers(json.loads((run / f"{name}.json").read_text())) for name in files}
+    weights = {
+        path.name: load_state(path)["weights"] for path in sorted((run / "checkpoints").glob("model-?.safetensors"))
+    }
+    found["weights"] = {name: {key: value.tolist() for key, value in state.items()} for name, state in weights.items()}
+    found["outcomes"] = read_outcomes(run / "evaluation.parquet").to_pylist()
+    found["metrics"] = numbers(read_metrics(run / "metrics.jsonl"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, made by the command line."""
+    root = tmp_path_factory.mktemp("runs")
+    done = robust_nas("run", "digits", *TINY, "--out", root)
+    assert "report:" in done.stderr
+    return only_run(root)
+
+
+def test_a_run_leaves_every_file_and_nothing_half_written(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "architecture.txt",
+        "search.json",
+        "derive.json",
+        "train.json",
+        "evaluation.json",
+        "evaluation.parquet",
+        "certification.json",
+        "certificates.parquet",
+        "ensemble.json",
+        "record.json",
+        "report.html",
+        "checkpoints",
+    } <= names
+    assert not [path for path in finished.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    assert not list((finished / "checkpoints").glob("*.state.safetensors"))
+
+
+def test_the_derived_architectures_are_functionally_different_and_the_first_is_the_argmax(finished: Path) -> None:
+    chosen = [rn.Architecture.parse(line) for line in (finished / "architecture.txt").read_text().split()]
+    assert len({architecture.canonical for architecture in chosen}) == len(chosen) == 2
+    search = json.loads((finished / "search.json").read_text())
+    argmax = tuple(search["operations"][row.index(max(row))] for row in search["probabilities"])
+    first = rn.Architecture(argmax)
+    assert chosen[0] == first or not first.is_connected
+
+
+def test_every_image_is_certified_only_if_it_survives_every_attack_and_survives_only_if_it_is_clean(
+    finished: Path,
+) -> None:
+    outcomes, certificates = (
+        read_outcomes(finished / name).to_pandas() for name in ("evaluation.parquet", "certificates.parquet")
+    )
+    correct = outcomes.pivot_table(index=["model", "image"], columns="attack", values="correct", aggfunc="first")
+    for attack in set(correct.columns) - {"clean"}:
+        attacked = correct[correct[attack].notna()]
+        assert not (attacked[attack].astype(bool) & ~attacked["clean"].astype(bool)).any()
+    small = certificates[certificates.epsilon == 1e-5].set_index(["model", "image"])
+    assert small.certified.any()
+    assert not (small.certified & ~correct["clean"].reindex(small.index).astype(bool)).any()
+    large = certificates[certificates.epsilon == 0.01].set_index(["model", "image"])
+    assert not (large.certified & ~small.certified).any()
+
+
+def test_the_summary_counts_the_per_image_outcomes(finished: Path) -> None:
+    outcomes = read_outcomes(finished / "evaluation.parquet").to_pandas()
+    for model, summary in json.loads((finished / "evaluation.json").read_text())["models"].items():
+        rows = outcomes[outcomes.model == model]
+        by_attack = rows.groupby("attack").correct.mean()
+        assert summary["clean"]["accuracy"] == pytest.approx(by_attack["clean"])
+        for attack in summary["attacks"]:
+            assert attack["accuracy"] == pytest.approx(by_attack[attack["name"]])
+        worst = rows.groupby("image").correct.all().mean()
+        assert summary["worst_case"]["accuracy"] == pytest.approx(worst)
+
+
+def test_a_finished_run_resumes_to_itself_and_computes_nothing_again(command: Command, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*.json")}
+    in_process(command, "run", "--resume", finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("*.json")} == before
+
+
+def test_trained_networks_are_in_the_table_beside_the_runs(command: Command, finished: Path) -> None:
+    rows = rn.tables.read(finished.parent / "table", attack="pgd").to_pylist()
+    evaluation = json.loads((finished / "evaluation.json").read_text())["models"]
+    assert {row["model"] for row in rows} == {"model-0", "model-1"}
+    for row in rows:
+        (pgd,) = [attack for attack in evaluation[row["model"]]["attacks"] if attack["name"] == "pgd"]
+        assert (row["accuracy"], row["num_images"], row["epsilon"]) == (pgd["accuracy"], 360, 0.2)
+    printed = in_process(command, "table", "top", "--table", finished.parent / "table").stdout
+    assert rows[0]["architecture"] in printed
+    code = rn.Architecture.parse(rows[0]["architecture"]).digits()
+    assert "worst_case" in in_process(command, "table", "query", code, "--table", finished.parent / "table").stdout
+
+
+def test_a_run_is_loaded_back_in_python(finished: Path) -> None:
+    run = rn.load_run(finished)
+    accuracy = rn.evaluate(run.models["model-0"], run.data.test, run.threat, attacks=["fgsm"])
+    recorded = run.read("evaluation.json")["models"]["model-0"]
+    assert accuracy.clean_accuracy == recorded["clean"]["accuracy"]
+    assert accuracy.robust_accuracy == recorded["attacks"][0]["accuracy"]
+    ensemble = rn.build_ensemble(list(run.models.values()), run.data.validation, run.threat.with_epsilon(1e-5))
+    assert ensemble(run.data.test.images[:3]).shape == (3, 10)
+
+
+def _kill_when(process: subprocess.Popen[bytes], condition: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_killed_in_every_stage_ends_with_the_numbers_of_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "run", "digits", *TINY, "--out", str(tmp_path)], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+    def state(stage: str) -> Any:
+        return lambda: list(tmp_path.glob(f"*/checkpoints/{stage}.state.safetensors"))
+
+    def file(name: str) -> Any:
+        return lambda: list(tmp_path.glob(f"*/{name}"))
+
+    def evaluated(model: str) -> Any:
+        return lambda: any(model in path.read_text() for path in tmp_path.glob("*/evaluation.json"))
+
+    # Inside the search, between stages, inside the second training, between models under attack, inside the ensemble.
+    moments = [state("search"), file("derive.json"), state("train-1"), evaluated("model-0"), file("ensemble.json")]
+    for moment in moments:
+        _kill_when(process, moment)
+        run = only_run(tmp_path)
+        process = subprocess.Popen(
+            [*COMMAND, "run", "--resume", str(run)], stderr=subprocess.PIPE, start_new_session=True
+        )
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    interrupted, whole = results(only_run(tmp_path)), results(finished)
+    for name in whole:
+        assert interrupted[name] == whole[name], name
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "run", "digits", *TINY, "search.epochs=50", "--out", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/checkpoints/search.state.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert f"robust-nas run --resume {only_run(tmp_path)}" in errors
+
+
+def test_stages_run_one_by_one_give_the_numbers_of_the_whole(command: Command, finished: Path, tmp_path: Path) -> None:
+    in_process(command, "search", "digits", *TINY, "--out", tmp_path)
+    run = only_run(tmp_path)
+    missing = in_process(command, "train", run, code=2)
+    assert "no derive.json" in missing.stderr and "Traceback" not in missing.stderr
+    for stage in ("derive", "train", "attack", "certify", "ensemble", "report"):
+        in_process(command, stage, run)
+    assert (run / "report.html").exists()
+    one_by_one, whole = results(run), results(finished)
+    for name in whole:
+        assert one_by_one[name] == whole[name], name
+
+
+def test_a_run_is_not_resumed_under_another_configuration(command: Command, finished: Path) -> None:
+    done = in_process(command, "run", "--resume", finished, "train.epochs=7", code=2)
+    assert "train.epochs (3 -> 7)" in done.stderr and "Traceback" not in done.stderr
+    in_process(command, "run", "--resume", finished, "train.epochs=3")
+
+
+def _torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "robust_nas"]
+    return subprocess.run([*launcher, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_ranks_run_the_pipeline_and_rank_0_alone_writes(tmp_path: Path) -> None:
+    done = _torchrun("run", "digits", *TINY, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)  # one folder, not one per rank
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    assert len(read_metrics(run / "metrics.jsonl")) == 2 + 2 * 3
+    assert (run / "report.html").exists()
+    # What two ranks measured is what one measures on the same weights: the images were shared out, not the numbers.
+    loaded = rn.load_run(run)
+    alone = rn.evaluate(loaded.models["model-0"], loaded.data.test, loaded.threat, attacks=["fgsm"], batch_size=100)
+    recorded = loaded.read("evaluation.json")["models"]["model-0"]
+    assert alone.clean_accuracy == recorded["clean"]["accuracy"]
+    assert alone.robust_accuracy == recorded["attacks"][0]["accuracy"]
+    assert recorded["clean"]["count"] == 360
+
+
+def test_two_ranks_evaluate_a_run_to_the_same_outcomes_as_one(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    for name in ("evaluation.json", "evaluation.parquet", "certification.json", "certificates.parquet"):
+        (copy / name).unlink()
+    for stage in ("attack", "certify"):
+        done = _torchrun(stage, copy)
+        assert done.returncode == 0, done.stderr
+    before, after = (json.loads((run / "evaluation.json").read_text())["models"] for run in (finished, copy))
+    assert numbers(after) == numbers({name: before[name] for name in after})
+    rows = read_outcomes(finished / "evaluation.parquet").to_pylist()
+    assert read_outcomes(copy / "evaluation.parquet").to_pylist() == [row for row in rows if row["model"] in after]
+
+
+def test_two_runs_of_one_seed_are_equal_bit_by_bit(command: Command, finished: Path, tmp_path: Path) -> None:
+    in_process(command, "search", "digits", *TINY, "--out", tmp_path)
+    again = json.loads((only_run(tmp_path) / "search.json").read_text())
+    assert numbers(again) == numbers(json.loads((finished / "search.json").read_text()))
