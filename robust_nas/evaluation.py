@@ -415,7 +415,7 @@ class _Run:
 
         def classify(chunk: Tensor, _: int) -> Tensor:
             labels = self.labels(chunk)
-            with frozen(self._model):
+            with frozen(self._model, fold=False):
                 logits = scores(self._model, self.images(chunk))
             if logits.isnan().any():
                 raise InputError("The model's logits are NaN; check that its training did not diverge.")
@@ -441,7 +441,7 @@ class _Run:
         """Return at which of the images the cross-entropy's input gradient is exactly zero."""
 
         def vanish(chunk: Tensor, _: int) -> Tensor:
-            with frozen(self._model):
+            with frozen(self._model, fold=False):
                 gradient = input_gradient(self._model, self.images(chunk), self.labels(chunk), cross_entropy)[2]
             return (gradient == 0).flatten(1).all(1)
 
@@ -462,7 +462,7 @@ class _Run:
                 f"The attack {name} returned images outside the {threat.norm} ball of radius {threat.epsilon:g} or "
                 "outside [0, 1]; its perturb() must end with a projection."
             )
-        with frozen(self._model):
+        with frozen(self._model, fold=False):
             return points, scores(self._model, points)
 
     def _sharded(self, indices: Tensor, name: str, judge: Any) -> tuple[Tensor, float]:

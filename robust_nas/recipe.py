@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,12 +128,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the fully resolved configuration."""
         return config.to_dict(self)
-
-    @property
-    def hash(self) -> str:
-        """Ten hex digits that name this configuration, the device aside."""
-        table = {key: value for key, value in self.to_dict().items() if key != "device"}
-        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def names() -> list[str]:

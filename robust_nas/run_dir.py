@@ -22,7 +22,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -274,10 +274,3 @@ class RunDir:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
-
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the JSON result `name` if it is written already, otherwise compute and write it."""
-        path = self.path / f"{name}.json"
-        if not path.exists():
-            write_json(path, compute())
-        return read_json(path)

@@ -186,7 +186,7 @@ class L2Ball:
         # the length below epsilon after the sum is rounded to float32.
         delta = points - self._images
         length = delta.double().flatten(1).norm(dim=1)
-        radius = self._epsilon - 1e-7 * max(delta[0].numel(), 1) ** 0.5
+        radius = max(0.0, self._epsilon - 1e-7 * max(delta[0].numel(), 1) ** 0.5)
         scale = torch.where(length > radius, radius / length.clamp_min(1e-300), 1.0).to(points.dtype)
         return (self._images + delta * scale.view(-1, 1, 1, 1)).clamp(0, 1)
 

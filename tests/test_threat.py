@@ -42,6 +42,14 @@ def test_projected_and_random_points_are_inside_ball_and_box_in_exact_arithmetic
         assert bool(ball.contains(points).all())
 
 
+def test_a_ball_smaller_than_float32_can_resolve_is_never_left():
+    images = _images()
+    for norm in ("linf", "l2"):
+        ball = ThreatModel(norm=norm, epsilon=1e-7).around(images)
+        assert bool(ball.contains(ball.project(images + 0.1)).all())
+        assert bool(ball.contains(ball.random(generator_at("cpu", 0))).all())
+
+
 def test_a_point_just_outside_is_not_contained():
     images = torch.full((1, 1, 1, 2), 0.5)
     ball = ThreatModel(epsilon=0.1).around(images)

@@ -22,15 +22,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module, batch_norm: BatchNorm = "running") -> Iterator[None]:
+def frozen(model: nn.Module, batch_norm: BatchNorm = "running", *, fold: bool = True) -> Iterator[None]:
     """Hold `model` still: inside, it is in evaluation mode and no parameter requires a gradient.
 
     Afterwards, also after an exception, the mode of every submodule and every parameter's `requires_grad` and `grad`
     are what they were, and every buffer holds the values that it held.
 
     Args:
-        batch_norm: "running" (with batch norm folded into the convolutions, see `folded`), or "batch": batch norm
-            normalises by the batch at hand and updates no statistics.
+        batch_norm: "running", or "batch": batch norm normalises by the batch at hand and updates no statistics.
+        fold: whether "running" batch norms are folded into the convolutions before them (see `folded`): less work for
+            an attack, but logits that differ by rounding, so not for a judgement.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -52,7 +53,7 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running") -> Iterator[None
             for module in modules:
                 if isinstance(module, _BatchNorm):
                     module.running_mean = module.running_var = None
-        with folded(model) if batch_norm == "running" else contextlib.nullcontext():
+        with folded(model) if fold and batch_norm == "running" else contextlib.nullcontext():
             yield
     finally:
         for module, name, buffer, version, values in buffers:

@@ -377,6 +377,7 @@ _RULES: dict[str, _Rule] = {
     "__rsub__": _rsub,
     "mul": _mul,
     "div": _div,
+    "pad": _passes_through(F.pad),
     "adaptive_avg_pool2d": _passes_through(F.adaptive_avg_pool2d),
     "sigmoid": _passes_through(torch.sigmoid),
     "tanh": _passes_through(torch.tanh),

@@ -72,9 +72,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
-def logit_factors(
-    weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor, num_members: int
-) -> list[float]:
+def logit_factors(weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor, num_members: int) -> list[float]:
     """Return what the members' logits are multiplied by: w_t / Z_t, divided by their sum.
 
     The division changes no prediction and no certificate, but keeps the logits at the members' own scale: on logits

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robust_nas.errors import InputError
 
@@ -21,6 +23,32 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
+
+
+class AveragePool3x3(nn.Module):
+    """The operation `avg_pool_3x3`: the mean over a pixel's neighbourhood, padding left out of the count.
+
+    The function of `nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)`, as sums of three shifted rows and
+    three shifted columns: on a CPU three times as fast, forward and backward, and pooling was most of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (1, 1, 1, 1))
+        rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
+        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+        height, width = x.shape[2:]
+        return total * _reciprocal_counts(height, width, x.dtype, x.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _reciprocal_counts(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return [H, W]: one over how many pixels the 3 x 3 neighbourhood of each pixel has inside the image."""
+
+    def inside(size: int) -> Tensor:
+        place = torch.arange(size, dtype=torch.float64)
+        return torch.minimum(place + 1, torch.tensor(size - 1.0)) - (place - 1).clamp_min(0) + 1
+
+    return (1 / (inside(height).unsqueeze(1) * inside(width))).to(device, dtype)
 
 
 class ReLUConvBN(nn.Sequential):
@@ -41,7 +69,7 @@ def make_operation(name: str, channels: int, affine: bool) -> nn.Module:
     if name == "skip_connect":
         return nn.Identity()
     if name == "avg_pool_3x3":
-        return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+        return AveragePool3x3()
     kernel = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}[name]
     return ReLUConvBN(channels, channels, kernel, affine=affine)
 

@@ -1,0 +1,150 @@
+"""Real process groups: what two ranks reduce, share and train is what one process has on the same global batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from robust_nas import datasets, spaces
+from robust_nas.attacks.pgd import PGD
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.searches.dirichlet import Dirichlet
+from robust_nas.threat import ThreatModel
+
+
+def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    world = World.start("cpu")
+    torch.save(function(world), folder / f"{rank}.pt")
+    world.stop()
+
+
+def on_two_ranks(function: Callable[[World], Any], folder: Path) -> list[Any]:
+    """Return what `function` returns on each of two gloo ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Forked: functions of a test module cannot be imported by a fresh process.
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_rank, args=(function, rank, port, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def _reductions(world: World) -> dict[str, Any]:
+    value = torch.tensor([1.0, 10.0]) * (world.rank + 1)
+    model = nn.BatchNorm1d(2)
+    model.running_mean.copy_(value)
+    world.mean_buffers(model)
+    shard = [item * item for item in world.shard(range(7))]
+    return {
+        "mean": world.mean(value),
+        "sum": world.sum(value),
+        "own": value,
+        "gathered": world.gather(world.rank),
+        "joined": world.gather_shards(shard, 7),
+        "broadcast": world.broadcast(f"from {world.rank}"),
+        "buffers": (model.running_mean, int(model.num_batches_tracked)),
+        "main": world.is_main,
+    }
+
+
+def test_reductions_are_over_all_ranks_and_leave_their_argument_alone(tmp_path: Path) -> None:
+    first, second = on_two_ranks(_reductions, tmp_path)
+    for result in (first, second):
+        assert result["mean"].tolist() == [1.5, 15.0]
+        assert result["sum"].tolist() == [3.0, 30.0]
+        assert result["gathered"] == [0, 1]
+        assert result["joined"] == [0, 1, 4, 9, 16, 25, 36]
+        assert result["broadcast"] == "from 0"
+        assert result["buffers"][0].tolist() == [1.5, 15.0]
+    assert (first["main"], second["main"]) == (True, False)
+    assert second["own"].tolist() == [2.0, 20.0]
+
+
+def test_in_one_process_everything_is_a_no_op() -> None:
+    world, value, model = World(), torch.ones(2), nn.Linear(2, 2)
+    assert world.wrap(model) is model and world.mean(value) is value and world.sum(value) is value
+    assert world.gather("x") == ["x"] and world.broadcast("x") == "x" and world.gather_shards([1, 2], 2) == [1, 2]
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def _gradient(world: World) -> list[torch.Tensor]:
+    data, model = datasets.load("digits").train[:16], _model()
+    part = data[torch.arange(world.rank, 16, world.size)]
+    # An attack on the unwrapped module before the wrapped forward, as in training.
+    crafted = PGD(steps=2, random_start=False).perturb(model, part.images, part.labels, ThreatModel(epsilon=0.1))
+    F.cross_entropy(world.wrap(model)(crafted), part.labels).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_two_ranks_have_the_gradient_of_one_process_with_the_same_global_batch(tmp_path: Path) -> None:
+    alone = _gradient(World())
+    for rank in on_two_ranks(_gradient, tmp_path):
+        for ours, expected in zip(rank, alone, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+
+
+def _search(world: World) -> dict[str, Any]:
+    digits = datasets.load("digits")
+    data = dataclasses.replace(digits, train=digits.train[:32], validation=digits.validation[:32], test=digits.test[:1])
+    space = spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    # Batch statistics are those of a rank's own part by contract: without them, two ranks must equal one.
+    identity = nn.BatchNorm2d.forward
+    nn.BatchNorm2d.forward = lambda self, x: x  # type: ignore[method-assign]
+    attack = PGD(steps=2, random_start=False)
+    search = Dirichlet(epochs=2, batch_size=16, attack=attack, validation_attack=attack, alpha_learning_rate=0.05)
+    stage = Stage("search", 0, world, Progress(quiet=True))
+    found = search.search(space, data, ThreatModel(epsilon=0.1), stage)
+    nn.BatchNorm2d.forward = identity  # type: ignore[method-assign]
+    return {"trajectory": found.record["trajectory"], "weights": list(found.supernet.parameters())}
+
+
+def test_two_processes_give_the_alpha_of_one_process_with_the_same_global_batch(tmp_path: Path) -> None:
+    alone, (first, second) = _search(World()), on_two_ranks(_search, tmp_path)
+    for ranks in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(*ranks)
+    assert first["trajectory"] == second["trajectory"]
+    for row, expected in zip(first["trajectory"], alone["trajectory"], strict=True):
+        torch.testing.assert_close(
+            torch.tensor(row["concentration"]), torch.tensor(expected["concentration"]), atol=2e-4, rtol=0
+        )
+        assert row["validation"] == expected["validation"]
+    moved = torch.tensor(alone["trajectory"][-1]["concentration"]) - torch.tensor(
+        alone["trajectory"][0]["concentration"]
+    )
+    assert float(moved.abs().max()) > 0.05
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="an accelerator is here, so asking for one is right")
+def test_an_accelerator_that_is_not_there_is_refused_and_never_replaced_by_the_cpu() -> None:
+    with pytest.raises(InputError, match="device=cpu"):
+        World.start("cuda")
