@@ -144,6 +144,15 @@ class Architecture:
         """
         return "+".join(sorted(self.edge_terms[-(self.num_nodes - 1) :]))
 
+    @cached_property
+    def pruned(self) -> Architecture:
+        """The same function with `none` on every edge from which no path leads to the output."""
+        alive = {self.num_nodes - 1}
+        for source, target, name in reversed(self.edges):
+            if target in alive and name != "none":
+                alive.add(source)
+        return Architecture(tuple(name if target in alive else "none" for _, target, name in self.edges))
+
     @property
     def is_connected(self) -> bool:
         """Whether the output depends on the input: not every path has a `none` on it."""

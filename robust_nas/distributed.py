@@ -15,6 +15,7 @@ In one process every function here is a no-op.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -93,8 +94,11 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are averaged by name (`mean_buffers`): the broadcast of every forward would break crafting.
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        # Buffers are averaged when they are needed (`mean_buffers`): a broadcast at every forward would break crafting.
+        wrapper = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return wrapper(model, device_ids=ids, **options)
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of `value` over all ranks."""

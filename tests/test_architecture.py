@@ -103,6 +103,16 @@ def test_an_architecture_is_connected_when_its_graph_has_a_path_from_input_to_ou
         assert architecture.is_connected == networkx.has_path(graph, 0, 3)
 
 
+def test_pruning_keeps_exactly_the_edges_on_a_way_to_the_output():
+    for architecture in random.Random(1).sample(ALL, 500):
+        graph = architecture.graph()
+        graph.remove_edges_from([(i, j) for i, j, name in graph.edges(data="operation") if name == "none"])
+        leading = networkx.ancestors(graph, 3) | {3}
+        expected = tuple(name if target in leading else "none" for _, target, name in architecture.edges)
+        assert architecture.pruned.operations == expected
+        assert architecture.pruned.canonical == architecture.canonical
+
+
 def test_the_graph_carries_the_operations():
     graph = Architecture.parse("421213").graph()
     assert list(graph.nodes) == [0, 1, 2, 3]

@@ -102,7 +102,8 @@ def _gradient(world: World) -> list[torch.Tensor]:
     part = data[torch.arange(world.rank, 16, world.size)]
     # An attack on the unwrapped module before the wrapped forward, as in training.
     crafted = PGD(steps=2, random_start=False).perturb(model, part.images, part.labels, ThreatModel(epsilon=0.1))
-    F.cross_entropy(world.wrap(model)(crafted), part.labels).backward()
+    wrapped = world.wrap(model)
+    F.cross_entropy(wrapped(crafted), part.labels).backward()
     return [parameter.grad for parameter in model.parameters()]
 
 

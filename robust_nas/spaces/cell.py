@@ -69,11 +69,14 @@ class CellSpace:
         return architecture
 
     def network(self, architecture: Architecture, data: Dataset, *, affine: bool = True) -> CellNetwork:
-        """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights."""
+        """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights.
+
+        Edges that do not lead to the output are left out: they would hold parameters that never get a gradient.
+        """
         from robust_nas.models.cells import CellNetwork, make_operation
 
         assert architecture.num_nodes == self.num_nodes
-        operations = architecture.operations
+        operations = architecture.pruned.operations
         return CellNetwork(
             self, data, lambda edge, channels: make_operation(operations[edge], channels, affine), affine
         )
