@@ -16,9 +16,12 @@ In one process every function here is a no-op.
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+import signal
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +33,19 @@ from robust_nas.errors import InputError
 T = TypeVar("T")
 
 
+def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connection) -> None:
+    """Send `function(item)` of all items, or what it raised; the body of a worker."""
+    # Ctrl-C is the parent's to answer: it ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    try:
+        sender.send([function(item).cpu().numpy() for item in items])
+    except Exception as error:
+        sender.send(error)
+    finally:
+        sender.close()
+
+
 @dataclass(frozen=True)
 class World:
     """The processes that work on one run, and this one's place among them."""
@@ -37,9 +53,10 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    workers: int = 1
 
     @classmethod
-    def start(cls, device: str = "auto", threads: int | None = None) -> World:
+    def start(cls, device: str = "auto", threads: int | None = None, workers: int = 1) -> World:
         """Join the processes that `torchrun` started, or be alone.
 
         Args:
@@ -48,8 +65,10 @@ class World:
             threads: threads per process on the CPU; without it, torch's choice, or in a group an equal share of the
                 cores: two threads per process on two busy cores made small trainings ten times slower.
 
+            workers: forked copies of this process among which `each` shares out its work, on the CPU.
+
         Raises:
-            InputError: if `device` is not here, or `threads` is below 1.
+            InputError: if `device` is not here, or `threads` or `workers` is below 1.
         """
         local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -60,8 +79,9 @@ class World:
                 f"device 'cuda' was asked for by process {local_rank} of this machine, but {torch.cuda.device_count()} "
                 "are available; start fewer processes or set device=cpu."
             )
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, but got {threads}.")
+        for name, value in {"threads": threads, "workers": workers}.items():
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, but got {value}.")
         if threads is None and size > 1:
             threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         if threads is not None:
@@ -69,11 +89,12 @@ class World:
         place = torch.device("cpu") if kind == "cpu" else torch.device("cuda", local_rank)
         if kind == "cuda":
             torch.cuda.set_device(place)
+        workers = workers if kind == "cpu" else 1
         if size == 1:
-            return cls(device=place)
+            return cls(device=place, workers=workers)
         if not dist.is_initialized():
             dist.init_process_group("gloo" if kind == "cpu" else "nccl")
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place)
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place, workers=workers)
 
     def stop(self) -> None:
         """Leave the group; nothing may be reduced afterwards."""
@@ -88,6 +109,43 @@ class World:
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """Return this rank's part of `items`: every size-th, from its rank on."""
         return items[self.rank :: self.size]
+
+    def each(self, function: Callable[[T], Tensor], items: Sequence[T]) -> list[Tensor]:
+        """Return `function(item)` of this rank's `items`, in their order; several workers compute them side by side.
+
+        A worker is a fork of this process with one thread, so `function` may hold a model and images; what it changes
+        is lost. Nothing may be reduced in it.
+
+        Raises:
+            Exception: what `function` raised.
+        """
+        if self.workers == 1 or len(items) < 2:
+            return [function(item) for item in items]
+        parts = [items[start :: self.workers] for start in range(min(self.workers, len(items)))]
+        context = multiprocessing.get_context("fork")
+        helpers = []
+        for part in parts:
+            receiver, sender = context.Pipe(duplex=False)
+            helper = context.Process(target=_work, args=(function, part, sender), daemon=True)
+            helper.start()
+            sender.close()
+            helpers.append((helper, receiver))
+        results: list[Tensor] = [torch.empty(0)] * len(items)
+        try:
+            for start, (_, receiver) in enumerate(helpers):
+                try:
+                    outcome = receiver.recv()
+                except EOFError:
+                    raise RuntimeError("A worker ended without a result; it may have run out of memory.") from None
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                results[start :: self.workers] = [torch.from_numpy(array) for array in outcome]
+        finally:
+            for helper, receiver in helpers:
+                receiver.close()
+                helper.terminate()
+                helper.join()
+        return results
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return a module whose backward averages the gradients over all ranks; `model` itself in one process."""

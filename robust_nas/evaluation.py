@@ -260,7 +260,7 @@ def masking_checks(
     draw = generator_at("cpu", stage.seed if seed is None else seed, "masking")
     subset = torch.randperm(len(data), generator=draw)[:num_images].sort().values
     data = data[subset.to(data.labels.device)]
-    run = _Run(model, data, _BATCH_SIZE, seed, stage)
+    run = _Run(model, data, math.ceil(len(data) / 2), seed, stage)
     left = run.clean().nonzero().squeeze(1)
     count = len(left)
     if count == 0:
@@ -468,17 +468,18 @@ class _Run:
     def _sharded(self, indices: Tensor, name: str, judge: Any) -> tuple[Tensor, float]:
         """Return `judge(chunk, number)` for all chunks of `indices`, joined [B], and the wall time.
 
-        In rounds of one chunk per process; a finished round is kept.
+        In rounds of one chunk per process and worker; a finished round is kept.
         """
         world, chunks = self._stage.world, self.chunks(indices)
         done = self._done.setdefault(name, {"chunks": 0, "outcome": torch.zeros(0, dtype=torch.bool), "seconds": 0.0})
         # The number of processes may have changed since the interruption: rounds are counted from what is done.
-        starts = range(done["chunks"], len(chunks), world.size)
-        title, finished = f"{self._stage.name}: {name}", done["chunks"] // world.size
+        size = world.size * world.workers
+        starts = range(done["chunks"], len(chunks), size)
+        title, finished = f"{self._stage.name}: {name}", done["chunks"] // size
         for first in self._stage.progress.steps(starts, title, total=finished + len(starts), done=finished):
             started = time.monotonic()
-            numbers = range(first, min(first + world.size, len(chunks)))
-            mine = [judge(chunks[number], number).cpu() for number in world.shard(numbers)]
+            numbers = range(first, min(first + size, len(chunks)))
+            mine = world.each(lambda number: judge(chunks[number], number).cpu(), world.shard(numbers))
             outcomes = world.gather_shards(mine, len(numbers))
             done["outcome"] = torch.cat([done["outcome"], *outcomes])
             done["chunks"] = numbers.stop

@@ -221,7 +221,9 @@ def attack(job: Job) -> None:
         _attack_one(job, name, model, strongest=name == best)
     if job.world.is_main and not (job.folder / "checkpoints" / "examples.safetensors").is_file():
         plan, model = job.recipe.evaluation, load_models(job)[best]
-        examples = strongest_examples(model, job.data.test, job.recipe.threat, plan.curve_attack, seed=job.recipe.seed)
+        examples = strongest_examples(
+            model, job.data.test[: plan.num_images], job.recipe.threat, plan.curve_attack, seed=job.recipe.seed
+        )
         save_state(job.folder / "checkpoints" / "examples.safetensors", {**examples, "model": best})
 
 
@@ -233,7 +235,7 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
     if name in done["models"]:
         return
     recipe, plan, stage = job.recipe, job.recipe.evaluation, job.stage(f"attack-{name}")
-    test, threat = job.data.test, job.recipe.threat
+    test, threat = job.data.test[: plan.num_images], job.recipe.threat
     attacks = [*plan.attacks, *(plan.strongest if strongest else ())]
     result = evaluate(model, test, threat, attacks, batch_size=plan.batch_size, seed=recipe.seed, stage=stage)
     curve = robustness_curve(
@@ -245,7 +247,7 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
         batch_size=plan.batch_size,
         stage=stage.within("curve"),
     )
-    checks = masking_checks(model, job.data.test, threat, seed=recipe.seed, num_images=plan.masking_images)
+    checks = masking_checks(model, test, threat, num_images=plan.masking_images, stage=stage)
     if job.world.is_main:
         add_outcomes(job.folder / "evaluation.parquet", name, result.rows())
     summary = {**result.summary(), "curve": curve, "masking": [vars(check) for check in checks]}
@@ -352,7 +354,7 @@ def report(job: Job) -> None:
 
 def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) -> Job:
     """Make a new run folder for a recipe, on rank 0, and return the job."""
-    world = World.start(chosen.device, chosen.threads)
+    world = World.start(chosen.device, chosen.threads, chosen.workers)
     path = None
     if world.is_main:
         folder = RunDir.create(root, chosen.name)
@@ -377,7 +379,7 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
             f"{path} was started with another configuration: {', '.join(changed)}; resume it without changes, or start "
             "a new run."
         )
-    return _job(saved, path, World.start(saved.device, saved.threads), progress)
+    return _job(saved, path, World.start(saved.device, saved.threads, saved.workers), progress)
 
 
 def _job(chosen: Recipe, path: Path | None, world: World, progress: Progress) -> Job:

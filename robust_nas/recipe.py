@@ -38,6 +38,7 @@ class EvaluationPlan:
         strongest: run as well on the best single model and on the ensemble.
         curve_attack: attacks at each radius of `curve_epsilons`.
         curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units.
+        num_images: test images to attack, the first ones; all, if not given.
         batch_size: images in a chunk.
         masking_images: images of the gradient-masking checks.
     """
@@ -46,6 +47,7 @@ class EvaluationPlan:
     strongest: tuple[Attack, ...] = field(default_factory=lambda: (AutoAttackReference(),))
     curve_attack: Attack = field(default_factory=lambda: PGD(steps=20))
     curve_epsilons: tuple[Pixels, ...] = ()
+    num_images: int | None = None
     batch_size: int = 250
     masking_images: int = 128
 
@@ -103,6 +105,7 @@ class Recipe:
         seed: of everything that is drawn in the run; the data set's splits do not depend on it.
         device: "auto", "cpu" or "cuda".
         threads: threads per process on the CPU; torch's choice if not given. Small networks are fastest with one.
+        workers: forked processes that share out the chunks of an evaluation on the CPU; results do not depend on it.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Recipe:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    workers: int = 1
     derive: Derivation = field(default_factory=Derivation)
     train: Training = field(default_factory=Training)
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)

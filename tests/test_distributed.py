@@ -92,6 +92,22 @@ def test_in_one_process_everything_is_a_no_op() -> None:
     assert world.gather("x") == ["x"] and world.broadcast("x") == "x" and world.gather_shards([1, 2], 2) == [1, 2]
 
 
+def test_workers_give_what_one_process_gives_in_the_same_order() -> None:
+    def square(number: int) -> torch.Tensor:
+        return torch.tensor([number * number])
+
+    for workers in (1, 2, 3):
+        assert [int(value) for value in World(workers=workers).each(square, range(5))] == [0, 1, 4, 9, 16]
+
+
+def test_a_mistake_in_a_worker_is_raised_here() -> None:
+    def fail(number: int) -> torch.Tensor:
+        raise InputError(f"no {number}")
+
+    with pytest.raises(InputError, match="no 0"):
+        World(workers=2).each(fail, range(2))
+
+
 def _model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))

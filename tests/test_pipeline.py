@@ -33,6 +33,7 @@ TINY = [
     "evaluation.attacks=['fgsm', {name='pgd', steps=3}]",
     "evaluation.strongest=[{name='square', queries=20}]",
     "evaluation.curve_epsilons=[0.05, 0.2]",
+    "evaluation.num_images=200",
     "evaluation.batch_size=100",
     "evaluation.masking_images=8",
     "certification.epsilons=[0.00001, 0.01]",
@@ -161,7 +162,7 @@ def test_trained_networks_are_in_the_table_beside_the_runs(command: Command, fin
     assert {row["model"] for row in rows} == {"model-0", "model-1"}
     for row in rows:
         (pgd,) = [attack for attack in evaluation[row["model"]]["attacks"] if attack["name"] == "pgd"]
-        assert (row["accuracy"], row["num_images"], row["epsilon"]) == (pgd["accuracy"], 360, 0.2)
+        assert (row["accuracy"], row["num_images"], row["epsilon"]) == (pgd["accuracy"], 200, 0.2)
     printed = in_process(command, "table", "top", "--table", finished.parent / "table").stdout
     assert rows[0]["architecture"] in printed
     code = rn.Architecture.parse(rows[0]["architecture"]).digits()
@@ -170,7 +171,7 @@ def test_trained_networks_are_in_the_table_beside_the_runs(command: Command, fin
 
 def test_a_run_is_loaded_back_in_python(finished: Path) -> None:
     run = rn.load_run(finished)
-    accuracy = rn.evaluate(run.models["model-0"], run.data.test, run.threat, attacks=["fgsm"])
+    accuracy = rn.evaluate(run.models["model-0"], run.data.test[:200], run.threat, attacks=["fgsm"])
     recorded = run.read("evaluation.json")["models"]["model-0"]
     assert accuracy.clean_accuracy == recorded["clean"]["accuracy"]
     assert accuracy.robust_accuracy == recorded["attacks"][0]["accuracy"]
@@ -268,11 +269,11 @@ def test_two_ranks_run_the_pipeline_and_rank_0_alone_writes(tmp_path: Path) -> N
     assert (run / "report.html").exists()
     # What two ranks measured is what one measures on the same weights: the images were shared out, not the numbers.
     loaded = rn.load_run(run)
-    alone = rn.evaluate(loaded.models["model-0"], loaded.data.test, loaded.threat, attacks=["fgsm"], batch_size=100)
+    alone = rn.evaluate(loaded.models["model-0"], loaded.data.test[:200], loaded.threat, attacks=["fgsm"])
     recorded = loaded.read("evaluation.json")["models"]["model-0"]
     assert alone.clean_accuracy == recorded["clean"]["accuracy"]
     assert alone.robust_accuracy == recorded["attacks"][0]["accuracy"]
-    assert recorded["clean"]["count"] == 360
+    assert recorded["clean"]["count"] == 200
 
 
 def test_two_ranks_evaluate_a_run_to_the_same_outcomes_as_one(finished: Path, tmp_path: Path) -> None:
