@@ -1,0 +1,33 @@
+"""What every search does."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from robust_nas import config, searches, spaces
+from robust_nas.datasets import load
+from robust_nas.distributed import World
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.threat import ThreatModel
+
+SMALL = {"epochs": 1, "batch_size": 16, "validation_attack": {"name": "fgsm"}}
+"""What makes a search quick, where it has such a field."""
+
+
+@pytest.mark.parametrize("name", searches.names())
+def test_a_search_gives_a_distribution_over_operations_on_every_edge_without_the_test_split(name: str) -> None:
+    digits = load("digits")
+    data = dataclasses.replace(digits, train=digits.train[:32], validation=digits.validation[:16], test=None)
+    space = spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    fields = {field.name for field in dataclasses.fields(searches.get(name))}
+    search = config.build(searches.get(name), {key: value for key, value in SMALL.items() if key in fields}, "search")
+    found = search.search(space, data, ThreatModel(epsilon=0.1), Stage("search", 0, World(), Progress(quiet=True)))
+    assert [len(row) for row in found.probabilities] == [5] * 6
+    assert all(abs(sum(row) - 1) < 1e-5 and min(row) >= 0 for row in found.probabilities)
+    log_posteriors = [log_posterior for _, log_posterior in itertools.islice(found.ranked(), 50)]
+    assert log_posteriors == sorted(log_posteriors, reverse=True)
+    assert {"trajectory", "seconds"} <= found.record.keys()
