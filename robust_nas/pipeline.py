@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +41,14 @@ class Job:
     folder: RunDir
     world: World
     progress: Progress
+    loaded: Dataset | None = None
 
-    @cached_property
+    @property
     def data(self) -> Dataset:
-        """The data set, on this process's device. Rank 0 reads it first, so that only one process downloads it."""
-        if self.world.is_main:
-            data = self.recipe.data.load_splits()
-            self.world.barrier()
-        else:
-            self.world.barrier()
-            data = self.recipe.data.load_splits()
-        # Said before the search starts, not after it.
-        for section, plan in {"search": self.recipe.search, "train": self.recipe.train}.items():
-            if (size := getattr(plan, "batch_size", None)) is not None:
-                check_batch(f"{section}.batch_size", size, len(data.train), self.world)
-        return data.to(self.world.device)
+        """The data set, on this process's device; read when it is first needed."""
+        if self.loaded is None:
+            self.loaded = load_data(self.recipe, self.world)
+        return self.loaded
 
     def stage(self, name: str) -> Stage:
         """Return a stage's place in the run."""
@@ -79,6 +71,25 @@ class Job:
     def say(self, message: str) -> None:
         """Print a line, on rank 0."""
         self.progress.say(message)
+
+
+def load_data(recipe: Recipe, world: World) -> Dataset:
+    """Return a recipe's data set on this process's device.
+
+    Raises:
+        InputError: if it is not there, or does not fit the recipe.
+    """
+    # Rank 0 reads it first, so that only one process downloads it.
+    if not world.is_main:
+        world.barrier()
+    data = recipe.data.load_splits()
+    if world.is_main:
+        world.barrier()
+    # Said before the search starts, not after it.
+    for section, plan in {"search": recipe.search, "train": recipe.train}.items():
+        if (size := getattr(plan, "batch_size", None)) is not None:
+            check_batch(f"{section}.batch_size", size, len(data.train), world)
+    return data.to(world.device)
 
 
 def run(job: Job) -> None:
@@ -353,15 +364,18 @@ def report(job: Job) -> None:
 
 
 def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) -> Job:
-    """Make a new run folder for a recipe, on rank 0, and return the job."""
+    """Make a new run folder for a recipe, on rank 0, and return the job.
+
+    The data set is read first: a run that cannot start leaves no folder.
+    """
     world = World.start(chosen.device, chosen.threads, chosen.workers)
-    path = None
+    data, path = load_data(chosen, world), None
     if world.is_main:
         folder = RunDir.create(root, chosen.name)
         write_json(folder / "environment.json", describe_environment(world, arguments))
         write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
         path = folder.path
-    return _job(chosen, world.broadcast(path), world, progress)
+    return _job(chosen, world.broadcast(path), world, progress, data)
 
 
 def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
@@ -382,7 +396,7 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
     return _job(saved, path, World.start(saved.device, saved.threads, saved.workers), progress)
 
 
-def _job(chosen: Recipe, path: Path | None, world: World, progress: Progress) -> Job:
+def _job(chosen: Recipe, path: Path | None, world: World, progress: Progress, data: Dataset | None = None) -> Job:
     assert path is not None
     folder = RunDir.open(path) if world.is_main else RunDir(path)
     if world.is_main:
@@ -393,4 +407,4 @@ def _job(chosen: Recipe, path: Path | None, world: World, progress: Progress) ->
         progress.say(f"device: {world.device}" + (f", {world.size} processes" if world.size > 1 else ""))
     # The same operations in the same order give the same bits; nondeterministic kernels would not.
     torch.use_deterministic_algorithms(world.device.type == "cpu")
-    return Job(chosen, folder, world, progress)
+    return Job(chosen, folder, world, progress, data)
