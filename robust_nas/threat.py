@@ -91,6 +91,13 @@ class ThreatModel:
         """Return this threat model at another radius."""
         return replace(self, epsilon=parse_pixels(epsilon))
 
+    def ramped(self, done: float, ramp: float) -> ThreatModel:
+        """Return this threat model when a share `done` of a training is over whose first `ramp` share is a ramp.
+
+        Epsilon grows linearly from almost 0 to its full size.
+        """
+        return self if done >= ramp else self.with_epsilon(self.epsilon * max(done / ramp, 1e-6))
+
     def around(self, images: Tensor) -> Ball:
         """Return the allowed images around each of `images` [B, C, H, W].
 

@@ -42,6 +42,13 @@ def test_projected_and_random_points_are_inside_ball_and_box_in_exact_arithmetic
         assert bool(ball.contains(points).all())
 
 
+def test_a_ramp_grows_linearly_and_stays_at_the_full_radius():
+    threat = ThreatModel(epsilon=0.4)
+    assert [threat.ramped(done, 0.5).epsilon for done in (0.125, 0.25, 0.5, 1.0)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
+    assert threat.ramped(0.0, 0.0) == threat
+    assert 0 < threat.ramped(0.0, 0.5).epsilon < 1e-6
+
+
 def test_a_ball_smaller_than_float32_can_resolve_is_never_left():
     images = _images()
     for norm in ("linf", "l2"):

@@ -116,9 +116,7 @@ class Dirichlet:
             losses = []
             for iteration, indices in enumerate(train):
                 share = (epoch + iteration / len(train)) / self.epochs
-                ramped = threat.with_epsilon(
-                    threat.epsilon * max(min(1.0, share / max(self.epsilon_ramp, 1e-12)), 1e-6)
-                )
+                ramped = threat.ramped(share, self.epsilon_ramp)
                 for group in weight_optimiser.param_groups:
                     group["lr"] = self._learning_rate(share)
                 place = (epoch, iteration)

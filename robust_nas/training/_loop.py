@@ -41,6 +41,7 @@ class Training:
         warm_up: share of the steps in which the learning rate rises (one_cycle, cosine).
         momentum: of SGD.
         weight_decay: of all parameters.
+        epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
         padding: random crops from images padded by this many zeros; 0 for none.
         flip: random mirroring, left to right.
         selection_attack: attacks the validation split after each epoch; the best epoch by robust accuracy is kept.
@@ -57,6 +58,7 @@ class Training:
     warm_up: float = 0.3
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    epsilon_ramp: float = 0.0
     padding: int = 0
     flip: bool = False
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
@@ -67,7 +69,7 @@ class Training:
                 raise InputError(f"train.{name} must be at least 1, but got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise InputError(f"train.learning_rate must be above 0, but got {self.learning_rate}.")
-        for name in ("warm_up", "momentum"):
+        for name in ("warm_up", "momentum", "epsilon_ramp"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} must be in [0, 1), but got {getattr(self, name)}.")
         for name in ("weight_decay", "padding"):
@@ -141,7 +143,8 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
                 training.flip,
                 generator_at(batch.pixels.device, stage.seed, *place, "augment"),
             )
-            crafted = method.craft(model, images, batch.labels, threat, seed=seed_at(stage.seed, *place, "craft"))
+            ramped = threat.ramped((epoch + iteration / len(batches)) / training.epochs, training.epsilon_ramp)
+            crafted = method.craft(model, images, batch.labels, ramped, seed=seed_at(stage.seed, *place, "craft"))
             loss = method.loss(wrapped, crafted, images, batch.labels)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
