@@ -12,7 +12,7 @@ from typing import Any
 from robust_nas import catalogue
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
-from robust_nas.run_dir import read_json
+from robust_nas.run_dir import STAGE_FILES, read_json
 from robust_nas.threat import parse_pixels
 
 GROUPS = {
@@ -139,19 +139,8 @@ def describe_rows(
 
 def describe_run(path: Path) -> str:
     """Return a run's results so far, a line per model."""
-    missing = [
-        stage
-        for stage, name in {
-            "search": "search.json",
-            "derive": "derive.json",
-            "train": "train.json",
-            "attack": "evaluation.json",
-            "certify": "certification.json",
-            "ensemble": "ensemble.json",
-            "report": "report.html",
-        }.items()
-        if not (path / name).is_file()
-    ]
+    files = {**STAGE_FILES, "report": "report.html"}
+    missing = [stage for stage, name in files.items() if not (path / name).is_file()]
     lines = [f"run {path}"]
     if (path / "train.json").is_file():
         lines += [f"{model['name']}: {model['architecture']}" for model in read_json(path / "train.json")["models"]]

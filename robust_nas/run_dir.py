@@ -37,6 +37,17 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 
+STAGE_FILES = {
+    "search": "search.json",
+    "derive": "derive.json",
+    "train": "train.json",
+    "attack": "evaluation.json",
+    "certify": "certification.json",
+    "ensemble": "ensemble.json",
+    "record": "record.json",
+}
+"""The file that says that a stage has run."""
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

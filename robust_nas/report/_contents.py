@@ -11,18 +11,7 @@ from typing import Any
 
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
-from robust_nas.run_dir import METRICS, RunDir, load_state, read_json, read_metrics
-
-STAGES = {
-    "search": "search.json",
-    "derive": "derive.json",
-    "train": "train.json",
-    "attack": "evaluation.json",
-    "certify": "certification.json",
-    "ensemble": "ensemble.json",
-    "record": "record.json",
-}
-"""The file that says that a stage has run."""
+from robust_nas.run_dir import METRICS, STAGE_FILES, RunDir, load_state, read_json, read_metrics
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class Contents:
             config_text=config_text,
             config=config,
             environment=_read(run / "environment.json") or {},
-            stages={stage: _read(run / name) for stage, name in STAGES.items()},
+            stages={stage: _read(run / name) for stage, name in STAGE_FILES.items()},
             metrics=read_metrics(run / METRICS),
             examples=load_state(examples) if examples.exists() else None,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_nas.report import plots
-from robust_nas.report._contents import STAGES, Contents, format_attack, format_epsilon
+from robust_nas.report._contents import Contents, format_attack, format_epsilon
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._style import STYLE
 from robust_nas.report.drawing import describe_cell, draw_cell
@@ -27,7 +27,7 @@ from robust_nas.report.findings import (
     percent,
     summary,
 )
-from robust_nas.run_dir import RunDir, write_text
+from robust_nas.run_dir import STAGE_FILES, RunDir, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +89,7 @@ def _header(contents: Contents, name: str) -> Html:
         str(environment.get("device", "")),
         str(environment.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
     ]
-    missing = [stage for stage in STAGES if contents.stages[stage] is None and stage != "record"]
+    missing = [stage for stage in STAGE_FILES if contents.stages[stage] is None and stage != "record"]
     note = f"This report is partial. Not yet run: {enumerate_in_words(missing)}." if missing else None
     return element(
         "header",
@@ -657,7 +657,7 @@ def _times(contents: Contents) -> Content:
         seconds["certify"] = sum(
             item.get("seconds", 0.0) for results in contents.certified.values() for item in results
         )
-    facts = {stage.capitalize(): _duration(seconds[stage]) for stage in STAGES if stage in seconds}
+    facts = {stage.capitalize(): _duration(seconds[stage]) for stage in STAGE_FILES if stage in seconds}
     return [element("h3", "Time", style="margin-top:1.6rem"), _definitions(facts)] if facts else None
 
 
