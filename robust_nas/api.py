@@ -38,7 +38,7 @@ def search(
     """Search `space`; `options` are the search's fields. The result's `best` is the most probable architecture."""
     space = spaces.load(space) if isinstance(space, str) else space
     chosen = config.build(searches.get(method), options, "search")
-    found: SearchResult = chosen.search(space, data, threat, _stage("search", seed))
+    found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data))
     return found
 
 
@@ -61,7 +61,7 @@ def train(
     space = spaces.load(space) if isinstance(space, str) else space
     architecture = space.parse(architecture) if isinstance(architecture, str) else architecture
     plan = config.build(Training, {"method": method, **options}, "train")
-    stage = _stage("train", seed)
+    stage = _stage("train", seed, data)
     with seeded(seed, "train"):
         model = space.network(architecture, data).to(data.train.pixels.device)
     return fit(model, data, threat, plan, stage).model
@@ -152,5 +152,5 @@ def load_run(path: Path | str) -> Run:
     return Run(folder.path, job.data, pipeline.load_models(job), saved.threat)
 
 
-def _stage(name: str, seed: int) -> Stage:
-    return Stage(name, seed, World(), Progress())
+def _stage(name: str, seed: int, data: Dataset) -> Stage:
+    return Stage(name, seed, World(device=data.train.pixels.device), Progress())

@@ -57,7 +57,7 @@ class Architecture:
             InputError: naming the malformed part, the missing edge or the unknown operation.
         """
         text = text.strip()
-        if text.isdigit():
+        if text.isascii() and text.isdigit():
             unknown = sorted({digit for digit in text if int(digit) >= len(operations)})
             if unknown:
                 raise InputError(
@@ -120,7 +120,7 @@ class Architecture:
         """What each edge contributes, as an expression in the cell's input: '#' for zero, the source for a skip.
 
         Equal expressions compute equal functions when their corresponding parameters are equal. A convolution of a zero
-        node counts as zero too, as in NAS-Bench-201, although its batch norm can add a constant there.
+        node counts as zero too, as in NAS-Bench-201; networks are built without it (`pruned`).
         """
         nodes, terms = ["0"], []
         for target in range(1, self.num_nodes):
@@ -146,12 +146,15 @@ class Architecture:
 
     @cached_property
     def pruned(self) -> Architecture:
-        """The same function with `none` on every edge from which no path leads to the output."""
+        """The same function with `none` on every edge that counts as zero or does not lead to the output."""
         alive = {self.num_nodes - 1}
         for source, target, name in reversed(self.edges):
             if target in alive and name != "none":
                 alive.add(source)
-        return Architecture(tuple(name if target in alive else "none" for _, target, name in self.edges))
+        kept = zip(self.edges, self.edge_terms, strict=True)
+        return Architecture(
+            tuple(name if target in alive and term != "#" else "none" for (_, target, name), term in kept)
+        )
 
     @property
     def is_connected(self) -> bool:

@@ -171,23 +171,3 @@ def _certify_chunk(
         margins.append(lower.amin(1).double().cpu())
         seconds.append(time.monotonic() - started)
     return torch.stack(margins), clean.cpu(), torch.tensor(seconds, dtype=torch.float64)
-
-
-def check_consistency(clean: Tensor, attacked: Tensor, certified: Tensor) -> Tensor:
-    """Return the places of images that break certified <= attacked <= clean; there are none unless something is wrong.
-
-    Args:
-        clean: [N] booleans: correct without a perturbation.
-        attacked: [N] booleans: still correct under every attack that was made.
-        certified: [N] booleans: proved, at a radius no smaller than the attacks'.
-
-    Raises:
-        InputError: if the three are not about equally many images.
-    """
-    if not clean.shape == attacked.shape == certified.shape:
-        raise InputError(
-            "check_consistency compares outcomes on the same images, "
-            f"but got {len(clean)} clean, {len(attacked)} attacked and {len(certified)} certified ones."
-        )
-    clean, attacked, certified = clean.bool().cpu(), attacked.bool().cpu(), certified.bool().cpu()
-    return ((certified & ~attacked) | (attacked & ~clean) | (certified & ~clean)).nonzero().flatten()

@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,
     help="Search neural architectures that hold up under adversarial attack, measure and certify how robust they are.",
     epilog="Start with: robust-nas run digits",
 )
@@ -39,21 +40,20 @@ def main() -> None:
     except InputError as error:
         _fail(str(error), error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.filename is None and error.errno is None:
             raise
-        place = f" ({error.filename})" if error.filename else ""
-        _fail(
-            f"Writing is not possible: {error.strerror}{place}; free some space or choose another folder with --out.",
-            error,
-        )
+        place = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free some space and resume the run" if full else "check the path, and whether it may be used"
+        _fail(f"{place}{error.strerror}; {advice}.", error)
 
 
 def _fail(message: str, error: BaseException) -> None:
     if os.environ.get("ROBUST_NAS_TRACEBACK"):
         raise error
-    # Under torchrun every process finds the same mistake; one says so.
-    if os.environ.get("RANK", "0") == "0":
-        print(f"robust-nas: {' '.join(message.split())}", file=sys.stderr)
+    # Under torchrun a mistake may be one rank's alone; mistakes that all ranks find are said by each.
+    rank = os.environ.get("RANK", "0")
+    print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -139,6 +139,12 @@ def ensemble(run: RunFolder) -> None:
 def report(run: RunFolder) -> None:
     """Write report.html from what the run has so far."""
     _work(_resume(run, []), "report")
+
+
+@app.command()
+def record(run: RunFolder) -> None:
+    """Add the trained networks to the table beside the run folder."""
+    _work(_resume(run, []), "record")
 
 
 @app.command("list")

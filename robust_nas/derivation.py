@@ -54,8 +54,9 @@ class Derivation:
     def __post_init__(self) -> None:
         if not 1 <= self.count <= self.pool:
             raise InputError(f"derive.count must be from 1 to derive.pool ({self.pool}), but got {self.count}.")
-        if self.calibration_batches < 1:
-            raise InputError(f"derive.calibration_batches must be at least 1, but got {self.calibration_batches}.")
+        for name in ("calibration_batches", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"derive.{name} must be at least 1, but got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def _measure_statistics(network: nn.Module, data: Dataset, derivation: Derivatio
             module.reset_running_stats()
             module.momentum = None  # cumulative average
     network.train()
-    size = min(derivation.batch_size, len(data.train) - len(data.train) % world.size)
-    for indices in epoch_batches(len(data.train), size, world, seed, "derive")[: derivation.calibration_batches]:
+    batches = epoch_batches(len(data.train), derivation.batch_size, world, seed, "derive")
+    for indices in batches[: derivation.calibration_batches]:
         network(data.train[indices].images)
     world.mean_buffers(network)
     network.eval()

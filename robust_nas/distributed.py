@@ -15,10 +15,12 @@ In one process every function here is a no-op.
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -37,6 +39,8 @@ def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connectio
     """Send `function(item)` of all items, or what it raised; the body of a worker."""
     # Ctrl-C is the parent's to answer: it ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end when the parent is killed
     torch.set_num_threads(1)
     try:
         sender.send([function(item).cpu().numpy() for item in items])
@@ -89,7 +93,8 @@ class World:
         place = torch.device("cpu") if kind == "cpu" else torch.device("cuda", local_rank)
         if kind == "cuda":
             torch.cuda.set_device(place)
-        workers = workers if kind == "cpu" else 1
+        # A fork cannot use autograd once its parent has threads for an accelerator.
+        workers = workers if kind == "cpu" and not torch.cuda.is_available() else 1
         if size == 1:
             return cls(device=place, workers=workers)
         if not dist.is_initialized():
@@ -199,6 +204,22 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns on rank 0, where alone it is called; its mistake is raised on every rank."""
+        if self.size == 1:
+            return function()
+        value: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                value = function()
+            except (InputError, OSError) as raised:
+                error = raised
+        value, error = self.broadcast((value, error))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -46,7 +46,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """Return the checkout's commit, with "+" if files differ from it; None outside a checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -54,6 +54,8 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
+            return None  # installed inside somebody else's repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

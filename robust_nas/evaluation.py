@@ -163,6 +163,7 @@ def evaluate(
     threat: ThreatModel,
     attacks: Sequence[Attack | str],
     *,
+    labels: Sequence[str] | None = None,
     batch_size: int = _BATCH_SIZE,
     seed: int | None = None,
     stage: Stage | None = None,
@@ -171,6 +172,7 @@ def evaluate(
 
     Args:
         attacks: attacks, or the names of attacks with their default settings.
+        labels: what the attacks are called in the result, and seeded by; `attack_labels` of them, if not given.
         batch_size: images in a chunk, the unit of work of one process.
         seed: root of the attacks' seeds; the stage's seed if not given.
         stage: shows progress, shares the chunks out among processes and keeps every finished round of them; after an
@@ -181,7 +183,7 @@ def evaluate(
             threat model, or an interrupted evaluation with other settings.
     """
     chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
-    names, stage = attack_labels(chosen), _stage(stage, seed)
+    names, stage = attack_labels(chosen) if labels is None else list(labels), _stage(stage, seed)
     run = _Run(model, data, batch_size, seed, stage, (threat, chosen))
     clean = run.clean()
     left = clean.nonzero().squeeze(1)

@@ -12,7 +12,7 @@ from typing import Any
 from robust_nas import catalogue
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
-from robust_nas.run_dir import STAGE_FILES, read_json
+from robust_nas.run_dir import read_json, unfinished_stages
 from robust_nas.threat import parse_pixels
 
 GROUPS = {
@@ -47,10 +47,10 @@ def describe(thing: str) -> str:
     Raises:
         InputError: if `thing` is none of these.
     """
+    if (thing.isascii() and thing.isdigit()) or "~" in thing:
+        return describe_architecture(Architecture.parse(thing))
     if (Path(thing) / "config.toml").is_file():
         return describe_run(Path(thing))
-    if thing.isdigit() or "~" in thing:
-        return describe_architecture(Architecture.parse(thing))
     for kind, package in GROUPS.items():
         if thing in names(kind):
             return _describe_component(kind, import_module(f"robust_nas.{package}").get(thing), thing)
@@ -63,15 +63,14 @@ def describe(thing: str) -> str:
 
 def describe_architecture(architecture: Architecture) -> str:
     """Return an architecture's forms and its class."""
-    in_table = set(architecture.operations) <= set(OPERATIONS)
-    size = sum(a.canonical == architecture.canonical for a in Architecture.enumerate()) if in_table else None
     lines = [
         f"string     {architecture}",
         f"digits     {architecture.digits()}  ({', '.join(f'{i} {name}' for i, name in enumerate(OPERATIONS))})",
         f"canonical  {architecture.canonical}",
         *(f"edge {i}-{j}   {name}" for i, j, name in architecture.edges),
     ]
-    if architecture.num_nodes == 4 and size is not None:
+    if architecture.num_nodes == 4:
+        size = sum(other.is_equivalent(architecture) for other in Architecture.enumerate())
         lines.append(
             f"class      {size} of the 15625 strings compute this function when corresponding parameters are equal"
         )
@@ -109,7 +108,7 @@ def describe_rows(
         column, separator, value = text.partition("=")
         if not separator:
             raise InputError(f"A filter is written as column=value, such as attack=pgd, but got '{text}'.")
-        values[column] = parse_pixels(value) if column == "epsilon" else int(value) if column == "seed" else value
+        values[column] = _filter_value(column, value)
     if architecture is not None:
         values["canonical"] = Architecture.parse(architecture).canonical
     found = tables.read(path, **values).to_pylist()
@@ -123,6 +122,7 @@ def describe_rows(
         "dataset",
         "split",
         "attack",
+        "norm",
         "epsilon",
         "accuracy",
         "num_images",
@@ -137,10 +137,21 @@ def describe_rows(
     return "\n".join(_aligned([list(columns), *body]))
 
 
+def _filter_value(column: str, text: str) -> Any:
+    """Return a filter's value in the type of its column."""
+    from robust_nas import tables
+
+    kind = str(tables.SCHEMA.field(column).type) if column in tables.SCHEMA.names else "string"
+    if kind == "double":
+        return parse_pixels(text)
+    if kind == "int64" and not text.lstrip("-").isdecimal():
+        raise InputError(f"The column {column} holds whole numbers, but the filter asks for '{text}'.")
+    return int(text) if kind == "int64" else text
+
+
 def describe_run(path: Path) -> str:
     """Return a run's results so far, a line per model."""
-    files = {**STAGE_FILES, "report": "report.html"}
-    missing = [stage for stage, name in files.items() if not (path / name).is_file()]
+    missing = unfinished_stages(path)
     lines = [f"run {path}"]
     if (path / "train.json").is_file():
         lines += [f"{model['name']}: {model['architecture']}" for model in read_json(path / "train.json")["models"]]
@@ -173,7 +184,10 @@ def _results(path: Path) -> list[str]:
         [model, *(f"{100 * row[column]:.1f}" if column in row else "-" for column in columns)]
         for model, row in rows.items()
     ]
-    return [*_aligned([heads, *body]), f"% of {evaluation['num_images']} {evaluation['split']} images"]
+    counted = f"% of {evaluation['num_images']} {evaluation['split']} images"
+    if certified:
+        counted += f", certified: of {read_json(certified_file)['num_images']}"
+    return [*_aligned([heads, *body]), counted]
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:

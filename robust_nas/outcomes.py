@@ -35,7 +35,7 @@ def read_outcomes(path: Path) -> pa.Table:
         return pq.read_table(path)
     except FileNotFoundError:
         raise InputError(f"There is no {path.name} in {path.parent}; run the stage that writes it first.") from None
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} is damaged ({error}); delete it and the JSON file beside it, and resume the run."
+            f"{path} is damaged ({str(error).splitlines()[0]}); delete it and the JSON file of its stage, and resume."
         ) from None

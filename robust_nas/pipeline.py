@@ -25,7 +25,7 @@ from robust_nas.ensembles import Ensemble
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError
-from robust_nas.evaluation import evaluate, masking_checks, robustness_curve, strongest_examples
+from robust_nas.evaluation import attack_labels, evaluate, masking_checks, robustness_curve, strongest_examples
 from robust_nas.progress import Progress
 from robust_nas.recipe import Recipe
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
@@ -80,13 +80,11 @@ def load_data(recipe: Recipe, world: World) -> Dataset:
         InputError: if it is not there, or does not fit the recipe.
     """
     # Rank 0 reads it first, so that only one process downloads it.
-    if not world.is_main:
-        world.barrier()
-    data = recipe.data.load_splits()
-    if world.is_main:
-        world.barrier()
+    loaded: list[Dataset] = []
+    world.on_main(lambda: loaded.append(recipe.data.load_splits()))
+    data = loaded[0] if world.is_main else recipe.data.load_splits()
     # Said before the search starts, not after it.
-    for section, plan in {"search": recipe.search, "train": recipe.train}.items():
+    for section, plan in {"search": recipe.search, "derive": recipe.derive, "train": recipe.train}.items():
         if (size := getattr(plan, "batch_size", None)) is not None:
             check_batch(f"{section}.batch_size", size, len(data.train), world)
     return data.to(world.device)
@@ -106,9 +104,10 @@ def run(job: Job) -> None:
 
 def search(job: Job) -> None:
     """Train the supernet and its Dirichlet distributions; write search.json and the supernet's weights."""
-    if job.has("search.json"):
-        return
     recipe, stage = job.recipe, job.stage("search")
+    if job.has("search.json"):
+        stage.finish()
+        return
     found = recipe.search.search(recipe.space, job.data, recipe.threat, stage)
     if job.world.is_main and found.supernet is not None:
         save_state(job.folder / "checkpoints" / "supernet.safetensors", {"weights": found.supernet.state_dict()})
@@ -243,12 +242,25 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
     from robust_nas.outcomes import add_outcomes
 
     done = job.read("evaluation.json") if job.has("evaluation.json") else {"models": {}}
-    if name in done["models"]:
-        return
     recipe, plan, stage = job.recipe, job.recipe.evaluation, job.stage(f"attack-{name}")
+    if name in done["models"]:
+        stage.finish()
+        return
     test, threat = job.data.test[: plan.num_images], job.recipe.threat
-    attacks = [*plan.attacks, *(plan.strongest if strongest else ())]
-    result = evaluate(model, test, threat, attacks, batch_size=plan.batch_size, seed=recipe.seed, stage=stage)
+    # Named once for all models, so that an attack has one name in the whole run.
+    attacks, labels = [*plan.attacks, *plan.strongest], attack_labels([*plan.attacks, *plan.strongest])
+    count = len(attacks) if strongest else len(plan.attacks)
+    result = evaluate(
+        model,
+        test,
+        threat,
+        attacks[:count],
+        labels=labels[:count],
+        batch_size=plan.batch_size,
+        seed=recipe.seed,
+        stage=stage,
+    )
+    job.say(f"attack-{name}: accuracy over epsilon, checks for gradient masking")
     curve = robustness_curve(
         model,
         test,
@@ -278,9 +290,10 @@ def _certify_one(job: Job, name: str, model: nn.Module) -> None:
     from robust_nas.outcomes import add_outcomes
 
     done = job.read("certification.json") if job.has("certification.json") else {"models": {}}
-    if name in done["models"]:
-        return
     plan, stage = job.recipe.certification, job.stage(f"certify-{name}")
+    if name in done["models"]:
+        stage.finish()
+        return
     images = job.data.test[: plan.num_images]
     certificates = certify_model(
         model,
@@ -358,6 +371,7 @@ def report(job: Job) -> None:
     """Write report.html from the files in the run folder."""
     from robust_nas.report import write_report
 
+    job.say("report")
     if job.world.is_main:
         write_report(job.folder)
     job.world.barrier()
@@ -369,13 +383,15 @@ def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) 
     The data set is read first: a run that cannot start leaves no folder.
     """
     world = World.start(chosen.device, chosen.threads, chosen.workers)
-    data, path = load_data(chosen, world), None
-    if world.is_main:
+    data = load_data(chosen, world)
+
+    def make_folder() -> Path:
         folder = RunDir.create(root, chosen.name)
         write_json(folder / "environment.json", describe_environment(world, arguments))
         write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
-        path = folder.path
-    return _job(chosen, world.broadcast(path), world, progress, data)
+        return folder.path
+
+    return _job(chosen, world.on_main(make_folder), world, progress, data)
 
 
 def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
@@ -396,11 +412,9 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
     return _job(saved, path, World.start(saved.device, saved.threads, saved.workers), progress)
 
 
-def _job(chosen: Recipe, path: Path | None, world: World, progress: Progress, data: Dataset | None = None) -> Job:
-    assert path is not None
-    folder = RunDir.open(path) if world.is_main else RunDir(path)
-    if world.is_main:
-        folder.lock()
+def _job(chosen: Recipe, path: Path, world: World, progress: Progress, data: Dataset | None = None) -> Job:
+    folder = RunDir.open(path)
+    world.on_main(folder.lock)
     if not world.is_main:
         progress = Progress(quiet=True)
     if chosen.device == "auto" and world.is_main:

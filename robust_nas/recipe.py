@@ -20,13 +20,21 @@ from robust_nas.derivation import Derivation
 from robust_nas.ensembles import EnsembleRule
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.errors import InputError, suggest
+from robust_nas.evaluation import attack_labels
 from robust_nas.searches import Search
 from robust_nas.spaces import Space
-from robust_nas.threat import Pixels, ThreatModel, check_pixels
+from robust_nas.threat import Pixels, ThreatModel
 from robust_nas.training._loop import Training
 
 VERSION = 1
 """The configuration's form; a change that older files do not fit raises it."""
+
+
+def _check_at_least_one(section: str, plan: object, *names: str) -> None:
+    for name in names:
+        value = getattr(plan, name)
+        if value is not None and value < 1:
+            raise InputError(f"{section}.{name} must be at least 1, but got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +60,10 @@ class EvaluationPlan:
     masking_images: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "masking_images"):
-            if getattr(self, name) < 1:
-                raise InputError(f"evaluation.{name} must be at least 1, but got {getattr(self, name)}.")
+        _check_at_least_one("evaluation", self, "num_images", "batch_size", "masking_images")
         if not self.attacks:
             raise InputError("evaluation.attacks must name at least one attack, but got none.")
+        attack_labels([*self.attacks, *self.strongest])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +85,7 @@ class CertificationPlan:
     def __post_init__(self) -> None:
         if not self.epsilons:
             raise InputError("certification.epsilons must name at least one radius, but got none.")
-        for epsilon in self.epsilons:
-            check_pixels("certification.epsilons", epsilon)
+        _check_at_least_one("certification", self, "num_images", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,8 @@ class Recipe:
         seed: of everything that is drawn in the run; the data set's splits do not depend on it.
         device: "auto", "cpu" or "cuda".
         threads: threads per process on the CPU; torch's choice if not given. Small networks are fastest with one.
-        workers: forked processes that share out the chunks of an evaluation on the CPU; results do not depend on it.
+        workers: forked processes that share out the chunks of an evaluation on the CPU; with
+            `threads = 1`, results do not depend on it. Without effect where there is an accelerator.
     """
 
     name: str
@@ -124,10 +131,26 @@ class Recipe:
     certification: CertificationPlan = field(default_factory=CertificationPlan)
     ensemble: EnsemblePlan = field(default_factory=EnsemblePlan)
 
+    def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
+            raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
+        radii = {
+            "evaluation.curve_epsilons": self.evaluation.curve_epsilons,
+            "certification.epsilons": self.certification.epsilons,
+            "ensemble.epsilon": () if self.ensemble.epsilon is None else (self.ensemble.epsilon,),
+        }
+        for key, epsilons in radii.items():
+            for epsilon in epsilons:
+                try:
+                    self.threat.with_epsilon(epsilon)
+                except InputError as error:
+                    raise InputError(f"{key}: {error}") from None
+
     @property
     def ensemble_threat(self) -> ThreatModel:
         """The threat model at which the ensemble's weights are fitted."""
-        return self.threat.with_epsilon(self.ensemble.epsilon or min(self.certification.epsilons))
+        smallest = min(self.certification.epsilons)
+        return self.threat.with_epsilon(smallest if self.ensemble.epsilon is None else self.ensemble.epsilon)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fully resolved configuration."""
@@ -159,7 +182,7 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
         raise InputError(f"{name} is a run folder, not a recipe; to go on with it, give it to --resume or to a stage.")
     elif path.is_dir():
         table = config.read_toml(catalogue.files("recipes")["folder"])
-        config.set_key(table, "data.root", str(path))
+        config.set_key(table, "data.root", str(path.resolve()))
         table["name"] = path.resolve().name
     else:
         raise InputError(
@@ -167,7 +190,7 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
             "folders works too."
         )
     if data_root is not None:
-        config.set_key(table, "data.root", str(data_root))
+        config.set_key(table, "data.root", str(data_root.expanduser().resolve()))
     return from_table(config.override({"name": path.stem, **table}, overrides), name)
 
 

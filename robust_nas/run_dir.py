@@ -10,6 +10,7 @@
         ...                    the stages' own files (evaluation.parquet, certificates.parquet, report.html, ...)
 
 Every file is written to a temporary name in the same folder and then renamed: a reader finds the whole file or none.
+(metrics.jsonl is appended to, a line at a time; a line that was cut off is dropped.)
 Weights and training states are safetensors; nothing is ever unpickled. Rank 0 writes.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -102,7 +104,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     skeleton = _split_tensors(state, "", tensors)
     with atomic_path(path) as temporary:
         # Not save_file: what it raises on a full disk does not say which error it was.
-        temporary.write_bytes(save(tensors, metadata={"skeleton": json.dumps(skeleton)}))
+        metadata = {"skeleton": json.dumps(skeleton), "digest": _digest(tensors)}
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -115,8 +118,11 @@ def load_state(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            skeleton = json.loads((file.metadata() or {})["skeleton"])
+            metadata = file.metadata() or {}
+            skeleton = json.loads(metadata["skeleton"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        if metadata["digest"] != _digest(tensors):
+            raise KeyError("its checksum does not fit")
         result: dict[str, Any] = _join_tensors(skeleton, tensors)
     except FileNotFoundError:
         raise InputError(f"There is no checkpoint {path}; run the stage that writes it first.") from None
@@ -125,6 +131,17 @@ def load_state(path: Path) -> dict[str, Any]:
             f"The checkpoint {path} is damaged or not one of ours ({error}); delete it and resume the run."
         ) from None
     return result
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of names and values; safetensors has none, and changed bits would pass for weights."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _split_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -219,6 +236,24 @@ def _forget_metrics(path: Path, stage: str, step: int) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
+def unfinished_stages(path: Path) -> list[str]:
+    """Return the stages that a run has not finished, in their order; the report is the last.
+
+    Attack, certify and ensemble add to their files model by model: that a file is there does not say they are done.
+    """
+    files = {**STAGE_FILES, "report": "report.html"}
+    found = {stage: (path / name).is_file() for stage, name in files.items()}
+    trained = {model["name"] for model in read_json(path / "train.json")["models"]} if found["train"] else set()
+    measured = {
+        stage: read_json(path / files[stage])["models"].keys() if found[stage] else set()
+        for stage in ("attack", "certify")
+    }
+    for stage, models in measured.items():
+        found[stage] &= trained <= models
+        found["ensemble"] &= {"uniform", "ensemble"} <= models
+    return [stage for stage in files if not found[stage]]
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics file; a last line that was cut off is left out."""
     rows: list[dict[str, Any]] = []
@@ -274,9 +309,13 @@ class RunDir:
         """
         self._lock = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A POSIX lock, which forked workers do not inherit: it ends with this process even if they live on.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
+        # What a process that was killed while writing has left.
+        for temporary in self.path.rglob(".*.*"):
+            temporary.unlink()
 
     def unlock(self) -> None:
         """Let other processes work on this run."""

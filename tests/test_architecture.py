@@ -55,17 +55,14 @@ def test_the_classes_are_the_published_partition(shared_data):
 
 
 def _cell(architecture: Architecture) -> Cell:
-    """A cell whose edges' parameters depend on nothing but what the edge computes.
-
-    An edge that counts as zero, such as a convolution of a zero node, has the parameters that make it so.
-    """
+    """A cell as networks have it, whose edges' parameters depend on nothing but what the edge computes."""
 
     def edge(number: int) -> torch.nn.Module:
-        operation = make_operation(architecture.operations[number], 2, affine=True)
+        operation = make_operation(architecture.pruned.operations[number], 2, affine=True)
         term = architecture.edge_terms[number]
         generator = generator_at("cpu", 0, term)
         for parameter in operation.parameters():
-            parameter.data.normal_(generator=generator) if term != "#" else parameter.data.zero_()
+            parameter.data.normal_(generator=generator)
         return operation.double().eval()
 
     return Cell(architecture.num_nodes, edge)
@@ -108,7 +105,9 @@ def test_pruning_keeps_exactly_the_edges_on_a_way_to_the_output():
         graph = architecture.graph()
         graph.remove_edges_from([(i, j) for i, j, name in graph.edges(data="operation") if name == "none"])
         leading = networkx.ancestors(graph, 3) | {3}
-        expected = tuple(name if target in leading else "none" for _, target, name in architecture.edges)
+        terms = architecture.edge_terms
+        kept = [target in leading and terms[edge] != "#" for edge, (_, target, _) in enumerate(architecture.edges)]
+        expected = tuple(name if keep else "none" for keep, name in zip(kept, architecture.operations, strict=True))
         assert architecture.pruned.operations == expected
         assert architecture.pruned.canonical == architecture.canonical
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
-from robust_nas.certification import Certification, certify, check_consistency
+from robust_nas.certification import Certification, certify
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -121,15 +121,6 @@ def test_processes_share_the_chunks_and_get_the_result_of_one(monkeypatch: pytes
     (found,) = certify(two_classes(), data, THREAT, bound=mine, batch_size=1, stage=stage(None, World(rank=0, size=2)))
     assert mine.seen == data.images.flatten()[::2].tolist()
     torch.testing.assert_close(found.margin, whole.margin)
-
-
-def test_outcomes_that_contradict_each_other_are_found() -> None:
-    clean = torch.tensor([True, True, True, False, False, True])
-    attacked = torch.tensor([True, False, True, False, True, False])
-    certified = torch.tensor([True, False, False, True, False, True])
-    assert check_consistency(clean, attacked, certified).tolist() == [3, 4, 5]
-    with pytest.raises(InputError, match="same images"):
-        check_consistency(clean, attacked[:2], certified)
 
 
 def test_no_images_or_radii_are_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from robust_nas import attacks
+from robust_nas.errors import InputError
 from robust_nas.run_dir import RunDir, save_state
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -53,6 +54,16 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
         (["info", "pdg"], "Did you mean 'pgd'?"),
         (["list", "attack"], "Did you mean 'attacks'?"),
         (["table", "top", "--table", "nowhere"], "There is no table at nowhere"),
+        (["table", "top", "seed=abc"], "holds whole numbers"),
+        (["info", "x" * 300 + "~0|"], "malformed"),
+        (["run", "digits", "search.weight_decay=-1"], "search.weight_decay must not be negative"),
+        (["run", "digits", "derive.batch_size=0"], "derive.batch_size must be at least 1"),
+        (["run", "digits", "derive.batch_size=5000"], "derive.batch_size of 5000 is larger"),
+        (["run", "digits", "evaluation.num_images=-5"], "evaluation.num_images must be at least 1"),
+        (["run", "digits", "evaluation.curve_epsilons=[8]"], "evaluation.curve_epsilons: "),
+        (["run", "digits", "ensemble.epsilon=0"], "ensemble.epsilon: "),
+        (["run", "digits", "evaluation.strongest=['fgsm']"], "listed twice"),
+        (["run", "digits", "name=../x"], "part of a folder's name"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -155,7 +166,7 @@ def test_a_full_disk_ends_in_one_sentence_and_half_writes_nothing(tmp_path: Path
         check=False,
         cwd=tmp_path,
     )
-    assert "Writing is not possible" in refused(done)
+    assert "File too large; free some space and resume the run" in refused(done)
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("search.json"))
 
@@ -191,7 +202,27 @@ def test_info_describes_an_architecture_a_component_and_a_run(command: Command, 
     assert "not done yet: derive, train" in command("info", run).stdout
 
 
-def test_two_processes_on_one_run_folder_are_refused(command: Command, run: Path) -> None:
+def test_two_processes_on_one_run_folder_are_refused(run: Path) -> None:
     held = RunDir(run)
     held.lock()
-    assert "Another process is working on" in refused(command("derive", run))
+    done = subprocess.run(
+        [sys.executable, "-m", "robust_nas", "derive", str(run)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Another process is working on" in refused(done)
+    held.unlock()
+
+
+def test_a_damaged_parquet_is_named(command: Command, tmp_path: Path) -> None:
+    from robust_nas.outcomes import add_outcomes, read_outcomes
+
+    path = tmp_path / "evaluation.parquet"
+    add_outcomes(path, "model-0", [{"image": number, "correct": True} for number in range(1000)])
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:50], whole[:20] + b"\xff" * 40 + whole[60:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="is damaged"):
+            read_outcomes(path)

@@ -108,6 +108,21 @@ def test_a_mistake_in_a_worker_is_raised_here() -> None:
         World(workers=2).each(fail, range(2))
 
 
+def _refuse_on_main(world: World) -> str:
+    def fail() -> None:
+        raise InputError("no place")
+
+    try:
+        world.on_main(fail)
+    except InputError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_mistake_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
+    assert on_two_ranks(_refuse_on_main, tmp_path) == ["no place", "no place"]
+
+
 def _model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))

@@ -16,7 +16,7 @@ import pytest
 
 import robust_nas as rn
 from robust_nas.outcomes import read_outcomes
-from robust_nas.run_dir import load_state, read_metrics
+from robust_nas.run_dir import RunDir, load_state, read_metrics
 
 # A run of a few seconds that goes through every stage; the search space and the data are the real ones.
 TINY = [
@@ -216,6 +216,27 @@ def test_a_run_killed_in_every_stage_ends_with_the_numbers_of_one_that_was_not(f
     interrupted, whole = results(only_run(tmp_path)), results(finished)
     for name in whole:
         assert interrupted[name] == whole[name], name
+
+
+def test_a_run_whose_workers_outlive_it_can_be_resumed_at_once(tmp_path: Path) -> None:
+    slow = ["workers=2", "threads=1", "evaluation.strongest=[{name='square', queries=100000}]"]
+    process = subprocess.Popen(
+        [*COMMAND, "run", "digits", *TINY, *slow, "--out", str(tmp_path)], stderr=subprocess.DEVNULL
+    )
+
+    def working() -> bool:
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+        return bool(list(tmp_path.glob("*/train.json"))) and len(children.stdout.split()) == 2
+
+    deadline = time.monotonic() + 120
+    while not working():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()  # the parent alone
+    process.wait()
+    held = RunDir.open(only_run(tmp_path))
+    held.lock()
+    held.unlock()
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ def read(make: Callable[..., Any], root: Path, name: str, download: bool) -> tup
         return make(root=folder, train=True, download=False), make(root=folder, train=False, download=False)
     except RuntimeError:
         problem: object = "downloading is switched off (data.download = false)"
+    except (OSError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"{name} in {folder} is damaged ({str(error) or type(error).__name__}); delete it there and get it again."
+        ) from None
     if download:
         try:
             folder.mkdir(parents=True, exist_ok=True)

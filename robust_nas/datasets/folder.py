@@ -44,7 +44,9 @@ class Folder:
 
     def load_splits(self) -> Dataset:
         """Read and split the images."""
-        root = self.root.expanduser()
+        root = self.root.expanduser().resolve()
+        if self.size is not None and self.size < 1:
+            raise InputError(f"data.size must be at least 1, but got {self.size}.")
         if not root.is_dir():
             raise InputError(
                 f"There is no folder {root}; give a folder of class folders, or one with train and test in it."
@@ -62,7 +64,7 @@ class Folder:
                     f"{root}/train and {root}/test must have the same classes, but differ in {', '.join(odd)}."
                 )
             name = f"{root.name}'s images"
-            validation = self.validation_size or max(1, len(paths) // 10)
+            validation = max(1, len(paths) // 10) if self.validation_size is None else self.validation_size
             # Only what is used is read: the parts are cut from the lists of files.
             train, validated, test = train_validation_test(
                 _indices(len(paths)), _indices(len(test_paths)), name, self.train_size, validation, self.test_size
@@ -71,8 +73,10 @@ class Folder:
         else:
             classes, paths, labels = _list(root)
             fifth = max(1, len(paths) // 5)
-            validation, tested = self.validation_size or fifth, self.test_size or fifth
-            sizes = (tested, validation, self.train_size or len(paths) - tested - validation)
+            validation = fifth if self.validation_size is None else self.validation_size
+            tested = fifth if self.test_size is None else self.test_size
+            left = len(paths) - tested - validation
+            sizes = (tested, validation, left if self.train_size is None else self.train_size)
             test, validated, train = cut(_indices(len(paths)), sizes, root.name)
             parts = [(train, paths, labels), (validated, paths, labels), (test, paths, labels)]
         splits = [self._read(part.labels.tolist(), files, targets) for part, files, targets in parts]

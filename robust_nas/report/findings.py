@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from robust_nas.outcomes import read_outcomes
 from robust_nas.report._contents import Contents, format_attack, format_epsilon, is_autoattack
+from robust_nas.run_dir import unfinished_stages
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
@@ -111,7 +111,7 @@ def _attack_outcomes(path: Path) -> tuple[dict[_Measurement, set[int]], dict[_Me
     images: dict[_Measurement, set[int]] = defaultdict(set)
     if path.exists():
         names = ("model", "attack", "norm", "epsilon", "image", "correct")
-        table = pq.read_table(path)
+        table = read_outcomes(path)
         for *what, image, is_correct in zip(*(table[name].to_pylist() for name in names), strict=True):
             key: _Measurement = (what[0], what[1], None, None) if what[1] == "clean" else tuple(what)
             images[key].add(image)
@@ -127,7 +127,7 @@ def _certificates(path: Path) -> dict[tuple[str, str, float], tuple[set[int], se
     found: dict[tuple[str, str, float], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
     if path.exists():
         names = ("model", "norm", "epsilon", "image", "certified", "clean_correct")
-        table = pq.read_table(path)
+        table = read_outcomes(path)
         for model, norm, epsilon, image, is_certified, is_correct in zip(
             *(table[name].to_pylist() for name in names), strict=True
         ):
@@ -231,7 +231,7 @@ def _differences(contents: Contents, other: str) -> list[Difference]:
 
 def limits(contents: Contents) -> list[tuple[str, str]]:
     """Return what was and was not measured, as (what it is about, a sentence or two)."""
-    missing = [stage for stage, result in contents.stages.items() if result is None and stage != "record"]
+    missing = [stage for stage in unfinished_stages(contents.path) if stage not in ("record", "report")]
     found = []
     if missing:
         found.append(("Stages", f"These stages have not run, or not yet: {', '.join(missing)}."))
@@ -292,7 +292,7 @@ def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
     elif without:
         text = "AutoAttack was not run: the accuracies under attack are likely optimistic."
     else:
-        text = "AutoAttack was run on every model."
+        text = f"AutoAttack was run on {enumerate_in_words(with_autoattack)}."
     found.append(("AutoAttack", text))
     failed = sum(not check["passed"] for result in contents.attacked.values() for check in result.get("masking", []))
     if failed:

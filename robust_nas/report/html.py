@@ -27,7 +27,7 @@ from robust_nas.report.findings import (
     percent,
     summary,
 )
-from robust_nas.run_dir import STAGE_FILES, RunDir, write_text
+from robust_nas.run_dir import STAGE_FILES, RunDir, unfinished_stages, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +89,7 @@ def _header(contents: Contents, name: str) -> Html:
         str(environment.get("device", "")),
         str(environment.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
     ]
-    missing = [stage for stage in STAGE_FILES if contents.stages[stage] is None and stage != "record"]
+    missing = [stage for stage in unfinished_stages(contents.path) if stage not in ("record", "report")]
     note = f"This report is partial. Not yet run: {enumerate_in_words(missing)}." if missing else None
     return element(
         "header",

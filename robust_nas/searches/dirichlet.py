@@ -79,6 +79,9 @@ class Dirichlet:
         for name in ("alpha_frozen", "epsilon_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"search.{name} is a share and must be in [0, 1], but got {getattr(self, name)}.")
+        for name in ("final_learning_rate", "weight_decay", "anchor_scale"):
+            if getattr(self, name) < 0:
+                raise InputError(f"search.{name} must not be negative, but got {getattr(self, name)}.")
         for name in ("learning_rate", "alpha_learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise InputError(f"search.{name} must be above 0, but got {getattr(self, name)}.")

@@ -71,7 +71,8 @@ class CellSpace:
     def network(self, architecture: Architecture, data: Dataset, *, affine: bool = True) -> CellNetwork:
         """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights.
 
-        Edges that do not lead to the output are left out: they would hold parameters that never get a gradient.
+        Edges that count as zero or do not lead to the output are left out (`Architecture.pruned`): their parameters
+        would never get a gradient, or only add a constant.
         """
         from robust_nas.models.cells import CellNetwork, make_operation
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
-from torch.nn import functional as F
 
 from robust_nas.seeds import seeded
 
@@ -28,7 +27,8 @@ class DirichletRelaxation:
     @property
     def concentration(self) -> Tensor:
         """The concentrations [E, O], differentiable in alpha."""
-        return F.elu(self.alpha) + 1
+        # elu(alpha) + 1, written so that a very negative alpha does not round to a concentration of 0.
+        return torch.where(self.alpha > 0, self.alpha + 1, self.alpha.clamp(max=0).exp())
 
     def sample(self, seed: int) -> Tensor:
         """Return a mixture [E, O], rows on the simplex, with the pathwise gradient to alpha."""
