@@ -22,11 +22,13 @@ _FROM = {
     "ThreatModel": "threat",
     "build_ensemble": "api",
     "certify": "api",
+    "derive": "api",
     "evaluate": "api",
     "load_run": "api",
     "run": "api",
     "search": "api",
     "train": "api",
+    "write_report": "api",
 }
 _MODULES = ("attacks", "bounds", "datasets", "ensembles", "searches", "spaces", "tables", "training")
 
@@ -40,6 +42,7 @@ __all__ = [
     "build_ensemble",
     "certify",
     "datasets",
+    "derive",
     "ensembles",
     "evaluate",
     "load_run",
@@ -50,11 +53,12 @@ __all__ = [
     "tables",
     "train",
     "training",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
     from robust_nas import attacks, bounds, datasets, ensembles, searches, spaces, tables, training
-    from robust_nas.api import build_ensemble, certify, evaluate, load_run, run, search, train
+    from robust_nas.api import build_ensemble, certify, derive, evaluate, load_run, run, search, train, write_report
     from robust_nas.architecture import Architecture
     from robust_nas.errors import InputError
     from robust_nas.threat import ThreatModel

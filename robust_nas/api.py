@@ -11,7 +11,7 @@ from torch import nn
 
 from robust_nas import attacks as attack_group
 from robust_nas import bounds as bound_group
-from robust_nas import config, ensembles, pipeline, recipe, searches, spaces
+from robust_nas import config, derivation, ensembles, pipeline, recipe, searches, spaces
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet
@@ -40,6 +40,15 @@ def search(
     chosen = config.build(searches.get(method), options, "search")
     found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data))
     return found
+
+
+def derive(
+    found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, *, seed: int = 0, **options: Any
+) -> list[Architecture]:
+    """Return functionally different architectures, best first; `options` are fields of the recipe's [derive]."""
+    plan = config.build(derivation.Derivation, options, "derive")
+    candidates = derivation.derive(found, space, data, threat, plan, _stage("derive", seed, data))
+    return [candidate.architecture for candidate in candidates[: plan.count]]
 
 
 def train(
@@ -112,6 +121,13 @@ def build_ensemble(
     bounds = [chosen.margins(model, validation.images, validation.labels, threat) for model in models]
     fitted = config.build(ensembles.get(rule), options, "ensemble").fit(bounds, threat)
     return Ensemble(list(models), fitted.weights, fitted.scales).eval()
+
+
+def write_report(path: Path | str) -> Path:
+    """Write the report of a run folder, as far as its stages have run, and return its place."""
+    from robust_nas import report
+
+    return report.write_report(RunDir.open(path))
 
 
 def run(name: str, *overrides: str, out: Path | str = "runs", data_root: Path | None = None) -> Run:

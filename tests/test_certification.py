@@ -20,8 +20,9 @@ THREAT = ThreatModel(epsilon=0.1)
 
 def two_classes() -> nn.Module:
     """Return a linear network on one pixel x with margin 2x - 1 for class 1, in training mode with batch norm."""
-    model = nn.Sequential(nn.BatchNorm2d(1, eps=0.0), nn.Flatten(), nn.Linear(1, 2))
+    model = nn.Sequential(nn.BatchNorm2d(1, eps=1e-5), nn.Flatten(), nn.Linear(1, 2))
     with torch.no_grad():
+        model[0].running_var.fill_(1 - 1e-5)  # with eps, a deviation of 1
         model[2].weight.copy_(torch.tensor([[0.0], [2.0]]))
         model[2].bias.copy_(torch.tensor([1.0, 0.0]))
     return model

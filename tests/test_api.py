@@ -1,0 +1,44 @@
+"""The Python calls, from a search to a report, on objects instead of run folders."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import robust_nas as rn
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.errors import InputError
+
+
+def test_every_stage_is_a_call() -> None:
+    digits = rn.datasets.load("digits")
+    data = dataclasses.replace(
+        digits, train=digits.train[:128], validation=digits.validation[:40], test=digits.test[:40]
+    )
+    threat = rn.ThreatModel(norm="linf", epsilon="0.1")
+    space = rn.spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    # A component may be given by name, as a table, or as an object.
+    found = rn.search(space, data, threat, epochs=1, batch_size=32, attack=FGSM(), validation_attack="fgsm")
+    chosen = rn.derive(found, space, data, threat, count=2, pool=3, attack="fgsm")
+    assert len({architecture.canonical for architecture in chosen}) == 2
+    method = {"name": "pgd_at", "attack": {"name": "pgd", "steps": 1}}
+    models = [
+        rn.train(architecture, data, threat, space=space, epochs=1, batch_size=32, method=method)
+        for architecture in chosen
+    ]
+    measured = rn.evaluate(models[0], data.test, threat, attacks=["fgsm", "pgd"])
+    assert measured.robust_accuracy <= measured.clean_accuracy
+    (small, large) = rn.certify(models[0], data.test, threat, epsilons=[1e-6, 0.05])
+    assert large.accuracy <= small.accuracy <= measured.clean_accuracy
+    ensemble = rn.build_ensemble(models, data.validation, threat.with_epsilon(1e-6))
+    assert ensemble(data.test.images).shape == (40, 10)
+
+
+def test_a_wrong_option_is_named(tmp_path: Path) -> None:
+    data, threat = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.1)
+    with pytest.raises(InputError, match=r"no key 'epoch'. Did you mean 'epochs'"):
+        rn.search("nasbench201", data, threat, epoch=1)
+    with pytest.raises(InputError, match="not a run folder"):
+        rn.write_report(tmp_path)
