@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -169,6 +172,18 @@ def test_a_full_disk_ends_in_one_sentence_and_half_writes_nothing(tmp_path: Path
     assert "File too large; free some space and resume the run" in refused(done)
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("search.json"))
+
+
+def test_a_read_only_run_folder_is_named_and_left_as_it_was(command: Command, run: Path) -> None:
+    # Permissions do not stop root, so the operating system's answer is put in its place.
+    def refuse(*_: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(options["dir"]))
+
+    before = sorted(run.rglob("*"))
+    with mock.patch("robust_nas.run_dir.tempfile.mkstemp", refuse):
+        sentence = refused(command("derive", run))
+    assert "Read-only file system" in sentence and str(run) in sentence
+    assert sorted(run.rglob("*")) == before
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(command: Command, tmp_path: Path) -> None:

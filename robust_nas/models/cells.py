@@ -29,7 +29,7 @@ class AveragePool3x3(nn.Module):
     """The operation `avg_pool_3x3`: the mean over a pixel's neighbourhood, padding left out of the count.
 
     The function of `nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)`, as sums of three shifted rows and
-    three shifted columns: on a CPU three times as fast, forward and backward, and pooling was most of the time.
+    three shifted columns: faster on a CPU, where pooling was most of a network's time (`benchmarks/average_pool.py`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
