@@ -226,11 +226,11 @@ def best_single(job: Job) -> str:
 
 def attack(job: Job) -> None:
     """Attack every trained model on the test images; write evaluation.json and evaluation.parquet."""
-    best = best_single(job)
-    for name, model in load_models(job).items():
+    best, models = best_single(job), load_models(job)
+    for name, model in models.items():
         _attack_one(job, name, model, strongest=name == best)
     if job.world.is_main and not (job.folder / "checkpoints" / "examples.safetensors").is_file():
-        plan, model = job.recipe.evaluation, load_models(job)[best]
+        plan, model = job.recipe.evaluation, models[best]
         examples = strongest_examples(
             model, job.data.test[: plan.num_images], job.recipe.threat, plan.curve_attack, seed=job.recipe.seed
         )
