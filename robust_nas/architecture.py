@@ -145,6 +145,31 @@ class Architecture:
         return "+".join(sorted(self.edge_terms[-(self.num_nodes - 1) :]))
 
     @cached_property
+    def function(self) -> str:
+        """What a network trained with this very string can compute, simplified further than `canonical`.
+
+        Zero terms are dropped, a skip of a sum is the sum's terms, and the batch norm after a convolution of zero,
+        which NAS-Bench-201's networks keep, leaves a trainable constant, 'K', that absorbs other constants and passes
+        through pooling and 1x1 convolutions (not 3x3 ones, which see the zero padding at the border). Equal expressions
+        mean equal families of functions: trainings of two such architectures differ by chance alone, which makes them a
+        measure of noise. Of the 6,466 published representatives 5,006 differ in it.
+        """
+        nodes: list[tuple[str, ...]] = [("0",)]
+        for target in range(1, self.num_nodes):
+            terms: list[str] = []
+            for source, name in ((i, op) for i, j, op in self.edges if j == target and op != "none"):
+                inner = nodes[source]
+                if name == "skip_connect":
+                    terms += inner
+                elif (not inner and "conv" in name) or (inner == ("K",) and name != "nor_conv_3x3"):
+                    terms.append("K")
+                elif inner:
+                    terms.append(f"({'+'.join(inner)})@{name}")
+            constant = ["K"] if "K" in terms else []
+            nodes.append(tuple(sorted(term for term in terms if term != "K") + constant))
+        return "+".join(nodes[-1])
+
+    @cached_property
     def pruned(self) -> Architecture:
         """The same function with `none` on every edge that counts as zero or does not lead to the output."""
         alive = {self.num_nodes - 1}

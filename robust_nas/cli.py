@@ -8,37 +8,39 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from robust_nas import __version__
+from robust_nas import __version__, table_cli
+from robust_nas.commands import Commands, argument
 from robust_nas.errors import InputError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Search neural architectures that hold up under adversarial attack, measure and certify how robust they are.",
-    epilog="Start with: robust-nas run digits",
+app = Commands(
+    "robust-nas",
+    "Search neural architectures that hold up under adversarial attack, measure and certify how robust they are.",
+    "Start with: robust-nas run digits",
 )
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=3.")
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder for run folders.")]
-DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where the data set's files are.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+OVERRIDES = argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.epochs=3")
+OUT = argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="folder for run folders (runs)")
+DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="where the data set's files are")
+RUN = argument("run", type=Path, metavar="RUN", help="a run folder")
 
 
 def main() -> None:
     """Run the command line."""
+    words = sys.argv[1:]
     try:
-        app(prog_name="robust-nas")
+        if words == ["--version"]:
+            print(f"robust-nas {__version__}")
+        else:
+            app.run(words)
     except InputError as error:
         _fail(str(error), error)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`); Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -57,28 +59,14 @@ def _fail(message: str, error: BaseException) -> None:
     raise SystemExit(2)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"robust-nas {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None: ...
-
-
-@app.command()
-def run(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe, a .toml file, or a folder of class folders.")] = None,
-    overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
-    out: Out = Path("runs"),
-    data_root: DataRoot = None,
-) -> None:
+@app.command(
+    argument("recipe", nargs="?", metavar="RECIPE", help="a recipe, a .toml file, or a folder of class folders"),
+    OVERRIDES,
+    argument("--resume", type=Path, metavar="RUN", help="go on with this run folder"),
+    OUT,
+    DATA_ROOT,
+)
+def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: Path, data_root: Path | None) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
     if (recipe is None) == (resume is None) and "=" not in (recipe or ""):
         raise InputError(
@@ -86,69 +74,66 @@ def run(
         )
     if resume is not None:
         # After --resume there is no recipe: what stands in its place is the first override.
-        job = _resume(resume, [*([recipe] if recipe else []), *(overrides or [])])
+        job = _resume(resume, [*([recipe] if recipe else []), *overrides])
     else:
         assert recipe is not None
         job = _start(recipe, overrides, out, data_root)
     _work(job, "run")
 
 
-@app.command()
-def search(
-    recipe: Annotated[str, typer.Argument(help="A recipe or an unfinished run folder.")],
-    overrides: Overrides = None,
-    out: Out = Path("runs"),
-    data_root: DataRoot = None,
-) -> None:
+@app.command(
+    argument("recipe", metavar="RECIPE", help="a recipe or an unfinished run folder"), OVERRIDES, OUT, DATA_ROOT
+)
+def search(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> None:
     """Train the supernet and its distributions over architectures."""
     is_run = (Path(recipe) / "config.toml").is_file()
-    _work(_resume(Path(recipe), overrides or []) if is_run else _start(recipe, overrides, out, data_root), "search")
+    _work(_resume(Path(recipe), overrides) if is_run else _start(recipe, overrides, out, data_root), "search")
 
 
-@app.command()
-def derive(run: RunFolder) -> None:
+@app.command(RUN)
+def derive(run: Path) -> None:
     """Choose architectures from what the search believes."""
     _work(_resume(run, []), "derive")
 
 
-@app.command()
-def train(run: RunFolder) -> None:
+@app.command(RUN)
+def train(run: Path) -> None:
     """Train the chosen architectures from scratch."""
     _work(_resume(run, []), "train")
 
 
-@app.command()
-def attack(run: RunFolder) -> None:
+@app.command(RUN)
+def attack(run: Path) -> None:
     """Attack the trained models on the test images."""
     _work(_resume(run, []), "attack")
 
 
-@app.command()
-def certify(run: RunFolder) -> None:
+@app.command(RUN)
+def certify(run: Path) -> None:
     """Certify the trained models on the test images."""
     _work(_resume(run, []), "certify")
 
 
-@app.command()
-def ensemble(run: RunFolder) -> None:
+@app.command(RUN)
+def ensemble(run: Path) -> None:
     """Join the trained models; attack and certify the ensemble."""
     _work(_resume(run, []), "ensemble")
 
 
-@app.command()
-def report(run: RunFolder) -> None:
+@app.command(RUN)
+def report(run: Path) -> None:
     """Write report.html from what the run has so far."""
     _work(_resume(run, []), "report")
 
 
-@app.command()
-def record(run: RunFolder) -> None:
+@app.command(RUN)
+def record(run: Path) -> None:
     """Add the trained networks to the table beside the run folder."""
     _work(_resume(run, []), "record")
 
 
-@app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="spaces, attacks, trainings, searches, ...")]) -> None:
+@app.command(argument("what", metavar="KIND", help="spaces, attacks, trainings, searches, tables, ..."), name="list")
+def list_(what: str) -> None:
     """List what there is of a kind."""
     from robust_nas import listing
 
@@ -156,52 +141,15 @@ def list_(what: Annotated[str, typer.Argument(help="spaces, attacks, trainings, 
         print(name)
 
 
-@app.command()
-def info(thing: Annotated[str, typer.Argument(help="An architecture, a run folder, or a component.")]) -> None:
-    """Say what an architecture, a run folder or a component is."""
+@app.command(argument("thing", metavar="THING", help="an architecture, a run folder, a component or a table"))
+def info(thing: str) -> None:
+    """Say what an architecture, a run folder, a component or a table is."""
     from robust_nas import listing
 
     print(listing.describe(thing))
 
 
-table = typer.Typer(no_args_is_help=True, help="Look into a table of robust accuracies.")
-app.add_typer(table, name="table")
-
-TablePath = Annotated[
-    Path, typer.Option("--table", help="The table's folder; finished runs are recorded in runs/table.")
-]
-Filters = Annotated[
-    list[str] | None, typer.Argument(metavar="[COLUMN=VALUE]...", help="Such as attack=pgd dataset=digits.")
-]
-
-
-@table.command()
-def query(
-    architecture: Annotated[
-        str, typer.Argument(help="An architecture in the string or digits form; any equivalent one.")
-    ],
-    filters: Filters = None,
-    path: TablePath = Path("runs/table"),
-) -> None:
-    """Print every accuracy that was measured of an architecture's class."""
-    from robust_nas import listing
-
-    print(listing.describe_rows(path, filters or [], architecture=architecture))
-
-
-@table.command()
-def top(
-    filters: Filters = None,
-    path: TablePath = Path("runs/table"),
-    count: Annotated[int, typer.Option("-n", "--count", help="How many.")] = 10,
-) -> None:
-    """Print the most accurate networks under an attack (attack=pgd unless another is given)."""
-    from robust_nas import listing
-
-    chosen = filters or []
-    if not any(text.startswith("attack=") for text in chosen):
-        chosen = ["attack=pgd", *chosen]
-    print(listing.describe_rows(path, chosen, count=count))
+app.add("table", table_cli.app)
 
 
 def _progress() -> Any:
@@ -210,17 +158,17 @@ def _progress() -> Any:
     return Progress(quiet=os.environ.get("RANK", "0") != "0")
 
 
-def _start(recipe: str, overrides: list[str] | None, out: Path, data_root: Path | None) -> Any:
+def _start(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> Any:
     from robust_nas import pipeline
     from robust_nas.recipe import load
 
-    return pipeline.start(load(recipe, overrides or [], data_root=data_root), out, _progress(), sys.argv[1:])
+    return pipeline.start(load(recipe, overrides, data_root=data_root), out, _progress(), sys.argv[1:])
 
 
-def _resume(path: Path, overrides: list[str]) -> Any:
+def _resume(path: Path, overrides: Sequence[str]) -> Any:
     from robust_nas import pipeline
 
-    return pipeline.resume(path, overrides, _progress())
+    return pipeline.resume(path, list(overrides), _progress())
 
 
 def _work(job: Any, function: str) -> None:

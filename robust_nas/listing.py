@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from robust_nas import catalogue
+from robust_nas.answers import aligned
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.run_dir import read_json, unfinished_stages
-from robust_nas.threat import parse_pixels
 
 GROUPS = {
     "attacks": "attacks",
     "bounds": "bounds",
     "datasets": "datasets",
     "ensembles": "ensembles",
+    "formats": "tables.formats",
+    "samplers": "samplers",
     "searches": "searches",
     "trainings": "training",
 }
 
+CATALOGUES = {"recipes": "recipes", "spaces": "search_spaces", "tables": "tables"}
+
 
 def names(what: str) -> list[str]:
-    """Return the names of what there is of a kind: spaces, recipes, or a group of components.
+    """Return the names of what there is of a kind: spaces, recipes, tables, or a group of components.
 
     Raises:
         InputError: for an unknown kind.
     """
-    if what == "spaces":
-        return sorted(catalogue.files("search_spaces"))
-    if what == "recipes":
-        return sorted(catalogue.files("recipes"))
+    if what in CATALOGUES:
+        return sorted(catalogue.files(CATALOGUES[what]))
     if what not in GROUPS:
-        raise InputError(f"There is nothing called '{what}' to list. {suggest(what, [*GROUPS, 'spaces', 'recipes'])}")
+        raise InputError(f"There is nothing called '{what}' to list. {suggest(what, [*GROUPS, *CATALOGUES])}")
     found: list[str] = import_module(f"robust_nas.{GROUPS[what]}").names()
     return found
 
@@ -54,10 +55,14 @@ def describe(thing: str) -> str:
     for kind, package in GROUPS.items():
         if thing in names(kind):
             return _describe_component(kind, import_module(f"robust_nas.{package}").get(thing), thing)
+    if thing in catalogue.files("tables"):
+        from robust_nas.tables import cards
+
+        return cards.load(thing).describe()
     for kind in ("search_spaces", "recipes"):
         if thing in catalogue.files(kind):
             return catalogue.files(kind)[thing].read_text(encoding="utf-8").rstrip()
-    known = [name for kind in [*GROUPS, "spaces", "recipes"] for name in names(kind)]
+    known = [name for kind in [*GROUPS, *CATALOGUES] for name in names(kind)]
     raise InputError(f"'{thing}' is neither an architecture nor a run folder nor a component. {suggest(thing, known)}")
 
 
@@ -85,68 +90,6 @@ def _describe_component(kind: str, component: Any, name: str) -> str:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         lines.append(f"  {field.name} = {'(required)' if default is dataclasses.MISSING else default}")
     return "\n".join(lines if dataclasses.fields(component) else lines[:3])
-
-
-def describe_rows(
-    path: Path, filters: Sequence[str], *, architecture: str | None = None, count: int | None = None
-) -> str:
-    """Return rows of a table as text, the most accurate first.
-
-    Args:
-        path: the table's folder.
-        filters: `column=value`; epsilons may be fractions.
-        architecture: keep its equivalence class only.
-        count: keep this many.
-
-    Raises:
-        InputError: if there is no table, a filter is wrong, or no row is left.
-    """
-    from robust_nas import tables
-
-    values: dict[str, Any] = {}
-    for text in filters:
-        column, separator, value = text.partition("=")
-        if not separator:
-            raise InputError(f"A filter is written as column=value, such as attack=pgd, but got '{text}'.")
-        values[column] = _filter_value(column, value)
-    if architecture is not None:
-        values["canonical"] = Architecture.parse(architecture).canonical
-    found = tables.read(path, **values).to_pylist()
-    if not found:
-        raise InputError(
-            f"The table {path} has no row for {', '.join([*filters, *([architecture] if architecture else [])])}."
-        )
-    found.sort(key=lambda row: -row["accuracy"])
-    columns = (
-        "architecture",
-        "dataset",
-        "split",
-        "attack",
-        "norm",
-        "epsilon",
-        "accuracy",
-        "num_images",
-        "seed",
-        "source",
-        "model",
-    )
-    body = [
-        ["" if row[c] is None else f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns]
-        for row in found[:count]
-    ]
-    return "\n".join(_aligned([list(columns), *body]))
-
-
-def _filter_value(column: str, text: str) -> Any:
-    """Return a filter's value in the type of its column."""
-    from robust_nas import tables
-
-    kind = str(tables.SCHEMA.field(column).type) if column in tables.SCHEMA.names else "string"
-    if kind == "double":
-        return parse_pixels(text)
-    if kind == "int64" and not text.lstrip("-").isdecimal():
-        raise InputError(f"The column {column} holds whole numbers, but the filter asks for '{text}'.")
-    return int(text) if kind == "int64" else text
 
 
 def describe_run(path: Path) -> str:
@@ -187,9 +130,4 @@ def _results(path: Path) -> list[str]:
     counted = f"% of {evaluation['num_images']} {evaluation['split']} images"
     if certified:
         counted += f", certified: of {read_json(certified_file)['num_images']}"
-    return [*_aligned([heads, *body]), counted]
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return [*aligned([heads, *body]), counted]

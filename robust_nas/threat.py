@@ -13,31 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, get_args
 from pydantic import BeforeValidator
 
 from robust_nas.errors import InputError
+from robust_nas.pixels import parse_pixels
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Norm = Literal["linf", "l2"]
-
-
-def parse_pixels(value: float | str) -> float:
-    """Return a length in pixel units of [0, 1], from a number or a fraction as people write it: "8/255".
-
-    Raises:
-        InputError: if `value` is neither.
-    """
-    if isinstance(value, str):
-        numerator, _, denominator = value.partition("/")
-        try:
-            return float(numerator) / float(denominator or 1)
-        except (ValueError, ZeroDivisionError):
-            raise InputError(
-                f"A length in pixels must be a number or a fraction such as '8/255', but got '{value}'."
-            ) from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"A length in pixels must be a number or a fraction such as '8/255', but got {value!r}.")
-    return float(value)
 
 
 Pixels = Annotated[float, BeforeValidator(parse_pixels)]

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
+
+if TYPE_CHECKING:
+    from robust_nas.tables import Table
 
 # Before anything imports torch, and inherited by the processes that tests start: on a few busy cores, several threads
 # per test process are many times slower than one.
@@ -50,3 +54,13 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def robbench(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
+    """Return the published NAS-RobBench-201 table, imported from its real files."""
+    from robust_nas.tables import Table, transfer
+
+    with mock.patch.dict(os.environ, ROBUST_NAS_HOME=str(tmp_path_factory.mktemp("home"))):
+        path = transfer.import_published(shared_data / "nas-robbench-201", format="nas-robbench-201-web", name=None)
+    return Table(path, "nas-robbench-201")

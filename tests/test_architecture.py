@@ -54,6 +54,24 @@ def test_the_classes_are_the_published_partition(shared_data):
     assert len({next(iter(published)) for published in classes.values()}) == 6466
 
 
+@pytest.mark.parametrize(
+    ("digits", "other", "why"),
+    [
+        ("030001", "000300", "a skip of a sum is the sum"),
+        ("130100", "000100", "what does not lead to the output"),
+        ("002001", "003001", "batch norm after a convolution of zero leaves a constant"),
+        ("002002", "002001", "a 1x1 convolution of a constant is one"),
+        ("002004", "002001", "the average of a constant is one"),
+        ("002003", "002001", "not equal: a 3x3 convolution of a constant sees the padding"),
+        ("400001", "002001", "not equal: pooling zero gives zero, without a constant"),
+        ("033033", "033133", "not equal: a skip from the input more"),
+    ],
+)
+def test_the_simplified_form_is_equal_where_trainings_differ_by_chance_alone(digits, other, why):
+    one, two = Architecture.parse(digits), Architecture.parse(other)
+    assert (one.function == two.function) == (not why.startswith("not equal")), (one.function, two.function)
+
+
 def _cell(architecture: Architecture) -> Cell:
     """A cell as networks have it, whose edges' parameters depend on nothing but what the edge computes."""
 

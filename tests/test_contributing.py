@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robust_nas import attacks, bounds, config, datasets, recipe, searches, spaces, training
+from robust_nas import attacks, bounds, config, datasets, recipe, samplers, searches, spaces, training
 from robust_nas.distributed import World
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
+from robust_nas.tables import cards
 from robust_nas.threat import ThreatModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,5 +121,10 @@ def test_the_declarations_are_read(examples: Path) -> None:
     quick = recipe.load(str(folder / "recipes" / "mnist_quick.toml"))
     assert quick.name == "mnist_quick" and config.to_dict(quick.train)["method"]["attack"]["steps"] == 7
     assert quick.certification.epsilons == (1 / 255, 2 / 255)
-    card = tomllib.loads((folder / "tables" / "nas-robbench-201.toml").read_text())
-    assert re.fullmatch(r"[0-9a-f]{64}", card["sha256"])
+    card = cards.load(str(folder / "tables" / "my-table.toml"))
+    assert card.name == "my-table" and card.columns["val_pgd_8_acc"].epsilon == 8 / 255
+
+
+def test_the_sampler_asks_for_one_architecture_after_the_other() -> None:
+    found = samplers.get(example("samplers", "in_order"))().start(spaces.load("nasbench201"), 1, seed=0)
+    assert [found.ask().digits() for _ in range(6)] == ["000000", "000001", "000002", "000003", "000004", "000010"]

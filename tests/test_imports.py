@@ -10,12 +10,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "robust_nas"
 
 # A module may import from its own layer and from the layers below.
 LAYERS = [
-    {"__main__", "cli", "integrations"},
-    {"api", "listing", "pipeline", "recipe", "scaling"},
-    {"searches", "training", "derivation", "evaluation", "certification", "ensembles", "report"},
+    {"__main__", "cli", "table_cli", "integrations"},
+    {"answers", "api", "listing", "pipeline", "recipe", "scaling"},
+    {"searches", "training", "derivation", "evaluation", "certification", "ensembles", "report"}
+    | {"samplers", "simulation"},
     {"attacks", "bounds", "supernet", "models", "proxies", "spaces", "datasets", "tables", "complexity"},
     {"architecture", "threat", "registry", "distributed", "errors", "seeds", "run_dir", "progress"}
-    | {"catalogue", "config", "environment", "outcomes"},
+    | {"catalogue", "commands", "config", "environment", "outcomes", "pixels"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

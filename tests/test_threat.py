@@ -3,8 +3,9 @@ import torch
 from scipy.optimize import minimize
 
 from robust_nas.errors import InputError
+from robust_nas.pixels import parse_pixels
 from robust_nas.seeds import generator_at
-from robust_nas.threat import ThreatModel, parse_pixels
+from robust_nas.threat import ThreatModel
 
 THREATS = [
     ThreatModel(norm="linf", epsilon=8 / 255),

@@ -142,18 +142,6 @@ def _read(path: Path) -> Any:
     return read_json(path) if path.exists() else None
 
 
-def format_epsilon(epsilon: float) -> str:
-    """Return a radius as people write it: 0.2, 8/255."""
-    if round(epsilon, 4) == epsilon:
-        return f"{epsilon:g}"
-    in_bytes = epsilon * 255
-    for denominator in (1, 2, 4):
-        numerator = in_bytes * denominator
-        if abs(numerator - round(numerator)) < 1e-6:
-            return f"{round(numerator) / denominator:g}/255"
-    return f"{epsilon:.3g}"
-
-
 def format_attack(name: str) -> str:
     """Return an attack's name as its paper writes it; a name that is not known stays as it is."""
     known = {

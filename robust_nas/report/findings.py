@@ -8,7 +8,8 @@ from math import sqrt
 from pathlib import Path
 
 from robust_nas.outcomes import read_outcomes
-from robust_nas.report._contents import Contents, format_attack, format_epsilon, is_autoattack
+from robust_nas.pixels import format_pixels
+from robust_nas.report._contents import Contents, format_attack, is_autoattack
 from robust_nas.run_dir import unfinished_stages
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -142,7 +143,7 @@ def _certificates(path: Path) -> dict[tuple[str, str, float], tuple[set[int], se
 def summary(contents: Contents) -> list[str]:
     """Return the run in a few sentences, as far as it has come."""
     config, sentences = contents.config, []
-    threat = f"{_norm_name(contents.norm)} perturbations of radius {format_epsilon(contents.epsilon)}"
+    threat = f"{_norm_name(contents.norm)} perturbations of radius {format_pixels(contents.epsilon)}"
     data = config["data"]["name"]
     if contents.trained:
         count = len(contents.trained)
@@ -173,7 +174,7 @@ def _headline(contents: Contents, model: str) -> str:
     if certificates := contents.certified.get(model):
         least = min(certificates, key=lambda item: float(item["epsilon"]))
         proved = {**least, "accuracy": least["certified"]}
-        text += f"; {_with_interval(proved)} are proved robust at radius {format_epsilon(least['epsilon'])}"
+        text += f"; {_with_interval(proved)} are proved robust at radius {format_pixels(least['epsilon'])}"
     return f"{text}."
 
 
@@ -213,10 +214,10 @@ def _differences(contents: Contents, other: str) -> list[Difference]:
         pairs.append(("clean", one["clean"], two["clean"]))
         # Worst cases are over the attacks that were run on each model, and these may differ: they are not compared.
         for attack in contents.measured:
-            name = f"{format_attack(attack[0])}, {attack[1]} {format_epsilon(attack[2])}"
+            name = f"{format_attack(attack[0])}, {attack[1]} {format_pixels(attack[2])}"
             pairs.append((name, contents.attack_on("ensemble", attack), contents.attack_on(other, attack)))
     for epsilon in contents.certified_epsilons:
-        name = f"certified at {format_epsilon(epsilon)}"
+        name = f"certified at {format_pixels(epsilon)}"
         pairs.append((name, contents.certificate_of("ensemble", epsilon), contents.certificate_of(other, epsilon)))
     return [
         Difference(
@@ -254,7 +255,7 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
         (
             "Scope",
             f"One data set ({contents.config['data']['name']}) and one threat, {_norm_name(contents.norm)} up to "
-            f"{format_epsilon(contents.epsilon)}. Other norms, corruptions, shifts of the data and other search or "
+            f"{format_pixels(contents.epsilon)}. Other norms, corruptions, shifts of the data and other search or "
             "training methods were not measured here.",
         )
     )
@@ -308,14 +309,14 @@ def _about_certification(contents: Contents) -> str:
     smallest, largest = contents.certified_epsilons[0], contents.certified_epsilons[-1]
     text = (
         f"Bounds by {stage['method']} arithmetic in {stage.get('dtype', 'floating point')}, over {stage['num_images']} "
-        f"images, prove {_spread(contents, smallest)} at radius {format_epsilon(smallest)}"
+        f"images, prove {_spread(contents, smallest)} at radius {format_pixels(smallest)}"
     )
     if largest > smallest:
-        text += f" and {_spread(contents, largest)} at the largest radius tried, {format_epsilon(largest)}"
+        text += f" and {_spread(contents, largest)} at the largest radius tried, {format_pixels(largest)}"
     text += ". "
     if largest < contents.epsilon:
         ratio = contents.epsilon / largest
-        text += f"The threat's radius, {format_epsilon(contents.epsilon)}, is {ratio:.3g} times as large: nothing "
+        text += f"The threat's radius, {format_pixels(contents.epsilon)}, is {ratio:.3g} times as large: nothing "
         text += "was proved there. "
     return text + (
         "Interval bounds are loose on networks that were not trained for them, so an image without a certificate is "
@@ -340,7 +341,7 @@ def _about_weights(contents: Contents) -> list[tuple[str, str]]:
     return [
         (
             "Ensemble",
-            f"At radius {format_epsilon(epsilon)}, for which the weights were fitted, no image is proved for any "
+            f"At radius {format_pixels(epsilon)}, for which the weights were fitted, no image is proved for any "
             "network. The weights follow bounds that prove nothing there, and may be as good as any others.",
         )
     ]

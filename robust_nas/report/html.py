@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robust_nas.pixels import format_pixels
 from robust_nas.report import plots
-from robust_nas.report._contents import Contents, format_attack, format_epsilon
+from robust_nas.report._contents import Contents, format_attack
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._style import STYLE
 from robust_nas.report.drawing import describe_cell, draw_cell
@@ -83,7 +84,7 @@ def _header(contents: Contents, name: str) -> Html:
     environment = contents.environment
     facts = [
         name,
-        f"{contents.norm}, \N{GREEK SMALL LETTER EPSILON} = {format_epsilon(contents.epsilon)}",
+        f"{contents.norm}, \N{GREEK SMALL LETTER EPSILON} = {format_pixels(contents.epsilon)}",
         f"seed {contents.seed}",
         f"robust-nas {environment.get('version', '?')}",
         str(environment.get("device", "")),
@@ -118,13 +119,13 @@ def _results(contents: Contents) -> Content:
         span = element("span", f"Certified by {contents.stages['certify']['method']} bounds", class_="certified")
         first.append(element("th", span, scope="colgroup", colspan=len(radii)))
     second = [
-        element("th", format_attack(name), element("small", f"{norm} {format_epsilon(epsilon)}"), scope="col")
+        element("th", format_attack(name), element("small", f"{norm} {format_pixels(epsilon)}"), scope="col")
         for name, norm, epsilon in attacks
     ]
     if contents.attacked:
         second.append(element("th", "Worst case", element("small", "of the attacks run"), scope="col"))
     second += [
-        element("th", f"\N{GREEK SMALL LETTER EPSILON} = {format_epsilon(epsilon)}", scope="col") for epsilon in radii
+        element("th", f"\N{GREEK SMALL LETTER EPSILON} = {format_pixels(epsilon)}", scope="col") for epsilon in radii
     ]
     rows = [_result_row(contents, model, shared) for model in contents.models]
     over = f"Every number is over {shared} images" if shared else "n is the number of images"
@@ -181,9 +182,9 @@ def _overview(contents: Contents) -> Content:
         proved = contents.certificate_of(model, radii[0]) if radii else None
         values = {"clean": result.get("clean"), "attacked": result.get("worst_case"), "certified": proved}
         rows.append((contents.title_of(model), values))
-    named = {"clean": "clean", "attacked": f"worst case at {contents.norm} {format_epsilon(contents.epsilon)}"}
+    named = {"clean": "clean", "attacked": f"worst case at {contents.norm} {format_pixels(contents.epsilon)}"}
     if contents.certified_epsilons:
-        named["certified"] = f"certified at {format_epsilon(contents.certified_epsilons[0])}"
+        named["certified"] = f"certified at {format_pixels(contents.certified_epsilons[0])}"
     figure = plots.overview_plot(rows, "overview", "Clean, worst-case and certified accuracy of each model.")
     return element("figure", _legend(named), figure, style="margin-bottom:1.2rem")
 
@@ -423,10 +424,10 @@ def _radii(contents: Contents) -> Content:
 def _curve_in_words(result: dict[str, Any] | None, proved: Sequence[dict[str, Any]]) -> str:
     parts = [f"clean {percent(result['clean']['accuracy'])} %"] if result else []
     parts += [
-        f"attacked at {format_epsilon(point['epsilon'])} {percent(point['accuracy'])} %"
+        f"attacked at {format_pixels(point['epsilon'])} {percent(point['accuracy'])} %"
         for point in (result or {}).get("curve", [])
     ]
-    parts += [f"certified at {format_epsilon(item['epsilon'])} {percent(item['certified'])} %" for item in proved]
+    parts += [f"certified at {format_pixels(item['epsilon'])} {percent(item['certified'])} %" for item in proved]
     return f"{', '.join(parts)}."
 
 
@@ -463,7 +464,7 @@ def _examples(contents: Contents) -> Content:
     model = examples.get("model")
     note = (
         f"Test images{f' of {contents.title_of(str(model))}' if model else ''} and what {attack} makes of them at "
-        f"{contents.norm} {format_epsilon(epsilon)}: original, adversarial, and their difference times "
+        f"{contents.norm} {format_pixels(epsilon)}: original, adversarial, and their difference times "
         f"{1 / (2 * reach):.3g} around grey. They were picked because the network is surest of its mistake; "
         "how often an attack succeeds stands in the table."
     )
@@ -499,7 +500,7 @@ def _ensemble(contents: Contents) -> Content:
         rows.append(element("tr", head, cells, element("td", bar, class_="bars", aria_hidden="true")))
     facts = f"Weights fitted on the certified margins of {ensemble['num_validation']} validation images"
     if ensemble.get("epsilon") is not None:
-        facts += f" at radius {format_epsilon(ensemble['epsilon'])}"
+        facts += f" at radius {format_pixels(ensemble['epsilon'])}"
     if ensemble.get("objective") is not None and ensemble.get("uniform_objective") is not None:
         facts += (
             f"; objective {ensemble['objective']:.6g}, against {ensemble['uniform_objective']:.6g} of equal weights"

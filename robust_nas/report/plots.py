@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from robust_nas.report._contents import format_epsilon
+from robust_nas.pixels import format_pixels
 from robust_nas.report._elements import Html, element
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def epsilon_plot(
         ticks.append(radii[0])
     if not any(0.5 < tick / threat_epsilon < 2 for tick in ticks):
         ticks.append(threat_epsilon)
-    axes.set_xticks(sorted(ticks), [format_epsilon(tick) for tick in sorted(ticks)])
+    axes.set_xticks(sorted(ticks), [format_pixels(tick) for tick in sorted(ticks)])
     axes.set_xticks([], minor=True)
     _fraction_axis(axes)
     axes.set_xlabel("radius \N{GREEK SMALL LETTER EPSILON}")

@@ -1,14 +1,31 @@
 """Robust-accuracy tables: what a network with this architecture, trained like this, keeps under that attack.
 
-One documented and versioned schema (`Row`, one measured accuracy per row) for every table. `record` a finished run:
+    table = tables.load("nas-robbench-201")             # a published table, or the folder of one's own, runs/table
+    table.query("323133", dataset="cifar10", attack="pgd", epsilon="8/255").mean
+    table.top(10, "pgd@8/255", dataset="cifar10")
 
-    tables.append("runs/table", tables.rows_from_run(RunDir.open("runs/20260101-digits-1a2b3c")))
-    tables.read("runs/table", dataset="digits", attack="clean")      # a pyarrow.Table
-
+One documented and versioned schema (`Row`, one measured accuracy per row) holds every table, published or one's own.
 Importing this package imports pyarrow, but neither torch nor pandas.
 """
 
+from robust_nas.tables._arrays import IDENTITY
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, Row
-from robust_nas.tables.local import append, read, rows_from_run
+from robust_nas.tables._store import read
+from robust_nas.tables._table import ArchitectureNotInTable, Column, NoiseFloor, Result, Table, load
+from robust_nas.tables.local import append, rows_from_run
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "Row", "append", "read", "rows_from_run"]
+__all__ = [
+    "IDENTITY",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "ArchitectureNotInTable",
+    "Column",
+    "NoiseFloor",
+    "Result",
+    "Row",
+    "Table",
+    "append",
+    "load",
+    "read",
+    "rows_from_run",
+]

@@ -21,14 +21,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError, suggest
+from robust_nas.errors import InputError
 from robust_nas.run_dir import RunDir, atomic_path, read_json
-from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY, Row
+from robust_nas.tables._schema import SCHEMA, Row
 
 _PLACES = ("root", "data_root", "path", "folder", "download")
 """Options of [data] that say where the images lie, not which they are."""
@@ -49,7 +48,7 @@ def append(path: Path | str, rows: Iterable[Row]) -> int:
     path = Path(path)
 
     def network(row: Row) -> tuple[str, str]:
-        return row.source, row.model
+        return row.source, row.model or ""
 
     total = 0
     for (source, model), group in groupby(sorted(rows, key=network), key=network):
@@ -66,46 +65,6 @@ def append(path: Path | str, rows: Iterable[Row]) -> int:
     return total
 
 
-def read(path: Path | str, **filters: Any) -> pa.Table:
-    """Return the table's rows, those of one network together, in an order that depends on the rows only.
-
-    Args:
-        path: a table's folder, or one of its files.
-        filters: keep the rows whose column has this value, or one of these values: `attack="pgd"`,
-            `epsilon=8 / 255`, `seed=[0, 1, 2]`. None is the missing value. An epsilon need only agree to 1e-9.
-
-    Raises:
-        InputError: if there is no table, a file is damaged or of a newer version, or a column is unknown.
-    """
-    path = Path(path)
-    for name in filters:
-        if name not in SCHEMA.names:
-            raise InputError(f"The table has no column '{name}'. {suggest(name, SCHEMA.names)}")
-    parts = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
-    if not parts and not path.is_dir():
-        raise InputError(f"There is no table at {path}; record a run into it first.")
-    table = pa.concat_tables([_read_part(part) for part in parts]) if parts else SCHEMA.empty_table()
-    for name, wanted in filters.items():
-        table = table.filter(_matching(table[name], wanted))
-    return table
-
-
-def _matching(column: pa.ChunkedArray, wanted: Any) -> pa.BooleanArray:
-    """Return which values of `column` are `wanted`, or among `wanted`."""
-    values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-    if pa.types.is_floating(column.type):
-        lengths = [value for value in values if value is not None]
-        keep = [
-            None in values if found is None else any(abs(found - value) <= 1e-9 for value in lengths)
-            for found in column.to_pylist()
-        ]
-    else:
-        keep = [found in values for found in column.to_pylist()]
-    # From bits, because pyarrow imports pandas (.3 s) to make an array or a scalar of Python values.
-    bits = np.packbits(np.asarray(keep, dtype=bool), bitorder="little")
-    return pa.BooleanArray.from_buffers(pa.bool_(), len(keep), [None, pa.py_buffer(bits)])
-
-
 def _part_name(source: str, model: str) -> str:
     """Return the file name of a network's rows: readable, and different for different networks."""
     readable = re.sub(r"[^\w.-]+", "_", f"{source}-{model}")[:80]
@@ -116,28 +75,6 @@ def _hash(value: Any, length: int = 12) -> str:
     """Return the first `length` hexadecimal digits of the SHA-256 of `value`, written as JSON with sorted keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def _read_part(path: Path) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:
-            version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode()
-            if not version.isdigit():
-                raise InputError(
-                    f"{path} is not part of a robust-accuracy table: it has no version; move it elsewhere."
-                )
-            if int(version) > SCHEMA_VERSION:
-                raise InputError(
-                    f"{path} has version {version} of the table's schema, but this robust-nas reads up to "
-                    f"{SCHEMA_VERSION}; install a newer robust-nas."
-                )
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is damaged ({reason}); delete it and record its run again.") from error
-    if not table.schema.equals(SCHEMA):
-        raise InputError(f"{path} is damaged (its columns are not those of version {version}); record its run again.")
-    return table
 
 
 def rows_from_run(run: RunDir) -> list[Row]:
@@ -157,9 +94,11 @@ def rows_from_run(run: RunDir) -> list[Row]:
     config, environment = _read_config(run / "config.toml"), read_json(run / "environment.json")
     rows = []
     for name, model in trained.items():
+        architecture = Architecture.parse(model["architecture"], config["space"]["operations"])
         provenance: dict[str, Any] = {
             "architecture": model["architecture"],
-            "canonical": Architecture.parse(model["architecture"], config["space"]["operations"]).canonical,
+            "canonical": architecture.canonical,
+            "function": architecture.function,
             "space": _name_in(config, "space", run),
             "skeleton": _skeleton(config["space"]),
             "dataset": _dataset(config, run),

@@ -15,8 +15,9 @@ import pytest
 
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
+from robust_nas.pixels import format_pixels
 from robust_nas.report import write_report
-from robust_nas.report._contents import Contents, format_attack, format_epsilon
+from robust_nas.report._contents import Contents, format_attack
 from robust_nas.report.drawing import draw_cell
 from robust_nas.report.findings import check_consistency, compare_ensemble, limits, resolution
 from robust_nas.run_dir import RunDir
@@ -304,7 +305,7 @@ def test_the_resolution_is_half_of_wilsons_interval_at_one_half() -> None:
 
 
 def test_names_and_radii_are_written_as_people_write_them() -> None:
-    assert [format_epsilon(value) for value in (0.2, 8 / 255, 0.5 / 255, 0.0123456)] == [
+    assert [format_pixels(value) for value in (0.2, 8 / 255, 0.5 / 255, 0.0123456)] == [
         "0.2", "8/255", "0.5/255", "0.0123",
     ]  # fmt: skip
     assert format_attack("pgd[steps=100]") == "PGD[steps=100]" and format_attack("my.plugin") == "my.plugin"

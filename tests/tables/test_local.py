@@ -150,13 +150,13 @@ def test_a_newer_version_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
     (part,) = tmp_path.iterdir()
     content = pq.read_table(part)
     pq.write_table(content.replace_schema_metadata({b"robust_nas.table.version": b"99"}), part)
-    with pytest.raises(InputError, match=r"version 99 .* reads up to 1; install a newer robust-nas"):
+    with pytest.raises(InputError, match=r"version 99 .* reads up to 2; install a newer robust-nas"):
         tables.read(tmp_path)
     pq.write_table(pa.table({"attack": ["pgd"]}), part)
     with pytest.raises(InputError, match="is not part of a robust-accuracy table"):
         tables.read(tmp_path)
     pq.write_table(content.drop_columns("accuracy"), part)
-    with pytest.raises(InputError, match="columns are not those of version 1"):
+    with pytest.raises(InputError, match="columns are not those of version 2"):
         tables.read(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_no_table_and_a_folder_that_cannot_be_written_are_told(tmp_path: Path) -
         ({"accuracy": 51.0}, "fraction in"),
         ({"accuracy": float("nan")}, "fraction in"),
         ({"num_images": 0}, "num_images"),
-        ({"epsilon": None}, "epsilon"),
+        ({"norm": None}, "norm must be given"),
         ({"attack": "clean"}, "left out for 'clean'"),
     ],
 )

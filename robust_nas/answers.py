@@ -1,0 +1,228 @@
+"""What `robust-nas table` answers: records, and the same answer as text for people, as JSON and as CSV for programs.
+
+Text has accuracies in percent and shows what differs; JSON and CSV have fractions and every column.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from robust_nas import tables
+from robust_nas.architecture import OPERATIONS, Architecture
+from robust_nas.errors import InputError
+from robust_nas.pixels import format_pixels, parse_pixels
+from robust_nas.tables import Result, Table
+
+_IN_PERCENT = ("accuracy", "std", "noise_floor", "mean", "median", "max", "difference", "standard_error")
+_HEADS = {
+    "num_seeds": "seeds",
+    "num_images": "images",
+    "num_ranked": "of",
+    "num_classes": "classes",
+    **{name: f"{name} %" for name in _IN_PERCENT},
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Records, with what holds for all of them.
+
+    Args:
+        title: the question, in words; a line above the text.
+        records: one mapping for each line, all with the same keys.
+        shown: the keys that the text shows.
+        notes: what to beware of.
+    """
+
+    title: str
+    records: list[dict[str, Any]]
+    shown: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Return the answer in aligned columns."""
+        heads = [_HEADS.get(key, key).replace("_", " ") for key in self.shown]
+        body = [[_cell(key, record[key]) for key in self.shown] for record in self.records]
+        return "\n".join([self.title, "", *aligned([heads, *body]), *(f"beware: {note}" for note in self.notes)])
+
+    def json(self) -> str:
+        """Return the answer as a JSON object with `records` and `caveats`."""
+        return json.dumps({"title": self.title, "records": self.records, "caveats": self.notes}, indent=1)
+
+    def csv(self) -> str:
+        """Return the records as CSV, with a line of names; a missing value is empty."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(self.records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records)
+        return out.getvalue().rstrip("\n")
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of cells as text with columns aligned at the right."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+
+
+def query(table: Table, architecture: str, words: Sequence[str]) -> Answer:
+    """Answer what a table says of an architecture in every column that fits `COLUMN=VALUE` words."""
+    criteria, _ = parse(words, labels=0)
+    results = table.results(architecture, **criteria)
+    form = results[0].architecture
+    number = "" if results[0].published_index is None else f", number {results[0].published_index}"
+    return Answer(
+        f"{table.name}: {form} ({_digits(form)}{number})",
+        [_record(result) for result in results],
+        (*_differing(table), "accuracy", *_known(results), "rank", "num_ranked", "percentile", "noise_floor"),
+    )
+
+
+def top(table: Table, words: Sequence[str], count: int) -> Answer:
+    """Answer which architectures are the most accurate in one column: its label, `COLUMN=VALUE` words, or both."""
+    criteria, labels = parse(words, labels=1)
+    results = table.top(count, *labels, **criteria)
+    column = results[0].column
+    floor = results[0].noise_floor
+    noise = (
+        "" if floor is None else f"; by chance alone a value differs by {100 * floor:.2f} points (standard deviation)"
+    )
+    return Answer(
+        f"{table.name}: {column.label} on {column.dataset}, the best {len(results)} of {results[0].num_ranked} classes"
+        f"{noise}",
+        [_record(result) for result in results],
+        ("rank", "accuracy", *_known(results), "digits", "architecture"),
+        table.caveats[:1],
+    )
+
+
+def pareto(table: Table, words: Sequence[str]) -> Answer:
+    """Answer which architectures no other beats in every one of the columns whose labels are among the words."""
+    criteria, labels = parse(words)
+    front = table.pareto(labels, **criteria)
+    records = [
+        {
+            **{label: result.mean for label, result in zip(labels, results, strict=True)},
+            "digits": _digits(results[0].architecture),
+            "architecture": results[0].architecture,
+            "published_index": results[0].published_index,
+        }
+        for results in front
+    ]
+    return Answer(
+        f"{table.name}: the {len(front)} classes that no other beats in {' and '.join(labels)}, in %",
+        records,
+        (*labels, "digits", "architecture"),
+        table.caveats[:1],
+    )
+
+
+def overview(table: Table) -> Answer:
+    """Answer what columns a table has, and how they are distributed."""
+    records = []
+    for column in table.columns:
+        values = table.values(**asdict(column))
+        known = sorted(values[values == values].tolist())
+        floor = table.noise_floor(**asdict(column))
+        records.append(
+            {
+                **asdict(column),
+                "num_classes": len(known),
+                "mean": sum(known) / len(known),
+                "median": known[len(known) // 2],
+                "max": known[-1],
+                "noise_floor": floor and floor.std,
+            }
+        )
+    return Answer(
+        f"{table.name}: {len(table)} classes of architectures",
+        records,
+        (*_differing(table), "num_classes", "mean", "median", "max", "noise_floor"),
+        table.caveats,
+    )
+
+
+def parse(words: Sequence[str], *, labels: int | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Return the `COLUMN=VALUE` words, each value in the type of its column, and the words that are no such pair.
+
+    Args:
+        words: what was typed.
+        labels: how many of the latter there may be, such as pgd@8/255; any number, if not given.
+
+    Raises:
+        InputError: for a value that its column cannot have, or too many labels.
+    """
+    pairs: dict[str, Any] = {}
+    others = []
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator:
+            others.append(word)
+            continue
+        kind = str(tables.SCHEMA.field(name).type) if name in tables.SCHEMA.names else "string"
+        if kind == "int64" and not value.lstrip("-").isdecimal():
+            raise InputError(f"The column {name} holds whole numbers, but got '{word}'.")
+        pairs[name] = parse_pixels(value) if kind == "double" else int(value) if kind == "int64" else value
+    if labels is not None and len(others) > labels:
+        wanted = "COLUMN=VALUE, such as attack=pgd" + (", and one label, such as pgd@8/255" if labels else "")
+        raise InputError(f"Write {wanted}, but got '{others[labels]}'.")
+    return pairs, others
+
+
+def _record(result: Result) -> dict[str, Any]:
+    """Return a result as a record with every fact in it."""
+    column = asdict(result.column)
+    return {
+        "architecture": result.architecture,
+        "digits": _digits(result.architecture),
+        "published_index": result.published_index,
+        **column,
+        "accuracy": result.mean,
+        "std": result.std,
+        "num_seeds": result.num_seeds,
+        "num_images": result.num_images,
+        "rank": result.rank,
+        "num_ranked": result.num_ranked,
+        "percentile": result.percentile,
+        "noise_floor": result.noise_floor,
+    }
+
+
+def _known(results: Sequence[Result]) -> tuple[str, ...]:
+    """Return the names of the facts of results that are known of at least one of them."""
+    return tuple(
+        name
+        for name in ("std", "num_seeds", "num_images")
+        if any(getattr(result, name) is not None for result in results)
+    )
+
+
+def _differing(table: Table) -> tuple[str, ...]:
+    """Return what a table's columns differ in, and always the data set and the attack."""
+    columns = [asdict(column) for column in table.columns]
+    return tuple(
+        name
+        for name in tables.IDENTITY
+        if name in ("dataset", "attack") or (len({column[name] for column in columns}) > 1 and name != "norm")
+    )
+
+
+def _digits(form: str) -> str:
+    parsed = Architecture.parse(form)
+    return parsed.digits() if set(parsed.operations) <= set(OPERATIONS) else ""
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key == "epsilon":
+        return format_pixels(value)
+    if key == "percentile":
+        return f"{value:.2f}"
+    if isinstance(value, float):
+        return f"{100 * value:.2f}"
+    return str(value)

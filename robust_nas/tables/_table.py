@@ -1,0 +1,611 @@
+"""Questions to a robust-accuracy table: `query`, `top`, `rank`, `pareto`, `query_many`, `dataframe`.
+
+The rows are in arrays [columns, classes] (`_arrays`): a column is one way to train and to measure (`Column`), a class
+is a set of architectures that NAS-Bench-201 counts as one (`Architecture.canonical`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from robust_nas import catalogue
+from robust_nas.architecture import OPERATIONS, Architecture
+from robust_nas.errors import InputError, suggest
+from robust_nas.pixels import format_pixels, parse_pixels
+from robust_nas.tables._arrays import IDENTITY, read_arrays
+from robust_nas.tables._schema import CLASSES_KEY, INDEX_KEY
+from robust_nas.tables._store import place, read
+
+if TYPE_CHECKING:
+    import pandas
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+_CELL = re.compile(r"\+".join("".join([r"\|"] + [rf"(\w+)~{i}\|" for i in range(node)]) for node in range(1, 4)))
+_DIGIT = {name: str(digit) for digit, name in enumerate(OPERATIONS)}
+_NUM_CELLS = len(OPERATIONS) ** 6
+
+
+class ArchitectureNotInTable(InputError):
+    """The architecture, and every one equivalent to it, was not measured; the message names the nearest that were."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to train and to measure: the columns of `Row` that identify a quantity, the network and seed aside."""
+
+    space: str
+    skeleton: str
+    dataset: str
+    split: str
+    recipe: str
+    recipe_hash: str | None
+    attack: str
+    norm: str | None
+    epsilon: float | None
+    severity: int | None
+    evaluation_hash: str | None
+
+    @property
+    def label(self) -> str:
+        """What was measured, in short: "clean", "pgd@8/255", "pgd@l2:0.5", "corruption:fog@3"."""
+        if self.epsilon is not None:
+            norm = "" if self.norm == "linf" else f"{self.norm}:"
+            return f"{self.attack}@{norm}{format_pixels(self.epsilon)}"
+        return self.attack if self.severity is None else f"{self.attack}@{self.severity}"
+
+
+class Result(NamedTuple):
+    """What a table says of a class of architectures in one column. `float(result)` is the mean accuracy.
+
+    Args:
+        architecture: the class's architecture that was trained, in the string form.
+        published_index: its place in the source's numbering, or None if the source has none.
+        column: what was trained and measured.
+        mean: accuracy, a fraction in [0, 1]; the mean over trainings.
+        std: standard deviation over trainings (n - 1), or None if the table does not know it.
+        num_seeds: how many trainings the mean is over, or None if the source does not say.
+        num_images: how many images each accuracy is over, or None if the source does not say.
+        rank: 1 for the most accurate class in the column; equal accuracies share the better rank.
+        num_ranked: how many classes the column has.
+        noise_floor: the standard deviation by which `mean` differs by chance (`Table.noise_floor`), or None.
+    """
+
+    architecture: str
+    published_index: int | None
+    column: Column
+    mean: float
+    std: float | None
+    num_seeds: int | None
+    num_images: int | None
+    rank: int
+    num_ranked: int
+    noise_floor: float | None
+
+    @property
+    def percentile(self) -> float:
+        """The share of the column's classes, in percent, that are not more accurate; 100 for the best."""
+        return 100 * (self.num_ranked - self.rank + 1) / self.num_ranked
+
+    def __float__(self) -> float:
+        return self.mean
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """By how much a column's means differ by chance, as standard deviations of accuracies in [0, 1].
+
+    Args:
+        std: pooled over all groups.
+        robust: 1.4826 times the median absolute deviation, which a few failed trainings do not move.
+        method: "seeds" (trainings of one class) or "identical functions" (classes that differ by chance alone,
+            `Architecture.function`).
+        num_groups: how many groups of at least two.
+        num_members: how many means or trainings are in them.
+    """
+
+    std: float
+    robust: float
+    method: Literal["seeds", "identical functions"]
+    num_groups: int
+    num_members: int
+
+
+def load(source: Path | str) -> Table:
+    """Open a published table by its name, or the folder or file of one's own.
+
+    Raises:
+        InputError: if there is none, it is not on this machine yet, or it cannot be read.
+    """
+    published = catalogue.files("tables")
+    if str(source) in published:
+        name = str(source)
+        if not place(name).is_file():
+            from robust_nas.tables import cards
+
+            raise InputError(f"The table {name} is not on this machine; {cards.load(name).how_to_get()}.")
+        return Table(place(name), name)
+    if not Path(source).exists():
+        raise InputError(
+            f"There is no table '{source}', neither a published one nor a folder. {suggest(str(source), published)}"
+        )
+    return Table(Path(source))
+
+
+class Table:
+    """A robust-accuracy table in memory; `rn.tables.load` opens one.
+
+    Criteria select a `Column` by the fields of that class: `dataset="cifar10", attack="pgd", epsilon="8/255"`. They
+    must leave exactly one: there are no defaults. A column's label may stand for some of them: `"pgd@8/255"`.
+
+    An architecture may be given in the string or digits form, as an `Architecture`, or by its place in the source's
+    numbering; any equivalent one finds the same class.
+
+    Args:
+        path: the table's file, or its folder of part files.
+        name: what messages call it.
+
+    Raises:
+        InputError: if there is no table, or a file is damaged or of a newer version.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path = path
+        self.name = name or str(path)
+        arrays = read_arrays(path)
+        self.columns: tuple[Column, ...] = tuple(Column(**values) for values in arrays.columns)
+        """What was trained and measured, in the order of the rows."""
+
+        self._arrays = arrays
+        self._canonical, self._means = arrays.canonical, arrays.means
+        self._chosen: dict[Any, int] = {}
+        self._class_of_text: dict[str, int] = {}
+        self._floors: dict[int, NoiseFloor | None] = {}
+
+    def __repr__(self) -> str:
+        return f"Table({self.name!r}, {len(self)} classes, {len(self.columns)} columns)"
+
+    def __len__(self) -> int:
+        """Return the number of classes of architectures."""
+        return len(self._canonical)
+
+    # What there is
+
+    @cached_property
+    def caveats(self) -> tuple[str, ...]:
+        """What to beware of, as the card of a published table says; nothing for others."""
+        from robust_nas.tables import cards
+
+        return cards.load(self.name).caveats if self.name in cards.names() else ()
+
+    @cached_property
+    def architectures(self) -> list[str]:
+        """The architecture that was trained of each class, in the string form; the order of `values`."""
+        return [self._arrays.architectures[form] for form in self._arrays.architecture_of.tolist()]
+
+    @cached_property
+    def index(self) -> list[str]:
+        """The digits forms of all architectures in the source's own numbering, from 0 on; empty if it has none."""
+        return self._arrays.metadata.get(INDEX_KEY, b"").decode().split()
+
+    @property
+    def canonical(self) -> list[str]:
+        """Each class's canonical form, in the order of `values`."""
+        return list(self._canonical)
+
+    @cached_property
+    def functions(self) -> list[str]:
+        """Each class's simplified form (`Architecture.function`), in the order of `values`."""
+        names = [self._arrays.functions[code] for code in self._arrays.function_of.tolist()]
+        # A class whose function is not known is alone in its own.
+        return [name or canonical for name, canonical in zip(names, self._canonical, strict=True)]
+
+    def datasets(self) -> list[str]:
+        """Return the data sets that the table has, in its order."""
+        return list(dict.fromkeys(column.dataset for column in self.columns))
+
+    def select(self, label: str | None = None, /, **criteria: Any) -> list[Column]:
+        """Return the columns that fit a label and criteria, in the table's order.
+
+        Raises:
+            InputError: for an unknown criterion or value, or if no column fits.
+        """
+        return [self.columns[place] for place in self._places(label, criteria)]
+
+    def column(self, label: str | None = None, /, **criteria: Any) -> Column:
+        """Return the one column that fits.
+
+        Raises:
+            InputError: if none fits, or several do; the message says in what they differ.
+        """
+        return self.columns[self._place(label, criteria)]
+
+    # Answers
+
+    def query(self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any) -> Result:
+        """Return what the table says of an architecture in one column.
+
+        Raises:
+            ArchitectureNotInTable: if neither it nor an equivalent one was measured in that column.
+            InputError: if the architecture cannot be read, or the criteria do not leave one column.
+        """
+        return self._result(self._place(label, criteria), self._class(architecture), architecture)
+
+    def results(self, architecture: str | int | Architecture, **criteria: Any) -> list[Result]:
+        """Return what the table says of an architecture in every column that fits the criteria.
+
+        Raises:
+            ArchitectureNotInTable: if neither it nor an equivalent one was measured in any of them.
+            InputError: if the architecture cannot be read, or no column fits.
+        """
+        place = self._class(architecture)
+        columns = [column for column in self._places(None, criteria) if not np.isnan(self._means[column, place])]
+        if not columns:
+            raise self._not_in_table(architecture, self._places(None, criteria))
+        return [self._result(column, place, architecture) for column in columns]
+
+    def query_many(
+        self, architectures: Sequence[str] | Sequence[int] | NDArray[Any], label: str | None = None, /, **criteria: Any
+    ) -> Floats:
+        """Return the mean accuracy of each of many architectures in one column, [N].
+
+        Args:
+            architectures: strings or digits forms, or an array of places in the source's numbering (the quickest).
+
+        Raises:
+            ArchitectureNotInTable: if one of them is not in the column.
+            InputError: as `query`.
+        """
+        means = self._means[self._place(label, criteria)]
+        found = means[self._classes(architectures)]
+        if np.isnan(found).any():
+            missing = architectures[int(np.flatnonzero(np.isnan(found))[0])]
+            raise self._not_in_table(missing, [self._place(label, criteria)])
+        return found
+
+    def values(self, label: str | None = None, /, **criteria: Any) -> Floats:
+        """Return the mean accuracy of every class in one column, [classes]; NaN where a class was not measured."""
+        return self._means[self._place(label, criteria)].copy()
+
+    def stds(self, label: str | None = None, /, **criteria: Any) -> Floats:
+        """Return the standard deviation over trainings of every class in one column, [classes]; NaN if not known."""
+        return self._arrays.stds[self._place(label, criteria)].copy()
+
+    def trainings(self, label: str | None = None, /, **criteria: Any) -> Floats:
+        """Return over how many trainings every class's mean is in one column, [classes]; NaN if not known."""
+        return self._arrays.trainings[self._place(label, criteria)].astype(np.float64)
+
+    def top(self, count: int = 10, label: str | None = None, /, **criteria: Any) -> list[Result]:
+        """Return the `count` most accurate classes of one column, best first."""
+        column = self._place(label, criteria)
+        order = np.argsort(-self._means[column], kind="stable")[: min(count, self._num_ranked[column])]
+        return [self._result(column, int(place)) for place in order]
+
+    def rank(self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any) -> int:
+        """Return the architecture's rank in one column, 1 for the most accurate."""
+        return self.query(architecture, label, **criteria).rank
+
+    def pareto(self, labels: Sequence[str], **criteria: Any) -> list[tuple[Result, ...]]:
+        """Return the classes that no other class beats in every one of several columns, best in the first one first.
+
+        A class is on the front if no other is at least as accurate in all columns and more accurate in one. Classes
+        that are not in all of the columns are left out. Each tuple is one class: its results in the order of `labels`.
+
+        Raises:
+            InputError: if fewer than two labels are given, or one of them does not leave one column.
+        """
+        if len(labels) < 2:
+            raise InputError(
+                f"A Pareto front needs at least two columns, such as clean and pgd@8/255, but got {labels}."
+            )
+        columns = [self._place(label, criteria) for label in labels]
+        front = non_dominated(self._means[columns].T)
+        order = sorted(front, key=lambda place: tuple(-self._means[columns, place]))
+        return [tuple(self._result(column, int(place)) for column in columns) for place in order]
+
+    def noise_floor(self, label: str | None = None, /, **criteria: Any) -> NoiseFloor | None:
+        """Return by how much the means of one column differ by chance, or None if the table cannot tell.
+
+        From the spread over seeds where every training is a row, divided by the root of their number; else from classes
+        that compute the same functions and were trained independently.
+        """
+        return self._floor(self._place(label, criteria))
+
+    def rows(self, **filters: Any) -> pa.Table:
+        """Return the rows as they are stored, in long form; see `tables.read`."""
+        return read(self.path, **filters)
+
+    def dataframe(self, **filters: Any) -> pandas.DataFrame:
+        """Return the rows as a pandas data frame, in long form, for everything else."""
+        return self.rows(**filters).to_pandas()
+
+    # Columns
+
+    def _place(self, label: str | None, criteria: Mapping[str, Any]) -> int:
+        """Return the place of the one column that fits."""
+        key = (label, *criteria.items())
+        try:
+            return self._chosen[key]
+        except KeyError:
+            pass
+        except TypeError:  # a value that cannot be hashed
+            raise InputError(
+                f"The table {self.name} selects one value per criterion, but got {dict(criteria)}."
+            ) from None
+        fitting = self._places(label, criteria)
+        if len(fitting) > 1:
+            differing = [
+                f"{name} ({', '.join(values)})"
+                for name in IDENTITY
+                if len(values := _written({getattr(self.columns[place], name) for place in fitting}, name)) > 1
+            ]
+            wanted = " ".join([*([label] if label else []), *(f"{key}={value}" for key, value in criteria.items())])
+            raise InputError(
+                f"{len(fitting)} columns of the table {self.name} fit '{wanted}': they differ in "
+                f"{', '.join(differing)}; say which."
+            )
+        self._chosen[key] = fitting[0]
+        return fitting[0]
+
+    def _places(self, label: str | None, criteria: Mapping[str, Any]) -> list[int]:
+        """Return the places of the columns that fit, at least one."""
+        places = list(range(len(self.columns)))
+        for name, wanted in criteria.items():
+            if name not in IDENTITY:
+                raise InputError(f"A table's columns are not told apart by '{name}'. {suggest(name, IDENTITY)}")
+            if isinstance(wanted, str) and name == "epsilon":
+                wanted = parse_pixels(wanted)
+            fitting = [place for place in places if _equal(getattr(self.columns[place], name), wanted)]
+            if not fitting:
+                values = {getattr(self.columns[place], name) for place in places}
+                shown = format_pixels(wanted) if isinstance(wanted, float) else wanted
+                raise InputError(
+                    f"The table {self.name} has no column with {name}={shown}"
+                    f"{' and the other criteria' if len(places) < len(self.columns) else ''}. "
+                    f"Available: {', '.join(_written(values, name))}."
+                )
+            places = fitting
+        if label is None:
+            return places
+        labels = [self.columns[place].label for place in places]
+        fitting = [place for place, own in zip(places, labels, strict=True) if _same_label(own, label)]
+        if not fitting:
+            raise InputError(f"The table {self.name} has no column '{label}'. {suggest(label, set(labels))}")
+        return fitting
+
+    # Classes
+
+    def _class(self, architecture: str | int | Architecture) -> int:
+        """Return the place of the architecture's class."""
+        if not isinstance(architecture, str):
+            if isinstance(architecture, Architecture):
+                architecture = str(architecture)
+            else:
+                architecture = self._digits_of_index(int(architecture))
+        try:
+            return self._class_of_text[architecture]
+        except KeyError:
+            pass
+        text = architecture.strip()
+        if self.index and text.isdecimal() and len(text) < 6:
+            text = self._digits_of_index(int(text))
+        place = -1
+        if self.index:
+            if match := _CELL.fullmatch(text):
+                text = "".join(_DIGIT.get(name, "?") for name in match.groups())
+            if len(text) == 6 and text.isascii() and text.isdigit() and max(text) < "5":
+                place = int(self._class_of_cell[int(text, 5)])
+        if place < 0:
+            parsed = Architecture.parse(architecture if len(text) != 6 else text)
+            place = self._class_of_canonical.get(parsed.canonical, -1)
+        if place < 0:
+            raise self._not_in_table(architecture, range(len(self.columns)))
+        if len(self._class_of_text) < 100_000:
+            self._class_of_text[architecture] = place
+        return place
+
+    def _classes(self, architectures: Sequence[str] | Sequence[int] | NDArray[Any]) -> Ints:
+        """Return the place of each architecture's class."""
+        given = np.asarray(architectures)
+        if given.dtype.kind not in "iu":
+            return np.fromiter((self._class(str(text)) for text in architectures), np.int64, len(architectures))
+        if not self.index:
+            raise InputError(f"The table {self.name} does not number architectures; give their strings.")
+        try:
+            if given.size and given.min() < 0:
+                raise IndexError
+            return self._class_of_index[given]
+        except IndexError:
+            wrong = given[(given < 0) | (given >= len(self.index))][0]
+            self._digits_of_index(int(wrong))
+            raise
+
+    def _digits_of_index(self, index: int) -> str:
+        if not self.index:
+            raise InputError(f"The table {self.name} does not number architectures; give {index} as a string.")
+        if not 0 <= index < len(self.index):
+            raise ArchitectureNotInTable(
+                f"The table {self.name} numbers architectures from 0 to {len(self.index) - 1}, but got {index}."
+            )
+        return self.index[index]
+
+    @cached_property
+    def _index_of_class(self) -> Ints:
+        """The representative's place in the source's numbering, for each class; -1 if there is none."""
+        found = np.full(len(self), -1)
+        classes = self._class_of_index
+        found[classes[::-1]] = np.arange(len(classes))[::-1]
+        return found
+
+    @cached_property
+    def _class_of_canonical(self) -> dict[str, int]:
+        return {canonical: place for place, canonical in enumerate(self._canonical)}
+
+    @cached_property
+    def _class_of_index(self) -> Ints:
+        """The class of every architecture that the source numbers; -1 for one that is not in the table."""
+        return np.fromstring(self._arrays.metadata[CLASSES_KEY].decode(), dtype=np.int64, sep=" ")
+
+    @cached_property
+    def _class_of_cell(self) -> Ints:
+        """The class of every digits form, read as a number of base 5; -1 for one that is not in the table."""
+        found = np.full(_NUM_CELLS, -1)
+        digits = np.frombuffer("".join(self.index).encode(), np.uint8).reshape(-1, 6) - ord("0")
+        found[digits @ 5 ** np.arange(5, -1, -1)] = self._class_of_index
+        return found
+
+    def _not_in_table(self, architecture: str | int | Architecture, columns: Iterable[int]) -> ArchitectureNotInTable:
+        """Return the error, which names the classes with the fewest other operations that are in the columns."""
+        if isinstance(architecture, int | np.integer):
+            architecture = self._digits_of_index(int(architecture))
+        wanted = architecture if isinstance(architecture, Architecture) else Architecture.parse(str(architecture))
+        known = ~np.isnan(self._means[list(columns)]).all(axis=0)
+
+        def distance(place: int) -> tuple[int, str]:
+            text = self.architectures[place]
+            operations = [part.partition("~")[0] for part in re.findall(r"\w+~\d+", text)]
+            if len(operations) != len(wanted.operations):
+                return len(wanted.operations) + 1, text
+            return sum(a != b for a, b in zip(operations, wanted.operations, strict=True)), text
+
+        nearest = sorted(map(distance, np.flatnonzero(known).tolist()))[:3]
+        return ArchitectureNotInTable(
+            f"The table {self.name} has neither {wanted} nor an equivalent architecture"
+            f"{'' if known.all() else ' in that column'}. Nearest: "
+            f"{', '.join(f'{text} ({far} other operations)' for far, text in nearest)}."
+        )
+
+    # Numbers
+
+    def _result(self, column: int, place: int, asked: str | int | Architecture | None = None) -> Result:
+        mean = self._means.item(column, place)
+        if mean != mean:
+            raise self._not_in_table(asked if asked is not None else self.architectures[place], [column])
+        arrays, floor = self._arrays, self._floor(column)
+        return Result(
+            arrays.architectures[arrays.architecture_of.item(place)],
+            self._index_of_class.item(place) if self.index else None,
+            self.columns[column],
+            mean,
+            _or_none(arrays.stds.item(column, place)),
+            _whole(arrays.trainings.item(column, place)),
+            _whole(arrays.images.item(column, place)),
+            1 + int(np.count_nonzero(self._means[column] > mean)),
+            self._num_ranked[column],
+            None if floor is None else floor.std,
+        )
+
+    @cached_property
+    def _num_ranked(self) -> list[int]:
+        """How many classes each column has."""
+        return (~np.isnan(self._means)).sum(axis=1).tolist()
+
+    def _floor(self, column: int) -> NoiseFloor | None:
+        if column not in self._floors:
+            self._floors[column] = self._measure_noise(column)
+        return self._floors[column]
+
+    def _measure_noise(self, column: int) -> NoiseFloor | None:
+        arrays = self._arrays
+        means, stds, trainings = arrays.means[column], arrays.stds[column], arrays.trainings[column]
+        repeated = ~np.isnan(stds)
+        if repeated.any():
+            freedom = trainings[repeated] - 1
+            # The mean of n trainings varies by the root of n less than one does.
+            per_mean = stds[repeated] / np.sqrt(trainings[repeated])
+            return NoiseFloor(
+                std=float(np.sqrt((freedom * per_mean**2).sum() / freedom.sum())),
+                robust=float(np.median(per_mean)),
+                method="seeds",
+                num_groups=int(repeated.sum()),
+                num_members=int(trainings[repeated].sum()),
+            )
+        known = ~np.isnan(means)
+        is_known = np.array([name is not None for name in arrays.functions])[arrays.function_of]
+        known &= is_known
+        if not known.any():
+            return None
+        groups = arrays.function_of[known]
+        sizes = np.bincount(groups)
+        shared = sizes[groups] > 1
+        if not shared.any():
+            return None
+        group_means = np.bincount(groups, means[known]) / np.maximum(sizes, 1)
+        deviations = (means[known] - group_means[groups])[shared]
+        members = sizes[groups][shared]
+        num_groups = int((sizes > 1).sum())
+        return NoiseFloor(
+            std=float(np.sqrt((deviations**2).sum() / (len(deviations) - num_groups))),
+            robust=float(1.4826 * np.median(np.abs(deviations) * np.sqrt(members / (members - 1)))),
+            method="identical functions",
+            num_groups=num_groups,
+            num_members=len(deviations),
+        )
+
+
+def non_dominated(values: Floats) -> list[int]:
+    """Return the places of the points [N, objectives] that no other point dominates; all objectives are maximised.
+
+    Points with a NaN are left out. Equal points are all kept.
+    """
+    places = np.flatnonzero(~np.isnan(values).any(axis=1))
+    # Whoever dominates a point comes before it in this order, and is not dominated by what is dropped on the way.
+    places = places[np.lexsort(-values[places].T[::-1])]
+    front: list[int] = []
+    for point in places.tolist():
+        better = values[front] if front else np.empty((0, values.shape[1]))
+        dominates = (better >= values[point]).all(axis=1) & (better > values[point]).any(axis=1)
+        if not dominates.any():
+            front.append(point)
+    return front
+
+
+def _equal(own: Any, wanted: Any) -> bool:
+    """Return whether a column's value is the wanted one; radii need only agree to 1e-9."""
+    if isinstance(own, float) and isinstance(wanted, int | float):
+        return abs(own - wanted) <= 1e-9
+    return bool(own == wanted)
+
+
+def _same_label(own: str, asked: str) -> bool:
+    """Return whether two labels say the same: "pgd@8/255" and "pgd@0.03137254901960784" do."""
+    if own == asked:
+        return True
+    (name, _, radius), (asked_name, _, asked_radius) = own.rpartition("@"), asked.rpartition("@")
+    (norm, _, length), (asked_norm, _, asked_length) = radius.rpartition(":"), asked_radius.rpartition(":")
+    if name != asked_name or asked_norm not in (norm, norm or "linf"):
+        return False
+    try:
+        return abs(parse_pixels(length) - parse_pixels(asked_length)) <= 1e-9
+    except InputError:
+        return False
+
+
+def _written(values: Iterable[Any], name: str) -> list[str]:
+    """Return values as people write them, sorted."""
+
+    def written(value: Any) -> str:
+        if value is None:
+            return "not stated"
+        return format_pixels(value) if name == "epsilon" else str(value)
+
+    ordered = sorted(values, key=lambda value: (value is None, value if value is not None else 0))
+    return [written(value) for value in ordered]
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _whole(value: float) -> int | None:
+    return None if value != value else int(value)
