@@ -107,7 +107,8 @@ class NoiseFloor:
 
     Args:
         std: pooled over all groups.
-        robust: 1.4826 times the median absolute deviation, which a few failed trainings do not move.
+        robust: the same from medians, which a few failed trainings do not move: of the standard errors of the classes'
+            means; or 1.4826 times the median absolute deviation, of identical functions.
         method: "seeds" (trainings of one class) or "identical functions" (classes that differ by chance alone,
             `Architecture.function`).
         num_groups: how many groups of at least two.
@@ -208,7 +209,8 @@ class Table:
         """Each class's simplified form (`Architecture.function`), in the order of `values`."""
         names = [self._arrays.functions[code] for code in self._arrays.function_of.tolist()]
         # A class whose function is not known is alone in its own.
-        return [name or canonical for name, canonical in zip(names, self._canonical, strict=True)]
+        pairs = zip(names, self._canonical, strict=True)
+        return [canonical if name is None else name for name, canonical in pairs]
 
     def datasets(self) -> list[str]:
         """Return the data sets that the table has, in its order."""
