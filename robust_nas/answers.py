@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,14 +18,19 @@ from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
 from robust_nas.pixels import format_pixels, parse_pixels
 from robust_nas.tables import Result, Table
+from robust_nas.text import aligned
 
-_IN_PERCENT = ("accuracy", "std", "noise_floor", "mean", "median", "max", "difference", "standard_error")
+_IN_PERCENT = (
+    *("accuracy", "std", "noise_floor", "mean", "median", "max"),
+    *("first_accuracy", "second_accuracy", "difference", "standard_error"),
+)
 _HEADS = {
     "num_seeds": "seeds",
     "num_images": "images",
     "num_ranked": "of",
     "num_classes": "classes",
-    **{name: f"{name} %" for name in _IN_PERCENT},
+    "is_distinguishable": "different",
+    **{name: f"{name.replace('_accuracy', '')} %" for name in _IN_PERCENT},
 }
 
 
@@ -48,7 +54,7 @@ class Answer:
         """Return the answer in aligned columns."""
         heads = [_HEADS.get(key, key).replace("_", " ") for key in self.shown]
         body = [[_cell(key, record[key]) for key in self.shown] for record in self.records]
-        return "\n".join([self.title, "", *aligned([heads, *body]), *(f"beware: {note}" for note in self.notes)])
+        return "\n".join([self.title, "", *aligned([heads, *body]), *_beware(self.notes)])
 
     def json(self) -> str:
         """Return the answer as a JSON object with `records` and `caveats`."""
@@ -61,12 +67,6 @@ class Answer:
         writer.writeheader()
         writer.writerows(self.records)
         return out.getvalue().rstrip("\n")
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines of cells as text with columns aligned at the right."""
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
 
 
 def query(table: Table, architecture: str, words: Sequence[str]) -> Answer:
@@ -94,8 +94,8 @@ def top(table: Table, words: Sequence[str], count: int) -> Answer:
     return Answer(
         f"{table.name}: {column.label} on {column.dataset}, the best {len(results)} of {results[0].num_ranked} classes"
         f"{noise}",
-        [_record(result) for result in results],
-        ("rank", "accuracy", *_known(results), "digits", "architecture"),
+        (records := [_record(result) for result in results]),
+        ("rank", "accuracy", *_known(results), _form(records)),
         table.caveats[:1],
     )
 
@@ -116,7 +116,7 @@ def pareto(table: Table, words: Sequence[str]) -> Answer:
     return Answer(
         f"{table.name}: the {len(front)} classes that no other beats in {' and '.join(labels)}, in %",
         records,
-        (*labels, "digits", "architecture"),
+        (*labels, _form(records)),
         table.caveats[:1],
     )
 
@@ -144,6 +144,56 @@ def overview(table: Table) -> Answer:
         (*_differing(table), "num_classes", "mean", "median", "max", "noise_floor"),
         table.caveats,
     )
+
+
+def compare(table: Table, architectures: Sequence[str], words: Sequence[str]) -> Answer:
+    """Answer whether architectures differ by more than chance, in every column that fits."""
+    from robust_nas.tables import statistics
+
+    criteria, labels = parse(words, labels=1)
+    found = statistics.compare(table, architectures, *labels, **criteria)
+    records = [
+        {
+            "first": _digits(item.first) or item.first,
+            "second": _digits(item.second) or item.second,
+            **asdict(item.column),
+            **{
+                key: getattr(item, key)
+                for key in ("first_accuracy", "second_accuracy", "difference", "standard_error", "test")
+            },
+            "p": item.p_value,
+            "p_holm": item.p_holm,
+            "is_distinguishable": item.is_distinguishable,
+        }
+        for item in found
+    ]
+    return Answer(
+        f"{table.name}: are they different by more than chance? p values are corrected for all {len(found)} "
+        "comparisons (Holm)",
+        records,
+        (
+            "first",
+            "second",
+            *_differing(table),
+            "first_accuracy",
+            "second_accuracy",
+            "difference",
+            "standard_error",
+            "test",
+            "p_holm",
+            "is_distinguishable",
+        ),
+    )
+
+
+def stats(table: Table, words: Sequence[str], *, as_json: bool = False) -> str:
+    """Answer how columns are distributed and related, how noisy they are, and which operations matter."""
+    from robust_nas.tables import statistics
+
+    criteria, labels = parse(words, labels=1)
+    if as_json:
+        return json.dumps({**statistics.summarise(table, *labels, **criteria), "caveats": table.caveats}, indent=1)
+    return "\n".join([statistics.describe(table, *labels, **criteria), "", *_beware(table.caveats)])
 
 
 def parse(words: Sequence[str], *, labels: int | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -211,6 +261,15 @@ def _differing(table: Table) -> tuple[str, ...]:
     )
 
 
+def _form(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return which form of an architecture to show: digits are short, but not every space has them."""
+    return "digits" if all(record["digits"] for record in records) else "architecture"
+
+
+def _beware(notes: Sequence[str]) -> list[str]:
+    return [line for note in notes for line in textwrap.wrap(f"beware: {note}", 118, subsequent_indent="        ")]
+
+
 def _digits(form: str) -> str:
     parsed = Architecture.parse(form)
     return parsed.digits() if set(parsed.operations) <= set(OPERATIONS) else ""
@@ -223,6 +282,10 @@ def _cell(key: str, value: Any) -> str:
         return format_pixels(value)
     if key == "percentile":
         return f"{value:.2f}"
+    if key.startswith("p_"):
+        return f"{value:.2g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{100 * value:.2f}"
     return str(value)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from robust_nas import catalogue
-from robust_nas.answers import aligned
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.run_dir import read_json, unfinished_stages
+from robust_nas.text import aligned
 
 GROUPS = {
     "attacks": "attacks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +87,53 @@ def pareto(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
     from robust_nas import answers, tables
 
     _print(answers.pareto(tables.load(table), words), json, csv)
+
+
+@app.command(
+    TABLE,
+    argument(
+        "words", nargs="+", metavar="ARCHITECTURE|LABEL|COLUMN=VALUE", help="two architectures or more"
+    ),
+    JSON,
+    CSV,
+)
+def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
+    """Print whether architectures differ by more than chance."""
+    from robust_nas import answers, tables
+
+    asked = tables.load(table)
+    labels = {column.label for column in asked.columns}
+    architectures = [word for word in words if "=" not in word and word not in labels]
+    _print(answers.compare(asked, architectures, [word for word in words if word not in architectures]), json, csv)
+
+
+@app.command(
+    TABLE,
+    LABELS,
+    argument("--plots", type=Path, metavar="FOLDER", help="draw them too: accuracies, correlations, main effects"),
+    argument("--json", action="store_true", help="print JSON, with fractions"),
+)
+def stats(table: str, words: Sequence[str], plots: Path | None, json: bool) -> None:
+    """Print how columns are distributed and related, how noisy they are, and which operations matter."""
+    from robust_nas import answers, tables
+
+    asked = tables.load(table)
+    print(answers.stats(asked, words, as_json=json))
+    if plots is not None:
+        from robust_nas.report import table_plots
+
+        criteria, labels = answers.parse(words, labels=1)
+        drawn = table_plots.write_plots(asked, plots, *labels, **criteria)
+        print(f"{len(drawn)} plots are in {plots}.", file=sys.stderr)
+
+
+@app.command(TABLE, argument("--out", type=Path, required=True, metavar="FILE", help="the page, FILE.html"))
+def explore(table: str, out: Path) -> None:
+    """Write one page to look around in a table; it needs no network."""
+    from robust_nas import tables
+    from robust_nas.report import explorer
+
+    print(f"The page is {explorer.write_explorer(tables.load(table), out)}; open it in a browser.")
 
 
 @app.command(TABLE, argument("out", type=Path, metavar="FILE", help="FILE.parquet, FILE.csv or FILE.json"), WORDS)

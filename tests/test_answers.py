@@ -96,6 +96,26 @@ def test_a_question_that_fits_several_columns_is_refused_in_one_sentence(command
     assert done.returncode == 2 and "at least two columns" in done.stderr
 
 
+def test_architectures_are_compared_in_every_column_that_fits(command: Command, published: Table, own: Path) -> None:
+    done = command("table", "compare", "nas-robbench-201", "323133", "000000", "pgd@8/255", "dataset=cifar10", "--json")
+    (found,) = json.loads(done.stdout)["records"]
+    # Nothing but zero: ten classes at random. The standard error is the root of two noise floors.
+    assert found["second_accuracy"] == pytest.approx(0.1, abs=1e-6) and found["is_distinguishable"] is True
+    assert found["standard_error"] == pytest.approx(2**0.5 * 0.0032, abs=1e-4)
+    assert command("table", "compare", "nas-robbench-201", "323133", "000000", "dataset=cifar10").returncode == 0
+    done = command("table", "compare", own, "333333")
+    assert done.returncode == 2 and "at least two architectures" in done.stderr
+
+
+def test_statistics_are_printed_and_drawn(command: Command, published: Table, tmp_path: Path) -> None:
+    done = command("table", "stats", "nas-robbench-201", "dataset=cifar10", "attack=pgd", "--plots", tmp_path / "plots")
+    assert done.returncode == 0, done.stderr
+    assert "42.75" in done.stdout and "official test split" in done.stdout
+    assert "correlations.svg" in {path.name for path in (tmp_path / "plots").iterdir()}
+    found = json.loads(command("table", "stats", "nas-robbench-201", "pgd@8/255", "dataset=cifar10", "--json").stdout)
+    assert found["columns"][0]["median"] == pytest.approx(0.4275, abs=5e-5) and len(found["caveats"]) == 4
+
+
 def test_exported_rows_are_the_tables(command: Command, own: Path, tmp_path: Path) -> None:
     for name in ("all.parquet", "pgd.csv"):
         words = ["attack=pgd"] if name == "pgd.csv" else []

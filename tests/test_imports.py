@@ -16,7 +16,7 @@ LAYERS = [
     | {"samplers", "simulation"},
     {"attacks", "bounds", "supernet", "models", "proxies", "spaces", "datasets", "tables", "complexity"},
     {"architecture", "threat", "registry", "distributed", "errors", "seeds", "run_dir", "progress"}
-    | {"catalogue", "commands", "config", "environment", "outcomes", "pixels"},
+    | {"catalogue", "commands", "config", "environment", "outcomes", "pixels", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

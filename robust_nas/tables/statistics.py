@@ -22,6 +22,7 @@ from robust_nas.architecture import OPERATIONS, Architecture, edges_of
 from robust_nas.errors import InputError
 from robust_nas.seeds import seed_at
 from robust_nas.tables._table import ArchitectureNotInTable, Column, Result, Table
+from robust_nas.text import aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -486,7 +487,7 @@ def describe(table: Table, label: str | None = None, /, **criteria: Any) -> str:
     """
     facts = summarise(table, label, **criteria)
     names = [column["name"] for column in facts["columns"]]
-    lines = _aligned(
+    lines = aligned(
         [["", "classes", "mean %", "median %", "max %", "noise %", "robust noise %", "tied with the best"]]
         + [
             [
@@ -497,7 +498,8 @@ def describe(table: Table, label: str | None = None, /, **criteria: Any) -> str:
                 "-" if column["tied_with_best"] is None else str(column["tied_with_best"]),
             ]
             for column in facts["columns"]
-        ]
+        ],
+        left=1,
     )
     sources = {
         f"{floor['method']} ({floor['num_members']} means in {floor['num_groups']} groups)"
@@ -517,12 +519,13 @@ def describe(table: Table, label: str | None = None, /, **criteria: Any) -> str:
     ):
         matrix = facts["rank_correlations"][key]
         lines += ["", f"{title}:"]
-        lines += _aligned(
+        lines += aligned(
             [["", *(str(number) for number in range(1, len(names) + 1))]]
             + [
                 [f"{number} {name}", *("-" if value is None else f"{value:.3f}" for value in row)]
                 for number, (name, row) in enumerate(zip(names, matrix, strict=True), start=1)
-            ]
+            ],
+            left=1,
         )
     for effects in facts["main_effects"]:
         lines.append("")
@@ -535,7 +538,7 @@ def describe(table: Table, label: str | None = None, /, **criteria: Any) -> str:
             f"{100 * effects['mean']:.2f} %, and",
             "how many times as often as among all it occurs among the best 10 %:",
         ]
-        lines += _aligned(
+        lines += aligned(
             [["edge", *edges[0]["effects"], "of the variance"]]
             + [
                 [
@@ -547,7 +550,8 @@ def describe(table: Table, label: str | None = None, /, **criteria: Any) -> str:
                     f"{100 * edge['share']:.1f} %",
                 ]
                 for edge in edges
-            ]
+            ],
+            left=1,
         )
         pairwise = sum(pair["share"] for pair in pairs)
         lines.append(
@@ -561,15 +565,3 @@ def describe(table: Table, label: str | None = None, /, **criteria: Any) -> str:
 def _or_none(matrix: Floats) -> list[list[float | None]]:
     """Return a matrix as lists; None stands for NaN, which JSON does not have."""
     return [[None if value != value else value for value in row] for row in matrix.tolist()]
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines of cells as text, the first column aligned at the left and the others at the right."""
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
