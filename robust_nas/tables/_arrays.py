@@ -83,6 +83,11 @@ def read_arrays(path: Path) -> Arrays:
 
     classes, canonical = _codes(rows["canonical"])
     forms, architectures = _codes(rows["architecture"])
+    if None in canonical:
+        # An architecture whose canonical form is not known is a class of its own.
+        classes = np.where(classes == canonical.index(None), len(canonical) + forms, classes)
+        used, classes = np.unique(classes, return_inverse=True)
+        canonical = [[*canonical, *architectures][place] for place in used.tolist()]
     simplified, functions = _codes(rows["function"])
     accuracies, trainings, images = (_numbers(rows[name]) for name in ("accuracy", "num_seeds", "num_images"))
     starts, runs, combinations = _runs([rows[name] for name in varying], len(rows))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
+TIE = 1e-9
+"""Accuracies this close are equal: means of equal numbers differ in the last digits by the order of their sums."""
+
 _CELL = re.compile(r"\+".join("".join([r"\|"] + [rf"(\w+)~{i}\|" for i in range(node)]) for node in range(1, 4)))
 _DIGIT = {name: str(digit) for digit, name in enumerate(OPERATIONS)}
 _NUM_CELLS = len(OPERATIONS) ** 6
@@ -502,7 +505,7 @@ class Table:
             _or_none(arrays.stds.item(column, place)),
             _whole(arrays.trainings.item(column, place)),
             _whole(arrays.images.item(column, place)),
-            1 + int(np.count_nonzero(self._means[column] > mean)),
+            1 + int(np.count_nonzero(self._means[column] > mean + TIE)),
             self._num_ranked[column],
             None if floor is None else floor.std,
         )

@@ -59,12 +59,16 @@ def test_every_one_of_the_15625_strings_has_its_published_row(
 ) -> None:
     published, _, measures = robbench
     entries = literal(shared_data / "nas-robbench-201" / "NAS-RobBench-201_html.json")
-    rows = {row["canonical"]: row["accuracy"] for row in measures[number].to_pylist()}
+    measured = measures[number].to_pylist()
+    rows = {row["canonical"]: row["accuracy"] for row in measured}
+    # What is published is a count of images, over all trainings, but for the noise of float32.
+    trials = measured[0]["num_images"] * measured[0]["num_seeds"]
     assert len(published.index) == 15_625 and len(rows) == 6_466
     for place, digits in enumerate(published.index):
         entry = entries[str(place)]
         expected = (entry if isinstance(entry, list) else entries[entry])[number]
-        assert rows[Architecture.parse(digits).canonical] == expected
+        found = rows[Architecture.parse(digits).canonical]
+        assert found == round(found * trials) / trials and abs(found - expected) < 1e-7
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_the_columns_have_the_published_means_medians_and_maxima(
 ) -> None:  # fmt: skip
     percent = [100 * value for value in column(robbench[2], "cifar10", attack, epsilon)["accuracy"].to_pylist()]
     found = statistics.mean(percent), statistics.median(percent), max(percent)
-    assert [round(value, 2) for value in found] == [mean, median, largest]
+    assert found == pytest.approx((mean, median, largest), abs=0.0051)  # they are published with two decimals
 
 
 def test_the_best_networks_have_their_published_ranks_numbers_and_digits(

@@ -12,6 +12,7 @@ from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
 from robust_nas.tables._schema import measured
 
+_NOISE = 1e-7
 _NUM_ARCHITECTURES = len(OPERATIONS) ** 6
 
 
@@ -58,6 +59,9 @@ class Classes:
     def table(self, constant: Mapping[str, Any], accuracies: Mapping[int, Any], source: str) -> pa.Table:
         """Return the rows of one measured quantity; classes without a value have no row.
 
+        Sources give accuracies as float32 does, with noise in the eighth digit that would tell equal ones apart. Where
+        it is known over how many images they are, and all are counts of these but for that noise, they become exact.
+
         Args:
             constant: what all rows have in common.
             accuracies: by the representative's number.
@@ -73,8 +77,12 @@ class Classes:
                     "its architectures; it is damaged, get it again."
                 )
         numbers = [number for number in self.members if number in accuracies]
+        given = [float(accuracies[number]) for number in numbers]
+        trials = (constant["num_images"] or 0) * (constant["num_seeds"] or 0)
+        exact = [round(accuracy * trials) / trials for accuracy in given] if trials else given
+        is_noise = all(abs(one - other) <= _NOISE for one, other in zip(given, exact, strict=True))
         return measured(
             constant,
             architecture=[self.members[number] for number in numbers],
-            accuracy=[float(accuracies[number]) for number in numbers],
+            accuracy=exact if is_noise else given,
         )
