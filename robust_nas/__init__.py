@@ -30,7 +30,7 @@ _FROM = {
     "train": "api",
     "write_report": "api",
 }
-_MODULES = ("attacks", "bounds", "datasets", "ensembles", "searches", "spaces", "tables", "training")
+_MODULES = ("attacks", "bounds", "datasets", "ensembles", "samplers", "searches", "spaces", "tables", "training")
 
 __all__ = [
     "Architecture",
@@ -47,6 +47,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "run",
+    "samplers",
     "search",
     "searches",
     "spaces",
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from robust_nas import attacks, bounds, datasets, ensembles, searches, spaces, tables, training
+    from robust_nas import attacks, bounds, datasets, ensembles, samplers, searches, spaces, tables, training
     from robust_nas.api import build_ensemble, certify, derive, evaluate, load_run, run, search, train, write_report
     from robust_nas.architecture import Architecture
     from robust_nas.errors import InputError

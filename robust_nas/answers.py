@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
 from robust_nas.pixels import format_pixels, parse_pixels
 from robust_nas.tables import Result, Table
-from robust_nas.text import aligned
+from robust_nas.text import aligned, warnings
 
 _IN_PERCENT = (
     *("accuracy", "std", "noise_floor", "mean", "median", "max"),
@@ -54,7 +53,7 @@ class Answer:
         """Return the answer in aligned columns."""
         heads = [_HEADS.get(key, key).replace("_", " ") for key in self.shown]
         body = [[_cell(key, record[key]) for key in self.shown] for record in self.records]
-        return "\n".join([self.title, "", *aligned([heads, *body]), *_beware(self.notes)])
+        return "\n".join([self.title, "", *aligned([heads, *body]), *warnings(self.notes)])
 
     def json(self) -> str:
         """Return the answer as a JSON object with `records` and `caveats`."""
@@ -193,7 +192,7 @@ def stats(table: Table, words: Sequence[str], *, as_json: bool = False) -> str:
     criteria, labels = parse(words, labels=1)
     if as_json:
         return json.dumps({**statistics.summarise(table, *labels, **criteria), "caveats": table.caveats}, indent=1)
-    return "\n".join([statistics.describe(table, *labels, **criteria), "", *_beware(table.caveats)])
+    return "\n".join([statistics.describe(table, *labels, **criteria), "", *warnings(table.caveats)])
 
 
 def parse(words: Sequence[str], *, labels: int | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -264,10 +263,6 @@ def _differing(table: Table) -> tuple[str, ...]:
 def _form(records: Sequence[Mapping[str, Any]]) -> str:
     """Return which form of an architecture to show: digits are short, but not every space has them."""
     return "digits" if all(record["digits"] for record in records) else "architecture"
-
-
-def _beware(notes: Sequence[str]) -> list[str]:
-    return [line for note in notes for line in textwrap.wrap(f"beware: {note}", 118, subsequent_indent="        ")]
 
 
 def _digits(form: str) -> str:

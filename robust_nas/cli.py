@@ -82,12 +82,50 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
 
 
 @app.command(
-    argument("recipe", metavar="RECIPE", help="a recipe or an unfinished run folder"), OVERRIDES, OUT, DATA_ROOT
+    argument("recipe", nargs="?", metavar="RECIPE", help="a recipe or an unfinished run folder"),
+    OVERRIDES,
+    OUT,
+    DATA_ROOT,
+    argument("--on", metavar="table:NAME", help="search a table instead, by queries: what would a search have found?"),
+    argument("--objective", action="append", metavar="LABEL", help="a column such as pgd@8/255, or flops; repeatable"),
+    argument("--dataset", help="of the table; all of its data sets, one after the other, if not given"),
+    argument("--sampler", action="append", metavar="NAME", help="repeatable; all that can, if not given"),
+    argument("--budget", type=int, default=50, help="queries per search (50)"),
+    argument("--seeds", type=int, default=100, help="searches per sampler (100)"),
+    argument("--workers", type=int, default=1, help="processes side by side (1)"),
 )
-def search(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> None:
-    """Train the supernet and its distributions over architectures."""
+def search(
+    recipe: str | None, overrides: Sequence[str], out: Path, data_root: Path | None, on: str | None, **simulated: Any
+) -> None:
+    """Train the supernet and its distributions over architectures; or simulate searches of a table."""
+    if on is not None:
+        if recipe is not None:
+            raise InputError(f"'search --on {on}' searches a table and takes no recipe, but got '{recipe}'.")
+        _simulate(on, out, **simulated)
+        return
+    if recipe is None or simulated["objective"]:
+        raise InputError("'robust-nas search' takes a recipe, such as digits, or --on table:NAME --objective LABEL.")
     is_run = (Path(recipe) / "config.toml").is_file()
     _work(_resume(Path(recipe), overrides) if is_run else _start(recipe, overrides, out, data_root), "search")
+
+
+def _simulate(on: str, out: Path, *, objective: list[str] | None, dataset: str | None, **settings: Any) -> None:
+    """Simulate searches of a table, on one of its data sets or on each, and print what they found."""
+    from robust_nas import simulation, tables
+
+    kind, _, name = on.partition(":")
+    if kind != "table" or not name or not objective:
+        raise InputError(
+            "A search of a table is written --on table:NAME --objective LABEL, such as --on table:nas-robbench-201 "
+            f"--objective pgd@8/255, but got --on {on} and {len(objective or [])} objectives."
+        )
+    table = tables.load(name)
+    for chosen in table.datasets() if dataset is None else [dataset]:
+        try:
+            print(simulation.run_in(out, table, objective, chosen, progress=_progress(), **settings), end="\n\n")
+        except KeyboardInterrupt:
+            print("Stopped. The same command goes on where it ended.", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 @app.command(RUN)

@@ -15,7 +15,17 @@ import torch
 from robust_nas import __version__
 from robust_nas.distributed import World
 
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pyarrow", "pyautoattack", "safetensors")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "optuna",
+    "pyarrow",
+    "pyautoattack",
+    "safetensors",
+)
 
 
 def describe_environment(world: World, arguments: list[str]) -> dict[str, Any]:

@@ -91,9 +91,7 @@ def pareto(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
 
 @app.command(
     TABLE,
-    argument(
-        "words", nargs="+", metavar="ARCHITECTURE|LABEL|COLUMN=VALUE", help="two architectures or more"
-    ),
+    argument("words", nargs="+", metavar="ARCHITECTURE|LABEL|COLUMN=VALUE", help="two architectures or more"),
     JSON,
     CSV,
 )

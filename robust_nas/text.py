@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 
@@ -15,3 +16,8 @@ def aligned(lines: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
         ).rstrip()
         for line in lines
     ]
+
+
+def warnings(notes: Sequence[str]) -> list[str]:
+    """Return what to beware of, as lines."""
+    return [line for note in notes for line in textwrap.wrap(f"beware: {note}", 118, subsequent_indent=" " * 8)]

@@ -1,0 +1,92 @@
+"""Samplers: which architecture to measure next, from the architectures measured so far (ask and tell).
+
+One file is one sampler: a frozen, keyword-only dataclass with `start`. `samplers.get("evolution")`. A sampler knows
+neither tables nor training: what measures an architecture, a table's row or a short training, is the caller's
+(`queries`).
+
+A query is one measured class of architectures (`Architecture.canonical`). An architecture that is equivalent to a
+measured one is answered from memory and costs nothing. A sampler that asks for `PATIENCE` known ones in a row has
+nothing new to say: it is told the values of a random unmeasured class instead, which does count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random  # not the module: `samplers.random` would take its name
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from robust_nas.architecture import Architecture
+from robust_nas.registry import Group
+from robust_nas.samplers._cells import draw_unmeasured
+from robust_nas.seeds import seed_at
+
+if TYPE_CHECKING:
+    from robust_nas.spaces import Space
+
+PATIENCE = 100
+"""After so many known architectures in a row, a random unmeasured one is measured."""
+
+
+class Proposer(Protocol):
+    """A search under way."""
+
+    def ask(self) -> Architecture:
+        """Return the architecture to measure next; it may be one whose values are known."""
+
+    def tell(self, architecture: Architecture, values: Sequence[float]) -> None:
+        """Take note of an architecture's values, one per objective, the higher the better; it need not be one asked."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What every sampler does."""
+
+    def start(self, space: Space, num_objectives: int, seed: int) -> Proposer:
+        """Begin a search of `space`. Equal seeds and equal values give equal questions.
+
+        Raises:
+            InputError: if the sampler cannot handle so many objectives, or such a large space.
+        """
+
+
+def queries(
+    sampler: Sampler,
+    space: Space,
+    measure: Callable[[Architecture], Sequence[float]],
+    *,
+    num_objectives: int = 1,
+    seed: int = 0,
+) -> Iterator[tuple[Architecture, Sequence[float]]]:
+    """Yield each measured architecture with its values, until all classes of the space are measured.
+
+    The caller takes as many as its budget allows: nothing is measured that is not taken.
+
+    Args:
+        sampler: what chooses.
+        space: where it chooses.
+        measure: returns an architecture's values, one per objective, the higher the better.
+        num_objectives: how many values that is.
+        seed: the search's seed.
+    """
+    proposer = sampler.start(space, num_objectives, seed)
+    known: dict[str, Sequence[float]] = {}
+    repeats = 0
+    while True:
+        architecture = proposer.ask()
+        if architecture.canonical in known:
+            proposer.tell(architecture, known[architecture.canonical])
+            repeats += 1
+            if repeats < PATIENCE:
+                continue
+            fresh = draw_unmeasured(space, known, Random(seed_at(seed, "unmeasured", len(known))))
+            if fresh is None:
+                return
+            architecture = fresh
+        repeats = 0
+        values = known[architecture.canonical] = measure(architecture)
+        proposer.tell(architecture, values)
+        yield architecture, values
+
+
+_GROUP = Group(__name__, "Sampler", "start")
+get, names = _GROUP.get, _GROUP.names
