@@ -164,10 +164,9 @@ def test_trained_networks_are_in_the_table_beside_the_runs(command: Command, fin
     for row in rows:
         (pgd,) = [attack for attack in evaluation[row["model"]]["attacks"] if attack["name"] == "pgd"]
         assert (row["accuracy"], row["num_images"], row["epsilon"]) == (pgd["accuracy"], 200, 0.2)
-    printed = in_process(command, "table", "top", "--table", finished.parent / "table").stdout
-    assert rows[0]["architecture"] in printed
     code = rn.Architecture.parse(rows[0]["architecture"]).digits()
-    assert "worst_case" in in_process(command, "table", "query", code, "--table", finished.parent / "table").stdout
+    assert code in in_process(command, "table", "top", finished.parent / "table", "attack=pgd").stdout
+    assert "worst_case" in in_process(command, "table", "query", finished.parent / "table", code).stdout
 
 
 def test_a_run_is_loaded_back_in_python(finished: Path) -> None:
