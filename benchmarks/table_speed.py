@@ -71,7 +71,7 @@ def report(what: str, pairs: list[tuple[float, float]]) -> None:
     first, second = (statistics.median(times) for times in zip(*pairs, strict=True))
     print(
         f"{what}: {statistics.median(ratios):.3g} (from {min(ratios):.3g} to {max(ratios):.3g}); "
-        f"{1e3 * first:.3g} ms and {1e3 * second:.3g} ms"
+        f"{1e3 * first:.4g} ms and {1e3 * second:.4g} ms"
     )
 
 
@@ -115,7 +115,8 @@ def main() -> None:
     column = published[""].index("cifar10#val_pgd_8_acc")
     numbers = np.random.default_rng(0).integers(0, len(table.index), LOOKUPS)
     names = [str(number) for number in numbers]
-    assert table.query_many(numbers, **COLUMN).tolist() == look_up(published, names, column)
+    # The published file has the noise of float32.
+    assert np.abs(table.query_many(numbers, **COLUMN) - look_up(published, names, column)).max() < 1e-7
     report(
         f"looking up {LOOKUPS:,} numbers in the published dictionary / query_many",
         [
