@@ -74,7 +74,7 @@ class Architecture:
                     "and nodes are joined by '+'."
                 )
             for source, part in itertools.zip_longest(range(target), parts):
-                match = re.fullmatch(r"(\w+)~(\d+)", part or "")
+                match = re.fullmatch(r"(\w+)~(0|[1-9][0-9]*)", part or "")
                 if part is None or source is None or match is None or int(match[2]) != source:
                     wanted = (
                         f"edge {source}-{target}" if source is not None else f"only {target} edges into node {target}"

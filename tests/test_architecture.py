@@ -152,3 +152,22 @@ def test_the_graph_carries_the_operations():
 def test_a_malformed_string_is_refused_and_the_message_names_the_place(text, message):
     with pytest.raises(InputError, match=re.escape(message)):
         Architecture.parse(text)
+
+
+def test_any_text_is_read_as_the_architecture_that_it_writes_or_refused():
+    generator = random.Random(0)
+    letters = "|~+0123456789 noneskip_convral" + "\u0665\x00"
+    read = 0
+    for _ in range(5000):
+        text = list(generator.choice([str, Architecture.digits])(generator.choice(ALL)))
+        for _ in range(generator.randrange(3)):
+            place = generator.randrange(len(text))
+            text[place : place + generator.randrange(3)] = generator.choices(letters, k=generator.randrange(3))
+        try:
+            found = Architecture.parse("".join(text))
+        except InputError:
+            continue
+        read += 1
+        assert found.digits() == "".join(text).strip() or str(found) == re.sub(r"\s", "", "".join(text))
+        assert Architecture.parse(str(found)) == found and found.is_equivalent(found.pruned)
+    assert read > 1500
