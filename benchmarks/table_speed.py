@@ -23,7 +23,6 @@ import numpy as np
 
 from robust_nas import tables
 from robust_nas.architecture import Architecture
-from robust_nas.tables._store import place
 
 NAME = "nas-robbench-201"
 COLUMN: dict[str, Any] = {"dataset": "cifar10", "attack": "pgd", "epsilon": "8/255"}
@@ -77,7 +76,7 @@ def report(what: str, pairs: list[tuple[float, float]]) -> None:
 
 def main() -> None:
     """Print the ratios."""
-    if len(sys.argv) != 2 or not place(NAME).is_file():
+    if len(sys.argv) != 2 or not tables.place(NAME).is_file():
         raise SystemExit(__doc__)
     folder = Path(sys.argv[1])
     question = ["-m", "robust_nas", "table", "query", NAME, "323133"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from robust_nas import tables
-from robust_nas.architecture import OPERATIONS, Architecture
+from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
 from robust_nas.pixels import format_pixels, parse_pixels
 from robust_nas.tables import Result, Table
@@ -24,12 +26,14 @@ _IN_PERCENT = (
     *("first_accuracy", "second_accuracy", "difference", "standard_error"),
 )
 _HEADS = {
+    "published_index": "number",
+    "p_holm": "p (Holm)",
     "num_seeds": "seeds",
     "num_images": "images",
     "num_ranked": "of",
     "num_classes": "classes",
     "is_distinguishable": "different",
-    **{name: f"{name.replace('_accuracy', '')} %" for name in _IN_PERCENT},
+    **{name: f"{name.replace('_accuracy', '').replace('_', ' ')} %" for name in _IN_PERCENT},
 }
 
 
@@ -51,9 +55,9 @@ class Answer:
 
     def text(self) -> str:
         """Return the answer in aligned columns."""
-        heads = [_HEADS.get(key, key).replace("_", " ") for key in self.shown]
+        heads = [_HEADS.get(key, key) for key in self.shown]
         body = [[_cell(key, record[key]) for key in self.shown] for record in self.records]
-        return "\n".join([self.title, "", *aligned([heads, *body]), *warnings(self.notes)])
+        return "\n".join([*textwrap.wrap(self.title, 118, break_long_words=False, break_on_hyphens=False), "", *aligned([heads, *body]), *warnings(self.notes)])
 
     def json(self) -> str:
         """Return the answer as a JSON object with `records` and `caveats`."""
@@ -70,12 +74,14 @@ class Answer:
 
 def query(table: Table, architecture: str, words: Sequence[str]) -> Answer:
     """Answer what a table says of an architecture in every column that fits `COLUMN=VALUE` words."""
-    criteria, _ = parse(words, labels=0)
-    results = table.results(architecture, **criteria)
+    criteria, labels = parse(words, labels=1)
+    results = table.results(architecture, *labels, **criteria)
     form = results[0].architecture
     number = "" if results[0].published_index is None else f", number {results[0].published_index}"
+    is_other = architecture.strip() not in (form, _digits(form), str(results[0].published_index))
+    asked = f"{architecture.strip()} is equivalent to " if is_other else ""
     return Answer(
-        f"{table.name}: {form} ({_digits(form)}{number})",
+        f"{table.name}: {asked}{form} ({_digits(form)}{number})",
         [_record(result) for result in results],
         (*_differing(table), "accuracy", *_known(results), "rank", "num_ranked", "percentile", "noise_floor"),
     )
@@ -109,14 +115,23 @@ def pareto(table: Table, words: Sequence[str]) -> Answer:
             "digits": _digits(results[0].architecture),
             "architecture": results[0].architecture,
             "published_index": results[0].published_index,
+            "dataset": results[0].column.dataset,
         }
         for results in front
     ]
+    if not records:
+        raise InputError(f"No architecture of the table {table.name} is in all of {', '.join(labels)}; name others.")
+    known = [table.values(label, **criteria) for label in labels]
+    lacking = sum(any(value != value for value in values) for values in zip(*known, strict=True))
+    where = front[0][0].column.dataset
     return Answer(
-        f"{table.name}: the {len(front)} classes that no other beats in {' and '.join(labels)}, in %",
+        f"{table.name}: the classes that no other beats in {' and '.join(labels)} on {where}, in %",
         records,
         (*labels, _form(records)),
-        table.caveats[:1],
+        (
+            *table.caveats[:1],
+            *([f"{lacking} classes are not in all of these columns, and left out."] if lacking else []),
+        ),
     )
 
 
@@ -132,7 +147,7 @@ def overview(table: Table) -> Answer:
                 **asdict(column),
                 "num_classes": len(known),
                 "mean": sum(known) / len(known),
-                "median": known[len(known) // 2],
+                "median": statistics.median(known),
                 "max": known[-1],
                 "noise_floor": floor and floor.std,
             }
@@ -166,6 +181,7 @@ def compare(table: Table, architectures: Sequence[str], words: Sequence[str]) ->
         }
         for item in found
     ]
+    unknown = any(item.p_value is None for item in found)
     return Answer(
         f"{table.name}: are they different by more than chance? p values are corrected for all {len(found)} "
         "comparisons (Holm)",
@@ -181,6 +197,10 @@ def compare(table: Table, architectures: Sequence[str], words: Sequence[str]) ->
             "test",
             "p_holm",
             "is_distinguishable",
+        ),
+        (
+            *table.caveats[:1],
+            *(["where there is a '-', the table does not know how much a value differs by chance."] if unknown else []),
         ),
     )
 
@@ -212,14 +232,32 @@ def parse(words: Sequence[str], *, labels: int | None = None) -> tuple[dict[str,
         if not separator:
             others.append(word)
             continue
-        kind = str(tables.SCHEMA.field(name).type) if name in tables.SCHEMA.names else "string"
-        if kind == "int64" and not value.lstrip("-").isdecimal():
-            raise InputError(f"The column {name} holds whole numbers, but got '{word}'.")
-        pairs[name] = parse_pixels(value) if kind == "double" else int(value) if kind == "int64" else value
+        if name in pairs:
+            raise InputError(f"The column {name} is given twice, as {pairs[name]} and {value}; give it once.")
+        pairs[name] = _value(name, value)
     if labels is not None and len(others) > labels:
         wanted = "COLUMN=VALUE, such as attack=pgd" + (", and one label, such as pgd@8/255" if labels else "")
         raise InputError(f"Write {wanted}, but got '{others[labels]}'.")
     return pairs, others
+
+
+def _value(name: str, text: str) -> Any:
+    """Return a value in the type of its column; 'none' is the missing value, where there may be one."""
+    field = tables.SCHEMA.field(name) if name in tables.SCHEMA.names else None
+    if field is None or (field.nullable and text == "none"):
+        return text if field is None else None
+    kind = str(field.type)
+    if kind == "double":
+        return parse_pixels(text)
+    if kind == "bool":
+        if text not in ("true", "false"):
+            raise InputError(f"The column {name} is true or false, but got '{text}'.")
+        return text == "true"
+    if kind == "int64":
+        if not text.lstrip("-").isdecimal():
+            raise InputError(f"The column {name} holds whole numbers, but got '{name}={text}'.")
+        return int(text)
+    return text
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -266,8 +304,10 @@ def _form(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _digits(form: str) -> str:
-    parsed = Architecture.parse(form)
-    return parsed.digits() if set(parsed.operations) <= set(OPERATIONS) else ""
+    try:
+        return Architecture.parse(form).digits()
+    except InputError:  # of a space with other operations
+        return ""
 
 
 def _cell(key: str, value: Any) -> str:
@@ -278,7 +318,7 @@ def _cell(key: str, value: Any) -> str:
     if key == "percentile":
         return f"{value:.2f}"
     if key.startswith("p_"):
-        return f"{value:.2g}"
+        return f"{value:.2g}" if value else "<1e-300"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

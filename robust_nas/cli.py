@@ -38,6 +38,10 @@ def main() -> None:
             app.run(words)
     except InputError as error:
         _fail(str(error), error)
+    except KeyboardInterrupt:
+        # Runs and simulated searches say themselves how to go on.
+        print("robust-nas: Stopped; nothing was half-written.", file=sys.stderr)
+        raise SystemExit(130) from None
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`); Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,29 +91,41 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
     OUT,
     DATA_ROOT,
     argument("--on", metavar="table:NAME", help="search a table instead, by queries: what would a search have found?"),
-    argument("--objective", action="append", metavar="LABEL", help="a column such as pgd@8/255, or flops; repeatable"),
-    argument("--dataset", help="of the table; all of its data sets, one after the other, if not given"),
-    argument("--sampler", action="append", metavar="NAME", help="repeatable; all that can, if not given"),
-    argument("--budget", type=int, default=50, help="queries per search (50)"),
-    argument("--seeds", type=int, default=100, help="searches per sampler (100)"),
-    argument("--workers", type=int, default=1, help="processes side by side (1)"),
+    argument(
+        "--objective",
+        action="append",
+        metavar="LABEL",
+        help="with --on: a column such as pgd@8/255, or flops (few are good); repeatable",
+    ),
+    argument("--dataset", help="with --on: of the table; all of its data sets in turn, if not given"),
+    argument("--sampler", action="append", metavar="NAME", help="with --on: repeatable; all that can, if not given"),
+    argument("--budget", type=int, help="with --on: queries per search (50)"),
+    argument("--seeds", type=int, help="with --on: searches per sampler (100)"),
+    argument("--workers", type=int, help="with --on: processes side by side (1)"),
 )
 def search(
     recipe: str | None, overrides: Sequence[str], out: Path, data_root: Path | None, on: str | None, **simulated: Any
 ) -> None:
     """Train the supernet and its distributions over architectures; or simulate searches of a table."""
     if on is not None:
-        if recipe is not None:
-            raise InputError(f"'search --on {on}' searches a table and takes no recipe, but got '{recipe}'.")
-        _simulate(on, out, **simulated)
+        if recipe is not None or data_root is not None:
+            given = recipe or f"--data-root {data_root}"
+            raise InputError(f"'search --on {on}' searches a table and takes no recipe or data, but got '{given}'.")
+        _simulate(on, out, **{name: value for name, value in simulated.items() if value is not None})
         return
-    if recipe is None or simulated["objective"]:
+    for name, value in simulated.items():
+        if value is not None and recipe is not None:
+            raise InputError(f"--{name} belongs to the search of a table, with --on; leave it out for '{recipe}'.")
+    if recipe is None:
         raise InputError("'robust-nas search' takes a recipe, such as digits, or --on table:NAME --objective LABEL.")
     is_run = (Path(recipe) / "config.toml").is_file()
     _work(_resume(Path(recipe), overrides) if is_run else _start(recipe, overrides, out, data_root), "search")
 
 
-def _simulate(on: str, out: Path, *, objective: list[str] | None, dataset: str | None, **settings: Any) -> None:
+def _simulate(
+    on: str, out: Path, *, objective: Sequence[str] = (), dataset: str | None = None, budget: int = 50,
+    seeds: int = 100, workers: int = 1, sampler: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Simulate searches of a table, on one of its data sets or on each, and print what they found."""
     from robust_nas import simulation, tables
 
@@ -117,12 +133,15 @@ def _simulate(on: str, out: Path, *, objective: list[str] | None, dataset: str |
     if kind != "table" or not name or not objective:
         raise InputError(
             "A search of a table is written --on table:NAME --objective LABEL, such as --on table:nas-robbench-201 "
-            f"--objective pgd@8/255, but got --on {on} and {len(objective or [])} objectives."
+            f"--objective pgd@8/255, but got --on {on} and {len(objective)} objectives."
         )
     table = tables.load(name)
     for chosen in table.datasets() if dataset is None else [dataset]:
         try:
-            print(simulation.run_in(out, table, objective, chosen, progress=_progress(), **settings), end="\n\n")
+            found = simulation.run_in(
+                out, table, objective, chosen, sampler, budget, seeds, workers=workers, progress=_progress()
+            )
+            print(found, end="\n\n")
         except KeyboardInterrupt:
             print("Stopped. The same command goes on where it ended.", file=sys.stderr)
             raise SystemExit(130) from None

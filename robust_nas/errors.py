@@ -10,7 +10,8 @@ class InputError(ValueError):
 
 def suggest(name: str, available: Iterable[str]) -> str:
     """Return "Did you mean 'pgd'? Available: apgd, fgsm, pgd." for a name that is not among `available`."""
-    known = sorted(available)
-    close = get_close_matches(name, known, n=1)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
+    known = sorted(set(available))
+    by_small_letters = {word.lower(): word for word in reversed(known)}
+    close = get_close_matches(name.lower(), by_small_letters, n=1)
+    hint = f"Did you mean '{by_small_letters[close[0]]}'? " if close else ""
     return f"{hint}Available: {', '.join(known) or 'nothing'}."

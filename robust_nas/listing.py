@@ -52,13 +52,17 @@ def describe(thing: str) -> str:
         return describe_architecture(Architecture.parse(thing))
     if (Path(thing) / "config.toml").is_file():
         return describe_run(Path(thing))
-    for kind, package in GROUPS.items():
-        if thing in names(kind):
-            return _describe_component(kind, import_module(f"robust_nas.{package}").get(thing), thing)
     if thing in catalogue.files("tables"):
         from robust_nas.tables import cards
 
         return cards.load(thing).describe()
+    if any(Path(thing).glob("part-*.parquet")):
+        from robust_nas import answers, tables
+
+        return answers.overview(tables.load(thing)).text()
+    for kind, package in GROUPS.items():
+        if thing in names(kind):
+            return _describe_component(kind, import_module(f"robust_nas.{package}").get(thing), thing)
     for kind in ("search_spaces", "recipes"):
         if thing in catalogue.files(kind):
             return catalogue.files(kind)[thing].read_text(encoding="utf-8").rstrip()

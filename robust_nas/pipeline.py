@@ -365,6 +365,7 @@ def record(job: Job) -> None:
         local.append(table, found)
         rows = len(found)
     job.write("record.json", {"table": str(table), "rows": rows})
+    job.say(f"recorded in the table {table}")
 
 
 def report(job: Job) -> None:

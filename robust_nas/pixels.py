@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from robust_nas.errors import InputError
 
 
@@ -14,14 +16,15 @@ def parse_pixels(value: float | str) -> float:
     if isinstance(value, str):
         numerator, _, denominator = value.partition("/")
         try:
-            return float(numerator) / float(denominator or 1)
+            length = float(numerator) / float(denominator or 1)
         except (ValueError, ZeroDivisionError):
-            raise InputError(
-                f"A length in pixels must be a number or a fraction such as '8/255', but got '{value}'."
-            ) from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+            length = math.nan
+    else:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        length = float(value) if is_number else math.nan
+    if math.isnan(length):
         raise InputError(f"A length in pixels must be a number or a fraction such as '8/255', but got {value!r}.")
-    return float(value)
+    return length
 
 
 def format_pixels(length: float) -> str:

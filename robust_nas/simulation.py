@@ -34,8 +34,7 @@ from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
 from robust_nas.registry import name_of
 from robust_nas.run_dir import RunDir, atomic_path, read_json, write_json
-from robust_nas.samplers import PATIENCE, Sampler, queries
-from robust_nas.samplers._cells import classes, num_weights
+from robust_nas.samplers import PATIENCE, Sampler, classes, num_weights, queries
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.tables.statistics import compare_searches
 from robust_nas.text import aligned, warnings
@@ -191,7 +190,16 @@ def run(
 
 
 def run_in(
-    out: Path, table: Table, objectives: Sequence[str], dataset: str, *, sampler: Sequence[str] | None, **settings: Any
+    out: Path,
+    table: Table,
+    objectives: Sequence[str],
+    dataset: str,
+    samplers: Sequence[str],
+    budget: int,
+    seeds: int,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> str:
     """Do `run` in a folder of its own in `out`, named by what is asked, and return the result and the folder as text.
 
@@ -199,18 +207,25 @@ def run_in(
 
     Args:
         out: the folder of run folders.
-        table: as for `run`, like `objectives`, `dataset` and `settings`.
-        sampler: names; all samplers that can handle so many objectives, if not given.
+        table: as for `run`, and so are the others.
+        objectives: labels.
+        dataset: the data set.
+        samplers: names; if there are none, all samplers that can handle so many objectives.
+        budget: queries per search.
+        seeds: searches per sampler.
+        workers: processes side by side.
+        progress: what shows how far it is.
     """
-    chosen = list(sampler) if sampler else _able(len(objectives))
-    asked = [table.name, list(objectives), dataset, chosen, settings["budget"], settings["seeds"], __version__]
+    chosen = list(samplers) or _able(len(objectives))
+    asked = [table.name, list(objectives), dataset, chosen, budget, seeds, __version__]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]
     folder = out / f"search-{Path(table.name).name}-{dataset.replace(':', '-')}-{digest}"
-    return f"{describe(run(table, objectives, dataset, chosen, out=folder, **settings))}\nfolder: {folder}"
+    result = run(table, objectives, dataset, chosen, budget, seeds, folder, workers=workers, progress=progress)
+    return f"{describe(result)}\nin {folder}: curves.svg, curves.parquet (every query), simulation.json"
 
 
 def _able(num_objectives: int) -> list[str]:
-    """Return the names of the samplers that can handle so many objectives."""
+    """Return the names of the samplers that can handle so many objectives, whatever the space."""
     found = []
     for name in sampler_group.names():
         try:

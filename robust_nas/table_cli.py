@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 app = Commands("robust-nas table", "Ask a table of robust accuracies, or bring one here.")
 
 TABLE = argument("table", metavar="TABLE", help="a published table, such as nas-robbench-201, or a folder: runs/table")
-WORDS = argument("words", nargs="*", metavar="COLUMN=VALUE", help="such as dataset=cifar10 attack=pgd epsilon=8/255")
-LABELS = argument("words", nargs="*", metavar="LABEL|COLUMN=VALUE", help="such as pgd@8/255 dataset=cifar10")
+WORDS = argument("words", nargs="*", default=(), metavar="COLUMN=VALUE", help="such as dataset=cifar10 attack=pgd")
+LABEL = argument(
+    "words", nargs="*", default=(), metavar="COLUMN=VALUE", help="and a column's label: pgd@8/255 dataset=cifar10"
+)
 JSON = argument("--json", action="store_true", help="print JSON, with fractions and every column")
 CSV = argument("--csv", action="store_true", help="print CSV, with fractions and every column")
 
@@ -60,7 +62,7 @@ def import_(source: Path, format: str | None, name: str | None, no_check: bool) 
 @app.command(
     TABLE,
     argument("architecture", metavar="ARCHITECTURE", help="the string or digits form, or the published number"),
-    WORDS,
+    LABEL,
     JSON,
     CSV,
 )
@@ -71,7 +73,7 @@ def query(table: str, architecture: str, words: Sequence[str], json: bool, csv: 
     _print(answers.query(tables.load(table), architecture, words), json, csv)
 
 
-@app.command(TABLE, LABELS, argument("-n", "--count", type=int, default=10, help="how many (10)"), JSON, CSV)
+@app.command(TABLE, LABEL, argument("-n", "--count", type=int, default=10, help="how many (10)"), JSON, CSV)
 def top(table: str, words: Sequence[str], count: int, json: bool, csv: bool) -> None:
     """Print the most accurate architectures in one column."""
     from robust_nas import answers, tables
@@ -81,7 +83,12 @@ def top(table: str, words: Sequence[str], count: int, json: bool, csv: bool) -> 
     _print(answers.top(tables.load(table), words, count), json, csv)
 
 
-@app.command(TABLE, LABELS, JSON, CSV)
+@app.command(
+    TABLE,
+    argument("words", nargs="*", default=(), metavar="LABEL|COLUMN=VALUE", help="clean pgd@8/255 dataset=cifar10"),
+    JSON,
+    CSV,
+)
 def pareto(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
     """Print the architectures that no other beats in every one of several columns, such as clean and pgd@8/255."""
     from robust_nas import answers, tables
@@ -101,13 +108,13 @@ def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
 
     asked = tables.load(table)
     labels = {column.label for column in asked.columns}
-    architectures = [word for word in words if "=" not in word and word not in labels]
+    architectures = [word for word in words if not ("=" in word or "@" in word or word in labels)]
     _print(answers.compare(asked, architectures, [word for word in words if word not in architectures]), json, csv)
 
 
 @app.command(
     TABLE,
-    LABELS,
+    LABEL,
     argument("--plots", type=Path, metavar="FOLDER", help="draw them too: accuracies, correlations, main effects"),
     argument("--json", action="store_true", help="print JSON, with fractions"),
 )
@@ -131,6 +138,8 @@ def explore(table: str, out: Path) -> None:
     from robust_nas import tables
     from robust_nas.report import explorer
 
+    if out.suffix != ".html":
+        raise InputError(f"The page is written as FILE.html, but got '{out}'; change its ending.")
     print(f"The page is {explorer.write_explorer(tables.load(table), out)}; open it in a browser.")
 
 
@@ -154,7 +163,8 @@ def merge(sources: Sequence[Path], into: Path) -> None:
     """Unite the tables of one's own runs, such as those of several machines."""
     from robust_nas.tables import transfer
 
-    print(f"{transfer.merge(sources, into)} networks were written to {into}.")
+    written, total = transfer.merge(sources, into)
+    print(f"{written} networks were written to {into}, which has {total} now.")
 
 
 def _print(answer: Answer, json: bool, csv: bool) -> None:

@@ -49,10 +49,16 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "table"
 
 
+def parts(text: str) -> tuple[str, list[str]]:
+    """Return an answer's title, and its lines."""
+    title, _, lines = text.partition("\n\n")
+    return title.replace("\n", " "), lines.splitlines()
+
+
 def test_a_query_prints_percent_for_people_and_fractions_for_programs(command: Command, own: Path) -> None:
     done = command("table", "query", own, "333333")
     assert done.returncode == 0, done.stderr
-    title, _, head, *lines = done.stdout.splitlines()
+    title, (head, *lines) = parts(done.stdout)
     assert "333333" in title and head.split()[:4] == ["dataset", "attack", "epsilon", "accuracy"]
     assert [line.split()[:4] for line in lines] == [
         ["digits", "clean", "-", "90.00"],
@@ -130,9 +136,9 @@ def test_exported_rows_are_the_tables(command: Command, own: Path, tmp_path: Pat
 def test_the_published_table_is_asked_by_its_name(command: Command, published: Table) -> None:
     done = command("table", "top", "nas-robbench-201", "dataset=cifar10", "attack=pgd", "epsilon=8/255", "-n", "3")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert [line.split()[1] for line in lines[3:6]] == ["48.11", "47.79", "47.75"]
-    assert "0.32 points" in lines[0] and "official test split" in lines[6]
+    title, lines = parts(done.stdout)
+    assert [line.split()[1] for line in lines[1:4]] == ["48.11", "47.79", "47.75"]
+    assert "0.32 points" in title and "official test split" in lines[4]
     done = command("table", "query", "nas-robbench-201", "13714", "dataset=cifar100", "attack=pgd", "epsilon=8/255")
     assert "333123, number 13714" in done.stdout and "24.67" in done.stdout
 

@@ -149,7 +149,7 @@
     if (state.colour < 0 && colour !== null && colour !== "nothing") leftOut(`the colour of '${colour}'`);
     state.strings = given.get("strings") === "all" && allStrings() !== null;
     const view = (given.get("view") ?? "").split(" ").map(Number);
-    state.view = view.length === 4 && view[0] < view[1] && view[2] < view[3] ? view : null;
+    state.view = view.length === 4 && view[1] - view[0] > 1e-6 && view[3] - view[2] > 1e-6 ? view : null;
     state.where = [];
     for (const text of given.getAll("where")) {
       const split = text.lastIndexOf("=");
@@ -330,7 +330,7 @@
   /** The range of a column with a margin, in %. */
   function rangeOf({ sorted }) {
     const [low, high] = sorted.length ? [100 * sorted[0], 100 * sorted[sorted.length - 1]] : [0, 100];
-    const margin = (high - low) * 0.04 || 1;
+    const margin = high - low > 1e-6 ? (high - low) * 0.04 : 1;
     return [low - margin, high + margin];
   }
 

@@ -173,7 +173,7 @@ def _content(table: Table) -> dict[str, Any]:
                 "floor": floor and {"std": floor.std, "method": floor.method},
             }
         )
-    x, y = _first_axes(table.columns)
+    x, y = _first_axes(table)
     return {
         "operations": operations,
         "digits": is_ours,
@@ -230,12 +230,20 @@ def _name(column: Column, columns: Sequence[Column]) -> str:
     return ", ".join([f"{column.dataset} {column.label}", *further])
 
 
-def _first_axes(columns: Sequence[Column]) -> tuple[int, int]:
-    """Return the columns to begin with: a clean one, and the largest stated epsilon on the same data set."""
+def _first_axes(table: Table) -> tuple[int, int]:
+    """Return the columns to begin with: a clean one, and on its data set one of many classes and a large epsilon."""
+    columns = table.columns
     x = next((place for place, column in enumerate(columns) if column.attack == "clean"), 0)
     others = [place for place in range(len(columns)) if place != x] or [x]
+    filled = {place: int((~np.isnan(table.values(**asdict(columns[place])))).sum()) for place in others}
     y = max(
-        others, key=lambda place: (columns[place].dataset == columns[x].dataset, columns[place].epsilon or 0, place)
+        others,
+        key=lambda place: (
+            columns[place].dataset == columns[x].dataset,
+            filled[place],
+            columns[place].epsilon or 0,
+            place,
+        ),
     )
     return x, y
 

@@ -17,8 +17,7 @@ from robust_nas.errors import InputError
 from robust_nas.report._elements import Html
 from robust_nas.report.plots import ATTACKED, CLEAN, FAINT, INK, MUTED, PAPER, figure_of, styled
 from robust_nas.run_dir import write_text
-from robust_nas.tables import Column, Table
-from robust_nas.tables._table import non_dominated
+from robust_nas.tables import Column, Table, non_dominated
 from robust_nas.tables.statistics import TOP, MainEffects, main_effects, names_of, rank_correlations
 
 if TYPE_CHECKING:

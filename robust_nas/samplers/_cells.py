@@ -27,7 +27,7 @@ def draw(space: Space, generator: random.Random) -> Architecture:
 def start_draw(space: Space, seed: int, index: int) -> Architecture:
     """Return the `index`-th of a search's random architectures.
 
-    They depend on nothing else, so that the samplers that begin at random begin alike: equal seeds make pairs.
+    They depend on nothing else, so that our own samplers begin alike: equal seeds make pairs. Optuna's draw their own.
     """
     return draw(space, random.Random(seed_at(seed, "start", index)))
 

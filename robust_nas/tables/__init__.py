@@ -10,8 +10,8 @@ Importing this package imports pyarrow, but neither torch nor pandas.
 
 from robust_nas.tables._arrays import IDENTITY
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, Row
-from robust_nas.tables._store import read
-from robust_nas.tables._table import ArchitectureNotInTable, Column, NoiseFloor, Result, Table, load
+from robust_nas.tables._store import place, read
+from robust_nas.tables._table import ArchitectureNotInTable, Column, NoiseFloor, Result, Table, load, non_dominated
 from robust_nas.tables.local import append, rows_from_run
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "Table",
     "append",
     "load",
+    "non_dominated",
+    "place",
     "read",
     "rows_from_run",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from robust_nas.errors import InputError
-from robust_nas.tables._store import constants, read_rows
+from robust_nas.tables._store import read_varying
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,12 +74,12 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
         InputError: if there is no table or no row, or a file is damaged or of a newer version.
     """
-    fixed = constants(path, IDENTITY)
-    varying = [name for name in IDENTITY if name not in fixed]
     facts = ["canonical", "architecture", "function", "accuracy", "num_seeds", "num_images"]
-    rows = read_rows(path, [*varying, *facts]).unify_dictionaries()
+    rows, fixed = read_varying(path, IDENTITY, facts)
+    varying = [name for name in IDENTITY if name not in fixed]
+    rows = rows.unify_dictionaries()
     if not len(rows):
-        raise InputError(f"The table {path} has no rows; record a run into it first.")
+        raise InputError(f"There is no table in {path}: it has no rows; record a run into it first.")
 
     classes, canonical = _codes(rows["canonical"])
     forms, architectures = _codes(rows["architecture"])
@@ -90,6 +90,8 @@ def read_arrays(path: Path) -> Arrays:
         canonical = [[*canonical, *architectures][place] for place in used.tolist()]
     simplified, functions = _codes(rows["function"])
     accuracies, trainings, images = (_numbers(rows[name]) for name in ("accuracy", "num_seeds", "num_images"))
+    if not (np.min(accuracies) >= 0 and np.max(accuracies) <= 1):  # NaN is neither
+        raise InputError(f"{path} is damaged: it has accuracies outside [0, 1]; make it again.")
     starts, runs, combinations = _runs([rows[name] for name in varying], len(rows))
     shape = len(combinations), len(canonical)
 
@@ -134,9 +136,12 @@ def _averaged(
     weights = np.nan_to_num(trainings, nan=1.0)
     means, stds, numbers, sizes = (np.full(size, np.nan) for _ in range(4))
     some = counts > 0
-    means[some] = np.bincount(cells, weights * accuracies, size)[some] / np.bincount(cells, weights, size)[some]
+    sums, totals = np.bincount(cells, weights * accuracies, size), np.bincount(cells, weights, size)
+    # Means of equal numbers differ in the last digits by the order of their sums; rounded, they are equal again.
+    means[some] = np.round(sums[some] / totals[some], 12)
     numbers[some] = np.bincount(cells, trainings, size)[some]
     sizes[cells] = images
+    sizes[cells[sizes[cells] != images]] = np.nan  # not one number
     single = (counts > 1) & (numbers == counts)  # every row is one training
     squares = np.bincount(cells, (accuracies - means[cells]) ** 2, size)
     stds[single] = np.sqrt(squares[single] / (counts[single] - 1))

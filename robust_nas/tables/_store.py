@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_nas.errors import InputError, suggest
+from robust_nas.pixels import parse_pixels
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY
 
 _STRINGS = [field.name for field in SCHEMA if field.type == pa.string()]
@@ -36,7 +38,7 @@ def read(path: Path | str, **filters: Any) -> pa.Table:
     Args:
         path: a table's folder, or one of its files.
         filters: keep the rows whose column has this value, or one of these values: `attack="pgd"`,
-            `epsilon=8 / 255`, `seed=[0, 1, 2]`. None is the missing value. An epsilon need only agree to 1e-9.
+            `epsilon="8/255"`, `seed=[0, 1, 2]`. None is the missing value. An epsilon need only agree to 1e-9.
 
     Raises:
         InputError: if there is no table, a file is damaged or of a newer version, or a column is unknown.
@@ -45,7 +47,10 @@ def read(path: Path | str, **filters: Any) -> pa.Table:
         check_column(name)
     table = read_rows(Path(path))
     for name, wanted in filters.items():
-        table = table.filter(_matching(table[name], wanted))
+        if name == "epsilon" and isinstance(wanted, str):
+            wanted = parse_pixels(wanted)
+        # A file's numbering is of all of its classes.
+        table = table.filter(_matching(table[name], wanted)).replace_schema_metadata(SCHEMA.metadata)
     return table
 
 
@@ -56,7 +61,7 @@ def check_column(name: str) -> None:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return all rows of a table, or some of their columns; the metadata are the file's.
+    """Return all rows of a table, or some of their columns; a single file's metadata are kept.
 
     Args:
         path: a table's folder, or one of its files.
@@ -65,74 +70,110 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         InputError: if there is no table, or a file is damaged or of a newer version.
     """
-    parts = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
-    if not parts and not path.is_dir():
+    if path.is_file():
+        with _opened(path) as (file, footer):
+            return _rows(file, footer, columns)
+    if not path.is_dir():
         raise InputError(f"There is no table at {path}; record a run into it first.")
-    if not parts:
-        return SCHEMA.empty_table() if columns is None else SCHEMA.empty_table().select(columns)
-    return pa.concat_tables([_read_part(part, columns) for part in parts])
+    parts = []
+    for part in sorted(path.glob("part-*.parquet")):
+        with _opened(part) as (file, footer):
+            # What a file's metadata say of its rows does not hold for the rows of several.
+            parts.append(_rows(file, footer, columns).replace_schema_metadata(SCHEMA.metadata))
+    return pa.concat_tables(
+        parts or [SCHEMA.empty_table() if columns is None else SCHEMA.empty_table().select(columns)]
+    )
 
 
-def constants(path: Path, columns: Sequence[str]) -> dict[str, Any]:
-    """Return the value of each of these columns that has one value in the whole file, as far as its footer tells.
+def read_varying(path: Path, identity: Sequence[str], facts: Sequence[str]) -> tuple[pa.Table, dict[str, Any]]:
+    """Return some columns of a table, and the values of those of `identity` that have one value in the whole table.
 
-    What the footer tells need not be read: most of a large table's columns have one value. A folder tells nothing.
+    A large table's identity is mostly constant, which the footer of its file tells: that need not be read. A folder's
+    columns are all read.
+
+    Raises:
+        InputError: as `read_rows` does.
     """
     if not path.is_file():
-        return {}
-    try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
-        return {}  # whoever reads the rows says what is wrong
+        return read_rows(path, [*identity, *facts]), {}
+    with _opened(path) as (file, footer):
+        constant = _constants(footer, identity)
+        return _rows(file, footer, [*(name for name in identity if name not in constant), *facts]), constant
+
+
+def _constants(footer: pq.FileMetaData, columns: Sequence[str]) -> dict[str, Any]:
+    """Return the value of each of these columns of which the footer says that it has one in the whole file."""
     places = {name: place for place, name in enumerate(footer.schema.names)}
-    found = {}
+    found: dict[str, Any] = {}
     for name in columns:
         groups = [
             footer.row_group(group).column(places[name]).statistics
-            for group in range(footer.num_row_groups * (name in places))
+            for group in range(footer.num_row_groups if name in places else 0)
         ]
-        if groups and all(group is not None and group.has_null_count for group in groups):
-            values = {value for group in groups if group.has_min_max for value in (group.min, group.max)}
-            nulls = sum(group.null_count for group in groups)
-            if len(values) == 1 and not nulls:
+        if not groups or not all(group is not None and group.has_null_count for group in groups):
+            continue
+        nulls = sum(group.null_count for group in groups)
+        if nulls == footer.num_rows:
+            found[name] = None
+        elif not nulls and all(group.has_min_max for group in groups):
+            values = {value for group in groups for value in (group.min, group.max)}
+            if len(values) == 1:
                 found[name] = values.pop()
-            elif nulls == footer.num_rows:
-                found[name] = None
     return found
 
 
-def _read_part(path: Path, columns: Sequence[str] | None) -> pa.Table:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], pq.FileMetaData]]:
+    """Open a file of rows, and read its footer; the file is the same throughout, also if it is replaced meanwhile."""
     try:
-        footer = pq.read_metadata(path)
-        version = (footer.metadata or {}).get(VERSION_KEY, b"").decode()
-        if not version.isdigit():
-            raise InputError(f"{path} is not part of a robust-accuracy table: it has no version; move it elsewhere.")
-        if int(version) > SCHEMA_VERSION:
-            raise InputError(
-                f"{path} has version {version} of the table's schema, but this robust-nas reads up to "
-                f"{SCHEMA_VERSION}; install a newer robust-nas."
-            )
-        later = set(_SINCE_VERSION_2) if int(version) < 2 else set()
-        if set(footer.schema.names) != set(SCHEMA.names) - later:
-            raise InputError(
-                f"{path} is damaged (its columns are not those of version {version}); delete it and make it again."
-            )
-        dictionaries = [name for name in _STRINGS if name not in later] if columns is not None else None
-        with pq.ParquetFile(path, metadata=footer, read_dictionary=dictionaries) as file:
-            table = file.read([name for name in columns or SCHEMA.names if name not in later])
-        for name in later.intersection(columns or SCHEMA.names):
-            kind = SCHEMA.field(name).type
-            if columns is not None and kind == pa.string():
-                kind = pa.dictionary(pa.int32(), kind)
-            values = pa.array([_SINCE_VERSION_2[name]] * len(table), kind)
-            table = table.append_column(pa.field(name, kind), values)
-        if columns is not None:
-            return table.select(columns)
-        arrays = [table[name] for name in SCHEMA.names]
-        return pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(table.schema.metadata))
+        with path.open("rb") as file:
+            footer = pq.read_metadata(file)
+            version = (footer.metadata or {}).get(VERSION_KEY, b"").decode()
+            if not version.isdigit():
+                raise InputError(
+                    f"{path} is a Parquet file, but no robust-accuracy table; name another, or move it away."
+                )
+            if int(version) > SCHEMA_VERSION:
+                raise InputError(
+                    f"{path} has version {version} of the table's schema, but this robust-nas reads up to "
+                    f"{SCHEMA_VERSION}; install a newer robust-nas."
+                )
+            if set(footer.schema.names) != set(SCHEMA.names) - _later(footer):
+                raise InputError(
+                    f"{path} is damaged (its columns are not those of version {version}); fetch, import or record it "
+                    "again."
+                )
+            yield file, footer
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(f"{path} cannot be read ({os.strerror(error.errno)}); check its permissions.") from error
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is damaged ({reason}); delete it and make it again.") from error
+        raise InputError(
+            f"{path} is damaged, or no table ({reason}); if it was one, fetch, import or record it again."
+        ) from error
+
+
+def _later(footer: pq.FileMetaData) -> set[str]:
+    """Return the columns that the file's version did not have yet."""
+    return set(_SINCE_VERSION_2) if int(footer.metadata[VERSION_KEY]) < 2 else set()
+
+
+def _rows(file: IO[bytes], footer: pq.FileMetaData, columns: Sequence[str] | None) -> pa.Table:
+    """Return the rows of an open file, or some of their columns, text as dictionaries."""
+    later = _later(footer)
+    dictionaries = [name for name in _STRINGS if name not in later] if columns is not None else None
+    with pq.ParquetFile(file, metadata=footer, read_dictionary=dictionaries) as content:
+        table = content.read([name for name in columns or SCHEMA.names if name not in later])
+    for name in later.intersection(columns or SCHEMA.names):
+        kind = SCHEMA.field(name).type
+        if columns is not None and kind == pa.string():
+            kind = pa.dictionary(pa.int32(), kind)
+        values = pa.array([_SINCE_VERSION_2[name]] * len(table), kind)
+        table = table.append_column(pa.field(name, kind), values)
+    if columns is not None:
+        return table.select(columns)
+    arrays = [table[name] for name in SCHEMA.names]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(table.schema.metadata))
 
 
 def _matching(column: pa.ChunkedArray, wanted: Any) -> pa.BooleanArray:

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-TIE = 1e-9
-"""Accuracies this close are equal: means of equal numbers differ in the last digits by the order of their sums."""
-
 _CELL = re.compile(r"\+".join("".join([r"\|"] + [rf"(\w+)~{i}\|" for i in range(node)]) for node in range(1, 4)))
 _DIGIT = {name: str(digit) for digit, name in enumerate(OPERATIONS)}
 _NUM_CELLS = len(OPERATIONS) ** 6
@@ -132,6 +129,8 @@ def load(source: Path | str) -> Table:
         InputError: if there is none, it is not on this machine yet, or it cannot be read.
     """
     published = catalogue.files("tables")
+    if not isinstance(source, str | Path) or not str(source):
+        raise InputError(f"A table is given by its name, or as a folder or file, but got {source!r}.")
     if str(source) in published:
         name = str(source)
         if not place(name).is_file():
@@ -246,17 +245,20 @@ class Table:
         """
         return self._result(self._place(label, criteria), self._class(architecture), architecture)
 
-    def results(self, architecture: str | int | Architecture, **criteria: Any) -> list[Result]:
-        """Return what the table says of an architecture in every column that fits the criteria.
+    def results(
+        self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any
+    ) -> list[Result]:
+        """Return what the table says of an architecture in every column that fits.
 
         Raises:
             ArchitectureNotInTable: if neither it nor an equivalent one was measured in any of them.
             InputError: if the architecture cannot be read, or no column fits.
         """
         place = self._class(architecture)
-        columns = [column for column in self._places(None, criteria) if not np.isnan(self._means[column, place])]
+        fitting = self._places(label, criteria)
+        columns = [column for column in fitting if not np.isnan(self._means[column, place])]
         if not columns:
-            raise self._not_in_table(architecture, self._places(None, criteria))
+            raise self._not_in_table(architecture, fitting)
         return [self._result(column, place, architecture) for column in columns]
 
     def query_many(
@@ -272,7 +274,8 @@ class Table:
             InputError: as `query`.
         """
         means = self._means[self._place(label, criteria)]
-        found = means[self._classes(architectures)]
+        classes = self._classes(architectures)
+        found = np.where(classes < 0, np.nan, means[classes])
         if np.isnan(found).any():
             missing = architectures[int(np.flatnonzero(np.isnan(found))[0])]
             raise self._not_in_table(missing, [self._place(label, criteria)])
@@ -292,6 +295,8 @@ class Table:
 
     def top(self, count: int = 10, label: str | None = None, /, **criteria: Any) -> list[Result]:
         """Return the `count` most accurate classes of one column, best first."""
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"top takes a number of classes, at least 1, and then a label, but got {count!r}.")
         column = self._place(label, criteria)
         order = np.argsort(-self._means[column], kind="stable")[: min(count, self._num_ranked[column])]
         return [self._result(column, int(place)) for place in order]
@@ -309,9 +314,10 @@ class Table:
         Raises:
             InputError: if fewer than two labels are given, or one of them does not leave one column.
         """
-        if len(labels) < 2:
+        if isinstance(labels, str) or len(labels) < 2:
+            given = labels if isinstance(labels, str) else " and ".join(labels)
             raise InputError(
-                f"A Pareto front needs at least two columns, such as clean and pgd@8/255, but got {labels}."
+                f"A Pareto front needs at least two columns, such as clean and pgd@8/255, but got {given or 'none'}."
             )
         columns = [self._place(label, criteria) for label in labels]
         front = non_dominated(self._means[columns].T)
@@ -327,8 +333,18 @@ class Table:
         return self._floor(self._place(label, criteria))
 
     def rows(self, **filters: Any) -> pa.Table:
-        """Return the rows as they are stored, in long form; see `tables.read`."""
-        return read(self.path, **filters)
+        """Return the rows as they are stored, in long form; the filters are those of `tables.read`.
+
+        Raises:
+            InputError: if no row is left.
+        """
+        rows = read(self.path, **filters)
+        if not len(rows):
+            wanted = " ".join(f"{name}={value}" for name, value in filters.items())
+            raise InputError(
+                f"No row of the table {self.name} has {wanted}; 'robust-nas table info {self.name}' says what it has."
+            )
+        return rows
 
     def dataframe(self, **filters: Any) -> pandas.DataFrame:
         """Return the rows as a pandas data frame, in long form, for everything else."""
@@ -355,10 +371,8 @@ class Table:
                 if len(values := _written({getattr(self.columns[place], name) for place in fitting}, name)) > 1
             ]
             wanted = " ".join([*([label] if label else []), *(f"{key}={value}" for key, value in criteria.items())])
-            raise InputError(
-                f"{len(fitting)} columns of the table {self.name} fit '{wanted}': they differ in "
-                f"{', '.join(differing)}; say which."
-            )
+            found = f"{len(fitting)} columns fit '{wanted}'" if wanted else f"there are {len(fitting)} columns"
+            raise InputError(f"In the table {self.name} {found}: they differ in {', '.join(differing)}; say which.")
         self._chosen[key] = fitting[0]
         return fitting[0]
 
@@ -373,11 +387,16 @@ class Table:
             fitting = [place for place in places if _equal(getattr(self.columns[place], name), wanted)]
             if not fitting:
                 values = {getattr(self.columns[place], name) for place in places}
-                shown = format_pixels(wanted) if isinstance(wanted, float) else wanted
+                shown, hint = wanted, ""
+                if isinstance(wanted, int | float):
+                    shown = format_pixels(wanted) if name == "epsilon" else wanted
+                    in_bytes = any(value is not None and _equal(value, wanted / 255) for value in values)
+                    hint = f"Did you mean {wanted:g}/255? " if name == "epsilon" and in_bytes else ""
+                known = _written(values, name)
+                others = " and the other criteria" if len(places) < len(self.columns) else ""
                 raise InputError(
-                    f"The table {self.name} has no column with {name}={shown}"
-                    f"{' and the other criteria' if len(places) < len(self.columns) else ''}. "
-                    f"Available: {', '.join(_written(values, name))}."
+                    f"The table {self.name} has no column with {name}={shown}{others}. "
+                    + (suggest(wanted, known) if isinstance(wanted, str) else f"{hint}Available: {', '.join(known)}.")
                 )
             places = fitting
         if label is None:
@@ -385,34 +404,42 @@ class Table:
         labels = [self.columns[place].label for place in places]
         fitting = [place for place, own in zip(places, labels, strict=True) if _same_label(own, label)]
         if not fitting:
-            raise InputError(f"The table {self.name} has no column '{label}'. {suggest(label, set(labels))}")
+            others = " that fits the other criteria" if criteria else ""
+            raise InputError(f"The table {self.name} has no column '{label}'{others}. {suggest(label, labels)}")
         return fitting
 
     # Classes
 
     def _class(self, architecture: str | int | Architecture) -> int:
         """Return the place of the architecture's class."""
-        if not isinstance(architecture, str):
-            if isinstance(architecture, Architecture):
-                architecture = str(architecture)
-            else:
-                architecture = self._digits_of_index(int(architecture))
+        if isinstance(architecture, Architecture):
+            architecture = str(architecture)
+        elif isinstance(architecture, int | np.integer) and not isinstance(architecture, bool):
+            architecture = self._digits_of_index(int(architecture))
+        elif not isinstance(architecture, str):
+            raise InputError(f"An architecture is a string, a number or an Architecture, but got {architecture!r}.")
         try:
             return self._class_of_text[architecture]
         except KeyError:
             pass
         text = architecture.strip()
-        if self.index and text.isdecimal() and len(text) < 6:
+        if self.index and text.isascii() and text.isdecimal() and len(text) < 6:
             text = self._digits_of_index(int(text))
         place = -1
         if self.index:
-            if match := _CELL.fullmatch(text):
-                text = "".join(_DIGIT.get(name, "?") for name in match.groups())
+            if (match := _CELL.fullmatch(text)) and set(match.groups()) <= set(_DIGIT):
+                text = "".join(_DIGIT[name] for name in match.groups())
             if len(text) == 6 and text.isascii() and text.isdigit() and max(text) < "5":
                 place = int(self._class_of_cell[int(text, 5)])
         if place < 0:
-            parsed = Architecture.parse(architecture if len(text) != 6 else text)
-            place = self._class_of_canonical.get(parsed.canonical, -1)
+            try:
+                place = self._class_of_canonical.get(Architecture.parse(text).canonical, -1)
+            except InputError:
+                # A space of the user's own may have other operations than those that we can read.
+                if text not in self.architectures:
+                    raise
+        if place < 0 and text in self.architectures:
+            place = self.architectures.index(text)
         if place < 0:
             raise self._not_in_table(architecture, range(len(self.columns)))
         if len(self._class_of_text) < 100_000:
@@ -422,6 +449,8 @@ class Table:
     def _classes(self, architectures: Sequence[str] | Sequence[int] | NDArray[Any]) -> Ints:
         """Return the place of each architecture's class."""
         given = np.asarray(architectures)
+        if given.ndim != 1:
+            raise InputError(f"query_many takes a list of architectures, but got an array of shape {given.shape}.")
         if given.dtype.kind not in "iu":
             return np.fromiter((self._class(str(text)) for text in architectures), np.int64, len(architectures))
         if not self.index:
@@ -440,7 +469,8 @@ class Table:
             raise InputError(f"The table {self.name} does not number architectures; give {index} as a string.")
         if not 0 <= index < len(self.index):
             raise ArchitectureNotInTable(
-                f"The table {self.name} numbers architectures from 0 to {len(self.index) - 1}, but got {index}."
+                f"The table {self.name} numbers architectures from 0 to {len(self.index) - 1}, but got {index}; "
+                "a digits form has six digits."
             )
         return self.index[index]
 
@@ -505,7 +535,7 @@ class Table:
             _or_none(arrays.stds.item(column, place)),
             _whole(arrays.trainings.item(column, place)),
             _whole(arrays.images.item(column, place)),
-            1 + int(np.count_nonzero(self._means[column] > mean + TIE)),
+            1 + int(np.count_nonzero(self._means[column] > mean)),
             self._num_ranked[column],
             None if floor is None else floor.std,
         )

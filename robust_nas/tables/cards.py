@@ -7,6 +7,7 @@ only knows how the files are laid out. What a source does not state is left out 
 
 from __future__ import annotations
 
+import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,12 @@ class File:
     bytes: int = 0
 
     def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name.startswith(".") or "\\" in self.name:
+            raise InputError(f"A card's file must be named without a folder, but got '{self.name}'.")
+        if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise InputError(
+                f"{self.name}: a sha256 is 64 hexadecimal digits, in small letters, but got '{self.sha256}'."
+            )
         if self.url and not (self.url.startswith(("http://", "https://")) and self.sha256):
             raise InputError(f"{self.name}: an address must be of HTTP and come with a sha256, but got '{self.url}'.")
 

@@ -315,6 +315,7 @@ def compare_searches(
     found, p_values = [], []
     for first, second in itertools.combinations(best, 2):
         differences = np.asarray(best[first], dtype=np.float64) - np.asarray(best[second], dtype=np.float64)
+        differences[np.abs(differences) < 1e-12] = 0  # equal but for rounding
         low, high = np.quantile(differences[draws].mean(axis=1), tails)
         p_values.append(float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0)
         found.append((first, second, num_seeds, float(differences.mean()), float(low), float(high)))
@@ -527,7 +528,9 @@ def describe(table: Table, label: str | None = None, /, **criteria: Any) -> str:
             ],
             left=1,
         )
-    for effects in facts["main_effects"]:
+    if len(names) > 3:
+        lines += ["", "Main effects of operations are printed for up to three columns; name one, such as pgd@8/255."]
+    for effects in facts["main_effects"] if len(names) <= 3 else ():
         lines.append("")
         if "missing" in effects:
             lines.append(effects["missing"])

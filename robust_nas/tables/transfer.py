@@ -96,7 +96,7 @@ def import_published(
             if check and file.sha256 and path.is_file() and (found := _sha256(path)) != file.sha256:
                 raise InputError(
                     f"{path} has the sha256 {found}, but the card of '{card.name}' says {file.sha256}: it is damaged "
-                    "or of another version; get it again, or switch the check off if you trust it."
+                    "or of another version; get it again, or leave the check out (--no-check) if you trust it."
                 )
         return _convert(source, card, progress)
 
@@ -110,8 +110,8 @@ def _card_of(format: str | None, name: str | None) -> Card:
     fitting = [card for card in fitting if wanted in (None, card.format)]
     if len(fitting) != 1:
         raise InputError(
-            f"Exactly one card must fit format '{format or 'any'}' and name '{name or 'any'}', but these do: "
-            f"{', '.join(card.name for card in fitting) or 'none'}; name one of {', '.join(cards.names())}."
+            f"It must be clear which table the files are, but format '{format or 'any'}' and name '{name or 'any'}' "
+            f"fit {len(fitting)} cards; give the name of one: {', '.join(cards.names())}."
         )
     return fitting[0]
 
@@ -174,7 +174,8 @@ def _download(file: File, path: Path, progress: Progress, pause: float) -> None:
     else:
         raise InputError(
             f"{file.url} could not be downloaded in {_ATTEMPTS} attempts ({problem}); check the network and the "
-            "proxy's settings and fetch again, which goes on where this ended, or import a local copy."
+            "proxy's settings and fetch again, which goes on where this ended, or import a local copy "
+            "(robust-nas table import --name NAME --source FOLDER)."
         )
     if (found := _sha256(partial)) != file.sha256:
         partial.unlink()
@@ -200,13 +201,15 @@ def _receive(file: File, partial: Path, progress: Progress) -> None:
         # A server that knows no ranges sends the whole file again.
         done = done if is_rest else 0
         missing = response.headers.get("Content-Length")
-        total = done + int(missing) if missing else file.bytes
+        total = done + int(missing) if missing and missing.isdecimal() else file.bytes
         title, count = f"{file.name}, in blocks of 64 KiB", -(-total // _BLOCK) or None
         with partial.open("ab" if done else "wb") as out:
             for block in progress.steps(_blocks(response), title, total=count, done=done // _BLOCK):
                 out.write(block)
                 out.flush()
                 done += len(block)
+                if file.bytes and done > file.bytes:
+                    break  # the check of the hash says the rest
     if done < total:
         raise _ConnectionLost(f"the connection ended after {done} of {total} bytes")
 
@@ -255,8 +258,10 @@ def _sha256(path: Path) -> str:
 # --- tables of one's own ----------------------------------------------------------------------------------------------
 
 
-def merge(sources: Sequence[Path], into: Path) -> int:
-    """Unite tables of own runs, such as those of several machines; return how many networks were written.
+def merge(sources: Sequence[Path], into: Path) -> tuple[int, int]:
+    """Unite tables of own runs, such as those of several machines.
+
+    Returns how many networks were written, and how many there are then.
 
     A network (`source` and `model`) that is in several tables with equal rows is taken once. Where its rows differ, the
     record of the run that started last is kept. Everything is read and compared before anything is written; each
@@ -288,7 +293,7 @@ def merge(sources: Sequence[Path], into: Path) -> int:
                     continue
             united[network] = new[network] = rows
     local.append(into, [row for rows in new.values() for row in rows])
-    return len(new)
+    return len(new), len(united)
 
 
 def _networks(path: Path) -> dict[tuple[str, str], list[Row]]:

@@ -26,7 +26,7 @@ caveats = ["take care"]
 [[files]]
 name = "a.json"
 url = "http://example.org/a.json"
-sha256 = "00"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 [rows]
 space = "nasbench201"
 skeleton = "channels=16"
@@ -66,7 +66,12 @@ def test_a_card_says_what_the_rows_of_a_quantity_share_and_leaves_out_what_is_no
         ("num_images = 6_000", 'num_images = "6000"', "datasets.imagenet, num_images must be of type int"),
         ('epsilon = "8/255"', "eps = 8", "columns.pgd_8 has the unknown key 'eps'. Did you mean 'epsilon'"),
         ('epsilon = "8/255"', 'epsilon = "8/x"', "A length in pixels must be a number or a fraction"),
-        ('sha256 = "00"', "", "an address must be of HTTP and come with a sha256"),
+        (
+            'sha256 = "0000000000000000000000000000000000000000000000000000000000000000"',
+            "",
+            "an address must be of HTTP and come with a sha256",
+        ),
+        ('name = "', 'name = "../', "must be named without a folder"),
         ('url = "http:', 'url = "file:', "an address must be of HTTP and come with a sha256"),
         ('caveats = ["take care"]', "caveats = [1]", "caveats must be of type str, but got 1"),
         ("[[files]]", "[files]", "files must be of type list"),

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robust_nas import tables
+from robust_nas import answers, tables
 from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
-from robust_nas.tables import ArchitectureNotInTable, Row, Table
+from robust_nas.tables import ArchitectureNotInTable, Row, Table, transfer
 from robust_nas.tables._schema import SCHEMA, VERSION_KEY
 from robust_nas.tables._table import non_dominated
 
@@ -135,13 +135,15 @@ def test_the_pareto_front_of_the_published_table_is_that_of_a_brute_force(robben
 
 
 def test_a_query_names_what_it_lacks(robbench: Table) -> None:
-    with pytest.raises(InputError, match=r"2 columns .* fit 'dataset=cifar10 attack=pgd'.* epsilon \(3/255, 8/255\)"):
+    with pytest.raises(InputError, match=r"2 columns fit 'dataset=cifar10 attack=pgd'.* epsilon \(3/255, 8/255\)"):
         robbench.query("323133", dataset="cifar10", attack="pgd")
-    with pytest.raises(InputError, match=r"no column with dataset=cifar\. Available: cifar10, cifar100, imagenet16"):
+    with pytest.raises(InputError, match=r"no column with dataset=cifar\. Did you mean 'cifar10'\?"):
         robbench.query("323133", dataset="cifar", attack="pgd")
     with pytest.raises(InputError, match=r"not told apart by 'eps'.*epsilon"):
         robbench.query("323133", eps=8 / 255)
-    with pytest.raises(InputError, match=r"has no column 'pgd@7/255'. Did you mean 'pgd@8/255'"):
+    with pytest.raises(
+        InputError, match=r"has no column 'pgd@7/255' that fits the other criteria. Did you mean 'pgd@8/255'"
+    ):
         robbench.query("323133", "pgd@7/255", dataset="cifar10")
     with pytest.raises(ArchitectureNotInTable, match="from 0 to 15624, but got 15625"):
         robbench.query(15_625, **PGD8)
@@ -149,6 +151,46 @@ def test_a_query_names_what_it_lacks(robbench: Table) -> None:
         robbench.query_many([3, -1], **PGD8)
     with pytest.raises(InputError, match="selects one value per criterion"):
         robbench.query("323133", dataset=["cifar10"])
+
+
+def test_a_part_of_the_table_answers_as_the_whole(robbench: Table, tmp_path: Path) -> None:
+    # Without the first classes, the others stand at other places than the source's numbering says.
+    kept = robbench.architectures[100:150]
+    transfer.export(robbench.rows(architecture=kept), tmp_path / "part.parquet")
+    part = tables.load(tmp_path / "part.parquet")
+    for architecture in kept:
+        digits = Architecture.parse(architecture).digits()
+        assert part.query(digits, **PGD8).mean == robbench.query(digits, **PGD8).mean
+    with pytest.raises(ArchitectureNotInTable):
+        part.query(robbench.architectures[0], **PGD8)
+    with pytest.raises(InputError, match="does not number architectures"):
+        part.query(2581, **PGD8)
+
+
+@pytest.mark.parametrize("wrong", [True, 1.7, None, b"323133", "\u0663"])
+def test_what_is_no_architecture_is_refused(robbench: Table, wrong: Any) -> None:
+    with pytest.raises(InputError):
+        robbench.query(wrong, **PGD8)
+
+
+@pytest.mark.parametrize("wrong", ["323133", 7, [[1, 2]], None])
+def test_query_many_takes_a_list(robbench: Table, wrong: Any) -> None:
+    with pytest.raises(InputError, match="takes a list of architectures, but got an array of shape"):
+        robbench.query_many(wrong, **PGD8)
+
+
+def test_values_of_criteria_are_read_as_people_write_them(robbench: Table) -> None:
+    assert len(robbench.dataframe(epsilon="8/255", dataset="cifar10")) == 2 * 6466
+    with pytest.raises(InputError, match="No row of the table nas-robbench-201 has dataset=cifar11"):
+        robbench.dataframe(dataset="cifar11")
+    with pytest.raises(InputError, match=r"Did you mean 8/255\? Available: 3/255, 8/255"):
+        robbench.query(1, dataset="cifar10", attack="pgd", epsilon=8)
+    with pytest.raises(InputError, match="Did you mean 'cifar10'"):
+        robbench.query(1, dataset="CIFAR10", attack="pgd", epsilon="8/255")
+    with pytest.raises(InputError, match="unknown operation 'nor_conv_5x5'"):
+        robbench.query(str(Architecture.parse("323133")).replace("3x3~0", "5x5~0"), **PGD8)
+    with pytest.raises(InputError, match="at least 1"):
+        robbench.top(0, **PGD8)
 
 
 # --- tables of one's own ----------------------------------------------------------------------------------------------
@@ -226,6 +268,53 @@ def test_an_architecture_that_was_not_measured_is_told_with_the_nearest(tmp_path
     with pytest.raises(InputError, match="does not number architectures"):
         table.query(7, "clean")
     assert [result.column.label for result in table.results("333333")] == ["pgd@0.2"]
+
+
+def test_equal_seeds_in_another_order_are_a_tie(tmp_path: Path) -> None:
+    seeds = {"333333": (0.1, 0.2, 0.3), "222222": (0.3, 0.2, 0.1)}
+    rows = [row(digits, value, seed=seed) for digits, values in seeds.items() for seed, value in enumerate(values)]
+    table = table_of(tmp_path, *rows, *(row(digits, 0.9, **CLEAN) for digits in seeds))
+    assert [result.rank for result in table.top(2, "pgd@0.2")] == [1, 1]
+    assert len(table.pareto(["clean", "pgd@0.2"])) == 2
+
+
+def test_architectures_with_operations_that_we_cannot_read_are_found_by_their_own_words(tmp_path: Path) -> None:
+    other: dict[str, Any] = {"architecture": "resnet-18", "canonical": None, "function": None, "source": "other"}
+    table = table_of(tmp_path, row("333333", 0.5), row("333333", 0.8, **other))
+    assert table.query("resnet-18").mean == 0.8 and table.top(1)[0].architecture == "resnet-18"
+    assert "resnet-18" in answers.top(table, [], 2).text()
+    with pytest.raises(InputError, match="malformed"):
+        table.query("resnet-34")
+
+
+def test_a_network_that_is_recorded_again_while_the_table_is_read_is_read_whole(tmp_path: Path) -> None:
+    tables.append(tmp_path, [row("333333", 0.5), row("333333", 0.9, **CLEAN)])
+    program = (
+        "import sys; from robust_nas import tables\n"
+        "rows = [tables.Row(**row) for row in tables.read(sys.argv[1]).to_pylist()]\n"
+        "while True: tables.append(sys.argv[1], rows)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    try:
+        for _ in range(300):
+            assert len(tables.load(tmp_path).columns) == 2
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "notes.parquet").write_text("no table")
+    with pytest.raises(InputError, match=r"damaged, or no table .*; if it was one, fetch, import or record it again"):
+        tables.load(tmp_path / "notes.parquet")
+    tables.append(tmp_path / "own", [row("333333", 0.5)])
+    (part,) = (tmp_path / "own").iterdir()
+    wrong = pq.read_table(part)
+    for accuracy in (47.5, float("nan")):
+        changed = wrong.set_column(wrong.schema.names.index("accuracy"), "accuracy", pa.array([accuracy]))
+        pq.write_table(changed.cast(wrong.schema), part)
+        with pytest.raises(InputError, match=r"accuracies outside \[0, 1\]"):
+            tables.load(tmp_path / "own")
 
 
 def test_labels_say_radius_norm_and_severity(tmp_path: Path) -> None:

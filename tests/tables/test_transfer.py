@@ -289,8 +289,8 @@ def test_another_file_than_the_card_describes_is_refused(extract: Path, own_home
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, "Exactly one card must fit format 'any' and name 'any', but these do: nas-robbench-201, "),
-        ({"name": "nas-robbench-201", "format": "robustness-dataset"}, "but these do: none; name one of"),
+        ({}, "format 'any' and name 'any' fit 4 cards; give the name of one: nas-robbench-201, "),
+        ({"name": "nas-robbench-201", "format": "robustness-dataset"}, "fit 0 cards; give the name of one"),
         ({"format": "nas-robbench"}, "There is no format 'nas-robbench'. Did you mean 'nas-robbench-201'"),
         ({"name": "nas-robbench"}, "There is no card of a table 'nas-robbench'"),
     ],
@@ -392,7 +392,7 @@ def test_tables_of_several_machines_are_united_and_equal_networks_taken_once(tmp
     tables.append(tmp_path / "a", [ROW, CLEAN, replace(ROW, model="model-1", accuracy=0.4)])
     tables.append(tmp_path / "b", [CLEAN, ROW, replace(ROW, source="run-b", accuracy=0.5)])
     tables.append(tmp_path / "into", [replace(ROW, source="run-c", accuracy=0.6)])
-    assert transfer.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "into") == 3
+    assert transfer.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "into") == (3, 4)
     assert sorted(found_in(tmp_path / "into")) == [
         ("run-a", "model-0", "clean", ROW.accuracy),
         ("run-a", "model-0", "pgd", ROW.accuracy),
@@ -401,7 +401,7 @@ def test_tables_of_several_machines_are_united_and_equal_networks_taken_once(tmp
         ("run-c", "model-0", "pgd", 0.6),
     ]
     # Doing it again, the target among the sources, changes nothing.
-    assert transfer.merge([tmp_path / "b", tmp_path / "into", tmp_path / "a"], tmp_path / "into") == 0
+    assert transfer.merge([tmp_path / "b", tmp_path / "into", tmp_path / "a"], tmp_path / "into") == (0, 4)
 
 
 @pytest.mark.parametrize("order", [("old", "new"), ("new", "old")])
@@ -435,7 +435,7 @@ def test_networks_that_are_appended_during_a_merge_are_kept(tmp_path: Path) -> N
         target=lambda: [tables.append(tmp_path / "into", [replace(ROW, source=f"own-{n}")]) for n in range(40)]
     )
     other.start()
-    assert transfer.merge([tmp_path / "a"], tmp_path / "into") == 40
+    assert transfer.merge([tmp_path / "a"], tmp_path / "into")[0] == 40
     other.join()
     expected = {f"run-{number}" for number in range(40)} | {f"own-{number}" for number in range(40)}
     assert {row[0] for row in found_in(tmp_path / "into")} == expected
