@@ -57,7 +57,8 @@ class Answer:
         """Return the answer in aligned columns."""
         heads = [_HEADS.get(key, key) for key in self.shown]
         body = [[_cell(key, record[key]) for key in self.shown] for record in self.records]
-        return "\n".join([*textwrap.wrap(self.title, 118, break_long_words=False, break_on_hyphens=False), "", *aligned([heads, *body]), *warnings(self.notes)])
+        title = textwrap.wrap(self.title, 118, break_long_words=False, break_on_hyphens=False)
+        return "\n".join([*title, "", *aligned([heads, *body]), *warnings(self.notes)])
 
     def json(self) -> str:
         """Return the answer as a JSON object with `records` and `caveats`."""
