@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -251,8 +252,12 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     while not list(tmp_path.glob("*/checkpoints/search.state.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    for attempt in range(4):
+        # Python loses an interrupt that falls into a finaliser: whoever waits in vain presses the keys again.
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, errors = process.communicate(timeout=20 if attempt < 3 else 60)
+            break
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"robust-nas run --resume {only_run(tmp_path)}" in errors
