@@ -1,14 +1,15 @@
 """Threat models: which perturbed images an adversary may send.
 
 Images are in [0, 1] and epsilon is in the same pixel units. `ThreatModel.around(images)` is the set of allowed images
-around each image: it draws random starts, takes steepest-ascent steps and projects. A returned image is inside the
+around each image: it places random starts, takes steepest-ascent steps and projects. A returned image is inside the
 ball and inside [0, 1] exactly, in real arithmetic and not only up to float32 rounding.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, get_args
 
 from pydantic import BeforeValidator
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 
+_LARGEST_EPSILON = {"linf": 1.0, "l2": 100.0, "l1": 10_000.0}
 
 Pixels = Annotated[float, BeforeValidator(parse_pixels)]
 """A length in pixel units of [0, 1]; configuration files may write it as a fraction."""
@@ -45,11 +47,11 @@ class ThreatModel:
     """All images within `epsilon` of the original in a norm, and inside [0, 1].
 
     Args:
-        norm: "linf" (largest change of one pixel) or "l2" (Euclidean length of the change).
+        norm: "linf" (largest change of one pixel), "l2" (Euclidean length of the change) or "l1" (sum of the changes).
         epsilon: radius in pixel units of [0, 1]; a fraction may be given as text, such as "8/255".
 
     Raises:
-        InputError: for an unknown norm, or an epsilon outside (0, 1] for linf and (0, 100] for l2.
+        InputError: for an unknown norm, or an epsilon outside (0, 1] for linf, (0, 100] for l2 and (0, 10000] for l1.
     """
 
     norm: Norm = "linf"
@@ -58,7 +60,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise InputError(f"ThreatModel.norm must be one of {', '.join(get_args(Norm))}, but got '{self.norm}'.")
-        high = 1.0 if self.norm == "linf" else 100.0
+        high = _LARGEST_EPSILON[self.norm]
         object.__setattr__(self, "epsilon", check_pixels("ThreatModel.epsilon", self.epsilon, high=high))
 
     @classmethod
@@ -87,7 +89,14 @@ class ThreatModel:
             InputError: if `images` are not floating point numbers in [0, 1].
         """
         check_images(images)
-        return LinfBall(images, self.epsilon) if self.norm == "linf" else L2Ball(images, self.epsilon)
+        kinds: dict[str, type[LinfBall | L2Ball | L1Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
+        return kinds[self.norm](images, self.epsilon)
+
+    def lengths(self, delta: Tensor) -> Tensor:
+        """Return the norm of each change [B, C, H, W] in double precision, [B]."""
+        order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[self.norm]
+        lengths: Tensor = delta.double().flatten(1).norm(p=order, dim=1)
+        return lengths
 
 
 def check_images(images: Tensor) -> None:
@@ -109,8 +118,14 @@ def check_images(images: Tensor) -> None:
 class Ball(Protocol):
     """The allowed images around a batch of images."""
 
+    def __getitem__(self, index: Tensor | slice) -> Ball:
+        """Return the allowed images around some of the images, as `images[index]` chooses them."""
+
     def random(self, generator: torch.Generator) -> Tensor:
         """Return one point per image, drawn uniformly from the ball and then projected onto [0, 1]."""
+
+    def at(self, uniform: Tensor) -> Tensor:
+        """Return the random points that independent uniform numbers [B, C * H * W + 1] in (0, 1) stand for."""
 
     def project(self, points: Tensor) -> Tensor:
         """Return the allowed points [B, C, H, W] for `points`: nearest in the ball, clipped to [0, 1]."""
@@ -122,13 +137,35 @@ class Ball(Protocol):
         """Return [B] booleans: whether each point is allowed, in exact arithmetic on the float32 values."""
 
 
-class LinfBall:
+class _Around:
+    """What the balls share."""
+
+    def __init__(self, images: Tensor, epsilon: float) -> None:
+        self._images, self._epsilon = images, epsilon
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        part = copy.copy(self)
+        # Epsilon is a number; what are tensors belong to the images.
+        part.__dict__ |= {key: value if key == "_epsilon" else value[index] for key, value in vars(self).items()}
+        return part
+
+    def random(self, generator: torch.Generator) -> Tensor:
+        import torch
+
+        shape = len(self._images), self._images[0:1].numel() + 1
+        return self.at(torch.rand(shape, device=self._images.device, generator=generator))
+
+    def at(self, uniform: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LinfBall(_Around):
     """The box [x - epsilon, x + epsilon] of each image, cut with [0, 1]."""
 
     def __init__(self, images: Tensor, epsilon: float) -> None:
         import torch
 
-        self._images, self._epsilon = images, epsilon
+        super().__init__(images, epsilon)
         exact = images.double()
         # Rounding x + epsilon to float32 can leave the ball by half a unit in the last place: step back inside.
         lower, upper = ((exact + offset).to(images.dtype) for offset in (-epsilon, epsilon))
@@ -136,10 +173,8 @@ class LinfBall:
         upper = torch.where(upper.double() - exact > epsilon, torch.nextafter(upper, images), upper)
         self.lower, self.upper = lower.clamp(0, 1), upper.clamp(0, 1)
 
-    def random(self, generator: torch.Generator) -> Tensor:
-        import torch
-
-        noise = torch.empty_like(self._images).uniform_(-self._epsilon, self._epsilon, generator=generator)
+    def at(self, uniform: Tensor) -> Tensor:
+        noise = self._epsilon * _symmetric(uniform[:, :-1], self._images)
         return self.project(self._images + noise)
 
     def project(self, points: Tensor) -> Tensor:
@@ -153,20 +188,15 @@ class LinfBall:
         return (inside & (points >= 0) & (points <= 1)).flatten(1).all(1)
 
 
-class L2Ball:
+class L2Ball(_Around):
     """The Euclidean ball of each image, cut with [0, 1] (projection onto the ball, then onto the box)."""
 
-    def __init__(self, images: Tensor, epsilon: float) -> None:
-        self._images, self._epsilon = images, epsilon
-
-    def random(self, generator: torch.Generator) -> Tensor:
-        import torch
-
-        direction = torch.empty_like(self._images).normal_(generator=generator)
-        uniform = torch.rand(len(direction), device=direction.device, generator=generator)
+    def at(self, uniform: Tensor) -> Tensor:
+        # Gaussian numbers have a uniform direction.
+        direction = _symmetric(uniform[:, :-1], self._images).erfinv()
         # The radius of a uniform point of a d-dimensional ball is U ** (1/d).
-        radius = self._epsilon * uniform ** (1 / max(direction[0].numel(), 1))
-        return self.project(self._images + _unit_l2(direction) * radius.view(-1, 1, 1, 1))
+        radius = self._epsilon * uniform[:, -1] ** (1 / max(uniform.shape[1] - 1, 1))
+        return self.project(self._images + _unit_l2(direction) * _per_image(radius).to(direction.dtype))
 
     def project(self, points: Tensor) -> Tensor:
         import torch
@@ -175,9 +205,9 @@ class L2Ball:
         # the length below epsilon after the sum is rounded to float32.
         delta = points - self._images
         length = delta.double().flatten(1).norm(dim=1)
-        radius = max(0.0, self._epsilon - 1e-7 * max(delta[0].numel(), 1) ** 0.5)
+        radius = max(0.0, self._epsilon - 1e-7 * max(delta[0:1].numel(), 1) ** 0.5)
         scale = torch.where(length > radius, radius / length.clamp_min(1e-300), 1.0).to(points.dtype)
-        return (self._images + delta * scale.view(-1, 1, 1, 1)).clamp(0, 1)
+        return (self._images + delta * _per_image(scale)).clamp(0, 1)
 
     def ascend(self, points: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         return self.project(points + step_size * _unit_l2(gradient))
@@ -187,7 +217,74 @@ class L2Ball:
         return (length <= self._epsilon) & ((points >= 0) & (points <= 1)).flatten(1).all(1)
 
 
+class L1Ball(_Around):
+    """The cross-polytope of each image, cut with [0, 1]; the projection is onto the intersection of the two."""
+
+    def at(self, uniform: Tensor) -> Tensor:
+        # Laplace numbers have a uniform direction in this norm.
+        signed = _symmetric(uniform[:, :-1], self._images)
+        direction = -signed.sign() * (1 - signed.abs()).log()
+        direction = direction / _per_image(direction.abs().flatten(1).sum(1).clamp_min(1e-30))
+        radius = self._epsilon * uniform[:, -1] ** (1 / max(uniform.shape[1] - 1, 1))
+        return self.project(self._images + direction * _per_image(radius).to(direction.dtype))
+
+    def project(self, points: Tensor) -> Tensor:
+        """Return the nearest points of the intersection of ball and box (Croce and Hein 2021, arXiv:2103.01208)."""
+        import torch
+
+        exact = self._images.double()
+        delta = (points.double() - exact).flatten(1)
+        length = delta.abs()
+        room = torch.where(delta > 0, 1 - exact.flatten(1), exact.flatten(1))
+        # The nearest change has the lengths min(max(length - lambda, 0), room). Their sum over the pixels is
+        # sum_j sign_j max(corner_j - lambda, 0): with the corners in descending order, it is known at each of them, and
+        # linear from the last at which it is below the radius.
+        corners = torch.cat([length, length - room], dim=1)
+        signs = torch.ones_like(corners)
+        signs[:, length.shape[1] :] = -1
+        corners, order = corners.sort(dim=1, descending=True)
+        signs = signs.gather(1, order)
+        slope, offset = signs.cumsum(1), (signs * corners).cumsum(1)
+        # Rounding the sums x + delta to float32 adds at most half a unit in the last place per pixel.
+        radius = max(0.0, self._epsilon - 4e-8 * length.shape[1])
+        below = (offset - slope * corners < radius).sum(1, keepdim=True).sub(1).clamp_min(0)
+        threshold = (offset.gather(1, below) - radius) / slope.gather(1, below).clamp_min(1)
+        shorter = torch.minimum((length - threshold.clamp_min(0)).clamp_min(0), room)
+        outside = torch.minimum(length, room).sum(1, keepdim=True) > radius
+        change = delta.sign() * torch.where(outside, shorter, torch.minimum(length, room))
+        return (exact + change.view_as(exact)).to(points.dtype).clamp(0, 1)
+
+    def ascend(self, points: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+        """Return the projected points after the step of that length that gains most and stays in [0, 1].
+
+        The pixels of the largest gradient go to their ends, one after the other, until the length is used up.
+        """
+        import torch
+
+        steepness, order = gradient.flatten(1).abs().sort(dim=1, descending=True)
+        up = gradient.flatten(1) > 0
+        room = torch.where(up, 1 - points.flatten(1), points.flatten(1)).gather(1, order) * (steepness > 0)
+        length = step_size.view(-1, 1) if isinstance(step_size, torch.Tensor) else step_size
+        spent = room.cumsum(1)
+        taken = torch.minimum(room, (length - (spent - room)).clamp_min(0))
+        change = torch.zeros_like(taken).scatter(1, order, taken) * torch.where(up, 1, -1)
+        return self.project(points + change.view_as(points) + 0 * gradient)  # a NaN stays one
+
+    def contains(self, points: Tensor) -> Tensor:
+        length = (points.double() - self._images.double()).abs().flatten(1).sum(1)
+        return (length <= self._epsilon) & ((points >= 0) & (points <= 1)).flatten(1).all(1)
+
+
+def _symmetric(uniform: Tensor, like: Tensor) -> Tensor:
+    """Return uniform numbers in (-1, 1), shaped as `like`, from ones in [0, 1]."""
+    return (2 * uniform - 1).clamp(-1 + 1e-6, 1 - 1e-6).view_as(like).to(like.dtype)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
 def _unit_l2(direction: Tensor) -> Tensor:
     # Scaled first: the squares of a sure model's tiny gradients would round to zero and stop an attack.
-    direction = direction / direction.abs().flatten(1).amax(1).clamp_min(1e-37).view(-1, 1, 1, 1)
-    return direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    direction = direction / _per_image(direction.abs().flatten(1).amax(1).clamp_min(1e-37))
+    return direction / _per_image(direction.flatten(1).norm(dim=1).clamp_min(1e-12))

@@ -11,6 +11,7 @@ THREATS = [
     ThreatModel(norm="linf", epsilon=8 / 255),
     ThreatModel(norm="linf", epsilon=0.3),
     ThreatModel(norm="l2", epsilon=0.5),
+    ThreatModel(norm="l1", epsilon=3.0),
 ]
 
 
@@ -37,7 +38,8 @@ def test_projected_and_random_points_are_inside_ball_and_box_in_exact_arithmetic
         ball.ascend(images, torch.randn(images.shape, generator=generator), scale),
     ):
         exact = points.double() - images.double()
-        length = exact.abs().flatten(1).amax(1) if threat.norm == "linf" else exact.flatten(1).norm(dim=1)
+        length = exact.flatten(1).norm(p={"linf": torch.inf, "l2": 2, "l1": 1}[threat.norm], dim=1)
+        assert torch.equal(threat.lengths(exact), length)
         assert bool((length <= threat.epsilon).all())
         assert float(points.min()) >= 0 and float(points.max()) <= 1
         assert bool(ball.contains(points).all())
@@ -52,7 +54,7 @@ def test_a_ramp_grows_linearly_and_stays_at_the_full_radius():
 
 def test_a_ball_smaller_than_float32_can_resolve_is_never_left():
     images = _images()
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         ball = ThreatModel(norm=norm, epsilon=1e-7).around(images)
         assert bool(ball.contains(ball.project(images + 0.1)).all())
         assert bool(ball.contains(ball.random(generator_at("cpu", 0))).all())
@@ -89,6 +91,45 @@ def test_the_l2_projection_is_the_nearest_point_of_the_ball_away_from_the_box():
     assert abs(projected.numpy() - found.x).max() < 1e-4
 
 
+def test_the_l1_projection_is_the_nearest_point_of_ball_and_box_together():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(12, 1, 2, 3, generator=generator)
+    points = images + 0.7 * torch.randn(12, 1, 2, 3, generator=generator)
+    points[0] = images[0] + 0.01 * (points[0] - images[0])  # inside
+    images[1, 0, 0] = torch.tensor([0.0, 1.0, 0.5])  # on the border
+    projected = ThreatModel(norm="l1", epsilon=0.8).around(images).project(points).double()
+    rows = (part.flatten(1).double().numpy() for part in (images, points, projected))
+    for center, point, found in zip(*rows, strict=True):
+        # Two non-negative variables, up and down, make the norm linear.
+        nearest = minimize(
+            lambda z, center=center, point=point: ((center + z[:6] - z[6:] - point) ** 2).sum(),
+            [0.01] * 12,
+            bounds=[*((0, 1 - x) for x in center), *((0, x) for x in center)],
+            constraints={"type": "ineq", "fun": lambda z: 0.8 - z.sum()},
+            options={"ftol": 1e-12, "maxiter": 500},
+        )
+        assert abs(found - (center + nearest.x[:6] - nearest.x[6:])).max() < 1e-3
+
+
+def test_part_of_a_ball_is_the_ball_of_that_part():
+    images, points = _images(), 2 * torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    for threat in THREATS:
+        ball, some = threat.around(images), torch.arange(64) % 3 == 0
+        for index in (some, some.nonzero().squeeze(1), slice(5, 9)):
+            assert torch.equal(ball[index].project(points[index]), ball.project(points)[index])
+
+
+def test_random_l1_starts_fill_the_ball_uniformly():
+    # Of a square on its corner, a share r^2 of the area is within r of its radius; and half lies where x is below 0.
+    images = torch.full((20_000, 1, 1, 2), 0.5)
+    moved = ThreatModel(norm="l1", epsilon=0.4).around(images).random(generator_at("cpu", 0)) - images
+    length = moved.flatten(1).abs().sum(1)
+    assert abs(float((length < 0.2).double().mean()) - 0.25) < 0.015
+    assert abs(float((moved[:, 0, 0, 0] < 0).double().mean()) - 0.5) < 0.015
+    # On the border, a pixel's part of the length is uniform.
+    assert abs(float((moved[:, 0, 0, 0].abs() < 0.3 * length).double().mean()) - 0.3) < 0.015
+
+
 def test_random_l2_starts_fill_the_ball_uniformly():
     # In d dimensions a share r^d of a ball's volume lies within r of its radius.
     images = torch.full((20_000, 1, 1, 2), 0.5)
@@ -100,11 +141,12 @@ def test_random_l2_starts_fill_the_ball_uniformly():
 def test_a_step_of_steepest_ascent_beats_every_random_step_of_its_length_on_a_linear_function():
     images = torch.full((1, 1, 2, 2), 0.5)
     gradient = torch.tensor([[[[1.0, -2.0], [0.5, 3.0]]]])
-    for threat in (ThreatModel(epsilon=0.2), ThreatModel(norm="l2", epsilon=0.2)):
+    for norm, order in (("linf", 1), ("l2", 2), ("l1", torch.inf)):
+        threat = ThreatModel(norm=norm, epsilon=0.2)
         gain = float((gradient * (threat.around(images).ascend(images, gradient, 0.2) - images)).sum())
         many = threat.around(images.expand(5000, -1, -1, -1).clone())
         random_gains = (gradient * (many.random(generator_at("cpu", 1)) - images)).flatten(1).sum(1)
-        dual = gradient.abs().sum() if threat.norm == "linf" else gradient.norm()
+        dual = gradient.norm(p=order)
         assert gain >= float(random_gains.max())
         assert gain == pytest.approx(0.2 * float(dual), rel=1e-4)
 
@@ -125,7 +167,7 @@ def test_a_wrong_epsilon_is_refused_in_one_sentence(epsilon, message):
 
 
 def test_an_unknown_norm_is_refused():
-    with pytest.raises(InputError, match="linf, l2"):
+    with pytest.raises(InputError, match="linf, l2, l1"):
         ThreatModel(norm="l7", epsilon=0.1)
 
 

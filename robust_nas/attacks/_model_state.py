@@ -18,7 +18,7 @@ BatchNorm = Literal["running", "batch"]
 """Whether batch norm uses its running statistics (evaluation mode) or the attacked batch's own."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits [B, K] and labels [B] to one loss per sample [B]; attacks make it larger."""
+"""Logits [B, K] and what they are compared with ([B, ...], mostly labels) to losses [B]; attacks make them larger."""
 
 
 @contextlib.contextmanager
@@ -68,15 +68,16 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running", *, fold: bool = 
             module.training = training
 
 
-def input_gradient(model: nn.Module, points: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logits [B, K], the losses [B] and the gradient of their sum with respect to `points` [B, C, H, W].
 
-    One forward and one backward pass, nothing that waits for the device; all three are detached.
+    `against` is the loss's second argument. One forward and one backward pass, nothing that waits for the device; all
+    three are detached.
     """
     points = points.detach().requires_grad_()
     with torch.enable_grad():
         logits = _full_precision(model(points))
-        losses = loss(logits, labels)
+        losses = loss(logits, against)
         (gradient,) = torch.autograd.grad(losses.sum(), points)
     return logits.detach(), losses.detach(), gradient
 
@@ -117,6 +118,15 @@ def check_at_least(name: str, value: int, low: int) -> None:
         raise InputError(f"{name} must be a whole number of at least {low}, but got {value!r}.")
 
 
+def check_leaving(name: str, early_stop: bool, batch_norm: BatchNorm) -> None:
+    """Raise InputError if samples are to leave a batch whose statistics the others need."""
+    if early_stop and batch_norm == "batch":
+        raise InputError(
+            f"{name}.early_stop takes samples out of the batch, which changes what batch_norm='batch' makes of the "
+            "others; set batch_norm='running'."
+        )
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log softmax(logits)_y, [B].
 
@@ -151,4 +161,63 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+def kl(logits: Tensor, clean: Tensor) -> Tensor:
+    """Return KL(softmax(clean) || softmax(logits)), [B], with the logits of the clean images [B, K]."""
+    wanted = clean.log_softmax(1)
+    return (wanted.exp() * (wanted - logits.log_softmax(1))).sum(1)
+
+
+def targeted_cross_entropy(logits: Tensor, pair: Tensor) -> Tensor:
+    """Return log softmax(logits)_t, [B], for pairs [B, 2] of label and target t."""
+    return -cross_entropy(logits, pair[:, 1])
+
+
+def targeted_margin(logits: Tensor, pair: Tensor) -> Tensor:
+    """Return z_t - z_y, [B], for pairs [B, 2] of label y and target t."""
+    own, target = logits.gather(1, pair).unbind(1)
+    return target - own
+
+
+def targeted_dlr(logits: Tensor, pair: Tensor) -> Tensor:
+    """Return the targeted difference of logits ratio, [B], for pairs [B, 2] of label y and target t.
+
+    (z_t - z_y) / (z_p1 - (z_p3 + z_p4) / 2) with z_p1 >= z_p2 >= ... (arXiv:2003.01690, equation 7).
+
+    Raises:
+        InputError: for fewer than 4 classes.
+    """
+    if logits.shape[1] < 4:
+        raise InputError(
+            f"The targeted DLR loss needs at least 4 classes, but the model has {logits.shape[1]}; use loss='margin'."
+        )
+    top = logits.topk(4, dim=1).values
+    return targeted_margin(logits, pair) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
+TARGETED_LOSSES: dict[str, Loss] = {
+    "cross_entropy": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}
+
+
+def next_best(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the classes of the largest logits except the label's, best first, [B, min(count, K - 1)]."""
+    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def due(points: Tensor, step: int) -> bool:
+    """Return whether to look for samples that can leave the batch: on an accelerator, looking waits for it."""
+    return points.device.type == "cpu" or step % 10 == 0
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """Return [B] values as [B, 1, 1, 1]."""
+    return values.view(-1, 1, 1, 1)
+
+
+def choose(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Return `one` [B, C, H, W] for the samples where `condition` [B] holds, and `other` for the rest."""
+    return torch.where(per_sample(condition), one, other)

@@ -71,8 +71,9 @@ class AutoAttackReference:
                     f"ratio compares that many logits), but the model has {num_classes}; use apgd and square instead."
                 )
             attack = AutoAttack(
-                model,
-                norm="Linf" if threat.norm == "linf" else "L2",
+                # The package keeps logits and losses in the images' precision.
+                lambda points: model(points).float(),
+                norm=threat.norm.capitalize(),
                 eps=threat.epsilon,
                 version=self.version,
                 seed=seed,

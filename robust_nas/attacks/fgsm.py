@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._model_state import BatchNorm, check_choice, check_finite, cross_entropy, frozen, input_gradient
-from robust_nas.seeds import generator_at
 from robust_nas.threat import Pixels, ThreatModel, check_pixels
 
 
@@ -45,7 +45,7 @@ class FGSM:
             return images.detach().clone()
         images = images.detach()
         ball = threat.around(images)
-        start = ball.random(generator_at(images.device, seed)) if self.random_start else images
+        start = ball.at(Draws(images, seed).uniform(images[0].numel() + 1, 0)) if self.random_start else images
         step_size = self.step_size or threat.epsilon * (1.25 if self.random_start else 1.0)
         with frozen(model, self.batch_norm):
             logits, _, gradient = input_gradient(model, start, labels, cross_entropy)

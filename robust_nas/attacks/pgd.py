@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks._ascents import Ascent, Ascents
 from robust_nas.attacks._model_state import (
-    LOSSES,
     BatchNorm,
     check_at_least,
     check_choice,
     check_finite,
+    check_leaving,
+    choose,
+    due,
     frozen,
     input_gradient,
     misclassified,
+    per_sample,
     scores,
 )
 from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at
 from robust_nas.threat import Pixels, ThreatModel, check_pixels
 
-PGDLoss = Literal["cross_entropy", "margin"]
+PGDLoss = Literal["cross_entropy", "margin", "dlr", "kl"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +37,30 @@ class PGD:
 
     From a random point of the ball, repeat `steps` times: move by `step_size` in the direction of steepest ascent,
     then project back onto the ball and onto valid images (Madry et al. 2018, arXiv:1706.06083, section 2.1). One
-    start costs exactly `steps` forward and backward passes and gives the last point. Several starts cost one more
-    forward pass each and give, sample by sample, the strongest of the last points: a misclassified one if there is
-    one, then the one of the highest loss.
+    start costs exactly `steps` forward and backward passes and gives the last point. Several starts or targets cost
+    one more forward pass each and give, sample by sample, the strongest of the last points: a misclassified one if
+    there is one, then the one of the highest loss. Targets and "kl" cost one forward pass of the clean images.
 
     Args:
-        step_size: step length in pixel units of [0, 1]; by default 2.5 epsilon / steps, with which a point can
-            travel from any start to any point of the ball.
+        step_size: length of the (first) step in pixel units of [0, 1]; by default 2.5 epsilon / steps, or twice that
+            where steps fall, with which a point can travel from any start to any point of the ball.
         steps: gradient steps; 0 leaves the random start.
         restarts: independent random starts; a sample that one has fooled is left out of the next ones.
         random_start: whether to start at a random point of the ball, or at the image itself.
-        loss: "cross_entropy", or "margin": the largest other logit minus the label's.
+        loss: "cross_entropy"; "margin": the largest other logit minus the label's; "dlr": the difference of logits
+            ratio (Croce and Hein 2020, arXiv:2003.01690), from 3 classes on; "kl": the divergence from the prediction
+            for the clean image (TRADES, Zhang et al. 2019, arXiv:1901.08573), which needs a random start.
+        targets: 0, or how many of the classes with the next largest logits to aim at, each in an ascent of its own
+            (MultiTargeted, Gowal et al. 2019, arXiv:1910.09338); any wrong prediction counts. "dlr" needs 4 classes.
+        momentum: the share of the accumulated gradient that a step keeps; each gradient enters divided by its l1 norm
+            (MI-FGSM, Dong et al. 2018, arXiv:1710.06081, algorithm 1).
+        schedule: "constant" steps, or "cosine": falling from `step_size` to almost 0 along half a cosine.
+        early_stop: whether a sample stays at its first misclassified point and leaves the batch. It saves work and
+            fools no fewer samples, but the points are not the strongest ones.
         batch_norm: "running" or "batch" statistics while attacking. With "batch" no sample leaves the batch.
 
     Raises:
-        InputError: for a value outside its range, or restarts that would all be the same.
+        InputError: for a value outside its range, or settings that contradict each other.
     """
 
     step_size: Pixels | None = None
@@ -54,6 +68,10 @@ class PGD:
     restarts: int = 1
     random_start: bool = True
     loss: PGDLoss = "cross_entropy"
+    targets: int = 0
+    momentum: float = 0.0
+    schedule: Schedule = "constant"
+    early_stop: bool = False
     batch_norm: BatchNorm = "running"
 
     def __post_init__(self) -> None:
@@ -61,12 +79,21 @@ class PGD:
             object.__setattr__(self, "step_size", check_pixels("PGD.step_size", self.step_size))
         check_at_least("PGD.steps", self.steps, 0)
         check_at_least("PGD.restarts", self.restarts, 1)
+        check_at_least("PGD.targets", self.targets, 0)
         check_choice("PGD.loss", self.loss, PGDLoss)
+        check_choice("PGD.schedule", self.schedule, Schedule)
         check_choice("PGD.batch_norm", self.batch_norm, BatchNorm)
+        check_leaving("PGD", self.early_stop, self.batch_norm)
+        if not self.momentum >= 0:
+            raise InputError(f"PGD.momentum must be at least 0, but got {self.momentum}.")
         if self.restarts > 1 and not self.random_start:
             raise InputError(
                 f"PGD.restarts must be 1 without a random start (every start is the image itself), "
                 f"but got {self.restarts}; set random_start=true."
+            )
+        if self.loss == "kl" and (self.targets or not self.random_start):
+            raise InputError(
+                "PGD.loss 'kl' has no target, and no gradient at the image itself; set targets=0 and random_start=true."
             )
 
     def perturb(
@@ -76,36 +103,56 @@ class PGD:
         images = images.detach()
         if len(images) == 0:
             return images.clone()
-        ball = threat.around(images)
-        with frozen(model, self.batch_norm):
-            if self.restarts == 1:
-                start = ball.random(generator_at(images.device, seed, 0)) if self.random_start else images.clone()
-                return self._climb(model, start, images, labels, threat)
-            best, fooled = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
-            highest = torch.full_like(labels, -torch.inf, dtype=torch.float64)
-            for restart in range(self.restarts):
-                # Drawn for the whole batch: a sample's start does not depend on which others have left.
-                start = ball.random(generator_at(images.device, seed, restart))
-                left = (~fooled if self.batch_norm == "running" else torch.ones_like(fooled)).nonzero().squeeze(1)
-                if len(left) == 0:
-                    break
-                points = self._climb(model, start[left], images[left], labels[left], threat)
-                logits = scores(model, points)
-                check_finite(self, logits)
-                losses, wrong = LOSSES[self.loss](logits, labels[left]).double(), misclassified(logits, labels[left])
-                stronger = (wrong & ~fooled[left]) | ((wrong == fooled[left]) & (losses > highest[left]))
-                chosen = left[stronger]
-                best[chosen], fooled[chosen], highest[chosen] = points[stronger], wrong[stronger], losses[stronger]
-            return best
 
-    def _climb(self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
-        """Return the last point of one ascent from `points`."""
-        if self.steps == 0:
-            return points
-        ball, step_size = threat.around(images), self.step_size or 2.5 * threat.epsilon / self.steps
-        for _ in range(self.steps):
-            logits, _, gradient = input_gradient(model, points, labels, LOSSES[self.loss])
-            points = ball.ascend(points, gradient, step_size)
-        # A NaN at any step has made the point NaN, and every later one.
-        check_finite(self, logits, points)
-        return points
+        def climb(ascent: Ascent) -> tuple[Tensor, Tensor, Tensor]:
+            points = self._climb(model, ascent, threat.epsilon)
+            logits = scores(model, points)
+            check_finite(self, logits)
+            return points, misclassified(logits, ascent.labels), ascent.loss(logits, ascent.against)
+
+        with frozen(model, self.batch_norm):
+            ascents = Ascents(
+                self,
+                model,
+                images,
+                labels,
+                threat,
+                seed,
+                restarts=self.restarts,
+                loss=self.loss,
+                targets=self.targets,
+                random_start=self.random_start,
+            )
+            if ascents.count == 1:
+                return self._climb(model, ascents.begin(0, slice(None)), threat.epsilon)
+            return ascents.strongest(climb, leave=self.batch_norm == "running")
+
+    def _climb(self, model: nn.Module, ascent: Ascent, epsilon: float) -> Tensor:
+        """Return the last point of one ascent, or with `early_stop` the first misclassified one."""
+        points, labels, against, ball = ascent.start, ascent.labels, ascent.against, ascent.ball
+        first_step = self.step_size or (5 if self.schedule == "cosine" else 2.5) * epsilon / max(self.steps, 1)
+        velocity = torch.zeros_like(points)
+        found, left = points.clone(), torch.arange(len(points), device=points.device)
+        for step in range(self.steps):
+            logits, _, gradient = input_gradient(model, points, against, ascent.loss)
+            if self.momentum:
+                length = gradient.abs().flatten(1).sum(1).clamp_min(1e-37)
+                velocity = gradient = self.momentum * velocity + gradient / per_sample(length)
+            falling = (1 + math.cos(math.pi * step / self.steps)) / 2 if self.schedule == "cosine" else 1.0
+            ascended = ball.ascend(points, gradient, first_step * falling)
+            if self.early_stop:
+                wrong = misclassified(logits, labels)
+                ascended = choose(wrong, points, ascended)
+                if due(points, step) and wrong.any():
+                    check_finite(self, logits)
+                    found[left[wrong]], stay = points[wrong], ~wrong
+                    left, labels, against, ball = left[stay], labels[stay], against[stay], ball[stay]
+                    ascended, velocity = ascended[stay], velocity[stay]
+            points = ascended
+            if len(points) == 0:
+                return found
+        if self.steps:
+            # A NaN at any step has made the point NaN, and every later one.
+            check_finite(self, logits, points)
+        found[left] = points
+        return found

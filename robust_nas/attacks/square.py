@@ -8,14 +8,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, margin, misclassified, scores
+from robust_nas.attacks._draws import Draws
+from robust_nas.attacks._model_state import (
+    check_at_least,
+    check_finite,
+    choose,
+    due,
+    frozen,
+    margin,
+    misclassified,
+    scores,
+)
 from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at
 from robust_nas.threat import ThreatModel
 
 # The share of the image that a square covers is halved after each of these iterations out of 10,000 (the authors'
 # published schedule).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+# Random numbers are made for so many queries at a time.
+_BLOCK = 50
+
+
+class _Chance:
+    """Each sample's own uniform random numbers [B, n], taken one after the other."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._taken = numbers, 0
+
+    def take(self, *shape: int) -> Tensor:
+        """Return the next numbers, [B, *shape]."""
+        count = math.prod(shape)
+        taken = self._numbers[:, self._taken : self._taken + count]
+        self._taken += count
+        return taken.reshape(-1, *shape)
+
+    def signs(self, *shape: int) -> Tensor:
+        """Return 1 or -1, [B, *shape]."""
+        return torch.where(self.take(*shape) < 0.5, -1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,31 +78,43 @@ class Square:
         images = images.detach()
         if len(images) == 0:
             return images.clone()
-        generator = generator_at(images.device, seed)
+        if threat.norm == "l1":
+            raise InputError("Square is for linf and l2, but got an l1 threat model; use apgd and fab instead.")
+        channels, height, width = images.shape[1:]
+        draws, per_query = Draws(images, seed), channels + 5
         start, propose = (_stripes, _flip_square) if threat.norm == "linf" else (_tiles, _move_square)
         with frozen(model):
-            best = threat.around(images).project(images + start(images, threat.epsilon, generator))
-            logits = scores(model, best)
+            # At most one sign per channel and column, or per channel and tile.
+            chance = _Chance(draws.uniform(channels * height * width, 0))
+            ball, left = threat.around(images), torch.arange(len(images), device=images.device)
+            points = ball.project(images + start(images, threat.epsilon, chance))
+            found = points.clone()
+            logits = scores(model, points)
             check_finite(self, logits)
-            highest, left = margin(logits, labels), (~misclassified(logits, labels)).nonzero().squeeze(1)
-            ball = threat.around(images[left])
+            highest, fooled = margin(logits, labels), misclassified(logits, labels)
             for query in range(1, self.queries):
+                if due(images, query) and fooled.any():
+                    found[left], stay = points, ~fooled
+                    left, points, images, labels = left[stay], points[stay], images[stay], labels[stay]
+                    highest, fooled, ball = highest[stay], fooled[stay], ball[stay]
+                    numbers = draws[left].uniform(_BLOCK * per_query, 1 + (query - 1) // _BLOCK)
                 if len(left) == 0:
-                    break
-                original, points = images[left], best[left]
-                side = self._side(query, images.shape[2], images.shape[3])
+                    return found
+                place = (query - 1) % _BLOCK
+                if place == 0:
+                    numbers = draws[left].uniform(_BLOCK * per_query, 1 + (query - 1) // _BLOCK)
+                chance = _Chance(numbers[:, place * per_query : (place + 1) * per_query])
                 # Algorithm 1, lines 4-6: propose a change inside a square and project.
-                candidates = ball.project(original + propose(points - original, threat.epsilon, side, generator))
+                side = self._side(query, height, width)
+                candidates = ball.project(images + propose(points - images, threat.epsilon, side, chance))
                 logits = scores(model, candidates)
-                values, wrong = margin(logits, labels[left]), misclassified(logits, labels[left])
+                values, wrong = margin(logits, labels), misclassified(logits, labels)
                 # Lines 7-9: keep it if it is better.
-                better = (values > highest[left]) | wrong
-                best[left], highest[left] = _choose(better, candidates, points), torch.maximum(values, highest[left])
-                if wrong.any():
-                    left = left[~wrong]
-                    ball = threat.around(images[left])
-            check_finite(self, logits)
-        return best
+                points = choose((values > highest) | wrong, candidates, points)
+                highest, fooled = torch.maximum(values, highest), fooled | wrong
+            check_finite(self, logits, highest)
+            found[left] = points
+        return found
 
     def _side(self, query: int, height: int, width: int) -> int:
         """Return the side of the square: its area is the scheduled share of the image."""
@@ -81,17 +123,17 @@ class Square:
         return min(max(round(math.sqrt(share * height * width)), 1), height, width)
 
 
-def _stripes(images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def _stripes(images: Tensor, epsilon: float, chance: _Chance) -> Tensor:
     """Return vertical stripes one pixel wide, epsilon or -epsilon at random in every channel (section 3.3)."""
-    batch, channels, _, width = images.shape
-    return epsilon * _signs((batch, channels, 1, width), images, generator).expand_as(images)
+    _, channels, _, width = images.shape
+    return epsilon * chance.signs(channels, 1, width).to(images).expand_as(images)
 
 
-def _flip_square(delta: Tensor, epsilon: float, side: int, generator: torch.Generator) -> Tensor:
+def _flip_square(delta: Tensor, epsilon: float, side: int, chance: _Chance) -> Tensor:
     """Return `delta` moved by 2 epsilon or -2 epsilon in every channel of one square per sample (algorithm 2)."""
     batch, channels, height, width = delta.shape
-    window = _windows(delta, side, generator)
-    signs = _signs((batch, channels, 1, 1), delta, generator)
+    window = _windows(delta, side, chance)
+    signs = chance.signs(channels, 1, 1).to(delta)
     # A change that moves nothing would waste a query; the authors draw again, here the signs are turned round.
     inside = torch.zeros(batch, 1, height * width, dtype=torch.bool, device=delta.device).scatter(2, window, True)
     inside = inside.view(batch, 1, height, width)
@@ -99,12 +141,12 @@ def _flip_square(delta: Tensor, epsilon: float, side: int, generator: torch.Gene
     return delta + 2 * epsilon * torch.where(same, -signs, signs) * inside
 
 
-def _tiles(images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def _tiles(images: Tensor, epsilon: float, chance: _Chance) -> Tensor:
     """Return a grid of about 5 x 5 bumps of random signs, of length epsilon altogether (section 3.4)."""
     batch, channels, height, width = images.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
-    signs = _signs((batch, channels, rows, columns), images, generator)
+    signs = chance.signs(channels, rows, columns).to(images)
     pattern = _bumps(side).to(images)
     grid = torch.einsum("bcrs,hw->bcrhsw", signs, pattern).reshape(batch, channels, rows * side, columns * side)
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
@@ -113,17 +155,17 @@ def _tiles(images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor
     return epsilon * delta / _length(delta.flatten(1)).view(-1, 1, 1, 1)
 
 
-def _move_square(delta: Tensor, epsilon: float, side: int, generator: torch.Generator) -> Tensor:
+def _move_square(delta: Tensor, epsilon: float, side: int, chance: _Chance) -> Tensor:
     """Return `delta` with one square's length moved into bumps in another square (algorithm 3)."""
-    batch, channels, height, width = delta.shape
+    _, channels, height, width = delta.shape
     # The authors keep the side odd and at least 3, so that the bumps have a centre.
     side = min(max(side + (side + 1) % 2, 3), height, width)
-    to, source = (_windows(delta, side, generator).expand(-1, channels, -1) for _ in range(2))
+    to, source = (_windows(delta, side, chance).expand(-1, channels, -1) for _ in range(2))
     flat = delta.flatten(2)
     unused = (epsilon**2 - (flat**2).sum((1, 2), keepdim=True)).clamp_min(0)
     pattern = _bumps(side).to(delta)
-    turned = torch.rand(batch, 1, 1, device=delta.device, generator=generator) < 0.5
-    bumps = torch.where(turned, pattern.T.flatten(), pattern.flatten()) * _signs((batch, channels, 1), delta, generator)
+    turned = chance.take(1, 1) < 0.5
+    bumps = torch.where(turned, pattern.T.flatten(), pattern.flatten()) * chance.signs(channels, 1).to(delta)
     there = flat.gather(2, to)
     direction = bumps + there / _length(there)
     # The length available to a channel: what the two squares hold, and its part of what is not used yet.
@@ -153,25 +195,14 @@ def _bump(height: int, width: int) -> Tensor:
     return terms.cumsum(0)[half - away] if height else torch.zeros(0, width, dtype=torch.float64)
 
 
-def _windows(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def _windows(images: Tensor, side: int, chance: _Chance) -> Tensor:
     """Return the flat pixel numbers [B, 1, side * side] of one uniformly placed square per sample."""
     batch, _, height, width = images.shape
     place = torch.arange(side, device=images.device)
-    rows, columns = (
-        torch.randint(0, size - side + 1, (batch, 1), device=images.device, generator=generator) + place
-        for size in (height, width)
-    )
+    rows, columns = ((chance.take(1) * (size - side + 1)).long() + place for size in (height, width))
     return (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1)
-
-
-def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, device=like.device, generator=generator).to(like.dtype) * 2 - 1
 
 
 def _length(values: Tensor) -> Tensor:
     length: Tensor = values.norm(dim=-1, keepdim=True)
     return length.clamp_min(1e-12)
-
-
-def _choose(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(condition.view(-1, 1, 1, 1), one, other)

@@ -5,6 +5,7 @@ One file is one kind of bound: a frozen, keyword-only dataclass with `margins`. 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -34,7 +35,7 @@ class LinearMargins:
         """Return the margins' lower bounds [N, K] over the ball: offsets - epsilon * |slopes|_q, q dual to p."""
         if self.slopes is None:
             return self.offsets
-        dual = 1 if threat.norm == "linf" else 2
+        dual = {"linf": 1.0, "l2": 2.0, "l1": math.inf}[threat.norm]
         return self.offsets - threat.epsilon * self.slopes.norm(p=dual, dim=-1)
 
 

@@ -78,7 +78,7 @@ class MarginHinge:
             offsets=tuple(c / scale for c, scale in zip(offsets, scales, strict=True)),
             slopes=slopes,
             epsilon=threat.epsilon,
-            order=1 if threat.norm == "linf" else 2,
+            order=_order(threat),
             scales=tuple(scales),
         )
 
@@ -113,6 +113,18 @@ class MarginHinge:
         for t in used[1:]:
             slopes.add_(self.slopes[t], alpha=weights[t])
         return offsets, slopes
+
+
+def _order(threat: ThreatModel) -> int:
+    """Return q of the norm that is dual to the threat's.
+
+    Raises:
+        InputError: for the l1 ball, whose dual norm the exact minimisation does not handle.
+    """
+    orders = {"linf": 1, "l2": 2}
+    if threat.norm not in orders:
+        raise InputError(f"RobBoost's weights are for the norms linf and l2, but the threat's is {threat.norm}.")
+    return orders[threat.norm]
 
 
 @dataclass(frozen=True, eq=False)

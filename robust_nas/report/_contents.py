@@ -145,8 +145,9 @@ def _read(path: Path) -> Any:
 def format_attack(name: str) -> str:
     """Return an attack's name as its paper writes it; a name that is not known stays as it is."""
     known = {
-        "fgsm": "FGSM", "pgd": "PGD", "apgd": "APGD", "square": "Square", "autoattack": "AutoAttack",
-        "autoattack_reference": "AutoAttack",
+        "fgsm": "FGSM", "pgd": "PGD", "apgd": "APGD", "fab": "FAB", "square": "Square",
+        "opt": "OPT", "sign_opt": "Sign-OPT", "szvr_g": "SZVR-G",
+        "autoattack": "AutoAttack", "autoattack_reference": "AutoAttack",
     }  # fmt: skip
     head = name.partition("[")[0]  # "pgd[steps=100]" is told from another PGD by its settings
     return f"{known.get(head, head)}{name[len(head) :]}"

@@ -11,18 +11,22 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.autoattack_reference import AutoAttackReference
+from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
 from robust_nas.threat import ThreatModel
 
 autopgd = pytest.importorskip("pyautoattack.autopgd_base")
+fab = pytest.importorskip("pyautoattack.fab_pt")
 square = pytest.importorskip("pyautoattack.square")
 
 LINF = ThreatModel(norm="linf", epsilon=0.15)
 L2 = ThreatModel(norm="l2", epsilon=0.7)
-NORMS = {"linf": "Linf", "l2": "L2"}
+L1 = ThreatModel(norm="l1", epsilon=1.5)
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,68 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         return float((model(images).argmax(1) == labels).float().mean())
 
 
+def agree(ours: Tensor, theirs: Tensor, labels: Tensor, model: nn.Module) -> None:
+    """Compare image by image: what stands against ours is at most 0.2 points more than what stands against theirs."""
+    with torch.no_grad():
+        stands, expected = model(ours).argmax(1) == labels, model(theirs).argmax(1) == labels
+    only_ours, only_theirs = int((expected & ~stands).sum()), int((stands & ~expected).sum())
+    # Where few images are left, one of them is more than 0.2 points.
+    assert only_theirs - only_ours <= max(1, 0.002 * len(labels)), (only_ours, only_theirs)
+    assert only_theirs <= 0.02 * len(labels), (only_ours, only_theirs)
+    assert 0.1 < expected.float().mean() < 0.9
+
+
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=lambda threat: threat.norm)
+def test_targeted_apgd_breaks_what_the_packages_does(
+    trained: tuple[nn.Module, Tensor, Tensor], threat: ThreatModel
+) -> None:
+    model, images, labels = trained
+    with torch.random.fork_rng():
+        theirs = autopgd.APGDAttack_targeted(
+            model,
+            n_iter=50,
+            n_target_classes=4,
+            norm=NORMS[threat.norm],
+            eps=threat.epsilon,
+            use_largereps=threat.norm == "l1",
+            logger=logging.getLogger("quiet"),
+        ).perturb(images, labels)
+    for early_stop in (False, True):
+        ours = APGD(steps=50, loss="dlr", targets=4, early_stop=early_stop).perturb(model, images, labels, threat)
+        agree(ours, theirs, labels, model)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=lambda threat: threat.norm)
+def test_fab_breaks_what_the_packages_does_with_changes_as_small(
+    trained: tuple[nn.Module, Tensor, Tensor], threat: ThreatModel
+) -> None:
+    model, images, labels = trained
+    with torch.random.fork_rng():
+        reference = fab.FABAttack_PT(
+            model, norm=NORMS[threat.norm], eps=threat.epsilon, n_iter=50, targeted=True, n_target_classes=4
+        )
+        theirs = reference.perturb(images, labels)
+    attack = FAB(steps=50, targets=4)
+    agree(attack.perturb(model, images, labels, threat), theirs, labels, model)
+    points, distance = attack.closest(model, images, labels, threat)
+    with torch.no_grad():
+        assert (model(points).argmax(1) != labels).all()
+    broken = (theirs != images).flatten(1).any(1)
+    ratio = distance[broken] / threat.lengths(theirs - images)[broken]
+    assert ratio.median() < 1 and ratio.max() < 1.03
+
+
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+def test_autoattack_leaves_what_the_packages_does_image_by_image(
+    trained: tuple[nn.Module, Tensor, Tensor], threat: ThreatModel
+) -> None:
+    model, images, labels = trained
+    theirs = AutoAttackReference().perturb(model, images[:100], labels[:100], threat)
+    ours = AutoAttack().perturb(model, images[:100], labels[:100], threat)
+    agree(ours, theirs, labels[:100], model)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=lambda threat: threat.norm)
 @pytest.mark.parametrize(("loss", "theirs"), [("cross_entropy", "ce"), ("dlr", "dlr")])
 def test_apgd_leaves_as_much_as_the_packages(
     trained: tuple[nn.Module, Tensor, Tensor], threat: ThreatModel, loss: str, theirs: str
@@ -71,12 +136,14 @@ def test_apgd_leaves_as_much_as_the_packages(
             norm=NORMS[threat.norm],
             eps=threat.epsilon,
             loss=theirs,
+            use_largereps=threat.norm == "l1",
             logger=logging.getLogger("quiet"),
         )
         expected = accuracy(model, reference.perturb(images, labels), labels)
     found = APGD(steps=50, loss=loss).perturb(model, images, labels, threat)  # type: ignore[arg-type]
     assert 0.2 < expected < 0.9
-    assert accuracy(model, found, labels) == pytest.approx(expected, abs=0.03)
+    # In l1 ours goes on to break a few that theirs leaves.
+    assert expected - (0.1 if threat.norm == "l1" else 0.03) <= accuracy(model, found, labels) <= expected + 0.03
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)

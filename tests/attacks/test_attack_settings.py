@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from robust_nas.attacks.apgd import APGD, checkpoint_steps
+from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.autoattack_reference import AutoAttackReference
+from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square, _bump, _bumps
@@ -26,7 +28,16 @@ from robust_nas.threat import ThreatModel
         (lambda: PGD(steps=2.5), "PGD.steps must be a whole number"),  # type: ignore[arg-type]
         (lambda: PGD(restarts=0), "PGD.restarts must be a whole number of at least 1"),
         (lambda: PGD(restarts=2, random_start=False), "set random_start=true"),
-        (lambda: PGD(loss="dlr"), "PGD.loss must be one of cross_entropy, margin, but got 'dlr'"),  # type: ignore[arg-type]
+        (lambda: PGD(loss="hinge"), "PGD.loss must be one of cross_entropy, margin, dlr, kl, but got 'hinge'"),  # type: ignore[arg-type]
+        (lambda: PGD(loss="kl", random_start=False), "set targets=0 and random_start=true"),
+        (lambda: PGD(loss="kl", targets=2), "set targets=0 and random_start=true"),
+        (lambda: PGD(momentum=-1), "PGD.momentum must be at least 0"),
+        (lambda: PGD(schedule="linear"), "PGD.schedule must be one of constant, cosine"),  # type: ignore[arg-type]
+        (lambda: PGD(early_stop=True, batch_norm="batch"), "set batch_norm='running'"),
+        (lambda: APGD(early_stop=True, batch_norm="batch"), "set batch_norm='running'"),
+        (lambda: APGD(targets=-1), "APGD.targets must be a whole number of at least 0"),
+        (lambda: FAB(targets=0), "FAB.targets must be a whole number of at least 1"),
+        (lambda: AutoAttack(queries=0), "AutoAttack.queries must be a whole number of at least 1"),
         (lambda: PGD(batch_norm="eval"), "PGD.batch_norm must be one of running, batch"),  # type: ignore[arg-type]
         (lambda: APGD(steps=0), "APGD.steps must be a whole number of at least 1"),
         (lambda: Square(queries=0), "Square.queries must be a whole number of at least 1"),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
@@ -24,6 +25,7 @@ class Counting(nn.Module):
         self.linear = nn.Linear(16, 2)
         nn.init.constant_(self.linear.weight[0], 0.1)  # type: ignore[arg-type]
         nn.init.constant_(self.linear.weight[1], -0.1)  # type: ignore[arg-type]
+        nn.init.zeros_(self.linear.bias)
         self.bias = torch.tensor([bias, 0.0])
         self.forwards = self.backwards = self.images = 0
 
@@ -47,7 +49,13 @@ class Counting(nn.Module):
         (PGD(steps=7, random_start=False, loss="margin", batch_norm="batch"), 7, 7),
         (PGD(steps=0), 0, 0),
         (PGD(steps=7, restarts=3), 24, 21),
+        (PGD(steps=7, momentum=1.0, schedule="cosine", early_stop=True), 7, 7),
+        (PGD(steps=7, targets=9), 8, 7),  # of two classes, one can be a target
+        (PGD(steps=7, loss="kl", restarts=2), 17, 14),
         (APGD(steps=10), 11, 11),
+        (APGD(steps=10, targets=1, restarts=2, early_stop=True), 23, 22),
+        # The clean logits, then in every step one pass with and one without a gradient, and the search at the end.
+        (FAB(steps=10), 1 + 2 * 10 + 5, 10),
         (Square(queries=13), 13, 0),
     ],
     ids=repr,
@@ -58,7 +66,18 @@ def test_an_attack_that_fails_costs_its_stated_passes(attack: Attack, forwards: 
     assert (model.forwards, model.backwards) == (forwards, backwards)
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=2, restarts=5), APGD(steps=2, restarts=5), Square(queries=50)], ids=repr)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(steps=2, restarts=5),
+        PGD(steps=9, step_size=0.1, early_stop=True),
+        APGD(steps=2, restarts=5),
+        APGD(steps=9, early_stop=True),
+        FAB(steps=9),
+        Square(queries=50),
+    ],
+    ids=repr,
+)
 def test_a_fooled_image_leaves_the_batch(attack: Attack) -> None:
     # The sum of the pixels decides; the first two images lie close enough to the boundary, the others far from it.
     images = torch.cat([torch.full((2, 1, 4, 4), 0.51), torch.full((2, 1, 4, 4), 0.9)])

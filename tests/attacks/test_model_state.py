@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from robust_nas.attacks._model_state import cross_entropy, dlr, frozen, input_gradient, margin
+from robust_nas.attacks._model_state import (
+    cross_entropy,
+    dlr,
+    frozen,
+    input_gradient,
+    kl,
+    margin,
+    next_best,
+    targeted_cross_entropy,
+    targeted_dlr,
+    targeted_margin,
+)
 from robust_nas.errors import InputError
 
 
@@ -86,6 +97,28 @@ def test_the_losses_have_the_values_computed_by_hand() -> None:
     assert margin(logits, labels).tolist() == [-1.0, 3.0]
     # (3 - 4) / (4 - 1) where the label is the largest, (4 - 1) / (4 - 1) where it is not.
     assert dlr(logits, labels).tolist() == pytest.approx([-1 / 3, 1.0])
+
+
+def test_the_targeted_losses_have_the_values_computed_by_hand() -> None:
+    logits, pair = torch.tensor([[4.0, 1.0, 3.0, 0.0]]), torch.tensor([[0, 2]])
+    assert targeted_margin(logits, pair).tolist() == [-1.0]
+    # (3 - 4) / (4 - (1 + 0) / 2).
+    assert targeted_dlr(logits, pair).item() == pytest.approx(-1 / 3.5)
+    assert targeted_cross_entropy(logits, pair).item() == pytest.approx(logits.log_softmax(1)[0, 2].item())
+    assert next_best(logits, torch.tensor([0]), 9).tolist() == [[2, 1, 3]]
+    assert next_best(logits, torch.tensor([1]), 2).tolist() == [[0, 2]]
+
+
+def test_kl_is_the_divergence_from_the_clean_prediction() -> None:
+    logits, clean = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    expected = torch.nn.functional.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="none").sum(1)
+    assert torch.allclose(kl(logits, clean), expected)
+    assert kl(clean, clean).abs().max() < 1e-12
+
+
+def test_the_targeted_dlr_loss_of_three_classes_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 4 classes, but the model has 3"):
+        targeted_dlr(torch.zeros(1, 3), torch.tensor([[0, 1]]))
 
 
 def test_the_cross_entropy_of_a_sure_model_is_not_rounded_to_zero() -> None:

@@ -1,0 +1,108 @@
+"""Several ascents, from several starts and to several targets, of which each sample keeps the strongest point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.attacks._draws import Draws
+from robust_nas.attacks._model_state import LOSSES, TARGETED_LOSSES, Loss, check_finite, next_best, scores
+from robust_nas.threat import Ball, ThreatModel
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Where one ascent begins and what it maximises.
+
+    Args:
+        start: points of the ball [B, C, H, W].
+        images: the originals [B, C, H, W].
+        labels: [B].
+        against: [B, ...], what the loss compares the logits with.
+        ball: the allowed points around `images`.
+        loss: of logits and `against`.
+    """
+
+    start: Tensor
+    images: Tensor
+    labels: Tensor
+    against: Tensor
+    ball: Ball
+    loss: Loss
+
+
+Climb = Callable[[Ascent], tuple[Tensor, Tensor, Tensor]]
+"""An ascent to its strongest point [B, C, H, W], whether that is misclassified [B], and its loss [B]."""
+
+
+class Ascents:
+    """The ascents of one attack on one batch: every restart, and in it every target.
+
+    Args:
+        attack: for error messages.
+        restarts: random starts per target.
+        loss: a key of `LOSSES`.
+        targets: how many of the next best classes to aim at, one after the other; 0 for none.
+        random_start: whether ascents begin at random points of the ball, or at the images.
+
+    Raises:
+        InputError: for a NaN in the logits of the clean images, where they are needed.
+    """
+
+    def __init__(
+        self,
+        attack: object,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        seed: int,
+        *,
+        restarts: int,
+        loss: str,
+        targets: int,
+        random_start: bool = True,
+    ) -> None:
+        self._images, self._labels, self._random_start = images, labels, random_start
+        self._ball, self._draws = threat.around(images), Draws(images, seed)
+        # [targets, B, ...], one row where there is no target.
+        self._against, self._loss = labels.unsqueeze(0), LOSSES[loss]
+        if targets or loss == "kl":
+            logits = scores(model, images)
+            check_finite(attack, logits)
+            if loss == "kl":
+                self._against = logits.unsqueeze(0)
+            else:
+                others = next_best(logits, labels, targets).T
+                self._against = torch.stack([labels.expand_as(others), others], dim=2)
+                self._loss = TARGETED_LOSSES[loss]
+        self.count = restarts * len(self._against)
+
+    def begin(self, number: int, left: Tensor | slice) -> Ascent:
+        """Return one ascent of the images `left`, by index."""
+        images, ball = self._images[left], self._ball[left]
+        # A sample's start does not depend on which others have left.
+        start = ball.at(self._draws[left].uniform(images[0].numel() + 1, number)) if self._random_start else images
+        against = self._against[number % len(self._against), left]
+        return Ascent(start, images, self._labels[left], against, ball, self._loss)
+
+    def strongest(self, climb: Climb, *, leave: bool) -> Tensor:
+        """Return each sample's strongest point: a misclassified one if any, then the one of the highest loss.
+
+        Args:
+            leave: whether a sample that one ascent has fooled is left out of the next ones.
+        """
+        best, fooled = self._images.clone(), torch.zeros_like(self._labels, dtype=torch.bool)
+        highest = torch.full_like(self._labels, -torch.inf, dtype=torch.float64)
+        for number in range(self.count):
+            left = (~fooled if leave else torch.ones_like(fooled)).nonzero().squeeze(1)
+            if len(left) == 0:
+                break
+            points, wrong, losses = climb(self.begin(number, left))
+            stronger = (wrong & ~fooled[left]) | ((wrong == fooled[left]) & (losses > highest[left]))
+            chosen = left[stronger]
+            best[chosen], fooled[chosen], highest[chosen] = points[stronger], wrong[stronger], losses[stronger].double()
+        return best

@@ -1,0 +1,91 @@
+"""AutoAttack: four attacks without parameters, each on what the one before left (arXiv:2003.01690, section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.attacks import Attack
+from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, misclassified, scores
+from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.fab import FAB
+from robust_nas.attacks.square import Square
+from robust_nas.errors import InputError
+from robust_nas.seeds import seed_at
+from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack:
+    """The "standard" AutoAttack (Croce and Hein 2020, arXiv:2003.01690).
+
+    APGD on the cross-entropy, APGD on the targeted difference of logits ratio, FAB-T and Square; a sample that one
+    of them fools is not attacked again. Results are AutoAttack's only with the default settings. With fewer than 10
+    classes every other class is a target. An image that nothing fools is returned as it is.
+
+    Args:
+        steps: of APGD and FAB.
+        targets: of APGD-T and FAB-T.
+        queries: of Square.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    steps: int = 100
+    targets: int = 9
+    queries: int = 5000
+
+    def __post_init__(self) -> None:
+        check_at_least("AutoAttack.steps", self.steps, 1)
+        check_at_least("AutoAttack.targets", self.targets, 1)
+        check_at_least("AutoAttack.queries", self.queries, 1)
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """The attacks, in their order."""
+        return (
+            APGD(steps=self.steps, early_stop=True),
+            APGD(steps=self.steps, loss="dlr", targets=self.targets, early_stop=True),
+            FAB(steps=self.steps, targets=self.targets),
+            Square(queries=self.queries),
+        )
+
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`.
+
+        Raises:
+            InputError: for a model with fewer than 4 classes, which the targeted ratio compares, or an l1 threat model.
+        """
+        if threat.norm == "l1":
+            raise InputError("AutoAttack is for linf and l2, but got an l1 threat model; use apgd and fab instead.")
+        found = images.detach().clone()
+        if len(found) == 0:
+            return found
+        left = torch.arange(len(found), device=found.device)
+        for number, attack in enumerate((None, *self.attacks)):
+            originals, own = images.detach()[left], labels[left]
+            points = (
+                originals
+                if attack is None
+                else attack.perturb(model, originals, own, threat, seed=seed_at(seed, "autoattack", number))
+            )
+            # Judged by the model as it is: with batch norm folded, as attacks run it, logits differ by rounding.
+            with frozen(model, fold=False):
+                logits = scores(model, points)
+            check_finite(self, logits)
+            if logits.shape[1] < 4:
+                raise InputError(
+                    f"AutoAttack needs at least 4 classes (its targeted difference of logits ratio compares that many "
+                    f"logits), but the model has {logits.shape[1]}; use apgd, fab and square instead."
+                )
+            wrong = misclassified(logits, own)
+            found[left[wrong]] = points[wrong]
+            left = left[~wrong]
+            if len(left) == 0:
+                break
+        return found
