@@ -17,7 +17,7 @@ def test_a_component_is_found_by_its_files_name():
 
 def test_an_unknown_name_is_refused_with_a_suggestion_and_what_there_is():
     with pytest.raises(
-        InputError, match=r"robust_nas.attacks has no 'pdg'. Did you mean 'pgd'\? Available: .*fgsm, pgd"
+        InputError, match=r"robust_nas.attacks has no 'pdg'. Did you mean 'pgd'\? Available: .*fgsm, opt, pgd"
     ):
         attacks.get("pdg")
 

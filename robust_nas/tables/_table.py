@@ -174,6 +174,7 @@ class Table:
         self._chosen: dict[Any, int] = {}
         self._class_of_text: dict[str, int] = {}
         self._floors: dict[int, NoiseFloor | None] = {}
+        self._of_number: dict[int, Floats] = {}
 
     def __repr__(self) -> str:
         return f"Table({self.name!r}, {len(self)} classes, {len(self.columns)} columns)"
@@ -273,12 +274,16 @@ class Table:
             ArchitectureNotInTable: if one of them is not in the column.
             InputError: as `query`.
         """
-        means = self._means[self._place(label, criteria)]
-        classes = self._classes(architectures)
-        found = np.where(classes < 0, np.nan, means[classes])
-        if np.isnan(found).any():
-            missing = architectures[int(np.flatnonzero(np.isnan(found))[0])]
-            raise self._not_in_table(missing, [self._place(label, criteria)])
+        column = self._place(label, criteria)
+        given = np.asarray(architectures)
+        if given.ndim != 1:
+            raise InputError(f"query_many takes a list of architectures, but got an array of shape {given.shape}.")
+        if given.dtype.kind in "iu":
+            found = self._of_numbers(column, given)
+        else:
+            found = self._means[column, [self._class(text) for text in given.tolist()]]
+        if np.isnan(found.sum()):
+            raise self._not_in_table(given[int(np.flatnonzero(np.isnan(found))[0])], [column])
         return found
 
     def values(self, label: str | None = None, /, **criteria: Any) -> Floats:
@@ -446,23 +451,16 @@ class Table:
             self._class_of_text[architecture] = place
         return place
 
-    def _classes(self, architectures: Sequence[str] | Sequence[int] | NDArray[Any]) -> Ints:
-        """Return the place of each architecture's class."""
-        given = np.asarray(architectures)
-        if given.ndim != 1:
-            raise InputError(f"query_many takes a list of architectures, but got an array of shape {given.shape}.")
-        if given.dtype.kind not in "iu":
-            return np.fromiter((self._class(str(text)) for text in architectures), np.int64, len(architectures))
+    def _of_numbers(self, column: int, numbers: Ints) -> Floats:
+        """Return the mean accuracy in one column of architectures in the source's numbering, NaN if there is none."""
         if not self.index:
             raise InputError(f"The table {self.name} does not number architectures; give their strings.")
-        try:
-            if given.size and given.min() < 0:
-                raise IndexError
-            return self._class_of_index[given]
-        except IndexError:
-            wrong = given[(given < 0) | (given >= len(self.index))][0]
-            self._digits_of_index(int(wrong))
-            raise
+        if column not in self._of_number:
+            classes = self._class_of_index
+            self._of_number[column] = np.where(classes < 0, np.nan, self._means[column, classes])
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self.index)):
+            self._digits_of_index(int(numbers[(numbers < 0) | (numbers >= len(self.index))][0]))
+        return self._of_number[column].take(numbers)
 
     def _digits_of_index(self, index: int) -> str:
         if not self.index:
