@@ -437,14 +437,10 @@ class Table:
             if len(text) == 6 and text.isascii() and text.isdigit() and max(text) < "5":
                 place = int(self._class_of_cell[int(text, 5)])
         if place < 0:
-            try:
-                place = self._class_of_canonical.get(Architecture.parse(text).canonical, -1)
-            except InputError:
-                # A space of the user's own may have other operations than those that we can read.
-                if text not in self.architectures:
-                    raise
-        if place < 0 and text in self.architectures:
-            place = self.architectures.index(text)
+            # First by its own words: a space of the user's own may have operations that we cannot read.
+            place = self._class_of_form.get(text, -1)
+        if place < 0:
+            place = self._class_of_canonical.get(Architecture.parse(text).canonical, -1)
         if place < 0:
             raise self._not_in_table(architecture, range(len(self.columns)))
         if len(self._class_of_text) < 100_000:
@@ -479,6 +475,10 @@ class Table:
         classes = self._class_of_index
         found[classes[::-1]] = np.arange(len(classes))[::-1]
         return found
+
+    @cached_property
+    def _class_of_form(self) -> dict[str, int]:
+        return {architecture: place for place, architecture in enumerate(self.architectures)}
 
     @cached_property
     def _class_of_canonical(self) -> dict[str, int]:
