@@ -8,11 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from robust_nas import tables
 from robust_nas.architecture import Architecture
@@ -122,8 +123,7 @@ def pareto(table: Table, words: Sequence[str]) -> Answer:
     ]
     if not records:
         raise InputError(f"No architecture of the table {table.name} is in all of {', '.join(labels)}; name others.")
-    known = [table.values(label, **criteria) for label in labels]
-    lacking = sum(any(value != value for value in values) for values in zip(*known, strict=True))
+    lacking = int(np.isnan([table.values(label, **criteria) for label in labels]).any(axis=0).sum())
     where = front[0][0].column.dataset
     return Answer(
         f"{table.name}: the classes that no other beats in {' and '.join(labels)} on {where}, in %",
@@ -141,15 +141,15 @@ def overview(table: Table) -> Answer:
     records = []
     for column in table.columns:
         values = table.values(**asdict(column))
-        known = sorted(values[values == values].tolist())
+        known = values[~np.isnan(values)]
         floor = table.noise_floor(**asdict(column))
         records.append(
             {
                 **asdict(column),
                 "num_classes": len(known),
-                "mean": sum(known) / len(known),
-                "median": statistics.median(known),
-                "max": known[-1],
+                "mean": float(known.mean()),
+                "median": float(np.median(known)),
+                "max": float(known.max()),
                 "noise_floor": floor and floor.std,
             }
         )

@@ -73,7 +73,7 @@ class Interval:
 
 
 def _box_around(images: Tensor, threat: ThreatModel) -> Box:
-    """Return the smallest box that holds the ball (of either norm), cut with the valid images [0, 1]."""
+    """Return the smallest box that holds the ball (of any norm), cut with the valid images [0, 1]."""
     return Box((images - threat.epsilon).clamp(0, 1), (images + threat.epsilon).clamp(0, 1))
 
 

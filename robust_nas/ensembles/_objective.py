@@ -78,7 +78,7 @@ class MarginHinge:
             offsets=tuple(c / scale for c, scale in zip(offsets, scales, strict=True)),
             slopes=slopes,
             epsilon=threat.epsilon,
-            order=_order(threat),
+            order=1 if slopes is None else _order(threat),
             scales=tuple(scales),
         )
 
@@ -123,7 +123,10 @@ def _order(threat: ThreatModel) -> int:
     """
     orders = {"linf": 1, "l2": 2}
     if threat.norm not in orders:
-        raise InputError(f"RobBoost's weights are for the norms linf and l2, but the threat's is {threat.norm}.")
+        raise InputError(
+            f"RobBoost joins linear bounds for the norms linf and l2, but the threat's is {threat.norm}; "
+            "use interval bounds."
+        )
     return orders[threat.norm]
 
 

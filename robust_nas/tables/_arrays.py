@@ -8,7 +8,7 @@ more than a whole query; and memory that is touched for the first time costs mor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +16,39 @@ import numpy as np
 import pyarrow as pa
 
 from robust_nas.errors import InputError
+from robust_nas.pixels import format_pixels
 from robust_nas.tables._store import read_varying
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IDENTITY = (
-    "space",
-    "skeleton",
-    "dataset",
-    "split",
-    "recipe",
-    "recipe_hash",
-    "attack",
-    "norm",
-    "epsilon",
-    "severity",
-    "evaluation_hash",
-)
+
+@dataclass(frozen=True)
+class Column:
+    """One way to train and to measure: the columns of `Row` that identify a quantity, the network and seed aside."""
+
+    space: str
+    skeleton: str
+    dataset: str
+    split: str
+    recipe: str
+    recipe_hash: str | None
+    attack: str
+    norm: str | None
+    epsilon: float | None
+    severity: int | None
+    evaluation_hash: str | None
+
+    @property
+    def label(self) -> str:
+        """What was measured, in short: "clean", "pgd@8/255", "pgd@l2:0.5", "corruption:fog@3"."""
+        if self.epsilon is not None:
+            norm = "" if self.norm == "linf" else f"{self.norm}:"
+            return f"{self.attack}@{norm}{format_pixels(self.epsilon)}"
+        return self.attack if self.severity is None else f"{self.attack}@{self.severity}"
+
+
+IDENTITY = tuple(field.name for field in fields(Column))
 """The columns of `Row` that identify a quantity, the network and the seed aside."""
 
 
@@ -42,7 +57,7 @@ class Arrays:
     """A table's content; NaN is what was not measured or is not known.
 
     Args:
-        columns: the values of `IDENTITY` of each column, by first appearance.
+        columns: by first appearance.
         canonical: the canonical form of each class, by first appearance.
         architectures: the string forms of what was trained.
         architecture_of: for each class, the place of its first architecture among them.
@@ -55,7 +70,7 @@ class Arrays:
         metadata: the file's.
     """
 
-    columns: list[dict[str, Any]]
+    columns: list[Column]
     canonical: list[str]
     architectures: list[str]
     architecture_of: NDArray[Any]
@@ -108,7 +123,7 @@ def read_arrays(path: Path) -> Arrays:
         first = np.zeros(shape[1], dtype=np.int64)
         first[classes[::-1]] = np.arange(len(rows))[::-1]
     return Arrays(
-        columns=[{**fixed, **dict(zip(varying, values, strict=True))} for values in combinations],
+        columns=[Column(**fixed, **dict(zip(varying, values, strict=True))) for values in combinations],
         canonical=canonical,
         architectures=architectures,
         architecture_of=forms[first],

@@ -44,7 +44,8 @@ def read(path: Path | str, **filters: Any) -> pa.Table:
         InputError: if there is no table, a file is damaged or of a newer version, or a column is unknown.
     """
     for name in filters:
-        check_column(name)
+        if name not in SCHEMA.names:
+            raise InputError(f"The table has no column '{name}'. {suggest(name, SCHEMA.names)}")
     table = read_rows(Path(path))
     for name, wanted in filters.items():
         if name == "epsilon" and isinstance(wanted, str):
@@ -52,12 +53,6 @@ def read(path: Path | str, **filters: Any) -> pa.Table:
         # A file's numbering is of all of its classes.
         table = table.filter(_matching(table[name], wanted)).replace_schema_metadata(SCHEMA.metadata)
     return table
-
-
-def check_column(name: str) -> None:
-    """Raise InputError unless `name` is a column of every table."""
-    if name not in SCHEMA.names:
-        raise InputError(f"The table has no column '{name}'. {suggest(name, SCHEMA.names)}")
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -20,7 +20,7 @@ from robust_nas import catalogue
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.pixels import format_pixels, parse_pixels
-from robust_nas.tables._arrays import IDENTITY, read_arrays
+from robust_nas.tables._arrays import IDENTITY, Column, read_arrays
 from robust_nas.tables._schema import CLASSES_KEY, INDEX_KEY
 from robust_nas.tables._store import place, read
 
@@ -38,31 +38,6 @@ _NUM_CELLS = len(OPERATIONS) ** 6
 
 class ArchitectureNotInTable(InputError):
     """The architecture, and every one equivalent to it, was not measured; the message names the nearest that were."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One way to train and to measure: the columns of `Row` that identify a quantity, the network and seed aside."""
-
-    space: str
-    skeleton: str
-    dataset: str
-    split: str
-    recipe: str
-    recipe_hash: str | None
-    attack: str
-    norm: str | None
-    epsilon: float | None
-    severity: int | None
-    evaluation_hash: str | None
-
-    @property
-    def label(self) -> str:
-        """What was measured, in short: "clean", "pgd@8/255", "pgd@l2:0.5", "corruption:fog@3"."""
-        if self.epsilon is not None:
-            norm = "" if self.norm == "linf" else f"{self.norm}:"
-            return f"{self.attack}@{norm}{format_pixels(self.epsilon)}"
-        return self.attack if self.severity is None else f"{self.attack}@{self.severity}"
 
 
 class Result(NamedTuple):
@@ -166,7 +141,7 @@ class Table:
         self.path = path
         self.name = name or str(path)
         arrays = read_arrays(path)
-        self.columns: tuple[Column, ...] = tuple(Column(**values) for values in arrays.columns)
+        self.columns: tuple[Column, ...] = tuple(arrays.columns)
         """What was trained and measured, in the order of the rows."""
 
         self._arrays = arrays

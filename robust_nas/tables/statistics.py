@@ -21,7 +21,8 @@ import numpy as np
 from robust_nas.architecture import OPERATIONS, Architecture, edges_of
 from robust_nas.errors import InputError
 from robust_nas.seeds import seed_at
-from robust_nas.tables._table import ArchitectureNotInTable, Column, Result, Table
+from robust_nas.tables._arrays import Column
+from robust_nas.tables._table import ArchitectureNotInTable, Result, Table
 from robust_nas.text import aligned
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box
 from robust_nas.bounds.interval import Interval
 from robust_nas.ensembles import Ensemble, joint_margins
@@ -113,16 +114,30 @@ def test_margins_of_one_convolution_with_disjoint_patches_and_relu_are_tight() -
     torch.testing.assert_close(found[wrong], expected[wrong], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_no_sampled_point_of_the_ball_leaves_the_certified_bounds(norm: str) -> None:
     model = random_statistics(Everything())
     images, labels = torch.rand(3, 2, 7, 7), torch.tensor([0, 3, 4])
     threat = ThreatModel(norm=norm, epsilon=0.02)
     offsets = Interval().margins(model, images, labels, threat).offsets
-    points = sampled(images, 0.02 if norm == "linf" else 0.02 / 98**0.5, 1500)
+    points = sampled(images, {"linf": 0.02, "l2": 0.02 / 98**0.5, "l1": 0.02 / 98}[norm], 1500)
     slack = true_margins(model, points, labels).amin(1) - offsets
     assert (slack[offsets.isfinite()] >= 0).all()
     assert offsets.isfinite().sum() == 3 * 4
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_linear_bounds_margin_is_the_least_over_the_ball(norm: str) -> None:
+    slopes = torch.tensor([[[3.0, -4.0, 0.5]]])
+    bound = LinearMargins(torch.tensor([[1.0]]), slopes, torch.tensor([[1.0]]))
+    lower = bound.lower(ThreatModel(norm=norm, epsilon=0.1))
+    # The point of the ball that lowers it the most, by hand.
+    worst = {
+        "linf": [-0.1, 0.1, -0.1],
+        "l2": [-0.1 * 3 / 25.25**0.5, 0.1 * 4 / 25.25**0.5, -0.1 * 0.5 / 25.25**0.5],
+        "l1": [0.0, 0.1, 0.0],
+    }[norm]
+    assert float(lower) == pytest.approx(1 + float(slopes[0, 0] @ torch.tensor(worst)))
 
 
 def test_no_sampled_value_leaves_the_box_of_any_layer_output() -> None:

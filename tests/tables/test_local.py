@@ -182,6 +182,9 @@ def test_no_table_and_a_folder_that_cannot_be_written_are_told(tmp_path: Path) -
         ({"accuracy": float("nan")}, "fraction in"),
         ({"num_images": 0}, "num_images"),
         ({"norm": None}, "norm must be given"),
+        ({"is_mean": True, "num_seeds": 3}, "has no seed and more than one"),
+        ({"is_mean": True, "seed": None, "num_seeds": 1}, "has no seed and more than one"),
+        ({"severity": 3}, "belongs to corruptions"),
         ({"attack": "clean"}, "left out for 'clean'"),
     ],
 )
