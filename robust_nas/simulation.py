@@ -33,7 +33,8 @@ from robust_nas import samplers as sampler_group
 from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
 from robust_nas.registry import name_of
-from robust_nas.run_dir import RunDir, atomic_path, read_json, write_json
+from robust_nas.report.table_plots import search_plot
+from robust_nas.run_dir import RunDir, atomic_path, read_json, write_json, write_text
 from robust_nas.samplers import PATIENCE, Sampler, classes, num_weights, queries
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.tables.statistics import compare_searches
@@ -182,7 +183,7 @@ def run(
             "environment": describe_environment(World(), sys.argv[1:]),
         }
         _write_curves(folder / "curves.parquet", architectures, objectives, found, measured, curves)
-        _draw(folder / "curves.svg", result)
+        write_text(folder / "curves.svg", search_plot(result))
         write_json(folder / "simulation.json", result)
     finally:
         folder.unlock()
@@ -532,35 +533,3 @@ def _write_curves(
     }
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
-
-
-def _draw(path: Path, result: Mapping[str, Any]) -> None:
-    """Draw the mean curves with their bands."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Okabe and Ito's palette, which people with colour-blindness can tell apart; the dashes differ as well.
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-    dashes: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "robust-nas"}):
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        axes = figure.subplots()
-        after = np.arange(1, result["budget"] + 1)
-        for place, (label, curve) in enumerate(result["curves"].items()):
-            colour, dash = colours[place % len(colours)], dashes[place % len(dashes)]
-            mean, low, high = (100 * np.array(curve[key]) for key in ("mean", "low", "high"))
-            axes.plot(after, mean, color=colour, linestyle=dash, label=label)
-            axes.fill_between(after, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.axhline(100 * result["optimum"], color="0.6", linewidth=0.8, zorder=0)
-        # The first few queries are far below; what tells the samplers apart comes after them.
-        early = min(5, result["budget"]) - 1
-        axes.set_ylim(bottom=100 * min(curve["mean"][early] for curve in result["curves"].values()))
-        axes.set_xlim(1, max(result["budget"], 2))
-        axes.set_xlabel("queries")
-        where = f" on {result['dataset']}" if result["dataset"] else ""
-        axes.set_ylabel(f"{' and '.join(result['objectives'])}{where}, %")
-        axes.set_title(f"mean {result['measure']} over {result['seeds']} seeds, {result['band']}", fontsize=9)
-        axes.legend(frameon=False, loc="lower right", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, metadata={"Date": None})

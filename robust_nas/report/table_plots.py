@@ -1,11 +1,11 @@
-"""A robust-accuracy table's figures, each a whole SVG document: accuracies, rank correlations, main effects."""
+"""A robust-accuracy table's figures, each a whole SVG document: accuracies, correlations, main effects, searches."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TITLE: Any = {"fontsize": 10.5, "loc": "left", "color": INK}
+# Okabe and Ito's palette, which people with colour-blindness can tell apart; the dashes differ as well.
+_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _RASTER_DPI = 216  # three dots per pixel of the page, for the points, which are a picture within the drawing
 
 
@@ -147,6 +150,29 @@ def effects_plot(effects: MainEffects, title: str) -> Html:
     left.set_xlabel(f"{title}:\npoints from the mean, {100 * effects.mean:.1f} %")
     right.set_xlabel(f"{title}:\ntimes as often among the best {100 * TOP:g} % as among all")
     return _document(figure, f"main effects on {title}")
+
+
+@styled
+def search_plot(result: Mapping[str, Any]) -> Html:
+    """Return the mean curves of simulated searches (`simulation.json`) with their bands."""
+    figure, axes = figure_of(620, 380)
+    after = np.arange(1, result["budget"] + 1)
+    for place, (label, curve) in enumerate(result["curves"].items()):
+        colour, dash = _LINE_COLOURS[place % len(_LINE_COLOURS)], _DASHES[place % len(_DASHES)]
+        mean, low, high = (100 * np.array(curve[key]) for key in ("mean", "low", "high"))
+        axes.plot(after, mean, color=colour, linestyle=dash, label=label)
+        axes.fill_between(after, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.axhline(100 * result["optimum"], color=MUTED, linewidth=0.8, zorder=0)
+    # The first few queries are far below; what tells the samplers apart comes after them.
+    early = min(5, result["budget"]) - 1
+    axes.set_ylim(bottom=100 * min(curve["mean"][early] for curve in result["curves"].values()))
+    axes.set_xlim(1, max(result["budget"], 2))
+    axes.set_xlabel("queries")
+    where = f" on {result['dataset']}" if result["dataset"] else ""
+    axes.set_ylabel(f"{' and '.join(result['objectives'])}{where}, %")
+    axes.set_title(f"mean {result['measure']} over {result['seeds']} seeds, {result['band']}", **_TITLE)
+    axes.legend(loc="lower right")
+    return _document(figure, "simulated searches")
 
 
 def _heat_map(
