@@ -29,5 +29,15 @@ class Attack(Protocol):
         """
 
 
+@runtime_checkable
+class Continuing(Attack, Protocol):
+    """An attack that can begin where another one ended."""
+
+    def continue_from(
+        self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return what `perturb` does, with `points` [B, C, H, W] of the ball as the first start."""
+
+
 _GROUP = Group(__name__, "Attack", "perturb")
 get, names = _GROUP.get, _GROUP.names

@@ -47,6 +47,7 @@ class Ascents:
         loss: a key of `LOSSES`.
         targets: how many of the next best classes to aim at, one after the other; 0 for none.
         random_start: whether ascents begin at random points of the ball, or at the images.
+        first: points of the ball [B, C, H, W] at which the first restart begins instead.
 
     Raises:
         InputError: for a NaN in the logits of the clean images, where they are needed.
@@ -65,8 +66,9 @@ class Ascents:
         loss: str,
         targets: int,
         random_start: bool = True,
+        first: Tensor | None = None,
     ) -> None:
-        self._images, self._labels, self._random_start = images, labels, random_start
+        self._images, self._labels, self._random_start, self._first = images, labels, random_start, first
         self._ball, self._draws = threat.around(images), Draws(images, seed)
         # [targets, B, ...], one row where there is no target.
         self._against, self._loss = labels.unsqueeze(0), LOSSES[loss]
@@ -85,7 +87,10 @@ class Ascents:
         """Return one ascent of the images `left`, by index."""
         images, ball = self._images[left], self._ball[left]
         # A sample's start does not depend on which others have left.
-        start = ball.at(self._draws[left].uniform(images[0].numel() + 1, number)) if self._random_start else images
+        if self._first is not None and number < len(self._against):
+            start = self._first[left]
+        else:
+            start = ball.at(self._draws[left].uniform(images[0].numel() + 1, number)) if self._random_start else images
         against = self._against[number % len(self._against), left]
         return Ascent(start, images, self._labels[left], against, ball, self._loss)
 

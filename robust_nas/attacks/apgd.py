@@ -80,6 +80,23 @@ class APGD:
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
         """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
+        return self._perturb(model, images, labels, threat, seed)
+
+    def continue_from(
+        self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return what `perturb` does, with `points` [B, C, H, W] of the ball as the first start."""
+        return self._perturb(model, images, labels, threat, seed, points)
+
+    def _perturb(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        seed: int,
+        start: Tensor | None = None,
+    ) -> Tensor:
         images = images.detach()
         if len(images) == 0:
             return images.clone()
@@ -88,7 +105,16 @@ class APGD:
         climb = self._climb_l1 if threat.norm == "l1" else self._climb
         with frozen(model, self.batch_norm):
             ascents = Ascents(
-                self, model, images, labels, first, seed, restarts=self.restarts, loss=self.loss, targets=self.targets
+                self,
+                model,
+                images,
+                labels,
+                first,
+                seed,
+                restarts=self.restarts,
+                loss=self.loss,
+                targets=self.targets,
+                first=start,
             )
             return ascents.strongest(lambda ascent: climb(model, ascent, threat), leave=self.batch_norm == "running")
 

@@ -1,0 +1,187 @@
+"""A set of images judged chunk by chunk, on many processes, continuing where it was interrupted.
+
+Only correctly classified images are attacked. They are cut into chunks; a chunk's attack is seeded by the run's seed,
+the attack's label and the chunk's number, so the outcome depends neither on the number of processes nor on
+interruptions. What an image is classified as is judged by a forward pass of its own, after the returned image was found
+to be inside the threat model. The model is left as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.attacks import Attack
+from robust_nas.attacks._model_state import frozen, scores
+from robust_nas.datasets import ImageSet
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.seeds import seed_at
+from robust_nas.threat import ThreatModel
+
+BATCH_SIZE = 256
+
+Judge = Callable[[Tensor, int], Tensor]
+"""A chunk's image indices [B] and its number to what was found about each image, [B]."""
+
+
+def stage_or_alone(stage: Stage | None, seed: int | None) -> Stage:
+    """Return `stage`, or one in this process that keeps nothing."""
+    return stage or Stage("evaluation", seed or 0, World(), Progress(quiet=True))
+
+
+class Chunks:
+    """One model under evaluation on one set of images.
+
+    Args:
+        seed: root of the attacks' seeds; the stage's seed if not given.
+        settings: all that the outcome depends on besides model, images, batch size and seed.
+
+    Raises:
+        InputError: without images, or if the stage was interrupted under other settings.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: ImageSet, batch_size: int, seed: int | None, stage: Stage, settings: object = None
+    ) -> None:
+        if len(data) == 0:
+            raise InputError("An evaluation needs at least one image, but got none.")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, but got {batch_size}.")
+        self.model, self._data, self._batch_size, self._stage = model, data, batch_size, stage
+        self._seed = stage.seed if seed is None else seed
+        tensors = chain(model.parameters(), model.buffers())
+        self._device = next((tensor.device for tensor in tensors), data.labels.device)
+        # Only where something is kept can it be mistaken for another evaluation's.
+        self._settings = _digest(model, data, batch_size, self._seed, settings) if stage.folder else ""
+        self._step, state = stage.resume()
+        # By name: how many chunks are done, what they found, and the seconds they took.
+        self._done: dict[str, Any] = {}
+        if state is not None:
+            if state["settings"] != self._settings:
+                raise InputError(
+                    f"The evaluation {stage.name} was interrupted under other settings (model, images, attacks, batch "
+                    "size or seed); restore them, or start a new run."
+                )
+            self._done = state["done"]
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Return images [B, C, H, W] by index, on the model's device."""
+        return self._data[indices.to(self._data.labels.device)].images.to(self._device)
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """Return labels [B] by index, on the model's device."""
+        return self._data.labels[indices.to(self._data.labels.device)].to(self._device)
+
+    def split(self, indices: Tensor) -> list[Tensor]:
+        """Return `indices` in chunks."""
+        return list(indices.split(self._batch_size)) if len(indices) else []
+
+    def seed(self, name: str, number: int) -> int:
+        """Return the seed of an attack's chunk."""
+        return seed_at(self._seed, name, number)
+
+    def clean_predictions(self) -> Tensor:
+        """Return what every image itself is classified as, [N] int64.
+
+        Raises:
+            InputError: for NaN logits, or labels that the model has no logit for.
+        """
+
+        def classify(chunk: Tensor, _: int) -> Tensor:
+            labels = self.labels(chunk)
+            with frozen(self.model, fold=False):
+                logits = scores(self.model, self.images(chunk))
+            if logits.isnan().any():
+                raise InputError("The model's logits are NaN; check that its training did not diverge.")
+            if int(labels.max()) >= logits.shape[1]:
+                raise InputError(
+                    f"The model has {logits.shape[1]} classes, but the images have the label {int(labels.max())}; "
+                    "evaluate it on the data set it was trained for."
+                )
+            return logits.argmax(1)
+
+        return self.judged(torch.arange(len(self._data)), "clean", classify)[0]
+
+    def clean(self) -> Tensor:
+        """Return whether every image itself is classified correctly, [N]."""
+        return self.clean_predictions() == self._data.labels.cpu()
+
+    def predictions(self, indices: Tensor, threat: ThreatModel, attack: Attack, name: str) -> tuple[Tensor, float]:
+        """Return what the images `indices` are classified as after `attack`, [B] int64, and the wall time."""
+
+        def classify(chunk: Tensor, number: int) -> Tensor:
+            return self.attacked(chunk, threat, attack, name, number)[1].argmax(1)
+
+        return self.judged(indices, f"{name} {threat.norm} {threat.epsilon!r}", classify, title=name)
+
+    def survivors(self, indices: Tensor, threat: ThreatModel, attack: Attack, name: str) -> tuple[Tensor, float]:
+        """Return which of the images `indices` are still classified correctly after `attack`, and the wall time."""
+        predictions, seconds = self.predictions(indices, threat, attack, name)
+        return predictions == self._data.labels.cpu()[indices], seconds
+
+    def attacked(
+        self, chunk: Tensor, threat: ThreatModel, attack: Attack, name: str, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return one chunk's adversarial images [B, C, H, W] and their logits [B, K].
+
+        Raises:
+            InputError: if an image is not allowed by the threat model.
+        """
+        images = self.images(chunk)
+        points = attack.perturb(self.model, images, self.labels(chunk), threat, seed=self.seed(name, number))
+        return points, self.logits(points, images, threat, name)
+
+    def logits(self, points: Tensor, images: Tensor, threat: ThreatModel, name: str) -> Tensor:
+        """Return the logits [B, K] of what an attack made of `images`.
+
+        Raises:
+            InputError: if it is not allowed by the threat model.
+        """
+        if points.shape != images.shape or not threat.around(images).contains(points).all():
+            raise InputError(
+                f"The attack {name} returned images outside the {threat.norm} ball of radius {threat.epsilon:g} or "
+                "outside [0, 1]; its perturb() must end with a projection."
+            )
+        with frozen(self.model, fold=False):
+            return scores(self.model, points)
+
+    def judged(self, indices: Tensor, name: str, judge: Judge, *, title: str | None = None) -> tuple[Tensor, float]:
+        """Return `judge` of all chunks of `indices`, joined [B], and the wall time.
+
+        In rounds of one chunk per process and worker; a finished round is kept.
+        """
+        world, chunks = self._stage.world, self.split(indices)
+        done = self._done.setdefault(name, {"chunks": 0, "found": [], "seconds": 0.0})
+        # The number of processes may have changed since the interruption: rounds are counted from what is done.
+        size = world.size * world.workers
+        starts = range(done["chunks"], len(chunks), size)
+        title, finished = f"{self._stage.name}: {title or name}", done["chunks"] // size
+        for first in self._stage.progress.steps(starts, title, total=finished + len(starts), done=finished):
+            started = time.monotonic()
+            numbers = range(first, min(first + size, len(chunks)))
+            mine = world.each(lambda number: judge(chunks[number], number).cpu(), world.shard(numbers))
+            found = torch.cat([*done["found"], *world.gather_shards(mine, len(numbers))])
+            done["found"], done["chunks"] = [found], numbers.stop
+            done["seconds"] += time.monotonic() - started
+            self._step += 1
+            self._stage.save(self._step, {"settings": self._settings, "done": self._done})
+        return done["found"][0] if done["found"] else torch.zeros(0, dtype=torch.int64), done["seconds"]
+
+
+def _digest(model: nn.Module, data: ImageSet, *settings: object) -> str:
+    """Return a digest of weights, images and settings, by which an interrupted evaluation is recognised."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in [*model.state_dict().items(), ("pixels", data.pixels), ("labels", data.labels)]:
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()

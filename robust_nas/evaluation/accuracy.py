@@ -1,0 +1,278 @@
+"""What is classified correctly, and what is left of it by each attack: at one threat model or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas import attacks as attack_group
+from robust_nas.attacks import Attack
+from robust_nas.datasets import ImageSet
+from robust_nas.errors import InputError
+from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
+from robust_nas.outcomes import add_outcomes
+from robust_nas.registry import name_of
+from robust_nas.run_dir import Stage, read_json, write_json
+from robust_nas.threat import ThreatModel
+
+FILE, OUTCOMES = "evaluation.json", "evaluation.parquet"
+
+
+def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion (Wilson 1927, JASA 22, 209-212).
+
+    Raises:
+        InputError: if `successes` is not in [0, count], or `count` is 0.
+    """
+    if not (0 <= successes <= count and count > 0):
+        raise InputError(f"An interval needs 0 <= successes <= count, and count >= 1, but got {successes} of {count}.")
+    z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    # At the ends the formula gives 0 and 1 exactly; rounding would not.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == count else centre + half)
+
+
+def measured(correct: Tensor) -> dict[str, Any]:
+    """Return the accuracy of [N] outcomes, its 95 % Wilson interval and the number of images."""
+    successes, count = int(correct.sum()), len(correct)
+    low, high = wilson_interval(successes, count)
+    return {"accuracy": successes / count, "low": low, "high": high, "count": count}
+
+
+@dataclass(frozen=True)
+class AttackOutcome:
+    """What one attack left at one threat model.
+
+    Args:
+        label: the attack's name, with the settings that tell it from another of the same name.
+        threat: what it was allowed.
+        correct: [N] booleans: the image was classified correctly and still is after the attack.
+        predictions: [N] int64: what is predicted after the attack; of an image that was wrong before, what was.
+        seconds: wall time.
+    """
+
+    label: str
+    threat: ThreatModel
+    correct: Tensor
+    predictions: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of every attack on every image. Tensors are on the CPU.
+
+    Args:
+        threats: the threat models, in the order asked for.
+        labels: [N], int64.
+        clean_predictions: [N], int64.
+        attacks: one entry per threat model and attack, in the order asked for.
+    """
+
+    threats: tuple[ThreatModel, ...]
+    labels: Tensor
+    clean_predictions: Tensor
+    attacks: tuple[AttackOutcome, ...]
+
+    @property
+    def clean(self) -> Tensor:
+        """[N] booleans: the image itself is classified correctly."""
+        return self.clean_predictions == self.labels
+
+    @property
+    def worst_case(self) -> Tensor:
+        """[N] booleans: the image is classified correctly and survives every attack of every threat model."""
+        return torch.stack([self.clean, *(attack.correct for attack in self.attacks)]).all(0)
+
+    def under(self, threat: ThreatModel) -> Tensor:
+        """Return [N] booleans: the image is classified correctly and survives every attack of one threat model."""
+        own = [attack.correct for attack in self.attacks if attack.threat == threat]
+        return torch.stack([self.clean, *own]).all(0)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of images that are classified correctly."""
+        return int(self.clean.sum()) / len(self.labels)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of images that survive every attack: with several threat models, their worst-case union."""
+        return int(self.worst_case.sum()) / len(self.labels)
+
+    @property
+    def average_accuracy(self) -> float:
+        """The mean over the threat models of the share of images that survive every attack of it."""
+        return sum(int(self.under(threat).sum()) for threat in self.threats) / len(self.labels) / len(self.threats)
+
+    def confusion(self, num_classes: int | None = None) -> list[list[int]]:
+        """Return how many images of each class (row) are classified as what (column) under attack.
+
+        An image that survives counts as its class; one that falls, as what the first attack that broke it made of it.
+        """
+        found = self.clean_predictions
+        for attack in reversed(self.attacks):
+            found = torch.where(self.clean & ~attack.correct, attack.predictions, found)
+        size = num_classes or 1 + int(torch.stack([self.labels, found]).max())
+        counts = torch.bincount(self.labels * size + found, minlength=size * size)
+        return [[int(count) for count in row] for row in counts.view(size, size)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return accuracies with their 95 % Wilson intervals, as evaluation.json holds them for one model."""
+
+        def entry(name: str, threat: ThreatModel, correct: Tensor, seconds: float) -> dict[str, Any]:
+            place = {"name": name, "norm": threat.norm, "epsilon": threat.epsilon}
+            return {**place, **measured(correct), "seconds": seconds}
+
+        def seconds(attacks: Sequence[AttackOutcome]) -> float:
+            return sum(attack.seconds for attack in attacks)
+
+        threats = [
+            entry(
+                "worst case",
+                threat,
+                self.under(threat),
+                seconds([attack for attack in self.attacks if attack.threat == threat]),
+            )
+            for threat in self.threats
+        ]
+        union = {"name": "worst-case union", **measured(self.worst_case), "seconds": seconds(self.attacks)}
+        return {
+            "clean": measured(self.clean),
+            "attacks": [entry(attack.label, attack.threat, attack.correct, attack.seconds) for attack in self.attacks],
+            "threats": threats,
+            "worst_case": threats[0] if len(threats) == 1 else union,
+            "average": self.average_accuracy,
+            "confusion": self.confusion(),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per image and attack, as evaluation.parquet holds them; "clean" is the attack at radius 0."""
+        outcomes = [("clean", threat.norm, 0.0, self.clean_predictions) for threat in self.threats[:1]]
+        outcomes += [
+            (attack.label, attack.threat.norm, attack.threat.epsilon, attack.predictions) for attack in self.attacks
+        ]
+        labels = self.labels.tolist()
+        return [
+            {
+                "attack": name,
+                "norm": norm,
+                "epsilon": epsilon,
+                "image": image,
+                "label": label,
+                "prediction": prediction,
+                "correct": label == prediction,
+            }
+            for name, norm, epsilon, predictions in outcomes
+            for image, (label, prediction) in enumerate(zip(labels, predictions.tolist(), strict=True))
+        ]
+
+    def save(self, folder: Path | str, model: str = "model") -> None:
+        """Add this evaluation to evaluation.json and evaluation.parquet in a folder, under the model's name.
+
+        A model that is there already is replaced; the others stay.
+        """
+        place = Path(folder)
+        add_outcomes(place / OUTCOMES, model, self.rows())
+        before = read_json(place / FILE) if (place / FILE).exists() else {"models": {}}
+        write_json(place / FILE, {**before, "models": {**before["models"], model: self.summary()}})
+
+    def __str__(self) -> str:
+        """Return the accuracies in percent, a line each."""
+        summary = self.summary()
+        entries = [{"name": "clean", **summary["clean"]}, *summary["attacks"], *summary["threats"]]
+        if len(self.threats) > 1:
+            entries.append(summary["worst_case"])
+        lines = [
+            " ".join(
+                [
+                    f"{entry['name']}" + (f" {entry['norm']} {entry['epsilon']:g}" if "norm" in entry else "") + ":",
+                    f"{100 * entry['accuracy']:.1f} %",
+                    f"({100 * entry['low']:.1f} to {100 * entry['high']:.1f}, n = {entry['count']})",
+                ]
+            )
+            for entry in entries
+        ]
+        if len(self.threats) > 1:
+            lines.append(f"average of the threat models: {100 * self.average_accuracy:.1f} %")
+        return "\n".join(lines)
+
+
+def attack_labels(attacks: Sequence[Attack]) -> list[str]:
+    """Return a name for every attack; those of one name get the settings in which they differ: "pgd[steps=100]".
+
+    Raises:
+        InputError: if two attacks are the same in every setting.
+    """
+    names, labels = [name_of(attack) for attack in attacks], []
+    for name, attack in zip(names, attacks, strict=True):
+        twins = [other for other, other_name in zip(attacks, names, strict=True) if other_name == name]
+        settings = [field.name for field in fields(attack)] if len(twins) > 1 else []  # type: ignore[arg-type]
+        differing = [key for key in settings if len({repr(getattr(twin, key)) for twin in twins}) > 1]
+        suffix = ",".join(f"{key}={getattr(attack, key)}" for key in differing)
+        labels.append(f"{name}[{suffix}]" if suffix else name)
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise InputError(f"The attack {repeated[0]} is listed twice with the same settings; list it once.")
+    return labels
+
+
+def stopping_early(attack: Attack) -> Attack:
+    """Return the attack that stops with a sample once it has fooled it, if it can: it fools no fewer samples."""
+    # With batch statistics no sample can leave.
+    if getattr(attack, "early_stop", None) is False and getattr(attack, "batch_norm", "running") == "running":
+        return dataclasses.replace(attack, early_stop=True)  # type: ignore[type-var]
+    return attack
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageSet,
+    threat: ThreatModel | Sequence[ThreatModel],
+    attacks: Sequence[Attack | str],
+    *,
+    labels: Sequence[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int | None = None,
+    stage: Stage | None = None,
+) -> Evaluation:
+    """Return what is classified correctly, and what is left of it by each attack on its own.
+
+    An attack that can stop early (`early_stop`) does: of a sample only its survival is of interest.
+
+    Args:
+        threat: what the attacks are allowed; several threat models are evaluated one after the other.
+        attacks: attacks, or the names of attacks with their default settings.
+        labels: what the attacks are called in the result, and seeded by; `attack_labels` of them, if not given.
+        batch_size: images in a chunk, the unit of work of one process.
+        seed: root of the attacks' seeds; the stage's seed if not given.
+        stage: shows progress, shares the chunks out among processes and keeps every finished round of them; after an
+            interruption, the same call continues. The caller ends it (`stage.finish()`) when the result is written.
+
+    Raises:
+        InputError: for labels the model has no logit for, NaN logits, an attack listed twice or one that leaves the
+            threat model, or an interrupted evaluation with other settings.
+    """
+    threats = (threat,) if isinstance(threat, ThreatModel) else tuple(threat)
+    if not threats or len(set(threats)) < len(threats):
+        raise InputError(f"An evaluation needs one threat model or several different ones, but got {len(threats)}.")
+    chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
+    names, stage = attack_labels(chosen) if labels is None else list(labels), stage_or_alone(stage, seed)
+    run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
+    own, clean = data.labels.cpu(), run.clean_predictions()
+    left = (clean == own).nonzero().squeeze(1)
+    outcomes = []
+    for allowed in threats:
+        for name, attack in zip(names, chosen, strict=True):
+            found, seconds = run.predictions(left, allowed, stopping_early(attack), name)
+            predictions = clean.index_put((left,), found)
+            outcomes.append(AttackOutcome(name, allowed, predictions == own, predictions, seconds))
+    return Evaluation(threats, own, clean, tuple(outcomes))

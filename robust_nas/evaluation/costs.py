@@ -1,0 +1,72 @@
+"""What an evaluation will cost, from a few of its images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from robust_nas.attacks._model_state import frozen, scores
+from robust_nas.datasets import ImageSet
+from robust_nas.distributed import World
+from robust_nas.seeds import generator_at
+
+NUM_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work is expected to cost.
+
+    Args:
+        label: what it is.
+        forwards: forward passes of single images through the model; about as many backward passes come on top where an
+            attack follows gradients.
+        seconds: wall time on the processes at hand.
+    """
+
+    label: str
+    forwards: float
+    seconds: float
+
+
+def calibration_images(data: ImageSet, seed: int, count: int = NUM_IMAGES) -> ImageSet:
+    """Return `count` random images of a set, to measure costs on."""
+    chosen = torch.randperm(len(data), generator=generator_at("cpu", seed, "calibration"))[:count]
+    return data[chosen.to(data.labels.device)]
+
+
+def estimate_cost(
+    label: str,
+    model: nn.Module,
+    sample: ImageSet,
+    num_images: int,
+    work: Callable[[ImageSet], object],
+    world: World | None = None,
+) -> Cost:
+    """Return what `work` will cost on `num_images` images like those of `sample`, on which it is done here.
+
+    Forward passes and time are taken to grow with the number of images: a full chunk costs less per image than this
+    small one, so the time is rather too long. The processes of `world` are taken to share the work evenly.
+    """
+    passed = 0
+
+    def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal passed
+        passed += len(inputs[0])
+
+    with frozen(model, fold=False):
+        scores(model, sample.images.to(next(model.parameters(), sample.pixels).device))  # what the first pass sets up
+    handle = model.register_forward_pre_hook(count)
+    started = time.monotonic()
+    try:
+        work(sample)
+    finally:
+        handle.remove()
+    scale = num_images / len(sample)
+    processes = world.size * world.workers if world else 1
+    return Cost(label, passed * scale, (time.monotonic() - started) * scale / processes)

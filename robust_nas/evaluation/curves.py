@@ -1,0 +1,194 @@
+"""Accuracy over epsilon: under one attack at given radii, and by the distances of the nearest adversarial examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas import attacks as attack_group
+from robust_nas.attacks import Attack, Continuing
+from robust_nas.attacks._model_state import frozen, misclassified, scores
+from robust_nas.datasets import ImageSet
+from robust_nas.errors import InputError
+from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
+from robust_nas.evaluation.accuracy import measured, stopping_early
+from robust_nas.registry import name_of
+from robust_nas.run_dir import Stage
+from robust_nas.threat import ThreatModel
+
+
+def robustness_curve(
+    model: nn.Module,
+    data: ImageSet,
+    threat: ThreatModel,
+    epsilons: Sequence[float],
+    attack: Attack | str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int | None = None,
+    stage: Stage | None = None,
+) -> list[dict[str, Any]]:
+    """Return the accuracy under `attack` at every radius, ascending, with its 95 % interval.
+
+    One pass per radius, in ascending order. An image that has fallen at one radius counts as fallen at every larger
+    one: the balls contain each other. Of the others, an attack that can (`Continuing`) starts at the point that it
+    reached at the radius before, stretched to the new one.
+
+    Args:
+        epsilons: radii in pixel units; 0 is the clean accuracy.
+
+    Returns:
+        [{"norm": ..., "epsilon": ..., "accuracy": ..., "low": ..., "high": ..., "count": ...}].
+    """
+    chosen = stopping_early(attack_group.get(attack)() if isinstance(attack, str) else attack)
+    stage, radii, name = stage_or_alone(stage, seed), sorted(set(epsilons)), name_of(chosen)
+    threats = [threat.with_epsilon(epsilon) for epsilon in radii if epsilon != 0]
+    run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
+
+    def falls_at(chunk: Tensor, number: int) -> Tensor:
+        """Return the number of radii that each image survives, [B]."""
+        images, labels = run.images(chunk), run.labels(chunk)
+        survived = torch.zeros_like(labels)
+        left, points, before = torch.arange(len(chunk), device=labels.device), images, None
+        for allowed in threats:
+            own, start = images[left], run.seed(f"{name}@{allowed.epsilon:g}", number)
+            if before is None or not isinstance(chosen, Continuing):
+                points = chosen.perturb(model, own, labels[left], allowed, seed=start)
+            else:
+                stretched = own + (points - own) * (allowed.epsilon / before.epsilon)
+                points = chosen.continue_from(
+                    model, allowed.around(own).project(stretched), own, labels[left], allowed, seed=start
+                )
+            stands = ~misclassified(run.logits(points, own, allowed, name), labels[left])
+            left, points, before = left[stands], points[stands], allowed
+            survived[left] += 1
+            if len(left) == 0:
+                break
+        return survived
+
+    correct = run.clean()
+    survived = torch.full((len(data),), -1)  # not even at radius 0
+    survived[correct] = run.judged(correct.nonzero().squeeze(1), f"{name} over epsilon", falls_at)[0]
+    first = 0 if 0 in radii else 1
+    return [
+        {"norm": threat.norm, "epsilon": epsilon, **measured(survived >= place)}
+        for place, epsilon in enumerate(radii, start=first)
+    ]
+
+
+@dataclass(frozen=True)
+class Distortions:
+    """How far the nearest adversarial example is that an attack found for each image.
+
+    Args:
+        attack: the attack's name.
+        norm: of the distances.
+        distances: [N], float64, on the CPU; 0 for an image that is misclassified as it is, infinite where nothing was
+            found.
+    """
+
+    attack: str
+    norm: str
+    distances: Tensor
+
+    def quantile(self, share: float) -> float:
+        """Return the radius at which the accuracy has fallen to 1 - `share` at most: an order statistic, no mean.
+
+        Raises:
+            InputError: if `share` is outside (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise InputError(f"A quantile's share must be in (0, 1], but got {share}.")
+        # The product may be a whole number but for rounding.
+        place = math.ceil(share * len(self.distances) - 1e-9)
+        return float(self.distances.sort().values[place - 1])
+
+    def accuracy(self, epsilon: float) -> float:
+        """Return the share of images without an adversarial example within `epsilon`: never below the true one."""
+        return float((self.distances > epsilon).double().mean())
+
+    def summary(self) -> dict[str, Any]:
+        """Return quantiles, as evaluation.json holds them; null where that many were not found."""
+        shares = (0.1, 0.25, 0.5, 0.75, 0.9)
+        quantiles = {str(share): self.quantile(share) for share in shares}
+        return {
+            "attack": self.attack,
+            "norm": self.norm,
+            "quantiles": {share: value if math.isfinite(value) else None for share, value in quantiles.items()},
+            "count": len(self.distances),
+            "found": int(self.distances.isfinite().sum()),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per image, as distortions.parquet holds them."""
+        return [
+            {"attack": self.attack, "norm": self.norm, "image": image, "distance": distance}
+            for image, distance in enumerate(self.distances.tolist())
+        ]
+
+
+def minimal_distortions(
+    model: nn.Module,
+    data: ImageSet,
+    threat: ThreatModel,
+    attack: Attack | str = "fab",
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int | None = None,
+    stage: Stage | None = None,
+) -> Distortions:
+    """Return how far the nearest adversarial example of every image is, as far as `attack` finds.
+
+    Args:
+        threat: gives the norm, and the radius of FAB's random restarts; distances are not limited by it.
+        attack: one that looks for the smallest change: it has `closest`, as FAB, or `minimise`, as the hard-label ones.
+
+    Raises:
+        InputError: for an attack that does not minimise.
+    """
+    chosen = attack_group.get(attack)() if isinstance(attack, str) else attack
+    name, stage = name_of(chosen), stage_or_alone(stage, seed)
+    closest, minimise = (getattr(chosen, method, None) for method in ("closest", "minimise"))
+    if closest is None and minimise is None:
+        raise InputError(f"The attack {name} looks for no smallest change; choose fab, opt or sign_opt.")
+    run = Chunks(model, data, batch_size, seed, stage, (threat, chosen))
+
+    def predict(points: Tensor) -> Tensor:
+        with frozen(model, fold=False):
+            return scores(model, points).argmax(1)
+
+    def distances(chunk: Tensor, number: int) -> Tensor:
+        images, labels, start = run.images(chunk), run.labels(chunk), run.seed(name, number)
+        if closest is not None:
+            points, _ = closest(model, images, labels, threat, seed=start)
+        elif minimise is not None:
+            points = minimise(predict, images, labels, norm=threat.norm, seed=start).images
+        return _verified(run, model, images, labels, points, threat)
+
+    correct = run.clean()
+    found = torch.zeros(len(data), dtype=torch.float64)
+    found[correct] = run.judged(correct.nonzero().squeeze(1), f"{name} distances", distances)[0].double()
+    return Distortions(name, threat.norm, found)
+
+
+def _verified(
+    run: Chunks, model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, threat: ThreatModel
+) -> Tensor:
+    """Return how far each point is [B], infinite where the model as it is does not misclassify it.
+
+    Attacks run with batch norm folded into the convolutions. On the very boundary, where these points lie, the rounding
+    decides: one that is on the right side is pushed on by up to a hundredth.
+    """
+    found = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+    for stretch in (1.0, 1.001, 1.01):
+        tried = (images + stretch * (points - images)).clamp(0, 1)
+        with frozen(model, fold=False):
+            wrong = misclassified(scores(model, tried), labels)
+        distance = threat.lengths(tried.double() - images.double())
+        found = torch.where(wrong & found.isinf(), distance, found)
+    return found

@@ -1,0 +1,58 @@
+"""The adversarial examples of which a model is surest, to be looked at."""
+
+from __future__ import annotations
+
+from itertools import chain, zip_longest
+from typing import Any
+
+import torch
+from torch import nn
+
+from robust_nas import attacks as attack_group
+from robust_nas.attacks import Attack
+from robust_nas.attacks._model_state import margin, misclassified
+from robust_nas.datasets import ImageSet
+from robust_nas.distributed import World
+from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks
+from robust_nas.progress import Progress
+from robust_nas.registry import name_of
+from robust_nas.run_dir import Stage
+from robust_nas.threat import ThreatModel
+
+
+def strongest_examples(
+    model: nn.Module, data: ImageSet, threat: ThreatModel, attack: Attack | str, count: int = 10, *, seed: int = 0
+) -> dict[str, Any]:
+    """Return the adversarial examples of which the model is surest: correctly classified images that `attack` breaks.
+
+    The surest of every class come first, then every class's second, and so on. In one process, on all of `data`.
+
+    Returns:
+        "originals" and "adversarial" [M, C, H, W], "labels", "predictions" and "clean_predictions" [M] with
+        M <= `count`, on the CPU; the attack's name; epsilon.
+    """
+    chosen: Attack = attack_group.get(attack)() if isinstance(attack, str) else attack
+    name, alone = name_of(chosen), Stage("examples", seed, World(), Progress(quiet=True))
+    run = Chunks(model, data, BATCH_SIZE, seed, alone)
+    left = run.clean().nonzero().squeeze(1)
+    found = [run.attacked(part, threat, chosen, name, number) for number, part in enumerate(run.split(left))]
+    images, labels = run.images(left), run.labels(left)
+    adversarial = torch.cat([points for points, _ in found]) if found else images
+    logits = torch.cat([logits for _, logits in found]) if found else torch.zeros(0, 1, device=labels.device)
+    fooled = misclassified(logits, labels)
+    by_class: dict[int, list[int]] = {}
+    for index in margin(logits, labels).argsort(descending=True, stable=True).tolist():
+        if fooled[index]:
+            by_class.setdefault(int(labels[index]), []).append(index)
+    rounds = zip_longest(*(by_class[own] for own in sorted(by_class)))
+    picked = torch.tensor([index for index in chain(*rounds) if index is not None][:count], dtype=torch.int64)
+    picked = picked.to(labels.device)
+    return {
+        "originals": images[picked].cpu(),
+        "adversarial": adversarial[picked].cpu(),
+        "labels": labels[picked].cpu(),
+        "predictions": logits[picked].argmax(1).cpu(),
+        "clean_predictions": labels[picked].cpu(),
+        "attack": name,
+        "epsilon": threat.epsilon,
+    }
