@@ -24,6 +24,7 @@ _FROM = {
     "certify": "api",
     "derive": "api",
     "evaluate": "api",
+    "load_models": "intake",
     "load_run": "api",
     "run": "api",
     "search": "api",
@@ -45,6 +46,7 @@ __all__ = [
     "derive",
     "ensembles",
     "evaluate",
+    "load_models",
     "load_run",
     "run",
     "samplers",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from robust_nas.api import build_ensemble, certify, derive, evaluate, load_run, run, search, train, write_report
     from robust_nas.architecture import Architecture
     from robust_nas.errors import InputError
+    from robust_nas.intake import load_models
     from robust_nas.threat import ThreatModel
 
 

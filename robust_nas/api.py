@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from torch import nn
+from torch import Tensor, nn
 
-from robust_nas import attacks as attack_group
 from robust_nas import bounds as bound_group
-from robust_nas import config, derivation, ensembles, pipeline, recipe, searches, spaces
+from robust_nas import config, derivation, ensembles, evaluation, intake, pipeline, recipe, searches, spaces
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
+from robust_nas.errors import InputError
 from robust_nas.evaluation import Evaluation
-from robust_nas.evaluation import evaluate as evaluate_model
 from robust_nas.progress import Progress
 from robust_nas.run_dir import RunDir, Stage
 from robust_nas.seeds import seeded
@@ -76,18 +76,84 @@ def train(
     return fit(model, data, threat, plan, stage).model
 
 
+@overload
 def evaluate(
     model: nn.Module,
     data: ImageSet,
-    threat: ThreatModel,
+    threat: ThreatModel | Sequence[ThreatModel],
+    /,
     *,
+    attacks: Sequence[Attack | str] = ...,
+    batch_size: int = ...,
+    seed: int = ...,
+    folder: Path | str | None = ...,
+    name: str = ...,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel | Sequence[ThreatModel],
+    /,
+    *,
+    attacks: Sequence[Attack | str] = ...,
+    batch_size: int = ...,
+    seed: int = ...,
+    folder: Path | str | None = ...,
+    name: str = ...,
+) -> Evaluation: ...
+
+
+def evaluate(
+    model: nn.Module,
+    *given: Any,
     attacks: Sequence[Attack | str] = ("pgd", "apgd"),
     batch_size: int = 250,
     seed: int = 0,
+    folder: Path | str | None = None,
+    name: str = "model",
 ) -> Evaluation:
-    """Return the clean accuracy and what every attack leaves of it, image by image."""
-    chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
-    return evaluate_model(model, data, threat, chosen, batch_size=batch_size, seed=seed)
+    """Return the clean accuracy and what every attack leaves of it, image by image.
+
+        rn.evaluate(model, images, labels, threat, attacks=["pgd", "autoattack"])
+        rn.evaluate(model, data.test, [rn.ThreatModel(epsilon="8/255"), rn.ThreatModel(norm="l2", epsilon=0.5)])
+
+    `images` are [N, C, H, W] in [0, 1] (or bytes), `labels` [N]; several threat models are evaluated one by one, and
+    `robust_accuracy` is then their worst-case union. What is suspicious about the model (probabilities instead of
+    logits, other pre-processing) is given as a warning.
+
+    Args:
+        batch_size: images in a chunk; the outcome of an image depends on the chunk's number.
+        folder: where the result is saved as evaluation.json and evaluation.parquet under `name`, beside other models'
+            results; finished chunks are kept in its `checkpoints`, so that an interrupted call goes on.
+
+    Raises:
+        InputError: for images or labels of another form, a model that cannot be attacked, or what
+            `robust_nas.evaluation.evaluate` raises.
+    """
+    if len(given) == 3:
+        images, labels, threat = given
+        data = ImageSet.of(images, labels)
+    elif len(given) == 2 and isinstance(given[0], ImageSet):
+        data, threat = given
+    else:
+        raise InputError(
+            "evaluate takes a model, then images, labels and a threat model, or an image set and a threat model, but "
+            f"got {len(given)} arguments after the model."
+        )
+    intake.check_model(model)
+    for note in evaluation.notes(model, data, seed):
+        warnings.warn(note, stacklevel=2)
+    if folder is None:
+        return evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed)
+    stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), Progress(), Path(folder))
+    result = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=stage)
+    result.save(folder, name)
+    stage.finish()
+    return result
 
 
 def certify(
@@ -124,9 +190,11 @@ def build_ensemble(
 
 
 def write_report(path: Path | str) -> Path:
-    """Write the report of a run folder, as far as its stages have run, and return its place."""
+    """Write the report of a run folder, as far as its stages have run, or of attacked models, and return its place."""
     from robust_nas import report
 
+    if (Path(path) / "attack.toml").is_file():
+        return report.write_attack_report(Path(path))
     return report.write_report(RunDir.open(path))
 
 

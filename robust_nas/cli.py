@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ app = Commands(
 OVERRIDES = argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.epochs=3")
 OUT = argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="folder for run folders (runs)")
 DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="where the data set's files are")
+_OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 RUN = argument("run", type=Path, metavar="RUN", help="a run folder")
 
 
@@ -159,10 +161,64 @@ def train(run: Path) -> None:
     _work(_resume(run, []), "train")
 
 
-@app.command(RUN)
-def attack(run: Path) -> None:
-    """Attack the trained models on the test images."""
-    _work(_resume(run, []), "attack")
+@app.command(
+    argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a run folder, weights in one, module:attribute, torchvision:NAME; each may end in @FILE.safetensors; "
+        "or KEY=VALUE, such as evaluation.batch_size=100",
+    ),
+    argument("--data", metavar="NAME", help="a data set or a folder of class folders; that of the first run folder"),
+    DATA_ROOT,
+    argument(
+        "--threat",
+        action="append",
+        type=str,
+        metavar="NORM:EPSILON",
+        help="such as linf:8/255 or l2:0.5; repeatable; that of the first run folder, if not given",
+    ),
+    argument(
+        "--attack",
+        action="append",
+        metavar="NAME",
+        help="such as apgd or pgd[steps=100]; repeatable (pgd and autoattack)",
+    ),
+    argument(
+        "--epsilons", metavar="LIST", help="radii of the curve, such as 0,2/255,8/255 (multiples of the threat's)"
+    ),
+    argument("--distances", metavar="NAME", help="attack that looks for the nearest adversarial examples, such as fab"),
+    argument("--images", type=int, help="test images to attack, the first ones (all)"),
+    argument("--normalise", metavar="NAME", help="what the model expects of pixels: imagenet, cifar10, ..., MEAN/STD"),
+    argument("--outputs", choices=["logits", "probabilities"], help="what the model gives (logits)"),
+    argument("--budget", action="store_true", help="say beforehand what it is expected to cost"),
+    OUT,
+)
+def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
+    """Attack the trained models of a run, as its recipe says; or any models, as the options say."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if len(models) == 1 and not given and (Path(models[0]) / "config.toml").is_file():
+        _work(_resume(Path(models[0]), []), "attack_after_costs" if budget else "attack")
+        return
+    _attack_models(models, given, budget, out)
+
+
+def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, out: Path) -> None:
+    """Attack models in a folder of their own, and print what was found."""
+    from robust_nas import assessment, listing
+
+    overrides = [word for word in words if _OVERRIDE.match(word)]
+    models = [word for word in words if word not in overrides]
+    if not models:
+        raise InputError("'robust-nas attack' takes a run folder or a model, such as package.module:attribute.")
+    chosen = assessment.from_words(models, overrides, **given)
+    try:
+        folder = assessment.run(chosen, out, _progress(), sys.argv[1:], budget=budget)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on where it ended.", file=sys.stderr)
+        raise SystemExit(130) from None
+    if os.environ.get("RANK", "0") == "0":
+        print(listing.describe(str(folder)))
 
 
 @app.command(RUN)
@@ -179,7 +235,12 @@ def ensemble(run: Path) -> None:
 
 @app.command(RUN)
 def report(run: Path) -> None:
-    """Write report.html from what the run has so far."""
+    """Write report.html from what the run, or the folder of attacked models, has so far."""
+    if (run / "attack.toml").is_file():
+        from robust_nas import api
+
+        print(api.write_report(run))
+        return
     _work(_resume(run, []), "report")
 
 

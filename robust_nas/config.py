@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import tomllib
 import types
 import typing
@@ -183,6 +184,21 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def component(text: str) -> dict[str, Any]:
+    """Return the table of a component that is written in a word: "pgd[steps=100,loss=margin]".
+
+    Raises:
+        InputError: if it is not written like that.
+    """
+    name, bracket, rest = text.partition("[")
+    settings = rest.removesuffix("]")
+    if not name or (bracket and not rest.endswith("]")):
+        raise InputError(f"A component is written as a name, or as name[key=value,key=value], but got '{text}'.")
+    # A comma inside a list or a table separates nothing here.
+    assignments = re.split(r",(?=[a-z_.]+=)", settings) if settings else []
+    return override({"name": name}, assignments)
 
 
 def _copy(node: Any) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 from robust_nas import catalogue
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
+from robust_nas.pixels import format_pixels
 from robust_nas.run_dir import read_json, unfinished_stages
-from robust_nas.text import aligned
+from robust_nas.text import aligned, warnings
 
 GROUPS = {
     "attacks": "attacks",
@@ -52,6 +53,8 @@ def describe(thing: str) -> str:
         return describe_architecture(Architecture.parse(thing))
     if (Path(thing) / "config.toml").is_file():
         return describe_run(Path(thing))
+    if (Path(thing) / "attack.toml").is_file():
+        return describe_attacked(Path(thing))
     if thing in catalogue.files("tables"):
         from robust_nas.tables import cards
 
@@ -111,6 +114,29 @@ def describe_run(path: Path) -> str:
     return "\n".join(lines)
 
 
+def describe_attacked(path: Path) -> str:
+    """Return what was found of models that were attacked in a folder of their own, a line per model."""
+    lines = [f"attacked models {path}"]
+    if (path / "evaluation.json").is_file():
+        lines += ["", *_results(path)]
+        for model, summary in read_json(path / "evaluation.json")["models"].items():
+            failed = [check["check"] for check in summary["masking"] if not check["passed"]]
+            lines += warnings([f"{model}: {sentence}" for sentence in summary["notes"]])
+            lines += warnings([f"{model}: this does not hold: {sentence}" for sentence in dict.fromkeys(failed)])
+            lines += [_nearest(model, item) for item in summary.get("distortions", [])]
+    if (path / "report.html").is_file():
+        lines.append(f"report: {path / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _nearest(model: str, item: dict[str, Any]) -> str:
+    parts = ", ".join(
+        f"{100 * float(share):g} % {'-' if value is None else f'{value:.4g}'}"
+        for share, value in item["quantiles"].items()
+    )
+    return f"{model}: nearest adversarial examples by {item['attack']}, {item['norm']} quantiles: {parts}"
+
+
 def _results(path: Path) -> list[str]:
     """Return the table of accuracies in percent; a dash where something was not measured."""
     evaluation = read_json(path / "evaluation.json")
@@ -119,9 +145,17 @@ def _results(path: Path) -> list[str]:
     rows: dict[str, dict[str, float]] = {}
     for model, summary in evaluation["models"].items():
         row = rows[model] = {"clean": summary["clean"]["accuracy"]}
+        # With one norm, which every table of a run has, its name would only widen the columns.
+        several = len({attack["norm"] for attack in summary["attacks"]}) > 1
         for attack in summary["attacks"]:
-            row[f"{attack['name']}@{attack['epsilon']:g}"] = attack["accuracy"]
-        row["worst case"] = summary["worst_case"]["accuracy"]
+            norm = f"{attack['norm']}:" if several else ""
+            row[f"{attack['name']}@{norm}{format_pixels(attack['epsilon'])}"] = attack["accuracy"]
+        if len(summary.get("threats", [])) > 1:
+            for threat in summary["threats"]:
+                row[f"worst@{threat['norm']}:{format_pixels(threat['epsilon'])}"] = threat["accuracy"]
+            row["average"], row["union"] = summary["average"], summary["worst_case"]["accuracy"]
+        else:
+            row["worst case"] = summary["worst_case"]["accuracy"]
         for certificate in certified.get(model, []):
             row[f"certified@{certificate['epsilon']:g}"] = certificate["certified"]
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_nas import config, derivation, recipe
+from robust_nas import config, derivation, intake, recipe
 from robust_nas.architecture import Architecture
 from robust_nas.certification import certify as certify_model
 from robust_nas.complexity import count_multiply_adds, count_parameters
-from robust_nas.datasets import Dataset
+from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.datasets._batches import check_batch
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError
-from robust_nas.evaluation import attack_labels, evaluate, masking_checks, robustness_curve, strongest_examples
+from robust_nas.evaluation import costs_text, save_examples
 from robust_nas.progress import Progress
 from robust_nas.recipe import Recipe
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
@@ -79,15 +79,19 @@ def load_data(recipe: Recipe, world: World) -> Dataset:
     Raises:
         InputError: if it is not there, or does not fit the recipe.
     """
-    # Rank 0 reads it first, so that only one process downloads it.
-    loaded: list[Dataset] = []
-    world.on_main(lambda: loaded.append(recipe.data.load_splits()))
-    data = loaded[0] if world.is_main else recipe.data.load_splits()
+    data = read_data(recipe.data, world)
     # Said before the search starts, not after it.
     for section, plan in {"search": recipe.search, "derive": recipe.derive, "train": recipe.train}.items():
         if (size := getattr(plan, "batch_size", None)) is not None:
             check_batch(f"{section}.batch_size", size, len(data.train), world)
     return data.to(world.device)
+
+
+def read_data(source: DataSource, world: World) -> Dataset:
+    """Return a data set; rank 0 reads it first, so that only one process downloads it."""
+    loaded: list[Dataset] = []
+    world.on_main(lambda: loaded.append(source.load_splits()))
+    return loaded[0] if world.is_main else source.load_splits()
 
 
 def run(job: Job) -> None:
@@ -135,7 +139,7 @@ def load_search(job: Job) -> SearchResult:
     supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
     if weights.is_file():
         supernet = job.recipe.space.supernet(job.data)
-        _load_weights(supernet, weights)
+        intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
     return SearchResult(tuple(saved["operations"]), saved["probabilities"], supernet, saved)
 
@@ -156,8 +160,7 @@ def derive(job: Job) -> None:
 
 def chosen_architectures(job: Job) -> dict[str, Architecture]:
     """Return the derived architectures by model name, best first."""
-    chosen = job.read("derive.json")["chosen"]
-    return {f"model-{index}": job.recipe.space.parse(text) for index, text in enumerate(chosen)}
+    return intake.chosen_architectures(job.folder.path, job.recipe.space)
 
 
 def train(job: Job) -> None:
@@ -198,23 +201,12 @@ def load_models(job: Job) -> dict[str, nn.Module]:
         InputError: if they have not been trained, or their weights do not fit their architecture.
     """
     job.read("train.json")
-    models: dict[str, nn.Module] = {}
-    for name, architecture in chosen_architectures(job).items():
-        model = job.recipe.space.network(architecture, job.data)
-        _load_weights(model, job.folder / "checkpoints" / f"{name}.safetensors")
-        models[name] = model.to(job.world.device).eval()
-    return models
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    try:
-        model.load_state_dict(load_state(path)["weights"])
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        raise InputError(
-            f"The weights in {path} do not fit the network of config.toml ({reason}); delete the file and the stage's "
-            "JSON file, and resume the run."
-        ) from None
+    space, checkpoints = job.recipe.space, job.folder / "checkpoints"
+    models = {
+        name: intake.trained_network(space, architecture, job.data, checkpoints / f"{name}.safetensors")
+        for name, architecture in chosen_architectures(job).items()
+    }
+    return {name: model.to(job.world.device) for name, model in models.items()}
 
 
 def best_single(job: Job) -> str:
@@ -229,54 +221,48 @@ def attack(job: Job) -> None:
     best, models = best_single(job), load_models(job)
     for name, model in models.items():
         _attack_one(job, name, model, strongest=name == best)
-    if job.world.is_main and not (job.folder / "checkpoints" / "examples.safetensors").is_file():
-        plan, model = job.recipe.evaluation, models[best]
-        examples = strongest_examples(
-            model, job.data.test[: plan.num_images], job.recipe.threat, plan.curve_attack, seed=job.recipe.seed
+    if job.world.is_main:
+        save_examples(
+            job.folder.path,
+            best,
+            models[best],
+            _attacked_images(job),
+            job.recipe.threat,
+            job.recipe.evaluation.curve_attack,
+            num_classes=len(job.data.classes),
+            seed=job.recipe.seed,
         )
-        save_state(job.folder / "checkpoints" / "examples.safetensors", {**examples, "model": best})
+
+
+def attack_after_costs(job: Job) -> None:
+    """Say what attacking every trained model is expected to cost, from a few of the images, and do it."""
+    best, threats, test = best_single(job), [job.recipe.threat], _attacked_images(job)
+    for name, model in load_models(job).items():
+        costs = job.recipe.evaluation.costs(model, test, threats, job.world, job.recipe.seed, strongest=name == best)
+        job.say(costs_text(name, costs, len(test), job.world))
+    attack(job)
+
+
+def _attacked_images(job: Job) -> ImageSet:
+    return job.data.test[: job.recipe.evaluation.num_images]
 
 
 def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> None:
     """Attack one model and add it to evaluation.json, unless it is there."""
-    from robust_nas.outcomes import add_outcomes
-
     done = job.read("evaluation.json") if job.has("evaluation.json") else {"models": {}}
-    recipe, plan, stage = job.recipe, job.recipe.evaluation, job.stage(f"attack-{name}")
-    if name in done["models"]:
-        stage.finish()
-        return
-    test, threat = job.data.test[: plan.num_images], job.recipe.threat
-    # Named once for all models, so that an attack has one name in the whole run.
-    attacks, labels = [*plan.attacks, *plan.strongest], attack_labels([*plan.attacks, *plan.strongest])
-    count = len(attacks) if strongest else len(plan.attacks)
-    result = evaluate(
-        model,
-        test,
-        threat,
-        attacks[:count],
-        labels=labels[:count],
-        batch_size=plan.batch_size,
-        seed=recipe.seed,
-        stage=stage,
+    plan, stage, test, threats = (
+        job.recipe.evaluation,
+        job.stage(f"attack-{name}"),
+        _attacked_images(job),
+        [job.recipe.threat],
     )
-    job.say(f"attack-{name}: accuracy over epsilon, checks for gradient masking")
-    curve = robustness_curve(
-        model,
-        test,
-        threat,
-        plan.curve_epsilons,
-        plan.curve_attack,
-        batch_size=plan.batch_size,
-        stage=stage.within("curve"),
-    )
-    checks = masking_checks(model, test, threat, num_images=plan.masking_images, stage=stage)
-    if job.world.is_main:
-        add_outcomes(job.folder / "evaluation.parquet", name, result.rows())
-    summary = {**result.summary(), "curve": curve, "masking": [vars(check) for check in checks]}
-    everything = {**done, "split": "test", "num_images": len(test), "models": {**done["models"], name: summary}}
-    job.write("evaluation.json", everything)
-    stage.finish()
+    if name not in done["models"]:
+        result = plan.assess(model, test, threats, stage, strongest=strongest)
+        if job.world.is_main:
+            result.save_outcomes(job.folder.path, name)
+        about = {"split": "test", "num_images": len(test), "data": job.data.name, "classes": list(job.data.classes)}
+        job.write("evaluation.json", {**done, **about, "models": {**done["models"], name: result.summary()}})
+    plan.finish(stage, threats)
 
 
 def certify(job: Job) -> None:

@@ -29,8 +29,9 @@ def parse_pixels(value: float | str) -> float:
 
 def format_pixels(length: float) -> str:
     """Return a length in pixel units as people write it: 0.2, 8/255."""
-    if round(length, 4) == length:
-        return f"{length:g}"
+    # Three quarters of 0.2 are 0.15000000000000002.
+    if math.isclose(round(length, 4), length, rel_tol=1e-9):
+        return f"{round(length, 4):g}"
     in_bytes = length * 255
     for denominator in (1, 2, 4):
         numerator = in_bytes * denominator

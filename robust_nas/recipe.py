@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robust_nas import catalogue, config
-from robust_nas.attacks import Attack
-from robust_nas.attacks.apgd import APGD
-from robust_nas.attacks.autoattack_reference import AutoAttackReference
-from robust_nas.attacks.fgsm import FGSM
-from robust_nas.attacks.pgd import PGD
+from robust_nas.attacks._model_state import check_at_least
 from robust_nas.bounds import Bound
 from robust_nas.bounds.interval import Interval
 from robust_nas.datasets import DataSource
@@ -20,7 +16,7 @@ from robust_nas.derivation import Derivation
 from robust_nas.ensembles import EnsembleRule
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.errors import InputError, suggest
-from robust_nas.evaluation import attack_labels
+from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.searches import Search
 from robust_nas.spaces import Space
 from robust_nas.threat import Pixels, ThreatModel
@@ -28,42 +24,6 @@ from robust_nas.training._loop import Training
 
 VERSION = 1
 """The configuration's form; a change that older files do not fit raises it."""
-
-
-def _check_at_least_one(section: str, plan: object, *names: str) -> None:
-    for name in names:
-        value = getattr(plan, name)
-        if value is not None and value < 1:
-            raise InputError(f"{section}.{name} must be at least 1, but got {value}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
-    """What the test images are attacked with.
-
-    Args:
-        attacks: run on every model.
-        strongest: run as well on the best single model and on the ensemble.
-        curve_attack: attacks at each radius of `curve_epsilons`.
-        curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units.
-        num_images: test images to attack, the first ones; all, if not given.
-        batch_size: images in a chunk.
-        masking_images: images of the gradient-masking checks.
-    """
-
-    attacks: tuple[Attack, ...] = field(default_factory=lambda: (FGSM(), PGD(steps=20, restarts=2), APGD()))
-    strongest: tuple[Attack, ...] = field(default_factory=lambda: (AutoAttackReference(),))
-    curve_attack: Attack = field(default_factory=lambda: PGD(steps=20))
-    curve_epsilons: tuple[Pixels, ...] = ()
-    num_images: int | None = None
-    batch_size: int = 250
-    masking_images: int = 128
-
-    def __post_init__(self) -> None:
-        _check_at_least_one("evaluation", self, "num_images", "batch_size", "masking_images")
-        if not self.attacks:
-            raise InputError("evaluation.attacks must name at least one attack, but got none.")
-        attack_labels([*self.attacks, *self.strongest])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +45,9 @@ class CertificationPlan:
     def __post_init__(self) -> None:
         if not self.epsilons:
             raise InputError("certification.epsilons must name at least one radius, but got none.")
-        _check_at_least_one("certification", self, "num_images", "batch_size")
+        check_at_least("certification.batch_size", self.batch_size, 1)
+        if self.num_images is not None:
+            check_at_least("certification.num_images", self.num_images, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Norm = Literal["linf", "l2", "l1"]
 
-_LARGEST_EPSILON = {"linf": 1.0, "l2": 100.0, "l1": 10_000.0}
+LARGEST_EPSILON = {"linf": 1.0, "l2": 100.0, "l1": 10_000.0}
+"""The largest radius of each norm that is accepted."""
 
 Pixels = Annotated[float, BeforeValidator(parse_pixels)]
 """A length in pixel units of [0, 1]; configuration files may write it as a fraction."""
@@ -60,7 +61,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise InputError(f"ThreatModel.norm must be one of {', '.join(get_args(Norm))}, but got '{self.norm}'.")
-        high = _LARGEST_EPSILON[self.norm]
+        high = LARGEST_EPSILON[self.norm]
         object.__setattr__(self, "epsilon", check_pixels("ThreatModel.epsilon", self.epsilon, high=high))
 
     @classmethod

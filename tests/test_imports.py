@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "robust_nas"
 # A module may import from its own layer and from the layers below.
 LAYERS = [
     {"__main__", "cli", "table_cli", "integrations"},
-    {"answers", "api", "listing", "pipeline", "recipe", "scaling"},
+    {"answers", "api", "assessment", "listing", "pipeline", "recipe", "scaling"},
     {"searches", "training", "derivation", "evaluation", "certification", "ensembles", "report"}
     | {"samplers", "simulation"},
-    {"attacks", "bounds", "supernet", "models", "proxies", "spaces", "datasets", "tables", "complexity"},
+    {"attacks", "bounds", "supernet", "models", "proxies", "spaces", "datasets", "tables", "complexity", "intake"},
     {"architecture", "threat", "registry", "distributed", "errors", "seeds", "run_dir", "progress"}
     | {"catalogue", "commands", "config", "environment", "outcomes", "pixels", "text"},
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from robust_nas.errors import InputError
 from robust_nas.registry import Group
 
 if TYPE_CHECKING:
@@ -27,6 +28,16 @@ class Attack(Protocol):
         `model` maps [0, 1] images to logits [B, K]; its mode, parameters, gradients and buffers are left as they
         were. `labels` is [B]. The result depends on nothing but the arguments: equal seeds give equal images.
         """
+
+
+def check_norm(attack: Attack, threat: ThreatModel) -> None:
+    """Raise InputError if an attack is not for the threat's norm: an attack for some norms only names them, `norms`."""
+    known = getattr(attack, "norms", (threat.norm,))
+    if threat.norm not in known:
+        raise InputError(
+            f"{type(attack).__name__} is for {' and '.join(known)}, but got an {threat.norm} threat model; "
+            "use apgd and fab instead."
+        )
 
 
 @runtime_checkable

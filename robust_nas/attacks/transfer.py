@@ -23,8 +23,9 @@ class Transfer:
     The model itself is asked once: an image that it gets wrong is returned as it is, and needs no attack.
 
     Args:
-        surrogates: the other models, [0, 1] images to logits. In a recipe, run folders of ours (all their trained
-            models) or single weights in one, such as "runs/2026-01-31-digits-4f2a/checkpoints/model-1.safetensors".
+        surrogates: the other models, [0, 1] images to logits. In a recipe, what `intake.load_models` takes: run folders
+            of ours (all their trained models), single weights in one, such as
+            "runs/2026-01-31-digits-4f2a/checkpoints/model-1.safetensors", and the names of other models.
         attack: what is run on them; one that needs gradients may, as theirs are known.
     """
 

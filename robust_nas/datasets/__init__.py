@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from robust_nas.errors import InputError
 from robust_nas.registry import Group
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class ImageSet:
     """Labelled images, stored as bytes and given out as float32 in [0, 1].
 
     Args:
-        pixels: [N, C, H, W], uint8, from 0 to `max_value`.
+        pixels: [N, C, H, W], uint8, from 0 to `max_value`; or what `of` makes of floats.
         labels: [N], int64.
         max_value: the byte that stands for 1.0.
     """
@@ -29,6 +30,27 @@ class ImageSet:
     pixels: Tensor
     labels: Tensor
     max_value: int = 255
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor) -> ImageSet:
+        """Return the set of given images [N, C, H, W], floats in [0, 1] or bytes, with their labels [N].
+
+        Raises:
+            InputError: if they have another shape, or values outside [0, 1].
+        """
+        if images.dim() != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
+            raise InputError(
+                "Images must be [N, C, H, W] and labels [N] whole numbers, but got "
+                f"{list(images.shape)} and {list(labels.shape)} of {labels.dtype}."
+            )
+        if not images.is_floating_point():
+            return cls(images, labels.long())
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise InputError(
+                f"Images must be in [0, 1] (a model normalises its own input), but got values from "
+                f"{float(images.min()):g} to {float(images.max()):g}."
+            )
+        return cls(images.float(), labels.long(), max_value=1)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,28 +2,37 @@
 
 `evaluate` gives every attack's outcome on every image, `robustness_curve` and `minimal_distortions` the accuracy over
 epsilon, `masking_checks` the reasons to distrust them, `strongest_examples` the images to look at, and `estimate_cost`
-what it will cost. Each attack is a value from `robust_nas.attacks`.
+what it will cost; an `EvaluationPlan` is all of these for one model. Each attack is a value from `robust_nas.attacks`.
 """
 
+from robust_nas.evaluation._chunks import digest_of
 from robust_nas.evaluation.accuracy import AttackOutcome, Evaluation, attack_labels, evaluate, wilson_interval
-from robust_nas.evaluation.costs import Cost, calibration_images, estimate_cost
+from robust_nas.evaluation.costs import Cost, calibration_images, costs_text, estimate_cost
 from robust_nas.evaluation.curves import Distortions, minimal_distortions, robustness_curve
-from robust_nas.evaluation.examples import strongest_examples
+from robust_nas.evaluation.examples import file_name, save_examples, strongest_examples
 from robust_nas.evaluation.masking import MaskingCheck, masking_checks
+from robust_nas.evaluation.plan import Assessment, EvaluationPlan, notes
 
 __all__ = [
+    "Assessment",
     "AttackOutcome",
     "Cost",
     "Distortions",
     "Evaluation",
+    "EvaluationPlan",
     "MaskingCheck",
     "attack_labels",
     "calibration_images",
+    "costs_text",
+    "digest_of",
     "estimate_cost",
     "evaluate",
+    "file_name",
     "masking_checks",
     "minimal_distortions",
+    "notes",
     "robustness_curve",
+    "save_examples",
     "strongest_examples",
     "wilson_interval",
 ]

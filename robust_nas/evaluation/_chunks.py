@@ -8,9 +8,10 @@ to be inside the threat model. The model is left as it was.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -61,7 +62,7 @@ class Chunks:
         tensors = chain(model.parameters(), model.buffers())
         self._device = next((tensor.device for tensor in tensors), data.labels.device)
         # Only where something is kept can it be mistaken for another evaluation's.
-        self._settings = _digest(model, data, batch_size, self._seed, settings) if stage.folder else ""
+        self._settings = digest_of(model, data, batch_size, self._seed, settings) if stage.folder else ""
         self._step, state = stage.resume()
         # By name: how many chunks are done, what they found, and the seconds they took.
         self._done: dict[str, Any] = {}
@@ -177,11 +178,29 @@ class Chunks:
         return done["found"][0] if done["found"] else torch.zeros(0, dtype=torch.int64), done["seconds"]
 
 
-def _digest(model: nn.Module, data: ImageSet, *settings: object) -> str:
-    """Return a digest of weights, images and settings, by which an interrupted evaluation is recognised."""
+def digest_of(model: nn.Module, data: ImageSet, *settings: object) -> str:
+    """Return a digest of weights, images and settings, by which an evaluation is recognised."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in [*model.state_dict().items(), ("pixels", data.pixels), ("labels", data.labels)]:
-        digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    _add_tensors(digest, {**model.state_dict(), "pixels": data.pixels, "labels": data.labels})
     digest.update(repr(settings).encode())
+    for other in _models_in(settings):
+        _add_tensors(digest, other.state_dict())
     return digest.hexdigest()
+
+
+def _add_tensors(digest: hashlib.blake2b, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _models_in(value: object) -> Iterator[nn.Module]:
+    """Yield the models that settings hold, such as an attack's surrogates: a `repr` says nothing of weights."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _models_in(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _models_in(getattr(value, field.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
-from robust_nas.attacks import Attack
+from robust_nas.attacks import Attack, check_norm
 from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
@@ -266,6 +267,9 @@ def evaluate(
         raise InputError(f"An evaluation needs one threat model or several different ones, but got {len(threats)}.")
     chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
     names, stage = attack_labels(chosen) if labels is None else list(labels), stage_or_alone(stage, seed)
+    # Said now, and not after the others have run for hours.
+    for allowed, attack in itertools.product(threats, chosen):
+        check_norm(attack, allowed)
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
     own, clean = data.labels.cpu(), run.clean_predictions()
     left = (clean == own).nonzero().squeeze(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from robust_nas.attacks._model_state import frozen, scores
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.seeds import generator_at
+from robust_nas.text import aligned
 
 NUM_IMAGES = 32
 
@@ -46,12 +47,12 @@ def estimate_cost(
     sample: ImageSet,
     num_images: int,
     work: Callable[[ImageSet], object],
-    world: World | None = None,
+    processes: int = 1,
 ) -> Cost:
     """Return what `work` will cost on `num_images` images like those of `sample`, on which it is done here.
 
     Forward passes and time are taken to grow with the number of images: a full chunk costs less per image than this
-    small one, so the time is rather too long. The processes of `world` are taken to share the work evenly.
+    small one, so the time is rather too long. The processes are taken to share the work evenly.
     """
     passed = 0
 
@@ -68,5 +69,23 @@ def estimate_cost(
     finally:
         handle.remove()
     scale = num_images / len(sample)
-    processes = world.size * world.workers if world else 1
     return Cost(label, passed * scale, (time.monotonic() - started) * scale / processes)
+
+
+def costs_text(name: str, costs: Sequence[Cost], num_images: int, world: World) -> str:
+    """Return expected costs as lines for a terminal."""
+    total = Cost("all", sum(cost.forwards for cost in costs), sum(cost.seconds for cost in costs))
+    rows = [[cost.label, f"{cost.forwards:,.0f}", _duration(cost.seconds)] for cost in [*costs, total]]
+    processes = world.size * world.workers
+    return "\n".join(
+        [
+            f"expected for {name} on {num_images} images, in {processes} process{'es' * (processes > 1)}, from a few:",
+            *aligned([["", "forward passes", "time"], *rows], left=1),
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,21 +18,32 @@ from robust_nas.distributed import World
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks
 from robust_nas.progress import Progress
 from robust_nas.registry import name_of
-from robust_nas.run_dir import Stage
+from robust_nas.run_dir import Stage, save_state
 from robust_nas.threat import ThreatModel
 
 
 def strongest_examples(
-    model: nn.Module, data: ImageSet, threat: ThreatModel, attack: Attack | str, count: int = 10, *, seed: int = 0
+    model: nn.Module,
+    data: ImageSet,
+    threat: ThreatModel,
+    attack: Attack | str,
+    count: int = 10,
+    *,
+    seed: int = 0,
+    num_images: int = 512,
 ) -> dict[str, Any]:
     """Return the adversarial examples of which the model is surest: correctly classified images that `attack` breaks.
 
-    The surest of every class come first, then every class's second, and so on. In one process, on all of `data`.
+    The surest of every class come first, then every class's second, and so on. In one process.
+
+    Args:
+        num_images: how many of `data` are looked at, the first ones.
 
     Returns:
         "originals" and "adversarial" [M, C, H, W], "labels", "predictions" and "clean_predictions" [M] with
-        M <= `count`, on the CPU; the attack's name; epsilon.
+        M <= `count`, on the CPU; the attack's name; norm and epsilon.
     """
+    data = data[:num_images]
     chosen: Attack = attack_group.get(attack)() if isinstance(attack, str) else attack
     name, alone = name_of(chosen), Stage("examples", seed, World(), Progress(quiet=True))
     run = Chunks(model, data, BATCH_SIZE, seed, alone)
@@ -54,5 +67,29 @@ def strongest_examples(
         "predictions": logits[picked].argmax(1).cpu(),
         "clean_predictions": labels[picked].cpu(),
         "attack": name,
+        "norm": threat.norm,
         "epsilon": threat.epsilon,
     }
+
+
+def save_examples(
+    folder: Path,
+    name: str,
+    model: nn.Module,
+    data: ImageSet,
+    threat: ThreatModel,
+    attack: Attack,
+    *,
+    num_classes: int,
+    seed: int,
+) -> None:
+    """Write the strongest example of every class (of up to 20) to a run folder, unless it is there."""
+    path = folder / "checkpoints" / f"examples-{file_name(name)}.safetensors"
+    if not path.is_file():
+        examples = strongest_examples(model, data, threat, attack, min(max(num_classes, 9), 20), seed=seed)
+        save_state(path, {**examples, "model": name})
+
+
+def file_name(model: str) -> str:
+    """Return a model's name as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", model).strip("-.")

@@ -1,4 +1,4 @@
-"""What a run folder holds, as far as its stages have run."""
+"""What a run folder holds, as far as its stages have run, and what the folder of a stand-alone attack holds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,151 @@ from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
 from robust_nas.run_dir import METRICS, STAGE_FILES, RunDir, load_state, read_json, read_metrics
 
+Threat = tuple[str, float]
+"""A threat model's norm and radius."""
+
 
 @dataclass(frozen=True)
-class Contents:
-    """The files of a run folder that the report is made of; a stage that has not run is None."""
+class Measurements:
+    """What both kinds of folder hold: the settings, the environment, and what attacks left of each model.
+
+    Args:
+        path: the folder.
+        config_text: its settings, word for word.
+        config: the same, read.
+        environment: what environment.json says.
+        evaluation: what evaluation.json says, or None.
+        examples: for each model that has some, its adversarial examples.
+    """
 
     path: Path
     config_text: str
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None
+    examples: list[Mapping[str, Any]]
+
+    @property
+    def seed(self) -> int:
+        """The seed of all that was measured."""
+        return int(self.config["seed"])
+
+    @property
+    def data(self) -> str:
+        """The data set's name."""
+        return str((self.evaluation or {}).get("data") or self.config["data"]["name"])
+
+    @cached_property
+    def attacked(self) -> dict[str, dict[str, Any]]:
+        """What evaluation.json says about each model, by name."""
+        return dict((self.evaluation or {"models": {}})["models"])
+
+    @cached_property
+    def certified(self) -> dict[str, list[dict[str, Any]]]:
+        """What certification.json says about each model, by name."""
+        return {}
+
+    @cached_property
+    def models(self) -> list[str]:
+        """The names of all models."""
+        return list(self.attacked)
+
+    def title_of(self, model: str) -> str:
+        """Return what the page calls a model."""
+        return model
+
+    def digits_of(self, model: str) -> str:
+        """Return the digits form of a network's architecture, "" where there is none."""
+        return ""
+
+    def is_combined(self, model: str) -> bool:
+        """Whether a model is made of others: an average or an ensemble."""
+        return False
+
+    @property
+    def threat(self) -> Threat | None:
+        """The threat model of a run; of other folders, None."""
+        return None
+
+    @cached_property
+    def threats(self) -> list[Threat]:
+        """The threat models that any model was attacked at, in the order of the file."""
+        items = [
+            item
+            for result in self.attacked.values()
+            for item in (*result.get("threats", []), *result["attacks"], result["worst_case"])
+        ]
+        return list(dict.fromkeys((item["norm"], item["epsilon"]) for item in items if "norm" in item))
+
+    @cached_property
+    def norms(self) -> list[str]:
+        """The norms in which anything was measured by attacks."""
+        found = [norm for norm, _ in self.threats]
+        for result in self.attacked.values():
+            found += [point["norm"] for point in result.get("curve", []) if "norm" in point]
+        return list(dict.fromkeys(found))
+
+    @cached_property
+    def measured(self) -> list[tuple[str, str, float]]:
+        """The attacks (name, norm, epsilon) that were run on any model, in the order of the file."""
+        found = [
+            (attack["name"], attack["norm"], attack["epsilon"])
+            for result in self.attacked.values()
+            for attack in result["attacks"]
+        ]
+        return list(dict.fromkeys(found))
+
+    @cached_property
+    def certified_epsilons(self) -> list[float]:
+        """The radii that were certified for any model, ascending."""
+        return sorted({item["epsilon"] for results in self.certified.values() for item in results})
+
+    def attack_on(self, model: str, attack: tuple[str, str, float]) -> dict[str, Any] | None:
+        """Return what an attack did to a model, or None if it was not run on it."""
+        for item in self.attacked.get(model, {}).get("attacks", []):
+            if (item["name"], item["norm"], item["epsilon"]) == attack:
+                return dict(item)
+        return None
+
+    def worst_case_of(self, model: str, threat: Threat) -> dict[str, Any] | None:
+        """Return what is left of a model by all attacks of one threat model, or None if it was not attacked there."""
+        result = self.attacked.get(model)
+        for item in (*result.get("threats", []), result["worst_case"]) if result else ():
+            if (item.get("norm"), item.get("epsilon")) == threat:
+                return dict(item)
+        return None
+
+    def union_of(self, model: str) -> dict[str, Any] | None:
+        """Return what is left of a model by all attacks of several threat models, or None if there is only one."""
+        result = self.attacked.get(model)
+        return result["worst_case"] if result and "norm" not in result["worst_case"] else None
+
+    def certificate_of(self, model: str, epsilon: float) -> dict[str, Any] | None:
+        """Return a model's certified accuracy at a radius, or None if it was not computed."""
+        for item in self.certified.get(model, []):
+            if item["epsilon"] == epsilon:
+                return {**item, "accuracy": item["certified"]}
+        return None
+
+    def curve_of(self, model: str, norm: str) -> list[dict[str, Any]]:
+        """Return a model's accuracies over epsilon in one norm, ascending; [] if there are none."""
+        # A file that names no norm is of one threat model.
+        points, only = self.attacked.get(model, {}).get("curve", []), (self.threat or self.threats[0])[0]
+        own = [point for point in points if point.get("norm", only) == norm]
+        return sorted(own, key=lambda point: float(point["epsilon"]))
+
+    def class_name(self, label: int) -> str:
+        """Return a class's name, its number where the file names none."""
+        names = (self.evaluation or {}).get("classes") or []
+        return str(names[label]) if label < len(names) else str(label)
+
+
+@dataclass(frozen=True)
+class Contents(Measurements):
+    """The files of a run folder that the report is made of; a stage that has not run is None."""
+
     stages: Mapping[str, Any]
     metrics: list[dict[str, Any]]
-    examples: Mapping[str, Any] | None
 
     @classmethod
     def read(cls, run: RunDir) -> Contents:
@@ -33,20 +166,17 @@ class Contents:
         Raises:
             InputError: if one of its files is damaged.
         """
-        config_text = (run / "config.toml").read_text(encoding="utf-8")
-        try:
-            config = tomllib.loads(config_text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{run / 'config.toml'} is not valid TOML: {error}.") from None
-        examples = run / "checkpoints" / "examples.safetensors"
+        config_text, config = _read_settings(run / "config.toml")
+        stages = {stage: _read(run / name) for stage, name in STAGE_FILES.items()}
         return cls(
             path=run.path,
             config_text=config_text,
             config=config,
             environment=_read(run / "environment.json") or {},
-            stages={stage: _read(run / name) for stage, name in STAGE_FILES.items()},
+            evaluation=stages["attack"],
+            examples=_read_examples(run.path),
+            stages=stages,
             metrics=read_metrics(run / METRICS),
-            examples=load_state(examples) if examples.exists() else None,
         )
 
     @property
@@ -60,14 +190,14 @@ class Contents:
         return float(self.config["threat"]["epsilon"])
 
     @property
+    def threat(self) -> Threat:
+        """The threat model that the run is about."""
+        return self.norm, self.epsilon
+
+    @property
     def operations(self) -> tuple[str, ...]:
         """The operations that an edge can have."""
         return tuple(self.config["space"].get("operations", OPERATIONS))
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return int(self.config["seed"])
 
     def parse(self, text: str) -> Architecture:
         """Read an architecture of the run's space."""
@@ -77,11 +207,6 @@ class Contents:
     def trained(self) -> dict[str, dict[str, Any]]:
         """What train.json says about each network, by name."""
         return {model["name"]: model for model in (self.stages["train"] or {"models": []})["models"]}
-
-    @cached_property
-    def attacked(self) -> dict[str, dict[str, Any]]:
-        """What evaluation.json says about each model, by name."""
-        return dict((self.stages["attack"] or {"models": {}})["models"])
 
     @cached_property
     def certified(self) -> dict[str, list[dict[str, Any]]]:
@@ -108,34 +233,51 @@ class Contents:
             return ""
         return self.parse(self.trained[model]["architecture"]).digits(self.operations)
 
-    @cached_property
-    def measured(self) -> list[tuple[str, str, float]]:
-        """The attacks (name, norm, epsilon) that were run on any model, in the order of the file."""
-        found = [
-            (attack["name"], attack["norm"], attack["epsilon"])
-            for result in self.attacked.values()
-            for attack in result["attacks"]
-        ]
-        return list(dict.fromkeys(found))
+    def is_combined(self, model: str) -> bool:
+        """Whether a model is made of others: an average or an ensemble."""
+        return model not in self.trained
 
-    @cached_property
-    def certified_epsilons(self) -> list[float]:
-        """The radii that were certified for any model, ascending."""
-        return sorted({item["epsilon"] for results in self.certified.values() for item in results})
 
-    def attack_on(self, model: str, attack: tuple[str, str, float]) -> dict[str, Any] | None:
-        """Return what an attack did to a model, or None if it was not run on it."""
-        for item in self.attacked.get(model, {}).get("attacks", []):
-            if (item["name"], item["norm"], item["epsilon"]) == attack:
-                return dict(item)
-        return None
+@dataclass(frozen=True)
+class AttackContents(Measurements):
+    """The files of a folder that `robust-nas attack MODEL ...` made."""
 
-    def certificate_of(self, model: str, epsilon: float) -> dict[str, Any] | None:
-        """Return a model's certified accuracy at a radius, or None if it was not computed."""
-        for item in self.certified.get(model, []):
-            if item["epsilon"] == epsilon:
-                return {**item, "accuracy": item["certified"]}
-        return None
+    @classmethod
+    def read(cls, folder: Path) -> AttackContents:
+        """Read the folder.
+
+        Raises:
+            InputError: if it is not such a folder, or one of its files is missing or damaged.
+        """
+        if not (folder / "attack.toml").is_file():
+            raise InputError(
+                f"{folder} has no attack.toml, so it is not the folder of an attack; give one made by "
+                "'robust-nas attack MODEL'."
+            )
+        config_text, config = _read_settings(folder / "attack.toml")
+        return cls(
+            path=folder,
+            config_text=config_text,
+            config=config,
+            environment=_read(folder / "environment.json") or {},
+            evaluation=read_json(folder / STAGE_FILES["attack"]),
+            examples=_read_examples(folder),
+        )
+
+
+def _read_settings(path: Path) -> tuple[str, dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        return text, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
+    # A run has examples of one model in examples.safetensors, or of each in examples-MODEL.safetensors.
+    paths = sorted((folder / "checkpoints").glob("examples*.safetensors"))
+    found = [load_state(path) for path in paths if not path.name.endswith(".state.safetensors")]
+    return list({str(state.get("model")): state for state in found}.values())
 
 
 def _read(path: Path) -> Any:

@@ -11,6 +11,10 @@ h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .
 h2 { font-size: 1.25rem; letter-spacing: -.01em; margin: 3.2rem 0 .6rem; padding-top: .9rem;
   border-top: 1px solid var(--rule); font-weight: 640; }
 h3 { font-size: 1rem; margin: 0 0 .2rem; font-weight: 620; }
+h4 { font-size: .92rem; margin: 0 0 .25rem; font-weight: 600; }
+.group { margin: 1.4rem 0 .7rem; }
+.group small { font-weight: 400; font-size: .87rem; }
+.later { margin-top: 1.8rem; }
 p { margin: 0 0 .9rem; max-width: 46rem; }
 a { color: var(--accent); text-underline-offset: .15em; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -26,7 +30,8 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; list-style: none; ma
 nav a { text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 .missing { border-left: 3px solid #d9a400; background: #fffaeb; padding: .7rem 1rem; margin: 1.2rem 0;
-  max-width: 46rem; }
+  max-width: 46rem; overflow-wrap: anywhere; }
+.missing + .missing { margin-top: -.5rem; }
 .scroll { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 .wide { width: 100%; }
@@ -42,6 +47,7 @@ thead tr:first-child th[colspan] { border-bottom: 1px solid var(--rule); text-al
 th small, td small { display: block; font-weight: 400; font-size: .74rem; line-height: 1.35; }
 tbody th { background: #fff; position: sticky; left: 0; }
 tbody tr.joined th, tbody tr.joined td { background: var(--faint); }
+.wide tbody th, .named tbody th { white-space: normal; min-width: 6.5rem; overflow-wrap: break-word; }
 .clean { color: var(--clean); } .attacked { color: var(--attacked); } .certified { color: var(--certified); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1.6rem 1.8rem; }
 .broad { grid-template-columns: repeat(auto-fill, minmax(min(100%, 430px), 1fr)); }

@@ -1,15 +1,16 @@
-"""Sentences that are drawn from the numbers of a run: what they agree on, and what they do not show."""
+"""Sentences that are drawn from the numbers: what they agree on, and what they do not show."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
 from robust_nas.outcomes import read_outcomes
 from robust_nas.pixels import format_pixels
-from robust_nas.report._contents import Contents, format_attack, is_autoattack
+from robust_nas.report._contents import Contents, Measurements, Threat, format_attack, is_autoattack
 from robust_nas.run_dir import unfinished_stages
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -30,6 +31,31 @@ def enumerate_in_words(items: list[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
+def norm_name(norm: str) -> str:
+    """Return "l-infinity" for "linf"; other norms are called what they are called."""
+    return {"linf": "l-infinity"}.get(norm, norm)
+
+
+def format_threat(threat: Threat) -> str:
+    """Return a threat model as people write it: "linf 8/255"."""
+    return f"{threat[0]} {format_pixels(threat[1])}"
+
+
+def with_interval(item: Mapping[str, float]) -> str:
+    """Return an accuracy as "81.4 % (77.0 to 85.1)"."""
+    return f"{percent(item['accuracy'])} % ({percent(item['low'])} to {percent(item['high'])})"
+
+
+def failed_checks(contents: Measurements, model: str) -> int:
+    """Return how many of a model's checks for gradient masking failed."""
+    return sum(not check["passed"] for check in contents.attacked[model].get("masking", []))
+
+
+def split_of(contents: Measurements) -> str:
+    """Return the name of the split that was attacked."""
+    return str((contents.evaluation or {}).get("split", "test"))
+
+
 @dataclass(frozen=True)
 class Consistency:
     """Whether certified <= attacked <= clean held.
@@ -45,7 +71,7 @@ class Consistency:
     per_image: bool
 
 
-def check_consistency(contents: Contents) -> Consistency:
+def check_consistency(contents: Measurements) -> Consistency:
     """Compare clean, attacked and certified outcomes, sample by sample where the files have them.
 
     An image that withstands an attack must be classified correctly when it is clean. An image that is certified at a
@@ -84,18 +110,20 @@ def check_consistency(contents: Contents) -> Consistency:
     return Consistency(comparisons, violations + _curve_violations(contents), per_image)
 
 
-def _curve_violations(contents: Contents) -> list[str]:
+def _curve_violations(contents: Measurements) -> list[str]:
     violations = []
     for model, result in contents.attacked.items():
         clean = result["clean"]
         for point in result.get("curve", []):
+            same_norm = contents.threat is not None and point.get("norm", contents.threat[0]) == contents.threat[0]
             if point["accuracy"] > clean["accuracy"] and point.get("count", clean["count"]) == clean["count"]:
                 violations.append(
                     f"{model}: more images are correct under attack at {point['epsilon']:g} than when clean."
                 )
-            for item in contents.certified.get(model, []):
+            for item in contents.certified.get(model, []) if same_norm else []:
                 same_images = item["count"] == point.get("count", clean["count"])
-                if same_images and point["epsilon"] <= item["epsilon"] and item["certified"] > point["accuracy"]:
+                smaller_ball = point["epsilon"] <= item["epsilon"]
+                if same_images and smaller_ball and item["certified"] > point["accuracy"]:
                     violations.append(
                         f"{model}: more images are certified at {item['epsilon']:g} than withstand the attack "
                         f"at {point['epsilon']:g}."
@@ -143,7 +171,7 @@ def _certificates(path: Path) -> dict[tuple[str, str, float], tuple[set[int], se
 def summary(contents: Contents) -> list[str]:
     """Return the run in a few sentences, as far as it has come."""
     config, sentences = contents.config, []
-    threat = f"{_norm_name(contents.norm)} perturbations of radius {format_pixels(contents.epsilon)}"
+    threat = f"{norm_name(contents.norm)} perturbations of radius {format_pixels(contents.epsilon)}"
     data = config["data"]["name"]
     if contents.trained:
         count = len(contents.trained)
@@ -165,25 +193,19 @@ def summary(contents: Contents) -> list[str]:
 def _headline(contents: Contents, model: str) -> str:
     result, name = contents.attacked[model], contents.title_of(model)
     clean, worst = result["clean"], result["worst_case"]
-    attacks = enumerate_in_words([format_attack(attack["name"]) for attack in result["attacks"]])
+    attacks = enumerate_in_words(list(dict.fromkeys(format_attack(attack["name"]) for attack in result["attacks"])))
     text = (
-        f"On {clean['count']} {contents.stages['attack'].get('split', 'test')} images the "
-        f"{name if model == 'ensemble' else f'network {name}'} is correct on {_with_interval(clean)} and, under the "
-        f"worst of {attacks} for each image, on {_with_interval(worst)}"
+        f"On {clean['count']} {split_of(contents)} images the "
+        f"{name if model == 'ensemble' else f'network {name}'} is correct on {with_interval(clean)} and, under the "
+        f"worst of {attacks} for each image, on {with_interval(worst)}"
     )
+    if contents.union_of(model):
+        text += f" at {enumerate_in_words([format_threat(threat) for threat in contents.threats])} together"
     if certificates := contents.certified.get(model):
         least = min(certificates, key=lambda item: float(item["epsilon"]))
         proved = {**least, "accuracy": least["certified"]}
-        text += f"; {_with_interval(proved)} are proved robust at radius {format_pixels(least['epsilon'])}"
+        text += f"; {with_interval(proved)} are proved robust at radius {format_pixels(least['epsilon'])}"
     return f"{text}."
-
-
-def _with_interval(item: dict[str, float]) -> str:
-    return f"{percent(item['accuracy'])} % ({percent(item['low'])} to {percent(item['high'])})"
-
-
-def _norm_name(norm: str) -> str:
-    return {"linf": "l-infinity", "l2": "l2"}.get(norm, norm)
 
 
 @dataclass(frozen=True)
@@ -245,7 +267,7 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
         )
     )
     if contents.attacked:
-        found += _about_attacks(contents)
+        found += about_attacks(contents)
     if contents.certified:
         found.append(("Certification", _about_certification(contents)))
     if contents.stages["ensemble"] and contents.certified:
@@ -254,16 +276,27 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
     found.append(
         (
             "Scope",
-            f"One data set ({contents.config['data']['name']}) and one threat, {_norm_name(contents.norm)} up to "
-            f"{format_pixels(contents.epsilon)}. Other norms, corruptions, shifts of the data and other search or "
-            "training methods were not measured here.",
+            f"One data set ({contents.data}) and {threats_in_words(contents.threats or [contents.threat])}. Other "
+            "norms, corruptions, shifts of the data and other search or training methods were not measured here.",
         )
     )
     return found
 
 
-def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
-    num_images, split = contents.stages["attack"]["num_images"], contents.stages["attack"].get("split", "test")
+def threats_in_words(threats: Sequence[Threat]) -> str:
+    """Return how many threat models there are, and which."""
+    named = enumerate_in_words([f"{norm_name(norm)} up to {format_pixels(epsilon)}" for norm, epsilon in threats])
+    return f"one threat, {named}" if len(threats) == 1 else f"{len(threats)} threats, {named}"
+
+
+def about_attacks(contents: Measurements) -> list[tuple[str, str]]:
+    """Return what accuracies under attack do and do not show, as (what it is about, a sentence or two)."""
+    num_images, split = (contents.evaluation or {})["num_images"], split_of(contents)
+    of_attacks = (
+        "An attack that fails proves nothing: accuracy under attack bounds the true robust accuracy from above."
+    )
+    if any(result.get("curve") for result in contents.attacked.values()):
+        of_attacks += " Curves over epsilon use one attack only, so they are less strict than the worst case."
     found = [
         (
             "Sample size",
@@ -271,18 +304,14 @@ def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
             f"±{percent(resolution(num_images))} points. A paired test on the same images could tell closer models "
             "apart; none was made.",
         ),
-        (
-            "Attacks",
-            "An attack that fails proves nothing: the accuracy under attack bounds the true robust accuracy from "
-            "above. Curves over epsilon use one attack only, so they are less strict than the worst case.",
-        ),
+        ("Attacks", of_attacks),
     ]
     with_autoattack: list[str] = []
     without: list[str] = []
     for model, result in contents.attacked.items():
         ran = any(is_autoattack(attack["name"]) for attack in result["attacks"])
         named = contents.title_of(model)
-        article = "" if model in contents.trained else "the "
+        article = "the " if contents.is_combined(model) else ""
         (with_autoattack if ran else without).append(article + (named.lower() if model == "uniform" else named))
     if without and with_autoattack:
         text = (
@@ -295,7 +324,7 @@ def _about_attacks(contents: Contents) -> list[tuple[str, str]]:
     else:
         text = f"AutoAttack was run on {enumerate_in_words(with_autoattack)}."
     found.append(("AutoAttack", text))
-    failed = sum(not check["passed"] for result in contents.attacked.values() for check in result.get("masking", []))
+    failed = sum(failed_checks(contents, model) for model in contents.attacked)
     if failed:
         verb = "checks" if failed > 1 else "check"
         found.append(

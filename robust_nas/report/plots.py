@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from robust_nas.pixels import format_pixels
 from robust_nas.report._elements import Html, element
 
 if TYPE_CHECKING:
@@ -132,7 +131,8 @@ def _epoch_axis(axes: Axes) -> None:
     axes.set_xlabel("epoch")
 
 
-def _fraction_axis(axes: Axes) -> None:
+def fraction_axis(axes: Axes) -> None:
+    """Make the vertical axis one of fractions, written in percent."""
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 
@@ -211,91 +211,6 @@ def curve_plot(
             color=MUTED,
         )
     axes.set_xlim(min(epochs), max(max(epochs), min(epochs) + 1))
-    _fraction_axis(axes)
+    fraction_axis(axes)
     _epoch_axis(axes)
-    return to_svg(figure, key, name)
-
-
-@styled
-def epsilon_plot(
-    result: Mapping[str, Any] | None,
-    certificates: Sequence[Mapping[str, Any]],
-    threat_epsilon: float,
-    key: str,
-    name: str,
-) -> Html:
-    """Return accuracy over epsilon of one model: clean, under the curve's attack, certified.
-
-    Args:
-        result: the model's entry in evaluation.json, if there is one.
-        certificates: its entry in certification.json.
-        threat_epsilon: the threat's radius, marked by a line; the worst case over all attacks stands there.
-        key: makes the ids of one figure differ from those of the others on the page.
-        name: what the figure is called for those who cannot see it.
-    """
-    figure, axes = figure_of(340, 230)
-    curve = [(point["epsilon"], point["accuracy"]) for point in (result or {}).get("curve", [])]
-    proved = [(item["epsilon"], item["certified"]) for item in certificates]
-    radii = sorted({epsilon for epsilon, _ in [*curve, *proved, (threat_epsilon, 0)] if epsilon > 0})
-    # Certified radii are a hundredth of attacked ones: logarithmic from the smallest on, and linear from there to 0.
-    axes.set_xscale("symlog", linthresh=radii[0], linscale=0.35)
-    axes.set_xlim(-0.08 * radii[0], radii[-1] * 1.15)
-    axes.axvline(threat_epsilon, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
-    if result:
-        clean = result["clean"]["accuracy"]
-        axes.axhline(clean, color=CLEAN, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1)
-        axes.plot([0], [clean], marker="o", color=CLEAN, markersize=6, clip_on=False, zorder=4)
-    for points, kind in ((curve, "attacked"), (proved, "certified")):
-        colour, marker = MARKERS[kind]
-        if points:
-            axes.plot(*zip(*sorted(points), strict=True), color=colour, marker=marker, zorder=3)
-    if result and "worst_case" in result:
-        worst = result["worst_case"]
-        spread = [[worst["accuracy"] - worst["low"]], [worst["high"] - worst["accuracy"]]]
-        axes.errorbar(
-            [threat_epsilon],
-            [worst["accuracy"]],
-            yerr=[[max(part, 0.0) for part in side] for side in spread],
-            color=ATTACKED,
-            marker="D",
-            markersize=7,
-            markerfacecolor=PAPER,
-            markeredgewidth=1.8,
-            elinewidth=1.4,
-            zorder=5,
-        )
-    ticks = [0.0] + [10.0**power for power in range(-5, 2) if radii[0] <= 10.0**power <= radii[-1]]
-    if not any(0.5 < tick / radii[0] < 2 for tick in ticks):
-        ticks.append(radii[0])
-    if not any(0.5 < tick / threat_epsilon < 2 for tick in ticks):
-        ticks.append(threat_epsilon)
-    axes.set_xticks(sorted(ticks), [format_pixels(tick) for tick in sorted(ticks)])
-    axes.set_xticks([], minor=True)
-    _fraction_axis(axes)
-    axes.set_xlabel("radius \N{GREEK SMALL LETTER EPSILON}")
-    return to_svg(figure, key, name)
-
-
-@styled
-def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | None]]], key: str, name: str) -> Html:
-    """Return a line per model with its clean, worst-case and certified accuracy and their 95 % intervals.
-
-    Args:
-        rows: each model's name, and its "clean", "attacked" and "certified" accuracy with `low` and `high`, or None.
-        key: makes the ids of one figure differ from those of the others on the page.
-        name: what the figure is called for those who cannot see it.
-    """
-    figure, axes = figure_of(460, 34 + 44 * len(rows))
-    for index, (title, values) in enumerate(rows):
-        axes.text(0, 0.27 - index, title, va="center", fontsize=11.5)
-        for shift, (kind, (colour, marker)) in zip((0.1, 0, -0.1), MARKERS.items(), strict=True):
-            if item := values.get(kind):
-                height = shift - index  # so that clean and certified stay apart where they are equal
-                axes.plot([item["low"], item["high"]], [height, height], color=colour, linewidth=3, alpha=0.3)
-                axes.plot([item["accuracy"]], [height], color=colour, marker=marker, markersize=6.5, linestyle="none")
-    axes.set_yticks([-index for index in range(len(rows))], [""] * len(rows))
-    axes.set_ylim(-len(rows) + 0.65, 0.5)
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-    axes.spines["left"].set_visible(False)
     return to_svg(figure, key, name)

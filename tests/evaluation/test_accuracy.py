@@ -1,4 +1,4 @@
-"""Clean and attacked accuracy, resuming, the curve, the masking checks and the examples."""
+"""Clean and attacked accuracy, several threat models, resuming, saving, the curve and the examples."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
+from robust_nas.attacks.transfer import Transfer
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -29,8 +30,10 @@ from robust_nas.evaluation import (
     strongest_examples,
     wilson_interval,
 )
+from robust_nas.evaluation.accuracy import stopping_early
+from robust_nas.outcomes import read_outcomes
 from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.run_dir import Stage, read_json
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)
@@ -283,78 +286,115 @@ def test_examples_are_the_surest_of_every_class_first(model: nn.Module) -> None:
     assert (found["attack"], found["epsilon"]) == ("fgsm", 0.1)
 
 
-# --- the checks that expose gradient masking ---
+# --- several threat models, predictions, saving ---
 
 
-@pytest.fixture(scope="module")
-def sound() -> tuple[nn.Module, ImageSet]:
-    """Return a smooth network and images that it classifies correctly."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 3))
-        images = torch.randint(0, 256, (60, 1, 6, 6))
-        labels = model(images / 255).argmax(1)
-    return model, ImageSet(images, labels)
+def test_several_threat_models_give_an_average_and_a_union(model: nn.Module) -> None:
+    threats = [ThreatModel(epsilon=0.04), ThreatModel(norm="l2", epsilon=0.085), ThreatModel(norm="l1", epsilon=0.125)]
+    labels = [int(shade > 500) ^ (index == 9) for index, shade in enumerate(SHADES)]
+    result = evaluate(model, grey(SHADES, labels), threats, ["fgsm", PGD(steps=5)])
+    # With one pixel all norms are its change.
+    clean = torch.tensor([index != 9 for index in range(10)])
+    expected = [clean & (distance > threat.epsilon) for threat in threats]
+    assert all(torch.equal(result.under(threat), own) for threat, own in zip(threats, expected, strict=True))
+    assert torch.equal(result.worst_case, expected[2])
+    assert result.average_accuracy == pytest.approx(sum(int(own.sum()) for own in expected) / 30)
+    summary = result.summary()
+    assert [(entry["norm"], entry["epsilon"]) for entry in summary["threats"]] == [
+        (threat.norm, threat.epsilon) for threat in threats
+    ]
+    assert [entry["accuracy"] for entry in summary["threats"]] == [int(own.sum()) / 10 for own in expected]
+    assert len(summary["attacks"]) == 6 and len(result.rows()) == 7 * 10
+    assert summary["worst_case"]["name"] == "worst-case union" and "norm" not in summary["worst_case"]
+    assert summary["average"] == result.average_accuracy
+    with pytest.raises(InputError, match="several different ones"):
+        evaluate(model, grey(SHADES), [THREAT, THREAT], ["fgsm"])
 
 
-class Scaled(nn.Module):
-    """Logits times 1e6: the softmax is exactly 0 or 1, and the cross-entropy's gradient vanishes."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: Tensor) -> Tensor:
-        return 1e6 * self.inner(images)
-
-
-class Quantised(Scaled):
-    """Pixels rounded to 32 levels: the gradient is zero everywhere, and steps still change the prediction."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.inner((images * 31).round() / 31)
+def test_a_threat_model_gives_the_same_outcome_alone_and_among_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 20), nn.ReLU(), nn.Linear(20, 3))
+    pixels = torch.randint(0, 256, (60, 1, 3, 3))
+    data = ImageSet(pixels, model(pixels / 255).argmax(1))
+    attacks = [PGD(steps=1), Square(queries=10)]
+    l2 = ThreatModel(norm="l2", epsilon=0.3)
+    joint, alone = evaluate(model, data, [THREAT, l2], attacks), evaluate(model, data, l2, attacks)
+    assert torch.equal(joint.under(l2), alone.worst_case)
 
 
-class Saturated(Scaled):
-    """Input squashed so that its gradient, not its value, points the wrong way."""
+def test_an_attack_that_is_not_for_a_norm_is_refused_before_anything_has_run(model: nn.Module) -> None:
+    attack = Scripted()
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.inner(2 * images.detach() - images)
+    @dataclass(frozen=True)
+    class LinfOnly(Scripted):
+        norms = ("linf",)
 
-
-def failed(model: nn.Module, data: ImageSet) -> set[str]:
-    checks = masking_checks(model, data, ThreatModel(epsilon=0.05), queries=200)
-    assert len(checks) == 6 and all(check.detail for check in checks)
-    return {check.check for check in checks if not check.passed}
-
-
-def test_on_an_l1_ball_all_checks_but_the_black_box_are_made(sound: tuple[nn.Module, ImageSet]) -> None:
-    checks = masking_checks(*sound, ThreatModel(norm="l1", epsilon=0.05))
-    assert len(checks) == 5 and not any("black box" in check.check for check in checks)
+    with pytest.raises(InputError, match="LinfOnly is for linf, but got an l1 threat model"):
+        evaluate(model, grey(SHADES), [THREAT, ThreatModel(norm="l1", epsilon=0.1)], [attack, LinfOnly(breaks=(1,))])
+    assert not attack.calls
 
 
-def test_a_sound_model_passes_every_masking_check(sound: tuple[nn.Module, ImageSet]) -> None:
-    assert failed(*sound) == set()
+def test_confusion_says_what_the_first_attack_that_broke_an_image_made_of_it() -> None:
+    class Thirds(nn.Module):
+        """Three classes on a line, of which the middle one is between the others."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = images.flatten(1)[:, 0]
+            return torch.stack([0.4 - x, torch.zeros_like(x), x - 0.6], dim=1)
+
+    shades, labels = [100, 350, 450, 500, 580, 900, 620], [0, 0, 1, 1, 1, 2, 1]
+    result = evaluate(Thirds(), grey(shades, labels), THREAT, [PGD(steps=5, loss="margin"), "fgsm"])
+    # 350 crosses 0.4, 450 goes below it, 580 above 0.6; 620 is wrong as it is; the others stand.
+    assert result.confusion() == [[1, 1, 0], [1, 1, 2], [0, 0, 1]]
+    assert sum(map(sum, result.confusion())) == 7
+    assert sum(result.confusion()[own][own] for own in range(3)) == result.worst_case.sum()
+    assert [len(row) for row in result.confusion(5)] == [5] * 5
 
 
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        (Scaled, "The input gradients are not zero."),
-        (Quantised, "The input gradients are not zero."),
-        (Quantised, "The black box never beats the white box."),
-        (Saturated, "An unbounded attack leaves nothing."),
-        (Saturated, "The black box never beats the white box."),
-        (Saturated, "Random noise is not stronger than gradients."),
-    ],
-)
-def test_a_masked_model_fails_the_check_that_its_mask_calls_for(
-    sound: tuple[nn.Module, ImageSet], mask: type[Scaled], expected: str
+def test_predictions_agree_with_outcomes_row_by_row(model: nn.Module) -> None:
+    labels = [int(shade > 500) ^ (index in (2, 5)) for index, shade in enumerate(SHADES)]
+    rows = evaluate(model, grey(SHADES, labels), THREAT, ["fgsm", "pgd"]).rows()
+    assert all(row["correct"] == (row["prediction"] == row["label"]) for row in rows)
+    # What was wrong before is not attacked, and keeps its prediction.
+    wrong = [row["prediction"] for row in rows if row["image"] in (2, 5)]
+    assert wrong == [0, 1] * 3
+
+
+def test_a_saved_evaluation_stands_beside_others_and_replaces_its_own_older_one(
+    model: nn.Module, tmp_path: Path
 ) -> None:
-    model, data = sound
-    assert expected in failed(mask(model), data)
+    one, other = (evaluate(model, grey(SHADES), THREAT.with_epsilon(epsilon), ["fgsm"]) for epsilon in (0.05, 0.2))
+    one.save(tmp_path, "a")
+    one.save(tmp_path, "b")
+    other.save(tmp_path, "a")
+    saved = read_json(tmp_path / "evaluation.json")["models"]
+    assert {name: saved[name]["worst_case"]["accuracy"] for name in saved} == {
+        "a": other.robust_accuracy,
+        "b": one.robust_accuracy,
+    }
+    outcomes = read_outcomes(tmp_path / "evaluation.parquet").to_pylist()
+    assert [row["correct"] for row in outcomes if row["model"] == "a" and row["attack"] == "fgsm"] == (
+        other.worst_case.tolist()
+    )
+    assert len(outcomes) == 2 * 2 * len(SHADES)
 
 
-def test_the_masking_checks_use_no_more_images_than_told(model: nn.Module) -> None:
-    checks = masking_checks(model, grey(list(range(0, 480, 2))), THREAT, num_images=7, queries=5)
-    assert all("of 7 correctly classified" in check.detail for check in checks)
+def test_only_attacks_that_lose_nothing_by_it_stop_early() -> None:
+    assert stopping_early(PGD()) == PGD(early_stop=True) and stopping_early(APGD()) == APGD(early_stop=True)
+    assert stopping_early(PGD(batch_norm="batch")) == PGD(batch_norm="batch")
+    # A surrogate that is fooled early is no model that is.
+    transfer = Transfer(surrogates=("runs/a",), attack=PGD())
+    assert stopping_early(transfer) == transfer and stopping_early(Square()) == Square()
+
+
+def test_an_interrupted_transfer_is_not_continued_with_other_surrogates(model: nn.Module, tmp_path: Path) -> None:
+    weak, strong = Threshold(), Threshold()
+    with torch.no_grad():
+        strong.slope += 1
+
+    def run(surrogate: nn.Module) -> Evaluation:
+        return evaluate(model, grey(SHADES), THREAT, [Transfer(surrogates=(surrogate,))], stage=stage(tmp_path))
+
+    run(weak)
+    with pytest.raises(InputError, match="interrupted under other settings"):
+        run(strong)

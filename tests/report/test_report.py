@@ -153,6 +153,35 @@ def test_a_failed_masking_check_stands_out(finished: tuple[str, Page]) -> None:
     assert "1 check failed" in page.text
 
 
+def test_all_models_are_in_one_plot_which_comes_before_those_with_certificates(finished: tuple[str, Page]) -> None:
+    text = finished[0]
+    joint, single = text.index('id="curves-linf-'), text.index('id="radius-0-')
+    assert joint < single
+    assert sorted(re.findall(r'id="curves-linf-name-(\d)"', text)) == ["0", "1", "2", "3", "4"]
+
+
+def test_what_newer_runs_measure_is_on_the_page(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    evaluation = read(run, "evaluation")
+    second = {"norm": "l2", "epsilon": 0.5, "accuracy": 0.123, "low": 0.1, "high": 0.2, "count": 360}
+    for model in evaluation["models"].values():
+        first = model["worst_case"]
+        model["attacks"].append({"name": "apgd", **second})
+        model["threats"] = [{"name": "worst case", **worst} for worst in (first, second)]
+        model["worst_case"] = {"name": "worst-case union", "accuracy": 0.111, "low": 0.1, "high": 0.2, "count": 360}
+        model["average"], model["notes"] = 0.222, ["It normalises pixels twice."]
+        model["confusion"] = [[3, 1], [0, 4]]
+    evaluation["classes"] = ["cat", "dog"]
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    page = Page(write_report(RunDir.open(run)).read_text(encoding="utf-8"))
+    (row,) = [row for row in page.rows if row[0].startswith(" RobBoost") and len(row) == 15]
+    assert [cell.split()[0] for cell in row[2:4]] == ["11.1", "22.2"]
+    assert [cell.split()[0] for cell in row[9:11]] == ["12.3", "12.3"]
+    assert "at linf 0.2 and l2 0.5 together" in page.text and "2 threats, l-infinity up to 0.2 and l2" in page.text
+    assert "model-1: It normalises pixels twice." in page.text
+    assert page.text.count("Most often, cat is read as dog (1 of 4 images).") == 5
+
+
 def test_the_same_files_give_the_same_page(finished: tuple[str, Page], finished_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished_run, tmp_path / finished_run.name)
     assert write_report(RunDir.open(copy)).read_text(encoding="utf-8") == finished[0]
@@ -164,6 +193,7 @@ def test_a_run_under_way_gets_a_report_that_names_what_is_missing(
 ) -> None:
     # The figures are the same as those of the finished run, and slow.
     monkeypatch.setattr("robust_nas.report.plots.to_svg", lambda figure, key, name: "")
+    monkeypatch.setattr("robust_nas.report.attack_plots.to_svg", lambda figure, key, name: "")
     monkeypatch.setattr("robust_nas.report.drawing.to_svg", lambda figure, key, name: "")
     run = shutil.copytree(finished_run, tmp_path / "run")
     for name in LATER[done:]:

@@ -1,0 +1,248 @@
+"""`robust-nas attack MODEL ...`: what a run does to its own networks, done to any models, in a folder of its own.
+
+    runs/attack-1a2b3c4d/
+        attack.toml            the settings
+        environment.json       version, commit, packages, hardware, arguments
+        evaluation.json        accuracies, curves, checks, by model
+        evaluation.parquet     one row per model, image and attack; distortions.parquet beside it, where asked for
+        checkpoints/           the state of an evaluation under way, the strongest examples
+        report.html
+
+The folder's name is a digest of settings, weights and images: the same command goes on where it ended, and says again
+what it has found. Another setting, other weights or other images have another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from robust_nas import config, datasets, intake
+from robust_nas.attacks import check_norm
+from robust_nas.datasets import Dataset, DataSource, ImageSet
+from robust_nas.distributed import World
+from robust_nas.environment import describe_environment
+from robust_nas.errors import InputError
+from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, save_examples
+from robust_nas.pipeline import read_data
+from robust_nas.progress import Progress
+from robust_nas.run_dir import RunDir, Stage, read_json, write_json, write_text
+from robust_nas.threat import ThreatModel
+
+SETTINGS = "attack.toml"
+
+_RESOURCES = ("device", "threads", "workers")
+"""Settings on which no number depends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackedModels:
+    """Models, what they are attacked on, and with what.
+
+    Args:
+        models: what `intake.load_models` takes: run folders, weights files, "module:attribute", "torchvision:NAME".
+        data: whose test images are attacked.
+        threats: the threat models; of several, the average and the worst-case union are reported too.
+        normalise: what the models expect of pixels, if they do not normalise them themselves: a name such as
+            "imagenet", or mean and deviation.
+        outputs: whether the models give logits, or probabilities, of which the logarithm is attacked.
+        evaluation: the attacks and their settings.
+        seed: of the attacks.
+        device: "auto", "cpu" or "cuda".
+        threads: threads per process on the CPU; torch's choice if not given.
+        workers: forked processes that share out the chunks of images on the CPU.
+    """
+
+    models: tuple[str, ...]
+    data: DataSource
+    threats: tuple[ThreatModel, ...]
+    normalise: str | None = None
+    outputs: Literal["logits", "probabilities"] = "logits"
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("models", "threats"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise InputError(f"{name} must be one or several different ones, but got {len(given)}.")
+        for attack, threat in itertools.product(self.evaluation.named().values(), self.threats):
+            check_norm(attack, threat)
+        if self.evaluation.curve_epsilons and len({threat.norm for threat in self.threats}) > 1:
+            raise InputError("Radii of a curve are of one norm, but the threat models have several; leave them out.")
+
+
+def from_words(
+    models: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    data: str | None = None,
+    data_root: Path | None = None,
+    threat: Sequence[str] = (),
+    attack: Sequence[str] = ("pgd", "autoattack"),
+    epsilons: str | None = None,
+    distances: str | None = None,
+    images: int | None = None,
+    normalise: str | None = None,
+    outputs: str | None = None,
+) -> AttackedModels:
+    """Return what the words of `robust-nas attack` mean; the words are strings as people type them.
+
+    Data and threat model that are not given are those of the first model's run.
+
+    Raises:
+        InputError: for a mistake in them, or data or a threat model that are neither given nor known.
+    """
+    run = _run_of(models[0])
+    of_run = config.read_toml(run / "config.toml") if run else {}
+    table: dict[str, Any] = {"models": list(models), "evaluation": {"strongest": []}}
+    if data is not None:
+        is_folder = data not in datasets.names() and Path(data).is_dir()
+        table["data"] = {"name": "folder", "root": str(Path(data).resolve())} if is_folder else {"name": data}
+    elif "data" in of_run:
+        table["data"] = of_run["data"]
+    if data_root is not None:
+        config.set_key(table, "data.root", str(data_root.expanduser().resolve()))
+    if threat:
+        table["threats"] = [config.to_dict(ThreatModel.parse(text)) for text in threat]
+    elif "threat" in of_run:
+        table["threats"] = [of_run["threat"]]
+    for key, example in {"data": "--data digits", "threats": "--threat linf:8/255"}.items():
+        if key not in table:
+            raise InputError(
+                f"'{models[0]}' belongs to no run folder that would say its {key}; give them, such as {example}."
+            )
+    table["evaluation"]["attacks"] = [config.component(text) for text in attack]
+    if epsilons is not None:
+        table["evaluation"]["curve_epsilons"] = epsilons.split(",")
+    if distances is not None:
+        table["evaluation"]["distortion"] = config.component(distances)
+    if images is not None:
+        table["evaluation"]["num_images"] = images
+    table |= {key: value for key, value in {"normalise": normalise, "outputs": outputs}.items() if value is not None}
+    return config.build(AttackedModels, config.override(table, overrides))
+
+
+def _run_of(model: str) -> Path | None:
+    """Return the run folder that a model is from, or None."""
+    path = Path(model)
+    folders = [path, path.parent.parent]
+    return next((folder for folder in folders if (folder / "config.toml").is_file()), None)
+
+
+def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[str], *, budget: bool = False) -> Path:
+    """Attack the models and return the folder with the results; what is there already is not done again.
+
+    Args:
+        budget: whether to print beforehand what it is expected to cost.
+    """
+    world = World.start(chosen.device, chosen.threads, chosen.workers)
+    # The same operations in the same order give the same bits; nondeterministic kernels would not.
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
+    data = read_data(chosen.data, world).to(world.device)
+    test, models = data.test[: chosen.evaluation.num_images], load(chosen, world.device)
+    folder = RunDir(out / f"attack-{_digest(chosen, models, test)}")
+    world.on_main(lambda: _prepare(folder, chosen, world, arguments))
+    try:
+        progress.say(f"folder: {folder.path}")
+        left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
+        if budget:
+            for name, model in left.items():
+                costs = chosen.evaluation.costs(model, test, chosen.threats, world, chosen.seed)
+                progress.say(costs_text(name, costs, len(test), world))
+        for name, model in left.items():
+            _attack_one(chosen, folder, name, model, data, test, world, progress)
+        if world.is_main:
+            from robust_nas.report import write_attack_report
+
+            write_attack_report(folder.path)
+    finally:
+        folder.unlock()
+        world.stop()
+    return folder.path
+
+
+def load(chosen: AttackedModels, device: torch.device) -> dict[str, nn.Module]:
+    """Return the models by name, prepared for [0, 1] images and logits; those of several runs are told apart."""
+    found: dict[str, nn.Module] = {}
+    runs = {spec: run.resolve().name for spec in chosen.models if (run := _run_of(spec))}
+    for spec in chosen.models:
+        for name, model in intake.load_models(spec, device=device).items():
+            named = f"{runs[spec]}/{name}" if spec in runs and len({*runs.values()}) > 1 else name
+            if named in found:
+                raise InputError(f"Two of the models are called {named}; give each once, or attack them one by one.")
+            found[named] = intake.prepared(model, normalise=chosen.normalise, outputs=chosen.outputs).to(device).eval()
+    return found
+
+
+def _digest(chosen: AttackedModels, models: dict[str, nn.Module], test: ImageSet) -> str:
+    """Return what tells these settings, weights and images from others, in eight digits."""
+    fixed = {key: value for key, value in config.to_dict(chosen).items() if key not in _RESOURCES}
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
+    for name, model in models.items():
+        digest.update(f"{name} {model!r} {digest_of(model, test)}".encode())
+    return digest.hexdigest()[:8]
+
+
+def _prepare(folder: RunDir, chosen: AttackedModels, world: World, arguments: list[str]) -> None:
+    """Make the folder, if it is not there, and lock it."""
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"No folder can be made in {folder.path.parent} ({error.strerror}); choose another place with --out."
+        ) from None
+    folder.lock()
+    if not (folder / SETTINGS).exists():
+        write_json(folder / "environment.json", describe_environment(world, arguments))
+        write_text(folder / SETTINGS, config.to_toml(config.to_dict(chosen)))
+
+
+def _results(folder: RunDir) -> dict[str, Any]:
+    path = folder / "evaluation.json"
+    found: dict[str, Any] = read_json(path) if path.exists() else {"models": {}}
+    return found
+
+
+def _attack_one(
+    chosen: AttackedModels,
+    folder: RunDir,
+    name: str,
+    model: nn.Module,
+    data: Dataset,
+    test: ImageSet,
+    world: World,
+    progress: Progress,
+) -> None:
+    plan, stage = chosen.evaluation, Stage(f"attack-{file_name(name)}", chosen.seed, world, progress, folder.path)
+    result = plan.assess(model, test, chosen.threats, stage)
+    if world.is_main:
+        save_examples(
+            folder.path,
+            name,
+            model,
+            test,
+            chosen.threats[0],
+            plan.curve_attack,
+            num_classes=len(data.classes),
+            seed=chosen.seed,
+        )
+        result.save_outcomes(folder.path, name)
+        about = {"split": "test", "num_images": len(test), "data": data.name, "classes": list(data.classes)}
+        done = _results(folder)["models"]
+        write_json(folder / "evaluation.json", {**about, "models": {**done, name: result.summary()}})
+    world.barrier()
+    for note in result.notes:
+        progress.say(f"beware: {name}: {note}")
+    plan.finish(stage, chosen.threats)

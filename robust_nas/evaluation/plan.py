@@ -1,0 +1,207 @@
+"""What models are attacked with, and the whole assessment of one model: every measurement of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robust_nas import intake
+from robust_nas.attacks import Attack
+from robust_nas.attacks._model_state import check_at_least
+from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.autoattack_reference import AutoAttackReference
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
+from robust_nas.datasets import ImageSet
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.evaluation.accuracy import Evaluation, attack_labels, evaluate
+from robust_nas.evaluation.costs import Cost, calibration_images, estimate_cost
+from robust_nas.evaluation.curves import Distortions, minimal_distortions, robustness_curve
+from robust_nas.evaluation.masking import masking_checks
+from robust_nas.outcomes import add_outcomes
+from robust_nas.pixels import format_pixels
+from robust_nas.registry import name_of
+from robust_nas.run_dir import Stage
+from robust_nas.threat import LARGEST_EPSILON, Pixels, ThreatModel
+
+_CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""The radii of a curve for which none are given, as multiples of the threat's."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Everything that was measured of one model.
+
+    Args:
+        evaluation: every attack's outcome on every image.
+        distortions: how far the nearest adversarial examples are, for every norm; none, if they were not looked for.
+        curve: accuracy over epsilon, as `robustness_curve` gives it, for every norm.
+        masking: the checks for gradient masking, with the threat model that each was made at.
+        notes: what is suspicious about the model.
+    """
+
+    evaluation: Evaluation
+    distortions: tuple[Distortions, ...]
+    curve: list[dict[str, Any]]
+    masking: list[dict[str, Any]]
+    notes: list[str]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the model's entry in evaluation.json."""
+        found = {**self.evaluation.summary(), "curve": self.curve, "masking": self.masking, "notes": self.notes}
+        return {**found, "distortions": [item.summary() for item in self.distortions]} if self.distortions else found
+
+    def save_outcomes(self, folder: Path, model: str) -> None:
+        """Add the rows of single images to evaluation.parquet and distortions.parquet in `folder`."""
+        add_outcomes(folder / "evaluation.parquet", model, self.evaluation.rows())
+        if self.distortions:
+            add_outcomes(
+                folder / "distortions.parquet", model, [row for item in self.distortions for row in item.rows()]
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What images are attacked with.
+
+    Args:
+        attacks: run on every model.
+        strongest: run as well on the best single model and on the ensemble.
+        curve_attack: attacks at each radius of `curve_epsilons`.
+        curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units; multiples of the threat's radius from
+            0 to 2, if not given.
+        distortion: looks for the nearest adversarial example of every image, such as "fab"; not looked for, if not
+            given.
+        num_images: test images to attack, the first ones; all, if not given.
+        batch_size: images in a chunk.
+        masking_images: images of the gradient-masking checks.
+    """
+
+    attacks: tuple[Attack, ...] = field(default_factory=lambda: (FGSM(), PGD(steps=20, restarts=2), APGD()))
+    strongest: tuple[Attack, ...] = field(default_factory=lambda: (AutoAttackReference(),))
+    curve_attack: Attack = field(default_factory=lambda: PGD(steps=20))
+    curve_epsilons: tuple[Pixels, ...] = ()
+    distortion: Attack | None = None
+    num_images: int | None = None
+    batch_size: int = 250
+    masking_images: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "masking_images"):
+            if getattr(self, name) is not None:
+                check_at_least(f"evaluation.{name}", getattr(self, name), 1)
+        if not self.attacks:
+            raise InputError("evaluation.attacks must name at least one attack, but got none.")
+        self.named()
+
+    def named(self, *, strongest: bool = True) -> dict[str, Attack]:
+        """Return the attacks by the names that they have in all results, with or without the strongest.
+
+        Raises:
+            InputError: if two attacks are the same in every setting.
+        """
+        # Named together, so that an attack has one name for all models of a run.
+        both = [*self.attacks, *self.strongest]
+        count = len(both) if strongest else len(self.attacks)
+        return dict(list(zip(attack_labels(both), both, strict=True))[:count])
+
+    def radii(self, threats: Sequence[ThreatModel]) -> list[tuple[ThreatModel, list[float]]]:
+        """Return a threat model of every norm and the radii of its curve."""
+        found: dict[str, tuple[ThreatModel, set[float]]] = {}
+        for threat in threats:
+            multiples = {share * threat.epsilon for share in _CURVE}
+            allowed = {radius for radius in multiples if radius <= LARGEST_EPSILON[threat.norm]}
+            found.setdefault(threat.norm, (threat, set()))[1].update(self.curve_epsilons or allowed)
+        return [(threat, sorted(radii)) for threat, radii in found.values()]
+
+    def assess(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        threats: Sequence[ThreatModel],
+        stage: Stage,
+        *,
+        strongest: bool = True,
+    ) -> Assessment:
+        """Return everything that is measured of one model.
+
+        Every measurement keeps what it has done in a stage of its own; `finish` ends them all.
+        """
+        named, parts = self.named(strongest=strongest), _parts(stage)
+        settings: dict[str, Any] = {"batch_size": self.batch_size}
+        result = evaluate(model, data, threats, list(named.values()), labels=list(named), stage=stage, **settings)
+        curve: list[dict[str, Any]] = []
+        distortions: list[Distortions] = []
+        for threat, radii in self.radii(threats):
+            at = parts(f"curve-{threat.norm}")
+            curve += robustness_curve(model, data, threat, radii, self.curve_attack, stage=at, **settings)
+            if self.distortion is not None:
+                at = parts(f"distortion-{threat.norm}")
+                distortions.append(minimal_distortions(model, data, threat, self.distortion, stage=at, **settings))
+        stage.progress.say(f"{stage.name}: checks for gradient masking")
+        masking = [
+            {**vars(check), "norm": threat.norm, "epsilon": threat.epsilon}
+            for threat in threats
+            for check in masking_checks(model, data, threat, num_images=self.masking_images, stage=stage)
+        ]
+        return Assessment(result, tuple(distortions), curve, masking, notes(model, data, stage.seed))
+
+    def finish(self, stage: Stage, threats: Sequence[ThreatModel]) -> None:
+        """Forget the state under way: the entry is written."""
+        parts = _parts(stage)
+        for threat in threats:
+            parts(f"curve-{threat.norm}").finish()
+            parts(f"distortion-{threat.norm}").finish()
+        stage.finish()
+
+    def costs(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        threats: Sequence[ThreatModel],
+        world: World,
+        seed: int,
+        *,
+        strongest: bool = True,
+    ) -> list[Cost]:
+        """Return what `assess` is expected to cost, part by part, from a few of the images."""
+        sample = calibration_images(data, seed)
+
+        def cost(label: str, threat: ThreatModel, work: Callable[[ImageSet], object], count: int = len(data)) -> Cost:
+            named = f"{label}, {threat.norm} {format_pixels(threat.epsilon)}"
+            processes = min(world.size * world.workers, math.ceil(count / self.batch_size))
+            return estimate_cost(named, model, sample, count, work, processes)
+
+        found = [
+            cost(name, threat, partial(evaluate, model, threat=threat, attacks=[attack]))
+            for threat in threats
+            for name, attack in self.named(strongest=strongest).items()
+        ]
+        for threat, radii in self.radii(threats):
+            curve = partial(robustness_curve, model, threat=threat, epsilons=radii, attack=self.curve_attack)
+            found.append(cost(f"{name_of(self.curve_attack)} at {len(radii)} radii", threat, curve))
+            if self.distortion is not None:
+                nearest = partial(minimal_distortions, model, threat=threat, attack=self.distortion)
+                found.append(cost(f"{name_of(self.distortion)}, nearest examples", threat, nearest))
+        for threat in threats:
+            checks, count = partial(masking_checks, model, threat=threat), min(self.masking_images, len(data))
+            found.append(cost("checks for gradient masking", threat, checks, count))
+        return found
+
+
+def notes(model: nn.Module, data: ImageSet, seed: int, count: int = 256) -> list[str]:
+    """Return what is suspicious about a model's outputs and pre-processing, from `count` random images."""
+    sample = calibration_images(data, seed, count)
+    device = next(model.parameters(), sample.labels).device
+    return intake.diagnose(model, sample.images.to(device), sample.labels.to(device))
+
+
+def _parts(stage: Stage) -> Callable[[str], Stage]:
+    return lambda name: replace(stage, name=f"{stage.name}-{name}")

@@ -1,0 +1,31 @@
+"""Models from anywhere: run folders of ours, modules of one's own, torchvision; and what is suspicious about them.
+
+    runs/RUN                                        all trained models of a run
+    runs/RUN/checkpoints/model-1.safetensors        one of them
+    package.module:attribute                        an nn.Module, or what returns one when called without arguments
+    path/to/file.py:attribute@weights.safetensors   the same, with weights
+    torchvision:resnet18@IMAGENET1K_V1              a classifier of torchvision's, with weights of its own or a file's
+    torchvision:resnet18?num_classes=10             without
+
+An attack needs logits of images in [0, 1]. Of a model that gives probabilities or expects other pixels, it would find
+the gradients vanish or the accuracy low, and call the model robust or bad for the wrong reason.
+"""
+
+from robust_nas.intake.diagnosis import check_model, diagnose
+from robust_nas.intake.loading import chosen_architectures, files_of, load_models, trained_network
+from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised, prepared
+from robust_nas.intake.weights import load_weights
+
+__all__ = [
+    "NORMALISATIONS",
+    "LogProbabilities",
+    "Normalised",
+    "check_model",
+    "chosen_architectures",
+    "diagnose",
+    "files_of",
+    "load_models",
+    "load_weights",
+    "prepared",
+    "trained_network",
+]

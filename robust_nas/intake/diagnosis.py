@@ -1,0 +1,212 @@
+"""What is suspicious about a model: its outputs, the pixels it expects, whether it classifies at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nas.attacks._model_state import frozen, scores
+from robust_nas.errors import InputError
+from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised
+
+_IN_WORDS = {
+    "imagenet": "normalised by ImageNet's mean and standard deviation",
+    "cifar10": "normalised by CIFAR-10's mean and standard deviation",
+    "cifar100": "normalised by CIFAR-100's mean and standard deviation",
+    "mnist": "normalised by MNIST's mean and standard deviation",
+    "half": "normalised by a mean and a standard deviation of 0.5",
+    "bytes": "multiplied by 255",
+}
+
+NUM_DIAGNOSED = 256
+"""Images that are enough to tell."""
+
+
+def check_model(model: object) -> None:
+    """Raise InputError unless `model` is an nn.Module that can be attacked: not TorchScript, nor with any inside."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"A model must be an nn.Module, but got {type(model).__name__}.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            place = f"The model's part '{name}' is" if name else "The model is"
+            raise InputError(
+                f"{place} TorchScript, which cannot be held still while it is attacked; give the nn.Module that it "
+                "was made from."
+            )
+
+
+def diagnose(model: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
+    """Return what is suspicious about a model, a sentence each; the model is left as it was.
+
+    Args:
+        model: taken to map [0, 1] images to logits.
+        images: [B, C, H, W] in [0, 1], of which 256 are looked at.
+        labels: [B].
+
+    Raises:
+        InputError: if the model cannot take such images, its outputs are not [B, K], or it lacks classes.
+    """
+    check_model(model)
+    if len(images) == 0:
+        return []
+    # Spread over all of them: a data set may come class by class.
+    count = min(len(images), NUM_DIAGNOSED)
+    places = torch.arange(count, device=images.device) * len(images) // count
+    images, labels = images[places].detach(), labels[places]
+    with frozen(model, fold=False):
+        outputs = _outputs(model, images)
+        if int(labels.min()) < 0 or int(labels.max()) >= outputs.shape[1]:
+            raise InputError(
+                f"The labels are {int(labels.min())} to {int(labels.max())}, but the model has {outputs.shape[1]} "
+                "classes; is it one for this data set?"
+            )
+        return [*_on_outputs(model, outputs), *_on_pixels(model, images, labels, outputs)]
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            outputs = model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"The model cannot take images of {_size(images)} pixels ({reason}); is it one for this data set?"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images) or outputs.shape[1] < 2:
+        found = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise InputError(
+            f"The model must return logits [B, K] of at least 2 classes, but for {len(images)} images it returned "
+            f"{found}; name a function that makes a model of logits."
+        )
+    return outputs.float()
+
+
+def _size(images: Tensor) -> str:
+    return " x ".join(str(size) for size in images.shape[1:])
+
+
+def _on_outputs(model: nn.Module, outputs: Tensor) -> list[str]:
+    if any(isinstance(wrapper, LogProbabilities) for wrapper in _wrappers(model)):
+        if _are_probabilities(outputs.exp()):
+            return []
+        return ["The model's outputs are no probabilities: they do not sum to 1; leave --outputs out."]
+    if _are_probabilities(outputs):
+        return [
+            "The model's outputs are probabilities: their gradients vanish where it is sure, so that gradient attacks "
+            "look weaker than they are; attack its logits, or log-probabilities (--outputs probabilities)."
+        ]
+    return []
+
+
+def _wrappers(model: nn.Module) -> Iterator[Normalised | LogProbabilities]:
+    """Yield what is around a model, outermost first."""
+    while isinstance(model, Normalised | LogProbabilities):
+        yield model
+        model = model.model
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    # bfloat16 rounds each probability, and so their sum, by up to 1/256 of it.
+    return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 0.01).all())
+
+
+def _on_pixels(model: nn.Module, images: Tensor, labels: Tensor, outputs: Tensor) -> list[str]:
+    """Say what the model's pixels are normalised by, what they should be, and whether it classifies at all.
+
+    Args:
+        outputs: of the model for `images`, [B, K].
+    """
+    notes = [
+        f"The model's pixels are normalised by mean {_numbers(wrapper.mean)} and standard deviation "
+        f"{_numbers(wrapper.std)}, as {wrapper.source} asks for."
+        for wrapper in _wrappers(model)
+        if isinstance(wrapper, Normalised) and wrapper.source
+    ]
+    is_normalised, correct = isinstance(model, Normalised), outputs.argmax(1) == labels
+    inside = model.model if isinstance(model, Normalised) else model
+    better = _better_pixels(inside, images, labels, correct, as_they_are=is_normalised)
+    if better is not None:
+        name, share = better
+        expected = "as they are, in [0, 1]" if name is None else _IN_WORDS[name]
+        advice = "leave --normalise out" if name is None else f"--normalise {name}"
+        notes.append(
+            f"The model seems to expect pixels {expected}: {share} of {len(labels)} images are classified correctly "
+            f"with these and {_percent(correct)} {'as given' if is_normalised else 'without'} ({advice})."
+        )
+    # With a few images, or those of one class, no model could do better than chance.
+    elif _by_chance(labels, labels) < 0.01 <= _by_chance(outputs.argmax(1), labels):
+        notes.append(
+            f"The model classifies {_percent(correct)} of {len(labels)} images correctly, no more than chance: labels "
+            "in another order, another data set, or other pre-processing?"
+        )
+    return notes
+
+
+def _better_pixels(
+    model: nn.Module, images: Tensor, labels: Tensor, correct: Tensor, *, as_they_are: bool
+) -> tuple[str | None, str] | None:
+    """Return the normalisation (None for none) with which most images are classified correctly, and their share.
+
+    None, if none is clearly better than what gave `correct` [B]: by McNemar's exact test (Psychometrika 12, 1947), on
+    the images that one of the two gets right, at p < 0.001.
+
+    Args:
+        as_they_are: whether pixels in [0, 1] are another way than what gave `correct`.
+    """
+    if _sign_test(gained=int((~correct).sum()), lost=0) >= 0.001:
+        return None  # not even with all images right
+    ways: dict[str | None, Tensor] = {None: images} if as_they_are else {}
+    for name, (mean, std) in NORMALISATIONS.items():
+        if len(mean) == images.shape[1] or name in ("half", "bytes"):
+            mean_of, std_of = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+            ways[name] = (images - mean_of) / std_of
+    found: list[tuple[int, float, str | None, Tensor]] = []
+    for way, pixels in ways.items():
+        logits = scores(model, pixels)
+        right = logits.argmax(1) == labels
+        is_better = _sign_test(gained=int((right & ~correct).sum()), lost=int((correct & ~right).sum())) < 0.001
+        # One class for all images may be that of many labels.
+        if is_better and _by_chance(logits.argmax(1), labels) < 0.01:
+            # Similar normalisations classify alike; the right one is surer of the labels.
+            found.append((int(right.sum()), -float(F.cross_entropy(logits, labels)), way, right))
+    if not found:
+        return None
+    _, _, best, right = max(found, key=lambda one: one[:2])
+    return best, _percent(right)
+
+
+def _sign_test(gained: int, lost: int) -> float:
+    """Return how probable it is to gain as many images if gaining and losing one is equally likely."""
+    return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+
+
+def _by_chance(predictions: Tensor, labels: Tensor) -> float:
+    """Return how probable it is that predictions that do not look at the images agree with as many labels.
+
+    They are taken to be independent of the labels with the same shares of the classes, as in Cohen's kappa.
+    """
+    predicted, wanted = _shares(predictions, labels)
+    chance = min(float((predicted * wanted).sum()), 1.0)
+    agreed = int((predictions == labels).sum())
+    return float(binomtest(agreed, len(labels), chance, alternative="greater").pvalue)
+
+
+def _shares(*classes: Tensor) -> list[Tensor]:
+    size = 1 + max(int(values.max()) for values in classes)
+    return [torch.bincount(values, minlength=size).double() / len(values) for values in classes]
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:g}" for value in values.flatten().tolist())
+
+
+def _percent(correct: Tensor) -> str:
+    return f"{100 * int(correct.sum()) / len(correct):.1f} %"

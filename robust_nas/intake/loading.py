@@ -1,0 +1,308 @@
+"""Models by the words that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from robust_nas import config
+from robust_nas.architecture import Architecture
+from robust_nas.datasets import Dataset, DataSource
+from robust_nas.errors import InputError, suggest
+from robust_nas.intake.diagnosis import check_model
+from robust_nas.intake.preparation import Normalised
+from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
+from robust_nas.run_dir import RunDir, read_json
+from robust_nas.seeds import seeded
+from robust_nas.spaces import Space
+
+
+def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module]:
+    """Return the models that `spec` names, by name, in evaluation mode on `device`.
+
+    What is not read from weights is initialised from a fixed seed.
+
+    Args:
+        spec: a run folder, weights in one, "module:attribute" or "torchvision:NAME", as in `robust_nas.intake`.
+
+    Raises:
+        InputError: for what is none of these, TorchScript, pickled weights, a module that cannot be imported, an
+            attribute that is missing or is no model, weights that do not fit or cannot be downloaded, and a run folder
+            without trained models.
+    """
+    with seeded(0, "intake"):
+        models = _named(spec)
+    for model in models.values():
+        check_model(model)
+    return {name: model.to(device).eval() for name, model in models.items()}
+
+
+def _named(spec: str) -> dict[str, nn.Module]:
+    path, parts = Path(spec).expanduser(), _parts(spec)
+    if path.is_dir():
+        return _of_run(path)
+    if (path.is_file() and path.suffix != ".py") or (parts is None and path.suffix in (".safetensors", *PICKLED)):
+        return _of_weights(path)
+    if parts is None:
+        raise InputError(
+            f"{spec} is neither a run folder nor weights in one, nor written as package.module:attribute, "
+            "path/to/file.py:attribute or torchvision:NAME."
+        )
+    model = _of_torchvision(parts) if parts.place == "torchvision" else _of_module(parts)
+    return {parts.name: model}
+
+
+def files_of(spec: str) -> list[Path]:
+    """Return the files that the models of `spec` are read from, as far as they exist: where they changed, it did."""
+    path, parts = Path(spec).expanduser(), _parts(spec)
+    places = [path, *path.glob("config.toml"), *path.glob("derive.json"), *_weights_in(path)]
+    places += [Path(place).expanduser() for place in (parts.place, parts.weights) if place] if parts else []
+    return [place.resolve() for place in places if place.is_file()]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """place:attribute@weights, of which the weights may be missing."""
+
+    place: str
+    attribute: str
+    weights: str | None
+
+    @property
+    def name(self) -> str:
+        """What results call the model."""
+        name = self.attribute.partition("?")[0]
+        return f"{name}@{Path(self.weights).stem}" if self.weights else name
+
+
+def _parts(spec: str) -> _Parts | None:
+    found = re.fullmatch(r"(.+?):([\w.]+(?:\?[^@]*)?)(?:@(.+))?", spec)
+    return _Parts(*found.groups()) if found else None
+
+
+# Run folders of ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sections:
+    """What of a run's configuration its networks are built from."""
+
+    data: DataSource
+    space: Space
+
+
+def _weights_in(run: Path) -> list[Path]:
+    """Return the weights of a run's trained models, in the models' order; not those of the last epoch."""
+    found = [path for path in run.glob("checkpoints/model-*.safetensors") if path.stem[len("model-") :].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem[len("model-") :]))
+
+
+def _of_run(run: Path) -> dict[str, nn.Module]:
+    RunDir.open(run)
+    weights = _weights_in(run)
+    if not weights:
+        raise InputError(f"The run {run} has no trained models; 'robust-nas train {run}' trains them.")
+    return _from_run(run, weights)
+
+
+def _of_weights(path: Path) -> dict[str, nn.Module]:
+    check_weights_file(path)
+    run = path.absolute().parent.parent
+    if not (run / "config.toml").is_file():
+        raise InputError(
+            f"{path} lies in no run folder's checkpoints, so that its network is not known; give the model as "
+            f"package.module:attribute@{path}."
+        )
+    return _from_run(run, [path])
+
+
+def _from_run(run: Path, weights: Sequence[Path]) -> dict[str, nn.Module]:
+    """Return the models of a run that `weights`, files in its checkpoints, belong to."""
+    table = config.read_toml(run / "config.toml")
+    sections = config.build(_Sections, {key: table[key] for key in ("data", "space") if key in table})
+    chosen = chosen_architectures(run, sections.space)
+    for path in weights:
+        if path.stem.removesuffix("-last") not in chosen:
+            raise InputError(f"{path} is none of the models that {run / 'derive.json'} lists.")
+    data = sections.data.load_splits()
+    return {
+        path.stem: trained_network(sections.space, chosen[path.stem.removesuffix("-last")], data, path)
+        for path in weights
+    }
+
+
+def chosen_architectures(run: Path, space: Space) -> dict[str, Architecture]:
+    """Return a run's derived architectures by model name ("model-0", ...), best first.
+
+    Raises:
+        InputError: if none have been derived.
+    """
+    chosen = read_json(run / "derive.json")["chosen"]
+    return {f"model-{index}": space.parse(text) for index, text in enumerate(chosen)}
+
+
+def trained_network(space: Space, architecture: Architecture, data: Dataset, weights: Path) -> nn.Module:
+    """Return an architecture's network with the weights of a file, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: if the file is missing, damaged, or does not fit.
+    """
+    network = space.network(architecture, data)
+    load_weights(network, weights, "delete the file and the stage's JSON file, and resume the run")
+    return network.eval()
+
+
+# Modules of one's own
+
+
+def _of_module(parts: _Parts) -> nn.Module:
+    path = Path(parts.place).expanduser().absolute()
+    # A file's neighbours, as `python path/to/file.py` finds them, and what is in the current folder.
+    with _importable(Path.cwd(), *([path.parent] if path.suffix == ".py" else [])):
+        model = _made(_attribute(_imported(parts.place), parts), parts)
+    if parts.weights:
+        load_weights(model, Path(parts.weights).expanduser())
+    return model
+
+
+@contextlib.contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    """Let modules in these folders be imported, those in the last first."""
+    before = list(sys.path)
+    sys.path[:0] = [str(folder) for folder in reversed(folders)]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _imported(place: str) -> ModuleType:
+    path = Path(place).expanduser()
+    if place.endswith(".py") and not path.is_file():
+        raise InputError(f"There is no file {path}; give the one that defines the model.")
+    try:
+        return _run_file(path.resolve()) if place.endswith(".py") else importlib.import_module(place)
+    # Whatever a file of the user's raises; ROBUST_NAS_TRACEBACK shows where.
+    except Exception as error:
+        advice = "mend it" if place.endswith(".py") else "check its name, PYTHONPATH and the current folder"
+        raise InputError(f"{place} cannot be imported ({type(error).__name__}: {error}); {advice}.") from error
+
+
+def _run_file(path: Path) -> ModuleType:
+    # A name of its own: a file called types.py must not pass for the standard library's.
+    name = f"robust_nas_intake_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # where dataclasses look for the annotations of a class
+    found.loader.exec_module(module)
+    return module
+
+
+def _attribute(module: ModuleType, parts: _Parts) -> Any:
+    value: Any = module
+    for name in parts.attribute.split("."):
+        if not hasattr(value, name):
+            own = [
+                key
+                for key, item in getattr(value, "__dict__", {}).items()
+                if isinstance(item, nn.Module)
+                or (callable(item) and getattr(item, "__module__", "") == module.__name__)
+            ]
+            raise InputError(f"{parts.place} has no '{parts.attribute}'. {suggest(name, own)}")
+        value = getattr(value, name)
+    return value
+
+
+def _made(value: Any, parts: _Parts) -> nn.Module:
+    """Return the model that `value` is or makes."""
+    name, made = f"{parts.place}:{parts.attribute}", value
+    if not isinstance(value, nn.Module) and callable(value):
+        try:
+            inspect.signature(value).bind()
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{name} cannot be called without arguments ({error}); name a function that makes the model."
+            ) from None
+        try:
+            made = value()
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{name} failed to make a model ({type(error).__name__}: {error}); mend it.") from error
+    if not isinstance(made, nn.Module):
+        verb = "is" if made is value else "returns"
+        raise InputError(f"{name} must be an nn.Module or return one, but it {verb} a {type(made).__name__}.")
+    return made
+
+
+# torchvision
+
+
+def _of_torchvision(parts: _Parts) -> nn.Module:
+    from torchvision import models
+
+    wanted = re.fullmatch(r"(\w+)(?:\?num_classes=(\d+))?", parts.attribute)
+    if wanted is None:
+        raise InputError(
+            "A model of torchvision's is written torchvision:NAME, torchvision:NAME?num_classes=K or "
+            f"torchvision:NAME@WEIGHTS, but got 'torchvision:{parts.attribute}'."
+        )
+    name, options = wanted[1], {"num_classes": int(wanted[2])} if wanted[2] else {}
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(f"torchvision has no classifier '{name}'. {suggest(name, known)}")
+    if parts.weights is None or Path(parts.weights).suffix:
+        model: nn.Module = models.get_model(name, weights=None, **options)
+        if parts.weights:
+            load_weights(model, Path(parts.weights).expanduser())
+        return model
+    members = models.get_model_weights(name).__members__
+    if parts.weights not in members:
+        raise InputError(f"torchvision has no weights '{parts.weights}' of {name}. {suggest(parts.weights, members)}")
+    return _pretrained(name, members[parts.weights], options)
+
+
+def _pretrained(name: str, weights: Any, options: Mapping[str, int]) -> nn.Module:
+    from torchvision import models
+
+    try:
+        with _unpickling_nothing():
+            model = models.get_model(name, weights=weights, **options)
+    except ValueError as error:
+        raise InputError(f"The weights {weights} are for another number of classes ({error}).") from None
+    # No network, a download with another checksum, a file that is damaged or has more in it than weights.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"The weights {weights} cannot be had ({reason}); delete {torch.hub.get_dir()}/checkpoints/"
+            f"{weights.url.rpartition('/')[2]} and try again, or give a file: torchvision:{name}@weights.safetensors."
+        ) from error
+    transforms = weights.transforms()
+    return Normalised(model, transforms.mean, transforms.std, str(weights))
+
+
+@contextlib.contextmanager
+def _unpickling_nothing() -> Iterator[None]:
+    """Have torch.load read weights only; torchvision asks it for everything."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})

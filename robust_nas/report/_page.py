@@ -1,0 +1,129 @@
+"""The frame of a page, and the pieces that all its sections use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from robust_nas.report._contents import Measurements
+from robust_nas.report._elements import Content, Html, element
+from robust_nas.report._style import STYLE
+from robust_nas.report.findings import percent
+
+DASH = "\N{EN DASH}"
+EPSILON = "\N{GREEK SMALL LETTER EPSILON}"
+
+
+def frame(contents: Measurements, header: Html, sections: Sequence[tuple[str, Content]]) -> Html:
+    """Return the whole page; a section without content is left out."""
+    titled = [(title, title.lower().replace(" ", "-"), body) for title, body in sections if body is not None]
+    name = contents.path.resolve().name
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{name} {DASH} robust-nas"),
+        element("style", Html(STYLE)),
+    )
+    links = [element("li", element("a", title, href=f"#{key}")) for title, key, _ in titled]
+    body = element(
+        "body",
+        header,
+        element("nav", element("ul", links), aria_label="Contents"),
+        element(
+            "main",
+            [
+                element(
+                    "section", element("h2", title, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title"
+                )
+                for title, key, content in titled
+            ],
+        ),
+        element("footer", f"Written by robust-nas {contents.environment.get('version', '')} from the files in {name}."),
+    )
+    return Html(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
+
+
+def facts_line(contents: Measurements, *facts: str) -> Html:
+    """Return the line under the title: the folder's name, some facts, and what it was made with and when."""
+    environment = contents.environment
+    named = [
+        contents.path.resolve().name,
+        *facts,
+        f"robust-nas {environment.get('version', '?')}",
+        str(environment.get("device", "")),
+        str(environment.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
+    ]
+    return element("p", " \N{MIDDLE DOT} ".join(fact for fact in named if fact), class_="facts")
+
+
+def environment_facts(environment: Any) -> dict[str, str]:
+    """Return what environment.json says, in words."""
+    return {
+        "robust-nas": f"{environment.get('version', '?')}, commit {environment.get('commit') or 'unknown'}",
+        "Python": str(environment.get("python", "?")),
+        "Packages": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
+        "Device": str(environment.get("device", "?")),
+        "Processor": f"{environment.get('cpu', '?')}, {environment.get('cores', '?')} cores",
+        "Processes": str(environment.get("world_size", "?")),
+        "Arguments": " ".join(map(str, environment.get("arguments") or [])),
+        "Started": str(environment.get("started", "?")),
+    }
+
+
+def setup(contents: Measurements, file: str, facts: dict[str, str], seconds: dict[str, float]) -> Html:
+    """Return the settings, word for word, beside the environment and how long everything took."""
+    times = {what.capitalize(): duration(value) for what, value in seconds.items()}
+    spent = [element("h3", "Time", style="margin-top:1.6rem"), definitions(times)] if times else None
+    return element(
+        "div",
+        element("div", element("h3", f"Configuration ({file})"), element("pre", contents.config_text)),
+        element("div", element("h3", "Environment"), definitions(facts), spent),
+        class_="two",
+    )
+
+
+def attack_seconds(contents: Measurements) -> float:
+    """Return how long all attacks in the table took."""
+    runs = [attack for result in contents.attacked.values() for attack in result["attacks"]]
+    return float(sum(attack.get("seconds", 0.0) for attack in runs))
+
+
+def explained(rows: Sequence[tuple[str, str]]) -> Html:
+    """Return (what it is about, a sentence or two) as a list."""
+    return element("dl", [[element("dt", about), element("dd", text)] for about, text in rows], class_="limits")
+
+
+def unbroken(sentence: str) -> str:
+    """Return a sentence whose numbers stay on one line with their percent signs."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def scroll(content: Content, name: str) -> Html:
+    """Return a box that scrolls sideways, by keyboard too."""
+    return element("div", content, class_="scroll", tabindex=0, role="region", aria_label=name)
+
+
+def column_head(text: str, *, left: bool = False) -> Html:
+    """Return a column's head; without a text, an empty cell."""
+    return element("th" if text else "td", text, scope="col" if text else None, class_="left" if left else None)
+
+
+def interval_of(item: dict[str, Any]) -> str:
+    """Return an accuracy's interval in percent, its ends joined by a dash."""
+    return f"{percent(item['low'])}{DASH}{percent(item['high'])}"
+
+
+def definitions(facts: dict[str, str]) -> Content:
+    """Return terms and what they mean as a list, nothing if there are none."""
+    return element("dl", [[element("dt", key), element("dd", text)] for key, text in facts.items()]) if facts else None
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as people say it."""
+    if seconds is None:
+        return "time not recorded"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

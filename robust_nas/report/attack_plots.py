@@ -1,0 +1,308 @@
+"""The figures of what attacks leave: accuracies, accuracy over epsilon, confusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from robust_nas.pixels import format_pixels
+from robust_nas.report._elements import Html
+from robust_nas.report.plots import (
+    ATTACKED,
+    CLEAN,
+    FAINT,
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    RULE,
+    figure_of,
+    fraction_axis,
+    styled,
+    to_svg,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Those of Paul Tol's muted palette that stand out from white, for models: not clean's, attacked's or certified's.
+_MODEL_COLOURS = ("#332288", "#CC6677", "#44AA99", "#882255", "#999933", "#AA4499", "#117733")
+_MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_WIDTH = 420  # as much as a telephone shows, so that letters stay legible there
+_LONGEST_LABEL = 20  # letters beside a line's end
+_MOST_NUMBERED = 12  # with more classes, numbers in the cells of a heat map would not be legible
+
+
+@styled
+def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | None]]], key: str, name: str) -> Html:
+    """Return a line per model with its clean, worst-case and certified accuracy and their 95 % intervals.
+
+    Args:
+        rows: each model's name, and its "clean", "attacked" and "certified" accuracy with `low` and `high`, or None.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: what the figure is called for those who cannot see it.
+    """
+    figure, axes = figure_of(_WIDTH, 34 + 44 * len(rows))
+    for index, (title, values) in enumerate(rows):
+        axes.text(0, 0.27 - index, title, va="center", fontsize=11.5)
+        for shift, (kind, (colour, marker)) in zip((0.1, 0, -0.1), MARKERS.items(), strict=True):
+            if item := values.get(kind):
+                height = shift - index  # so that clean and certified stay apart where they are equal
+                axes.plot([item["low"], item["high"]], [height, height], color=colour, linewidth=3, alpha=0.3)
+                axes.plot([item["accuracy"]], [height], color=colour, marker=marker, markersize=6.5, linestyle="none")
+    axes.set_yticks([-index for index in range(len(rows))], [""] * len(rows))
+    axes.set_ylim(-len(rows) + 0.65, 0.5)
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    axes.spines["left"].set_visible(False)
+    return to_svg(figure, key, name)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy over epsilon of one model in one norm.
+
+    Args:
+        place: the model's place among all of the page, which is its colour and marker in every figure.
+        title: what the model is called.
+        points: "epsilon" and "accuracy", and "low" and "high" if there are intervals; ascending.
+        worst: the worst case over all attacks, by radius.
+    """
+
+    place: int
+    title: str
+    points: Sequence[Mapping[str, Any]]
+    worst: Mapping[float, float]
+
+
+@styled
+def robustness_plot(curves: Sequence[Curve], threat_epsilons: Sequence[float], key: str, name: str) -> Html:
+    """Return accuracy over epsilon of several models in one norm.
+
+    Args:
+        curves: one per model; its name stands beside its end.
+        threat_epsilons: the threat models' radii, marked by dotted lines.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: what the figure is called for those who cannot see it.
+    """
+    height = max(265, 70 + 15 * len(curves))
+    figure, axes = figure_of(_WIDTH, height)
+    radii = sorted({point["epsilon"] for curve in curves for point in curve.points})
+    largest = max([*radii, *threat_epsilons])
+    for epsilon in threat_epsilons:
+        axes.axvline(epsilon, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+    for curve in curves:
+        colour, marker = _look_of(curve.place)
+        epsilons, accuracies = ([point[part] for point in curve.points] for part in ("epsilon", "accuracy"))
+        if all("low" in point for point in curve.points):
+            low, high = ([point[part] for point in curve.points] for part in ("low", "high"))
+            axes.fill_between(epsilons, low, high, color=colour, alpha=min(0.12, 0.4 / len(curves)), linewidth=0)
+        axes.plot(epsilons, accuracies, color=colour, marker=marker, clip_on=False, gid=f"model-{curve.place}")
+        if curve.worst:
+            axes.plot(
+                *zip(*sorted(curve.worst.items()), strict=True),
+                color=colour,
+                marker=marker,
+                markersize=8,
+                markerfacecolor="none",
+                markeredgewidth=1.6,
+                linestyle="none",
+                clip_on=False,
+                gid=f"worst-{curve.place}",
+                zorder=4,
+            )
+    axes.set_xlim(-0.02 * largest, 1.02 * largest)
+    fraction_axis(axes)
+    _name_the_ends(axes, curves, 1.02 * largest, 14 / (0.8 * height))
+    longest = max(len(_shortened(curve.title)) for curve in curves)
+    ticks = _readable([*threat_epsilons, 0.0, *reversed(radii)], (_WIDTH - 65 - 6 * longest) / largest)
+    axes.set_xticks(ticks, [format_pixels(tick) for tick in ticks])
+    for tick, label in zip(ticks, axes.get_xticklabels(), strict=True):
+        if tick in threat_epsilons:
+            label.set(color=INK, fontweight="bold")
+    axes.set_xlabel("radius \N{GREEK SMALL LETTER EPSILON}")
+    return to_svg(figure, key, name)
+
+
+def _name_the_ends(axes: Axes, curves: Sequence[Curve], edge: float, gap: float) -> None:
+    """Write the models' names to the right of `edge`, beside the lines' ends and at least `gap` apart."""
+    # Lines that end together, at 0 say, are named in the order in which they came there.
+    ordered = sorted(curves, key=lambda curve: [point["accuracy"] for point in reversed(curve.points)])
+    ends = [curve.points[-1]["accuracy"] for curve in ordered]
+    for curve, end, beside in zip(ordered, ends, _spread(ends, gap), strict=True):
+        colour, marker = _look_of(curve.place)
+        path = [curve.points[-1]["epsilon"], edge, 1.05 * edge]
+        axes.plot(path, [end, end, beside], color=colour, linewidth=0.8, clip_on=False)
+        axes.plot([1.05 * edge], [beside], color=colour, marker=marker, clip_on=False)
+        title = _shortened(curve.title)
+        axes.text(1.075 * edge, beside, title, va="center", fontsize=10, color=INK, gid=f"name-{curve.place}")
+
+
+def _look_of(place: int) -> tuple[str, str]:
+    """Return the colour and the marker of the model at a place."""
+    return _MODEL_COLOURS[place % len(_MODEL_COLOURS)], _MODEL_MARKERS[place % len(_MODEL_MARKERS)]
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return ascending heights at least `gap` apart, in [0, 1] as far as there is room."""
+    moved, floor = [], 0.0
+    for height in heights:
+        moved.append(max(height, floor))
+        floor = moved[-1] + gap
+    # What now reaches over the top pushes down what is below it.
+    ceiling = max(1.0, gap * (len(heights) - 1))
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved
+
+
+def _shortened(title: str) -> str:
+    """Return a title without its middle, if it is too long: names often differ at one end only."""
+    if len(title) <= _LONGEST_LABEL:
+        return title
+    half = (_LONGEST_LABEL - 1) // 2
+    return f"{title[:half]}\N{HORIZONTAL ELLIPSIS}{title[-half:]}"
+
+
+def _readable(radii: Sequence[float], pixels: float) -> list[float]:
+    """Return those radii, ascending, whose labels leave room for those before them: the first is the most important.
+
+    Args:
+        radii: in the order of importance.
+        pixels: how many a radius of 1 is long.
+    """
+    chosen: list[float] = []
+    for radius in radii:
+        letters = len(format_pixels(radius))
+        needed = {other: 8 + 3.5 * (letters + len(format_pixels(other))) for other in chosen}
+        if all(abs(radius - other) * pixels >= room for other, room in needed.items()):
+            chosen.append(radius)
+    return sorted(chosen)
+
+
+@styled
+def epsilon_plot(
+    clean: float | None,
+    points: Sequence[Mapping[str, Any]],
+    certificates: Sequence[Mapping[str, Any]],
+    worst: Mapping[str, Any] | None,
+    threat_epsilon: float,
+    key: str,
+    name: str,
+) -> Html:
+    """Return accuracy over epsilon of one model: clean, under the curve's attack, certified.
+
+    Args:
+        clean: the clean accuracy, if it was measured.
+        points: the model's accuracies under attack, ascending in "epsilon".
+        certificates: its entry in certification.json.
+        worst: the worst case over all attacks at `threat_epsilon`, if it was measured.
+        threat_epsilon: the threat's radius, marked by a line.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: what the figure is called for those who cannot see it.
+    """
+    figure, axes = figure_of(340, 230)
+    curve = [(point["epsilon"], point["accuracy"]) for point in points if point["epsilon"] > 0]
+    proved = [(item["epsilon"], item["certified"]) for item in certificates]
+    radii = sorted({epsilon for epsilon, _ in [*curve, *proved, (threat_epsilon, 0)] if epsilon > 0})
+    # Certified radii are a hundredth of attacked ones: logarithmic from the smallest on, and linear from there to 0.
+    axes.set_xscale("symlog", linthresh=radii[0], linscale=0.35)
+    axes.set_xlim(-0.08 * radii[0], radii[-1] * 1.15)
+    axes.axvline(threat_epsilon, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+    if clean is not None:
+        axes.axhline(clean, color=CLEAN, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1)
+        axes.plot([0], [clean], marker="o", color=CLEAN, markersize=6, clip_on=False, zorder=4)
+    for drawn, kind in ((curve, "attacked"), (proved, "certified")):
+        colour, marker = MARKERS[kind]
+        if drawn:
+            axes.plot(*zip(*sorted(drawn), strict=True), color=colour, marker=marker, zorder=3)
+    if worst:
+        spread = [[worst["accuracy"] - worst["low"]], [worst["high"] - worst["accuracy"]]]
+        axes.errorbar(
+            [threat_epsilon],
+            [worst["accuracy"]],
+            yerr=[[max(part, 0.0) for part in side] for side in spread],
+            color=ATTACKED,
+            marker="D",
+            markersize=7,
+            markerfacecolor=PAPER,
+            markeredgewidth=1.8,
+            elinewidth=1.4,
+            zorder=5,
+        )
+    ticks = [0.0] + [10.0**power for power in range(-5, 2) if radii[0] <= 10.0**power <= radii[-1]]
+    if not any(0.5 < tick / radii[0] < 2 for tick in ticks):
+        ticks.append(radii[0])
+    if not any(0.5 < tick / threat_epsilon < 2 for tick in ticks):
+        ticks.append(threat_epsilon)
+    axes.set_xticks(sorted(ticks), [format_pixels(tick) for tick in sorted(ticks)])
+    axes.set_xticks([], minor=True)
+    fraction_axis(axes)
+    axes.set_xlabel("radius \N{GREEK SMALL LETTER EPSILON}")
+    return to_svg(figure, key, name)
+
+
+@styled
+def confusion_plot(counts: Sequence[Sequence[int]], classes: Sequence[str], key: str, name: str) -> Html:
+    """Return a heat map of what each class is read as, each row in percent of its class.
+
+    Args:
+        counts: [K][K] images of each class (row) that are read as what (column).
+        classes: the classes' names, K of them.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: what the figure is called for those who cannot see it.
+    """
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    size = len(counts)
+    totals = np.maximum(np.sum(counts, axis=1, keepdims=True), 1)
+    shares = np.asarray(counts, dtype=np.float64) / totals
+    cell = min(44.0, 360 / size)
+    longest = max(map(len, classes))
+    turned = 6.5 * longest > cell
+    aside, above = 26 + 6 * longest, 30 + (4.5 * longest if turned else 10)
+    figure, axes = figure_of(aside + size * cell, above + size * cell)
+    for (label, read), share in np.ndenumerate(shares):
+        colour, edge = _shade(CLEAN if label == read else ATTACKED, share), FAINT if label == read else RULE
+        axes.add_patch(
+            Rectangle((read, label), 1, 1, facecolor=colour, edgecolor=edge, linewidth=0.8, zorder=1 + (label == read))
+        )
+        if size <= _MOST_NUMBERED and counts[label][read]:
+            text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+            # On the strongest shades white is easier to read.
+            ink = PAPER if share > 0.85 else INK
+            axes.text(
+                read + 0.5,
+                label + 0.52,
+                text,
+                ha="center",
+                va="center",
+                color=ink,
+                fontsize=9.5,
+                zorder=3,
+                gid=f"cell-{label}-{read}",
+                in_layout=False,  # inside its cell: nothing to make room for
+            )
+    axes.set_xlim(0, size)
+    axes.set_ylim(size, 0)
+    axes.set_aspect("equal")
+    places = np.arange(size) + 0.5
+    turn: dict[str, Any] = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"} if turned else {}
+    axes.set_xticks(places, classes, **turn)
+    axes.set_yticks(places, classes)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("read as")
+    axes.set_ylabel("class")
+    return to_svg(figure, key, name)
+
+
+def _shade(colour: str, share: float) -> tuple[float, float, float]:
+    """Return a colour that goes from white at 0 to `colour` at 1."""
+    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    return 1 - share * (1 - red), 1 - share * (1 - green), 1 - share * (1 - blue)
