@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, margin, scores
+from robust_nas.attacks import check_norm
+from robust_nas.attacks._model_state import check_at_least, check_choice, check_finite, frozen, margin, scores
 from robust_nas.errors import InputError
 from robust_nas.seeds import generator_at
-from robust_nas.threat import Pixels, ThreatModel, check_pixels
+from robust_nas.threat import Norm, Pixels, ThreatModel, check_pixels
+
+Reduction = Literal["memory", "snapshot", "none"]
+"""What an estimate of the gradient is corrected by: what was learnt in earlier steps, a snapshot, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,33 +27,46 @@ class SZVRG:
 
         G(delta) = mean over samples i and directions u of (f_i(delta + mu u) - f_i(delta)) / mu * u.
 
-    An epoch estimates it from all samples and many directions at a snapshot of delta; each of its steps then goes along
-    G_S(delta) - G_S(snapshot) + G(snapshot), with S a few of the same samples and directions, so that the snapshot's
-    answers are used again and not asked for twice. The paper penalises the size of the perturbation; here it is
-    projected onto the threat model's ball, and steps are of steepest ascent in its norm, as in the other attacks.
+    Variance reduction subtracts, for the same samples and directions, what is known already, and adds its mean.
+
+    "snapshot" is the paper's. An epoch estimates G from all samples and many directions at a snapshot of delta; each of
+    its steps then goes along G_S(delta) - G_S(snapshot) + G(snapshot), with S a few of the same samples and directions,
+    so that the snapshot's answers are used again and not asked for twice.
+
+    "memory", the default, deviates: it keeps an estimate v_i of each image's gradient, and what it subtracts, the slope
+    of v_i along u, takes no query. v_i moves to where it agrees with the answers of a step, the least it can, and the
+    step goes along v_i, or along the mean of all if universal. The unbiased correction is D / K times as long, for D
+    pixels and K directions, and its noise is larger than the error that it removes: that is why a snapshot gains
+    little where D is large. Where [0, 1] cuts a move off, v_i is compared along the move that was made.
+
+    The paper penalises the size of the perturbation; here it is projected onto the threat model's ball, and steps are
+    of steepest ascent in its norm, as in the other attacks.
 
     Args:
         queries: the most images that the model is asked about for one image; on average over the batch, if universal.
         universal: whether to look for one perturbation for the whole batch, instead of one for each image.
-        variance_reduction: whether to correct by a snapshot; without, steps go along the plain two-point estimate.
-        snapshot_directions: directions of an epoch's snapshot.
-        directions: directions of a step; some of the snapshot's, with variance reduction.
+        variance_reduction: "memory", "snapshot", or "none" for steps along the plain two-point estimate.
+        directions: directions of a step; with "snapshot", some of the snapshot's.
         samples: images of a step, if universal.
+        snapshot_directions: directions of an epoch's snapshot.
         inner_steps: steps of an epoch; the first goes along the snapshot's gradient and costs nothing more.
         smoothing: mu, in pixel units.
-        step_size: step length in pixel units of [0, 1]; epsilon / 20, if not given.
+        step_size: step length in pixel units of [0, 1]; if not given, 0.4 epsilon with the memory and else
+            epsilon / 20.
         batch_size: the most images in one forward pass.
 
     Raises:
         InputError: for a value outside its range, or more directions in a step than in its snapshot.
     """
 
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
     queries: int = 5000
     universal: bool = False
-    variance_reduction: bool = True
+    variance_reduction: Reduction = "memory"
+    directions: int = 5
+    samples: int = 1
     snapshot_directions: int = 100
-    directions: int = 2
-    samples: int = 16
     inner_steps: int = 20
     smoothing: Pixels = 0.003
     step_size: Pixels | None = None
@@ -57,16 +75,17 @@ class SZVRG:
     def __post_init__(self) -> None:
         for name in ("queries", "snapshot_directions", "directions", "samples", "inner_steps", "batch_size"):
             check_at_least(f"SZVRG.{name}", getattr(self, name), 1)
+        check_choice("SZVRG.variance_reduction", self.variance_reduction, Reduction)
         object.__setattr__(self, "smoothing", check_pixels("SZVRG.smoothing", self.smoothing))
         if self.step_size is not None:
             object.__setattr__(self, "step_size", check_pixels("SZVRG.step_size", self.step_size))
-        if self.variance_reduction and self.directions > self.snapshot_directions:
+        snapshot = self.variance_reduction == "snapshot"
+        if snapshot and self.directions > self.snapshot_directions:
             raise InputError(
                 f"SZVRG.directions are some of the snapshot's, at most {self.snapshot_directions}, but got "
                 f"{self.directions}; raise snapshot_directions."
             )
-
-        least = 1 + (self.snapshot_directions if self.variance_reduction else self.directions)
+        least = 1 + (self.snapshot_directions if snapshot else self.directions)
         if self.queries < least:
             raise InputError(
                 f"SZVRG.queries must pay for one estimate of the gradient, {least}, but got {self.queries}."
@@ -84,13 +103,12 @@ class SZVRG:
             InputError: for an l1 threat model.
         """
         images = images.detach()
-        if threat.norm not in ("linf", "l2"):
-            raise InputError(f"SZVRG is for linf and l2, but got an {threat.norm} threat model; use apgd instead.")
+        check_norm(self, threat)
         if len(images) == 0:
             return images.clone()
         with frozen(model):
             run = _Ascent(self, model, images, labels, threat, seed)
-            (run.reduced if self.variance_reduction else run.plain)()
+            (run.epochs if self.variance_reduction == "snapshot" else run.steps)()
         return run.points(torch.arange(len(images), device=images.device))
 
 
@@ -104,10 +122,12 @@ class _Ascent:
         self.images, self.labels = images, labels
         flat = images.flatten(1)
         self.delta = torch.zeros_like(flat[:1] if attack.universal else flat, dtype=torch.float64)
+        self.memory = torch.zeros_like(flat, dtype=torch.float64)
         self.fooled = torch.zeros_like(labels, dtype=torch.bool)
         # All together, for a universal perturbation; else of each image that is not finished.
         self.asked, self.budget = 0, attack.queries * (len(images) if attack.universal else 1)
-        self.step_size = attack.step_size or threat.epsilon / 20
+        # The memory averages over steps; without it, only short ones do.
+        self.step_size = attack.step_size or threat.epsilon * (0.4 if attack.variance_reduction == "memory" else 0.05)
 
     def points(self, rows: Tensor) -> Tensor:
         """Return some of the images, perturbed."""
@@ -115,8 +135,8 @@ class _Ascent:
         delta = self.delta.expand(len(rows), -1) if self.attack.universal else self.delta[rows]
         return self.threat.around(images).project(images + delta.view_as(images).to(images.dtype))
 
-    def reduced(self) -> None:
-        """Ascend with variance reduction over samples and directions."""
+    def epochs(self) -> None:
+        """Ascend from snapshot to snapshot."""
         attack, epoch = self.attack, 0
         while len(rows := self._left()) and self._affords(len(rows), attack.snapshot_directions):
             generator = generator_at(self.delta.device, self.seed, "epoch", epoch)
@@ -136,18 +156,35 @@ class _Ascent:
                 )
             epoch += 1
 
-    def plain(self) -> None:
-        """Ascend along two-point estimates."""
+    def steps(self) -> None:
+        """Ascend along two-point estimates, corrected by the memory or not."""
         attack, step = self.attack, 0
         while len(rows := self._left()):
-            generator = generator_at(self.delta.device, self.seed, "step", step)
-            directions = self._draw(attack.directions, generator)
+            directions = self._draw(attack.directions, generator_at(self.delta.device, self.seed, "step", step))
             if attack.universal:
-                rows = rows[_subset(len(rows), attack.samples, generator)]
+                # All samples in turn, in another order each time.
+                turn, place = divmod(step, -(-len(rows) // attack.samples))
+                order = _subset(len(rows), len(rows), generator_at(self.delta.device, self.seed, "turn", turn))
+                rows = order.split(attack.samples)[place]
             if not self._affords(len(rows), attack.directions):
                 return
-            self._ascend(rows, self.mean(self.slopes(rows, directions), directions))
+            if attack.variance_reduction == "memory":
+                gradient = self.remembered(rows, directions)
+            else:
+                gradient = self.mean(self.slopes(rows, directions), directions)
+            self._ascend(rows, gradient)
             step += 1
+
+    def remembered(self, rows: Tensor, directions: Tensor) -> Tensor:
+        """Return the estimate of the gradient, [S, D], or [1, D] over all samples if universal, with new answers."""
+        points, slopes = self.points(rows), self.slopes(rows, directions)
+        estimate = self.memory[rows]
+        for direction, slope in zip(directions.view(-1, *points.shape[1:]), slopes.unbind(1), strict=True):
+            made = (self._moved(points, direction) - points).flatten(1).double() / self.attack.smoothing
+            error = slope - (estimate * made).sum(1)
+            estimate = estimate + (error / made.square().sum(1).clamp_min(1e-30)).unsqueeze(1) * made
+        self.memory[rows] = estimate
+        return self.memory.mean(0, keepdim=True) if self.attack.universal else estimate
 
     def slopes(self, rows: Tensor, directions: Tensor) -> Tensor:
         """Return (f(delta + mu u) - f(delta)) / mu for each image and direction u [K, D], [S, K].
@@ -155,13 +192,13 @@ class _Ascent:
         K + 1 queries an image. In double precision: differences of float32 logits are all noise beside their rounding.
         """
         attack, points = self.attack, self.points(rows)
-        moves = attack.smoothing * torch.cat([torch.zeros_like(directions[:1]), directions]).view(-1, *points.shape[1:])
+        moves = torch.cat([torch.zeros_like(directions[:1]), directions]).view(-1, *points.shape[1:])
         values = torch.empty(len(rows), len(moves), dtype=torch.float64, device=points.device)
         pairs = torch.cartesian_prod(
             torch.arange(len(rows), device=points.device), torch.arange(len(moves), device=points.device)
         )
         for sample, move in (part.unbind(1) for part in pairs.split(attack.batch_size)):
-            logits = scores(self.model, (points[sample] + moves[move]).clamp(0, 1))
+            logits = scores(self.model, self._moved(points[sample], moves[move]))
             check_finite(attack, logits)
             values[sample, move] = margin(logits.double(), self.labels[rows[sample]])
         self.fooled[rows] |= values[:, 0] > 0
@@ -176,6 +213,9 @@ class _Ascent:
         """Return the estimate of the gradient [S, D], or [1, D] over all samples if universal."""
         gradients = slopes @ directions.double() / len(directions)
         return gradients.mean(0, keepdim=True) if self.attack.universal else gradients
+
+    def _moved(self, points: Tensor, directions: Tensor) -> Tensor:
+        return (points + self.attack.smoothing * directions).clamp(0, 1)
 
     def _affords(self, rows: int, directions: int) -> bool:
         return self.asked + (directions + 1) * (rows if self.attack.universal else 1) <= self.budget

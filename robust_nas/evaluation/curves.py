@@ -159,15 +159,15 @@ def minimal_distortions(
     run = Chunks(model, data, batch_size, seed, stage, (threat, chosen))
 
     def predict(points: Tensor) -> Tensor:
-        with frozen(model, fold=False):
-            return scores(model, points).argmax(1)
+        return scores(model, points).argmax(1)
 
     def distances(chunk: Tensor, number: int) -> Tensor:
         images, labels, start = run.images(chunk), run.labels(chunk), run.seed(name, number)
         if closest is not None:
             points, _ = closest(model, images, labels, threat, seed=start)
         elif minimise is not None:
-            points = minimise(predict, images, labels, norm=threat.norm, seed=start).images
+            with frozen(model):
+                points = minimise(predict, images, labels, norm=threat.norm, seed=start).images
         return _verified(run, model, images, labels, points, threat)
 
     correct = run.clean()

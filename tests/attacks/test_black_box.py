@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robust_nas import attacks, config, datasets, spaces
 from robust_nas.attacks._black_box import Distortion, HardLabelAttack
+from robust_nas.attacks._model_state import margin
 from robust_nas.attacks.opt import OPT
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.sign_opt import SignOPT
@@ -243,11 +244,88 @@ def test_the_estimates_are_unbiased_and_the_corrected_one_varies_less_at_equal_q
     assert variances[1] < 0.3 * variances[0]
 
 
+class Linear(nn.Module):
+    """Logits (1000, <x, w>), so that the margin over label 0 is linear and nothing is fooled."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = images.flatten(1).to(self.weights) @ self.weights
+        return torch.stack([torch.full_like(value, 1e3), value], 1)
+
+
+def test_the_memory_becomes_the_gradient_of_a_linear_model_also_where_the_box_cuts_moves_off(weights: Tensor) -> None:
+    weights = weights.double()
+    # Two thirds of the pixels can move one way only.
+    images = torch.randint(0, 3, (3, 2, 4, 4), generator=torch.Generator().manual_seed(1)) / 2.0
+    run, rows = ascent(Linear(weights), images.double()), torch.arange(3)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(600):
+        run.remembered(rows, torch.randn(5, 32, dtype=torch.float64, generator=generator))
+    # The margin is the other logit less a constant.
+    assert torch.allclose(run.memory, weights.expand(3, -1), atol=1e-6)
+
+
+def test_the_memory_moves_by_the_least_that_agrees_with_an_answer(images: Tensor) -> None:
+    model, rows = Quadratic(32), torch.arange(len(images))
+    run = ascent(model, images.double())
+    run.memory = torch.randn(len(images), 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    before, direction = run.memory, torch.randn(1, 32, dtype=torch.float64)
+    after = run.remembered(rows, direction)
+    slopes = run.slopes(rows, direction)
+    least = before + (slopes - before @ direction.T) @ torch.linalg.pinv(direction).T
+    assert torch.allclose(after, least, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a trained network, and digits that it gets right, with their labels."""
+    data = datasets.load("digits")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(data.train.images), data.train.labels).backward()
+        optimiser.step()
+    right = model(data.test.images).argmax(1) == data.test.labels
+    model.requires_grad_(False)
+    return model, data.test.images[right][:64], data.test.labels[right][:64]
+
+
 @pytest.mark.parametrize("universal", [False, True])
-@pytest.mark.parametrize("variance_reduction", [False, True])
+@pytest.mark.parametrize(
+    "threat", [ThreatModel(norm="linf", epsilon=0.1), ThreatModel(norm="l2", epsilon=0.5)], ids=repr
+)
+def test_szvr_g_beats_the_two_point_estimator_at_its_best_step_size_and_number_of_directions(
+    universal: bool, threat: ThreatModel, digits: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    model, images, labels = digits
+    if universal:
+        images, labels = images[:16], labels[:16]
+
+    def reached(**options: Any) -> float:
+        # About as many queries as pixels. The directions of a seed are the same for all images.
+        attack = SZVRG(queries=60, universal=universal, **options)
+        found = [attack.perturb(model, images, labels, threat, seed=seed) for seed in (0, 1)]
+        return float(torch.stack([margin(model(points), labels) for points in found]).mean())
+
+    two_point = [
+        reached(variance_reduction="none", directions=directions, step_size=share * threat.epsilon)
+        for directions in (2, 5, 20)
+        for share in (0.1, 0.2, 0.4)
+    ]
+    assert reached() > max(two_point) + 0.1
+
+
+@pytest.mark.parametrize("universal", [False, True])
+@pytest.mark.parametrize("variance_reduction", ["memory", "snapshot", "none"])
 @pytest.mark.parametrize("queries", [150, 1000])
 def test_szvr_g_never_asks_more_than_its_budget(
-    universal: bool, variance_reduction: bool, queries: int, images: Tensor
+    universal: bool, variance_reduction: Any, queries: int, images: Tensor
 ) -> None:
     asked = []
 
@@ -257,24 +335,19 @@ def test_szvr_g_never_asks_more_than_its_budget(
             asked.append(len(images))
             return super().forward(images) - torch.tensor([0.0, 1e4])
 
-    attack = SZVRG(queries=queries, universal=universal, variance_reduction=variance_reduction)
+    attack = SZVRG(queries=queries, universal=universal, variance_reduction=variance_reduction, samples=6)
     attack.perturb(Unfoolable(32), images, torch.zeros(6, dtype=torch.int64), ThreatModel(norm="linf", epsilon=0.2))
     assert 0.8 * 6 * queries < sum(asked) <= 6 * queries
 
 
 @pytest.mark.parametrize("universal", [False, True])
-@pytest.mark.parametrize("variance_reduction", [False, True])
+@pytest.mark.parametrize("variance_reduction", ["memory", "snapshot", "none"])
 def test_szvr_g_goes_most_of_the_way_to_the_optimum_of_a_linear_model(
-    universal: bool, variance_reduction: bool, images: Tensor, weights: Tensor
+    universal: bool, variance_reduction: Any, images: Tensor, weights: Tensor
 ) -> None:
-    class Linear(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            value = images.flatten(1) @ weights
-            return torch.stack([torch.full_like(value, 1e3), value], 1)
-
     threat, labels = ThreatModel(norm="l2", epsilon=0.3), torch.zeros(6, dtype=torch.int64)
     attack = SZVRG(queries=2000, universal=universal, variance_reduction=variance_reduction)
-    found = attack.perturb(Linear(), images, labels, threat)
+    found = attack.perturb(Linear(weights), images, labels, threat)
     gained = (found - images).flatten(1) @ weights
     best = 0.3 * weights.norm()
     assert (gained <= best * (1 + 1e-5)).all() and (gained > 0.9 * best).all()
@@ -336,8 +409,10 @@ def test_surrogates_are_read_from_run_folders_and_named_in_recipes(tmp_path: Pat
         (lambda: OPT(queries=0), "OPT.queries must be a whole number of at least 1"),
         (lambda: SignOPT(directions=0), "SignOPT.directions must be a whole number of at least 1"),
         (lambda: SignOPT(smoothing=0), r"SignOPT.smoothing must be in \(0, 1\]"),
-        (lambda: SZVRG(directions=200), "raise snapshot_directions"),
-        (lambda: SZVRG(queries=100), "must pay for one estimate of the gradient, 101, but got 100"),
+        (lambda: SZVRG(variance_reduction="both"), "must be one of memory, snapshot, none, but got 'both'"),  # type: ignore[arg-type]
+        (lambda: SZVRG(directions=200, variance_reduction="snapshot"), "raise snapshot_directions"),
+        (lambda: SZVRG(queries=5), "must pay for one estimate of the gradient, 6, but got 5"),
+        (lambda: SZVRG(queries=100, variance_reduction="snapshot"), "one estimate of the gradient, 101, but got 100"),
         (lambda: OPT().minimise(len, np.full((1, 2), 3.0), [0]), "divide by 255"),  # type: ignore[arg-type]
         (lambda: OPT().minimise(len, np.zeros((1, 2)), [0], norm="l1"), "is for linf and l2, but got 'l1'"),  # type: ignore[arg-type]
         (lambda: transfer(), "must name at least one other model"),
