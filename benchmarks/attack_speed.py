@@ -14,11 +14,15 @@ the turns, so that a machine that is busy or drifts does not decide it.
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,9 +31,8 @@ from torch import Tensor, nn
 import robust_nas as rn
 from robust_nas.attacks import Attack
 from robust_nas.attacks.autoattack import AutoAttack
-from robust_nas.attacks.autoattack_reference import AutoAttackReference
 from robust_nas.attacks.pgd import PGD
-from robust_nas.datasets import Dataset
+from robust_nas.datasets import Dataset, ImageSet
 
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|"
 
@@ -56,6 +59,9 @@ NETWORKS = {
 # A published CIFAR-10 network of the space: too slow to train here, and without early stop PGD's time does not depend
 # on the weights.
 PUBLISHED = Network("8/255", 16, 5, 0)
+
+
+PHASES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 
 
 def load(name: str, folder: Path) -> Dataset:
@@ -173,32 +179,99 @@ def accuracy(name: str, folder: Path, weights: Path, count: int) -> None:
     print("    robust accuracy: " + ", ".join(f"{who} {statistics.mean(found):.2%}" for who, found in left.items()))
 
 
-def autoattack(name: str, folder: Path, weights: Path, count: int) -> None:
-    """Print how long the standard AutoAttack takes, and on which images the two disagree."""
+def timed(perturb: Callable[..., Tensor], phase: str, seconds: dict[str, float]) -> Callable[..., Tensor]:
+    """Return `perturb` with its processor time added to `seconds[phase]`."""
+
+    def work(*what: Any, **how: Any) -> Tensor:
+        start = time.process_time()
+        found = perturb(*what, **how)
+        seconds[phase] = seconds.get(phase, 0.0) + time.process_time() - start
+        return found
+
+    return work
+
+
+class TimedAutoAttack(AutoAttack):
+    """Ours, with the time of its phases."""
+
+    seconds: ClassVar[dict[str, float]] = {}
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """The attacks, in their order."""
+        return tuple(
+            SimpleNamespace(perturb=timed(attack.perturb, phase, self.seconds))
+            for attack, phase in zip(super().attacks, PHASES, strict=True)
+        )
+
+
+def theirs(model: nn.Module, part: ImageSet, threat: rn.ThreatModel, seed: int, seconds: dict[str, float]) -> Tensor:
+    """Return what `pyautoattack` makes of a batch, as the package is called without us."""
+    from pyautoattack import AutoAttack as Package
+
+    logging.getLogger("auto-attack").disabled = True
+    package = Package(model, norm=threat.norm.capitalize(), eps=threat.epsilon, seed=seed, device="cpu")
+    for name, phase in zip(("apgd", "apgd_targeted", "fab", "square"), PHASES, strict=True):
+        attack = getattr(package, name)
+        attack.perturb = timed(attack.perturb, phase, seconds)
+    found: Tensor = package.run_standard_evaluation(part.images, part.labels, batch_size=len(part))[0]
+    return found
+
+
+def autoattack(name: str, folder: Path, weights: Path, norm: rn.threat.Norm, count: int, seeds: int) -> None:
+    """Print how long the standard AutoAttack and its phases take, and on which images the two disagree."""
     data = load(name, folder)
-    model, parts = trained(name, data, weights), torch.arange(min(count, len(data.test))).split(25)
-    attacks: dict[str, Attack] = {"ours": AutoAttack(), "pyautoattack": AutoAttackReference()}
-    for norm, scale in (("linf", 1.0), ("l2", 6.0)):
-        radius = rn.ThreatModel(epsilon=NETWORKS[name].epsilon).epsilon * scale  # type: ignore[arg-type]
-        threat = rn.ThreatModel(norm=norm, epsilon=radius)  # type: ignore[arg-type]
-        stands: dict[str, list[Tensor]] = {who: [] for who in attacks}
-        times: dict[str, list[float]] = {who: [] for who in attacks}
-        # In turns of 25 images.
-        for part in (data.test[indices] for indices in parts):
-            for who, attack in attacks.items():
+    model = trained(name, data, weights)
+    radius = rn.ThreatModel(epsilon=NETWORKS[name].epsilon).epsilon * (6.0 if norm == "l2" else 1.0)  # type: ignore[arg-type]
+    threat = rn.ThreatModel(norm=norm, epsilon=radius)
+    phases: dict[str, dict[str, float]] = {"ours": TimedAutoAttack.seconds, "pyautoattack": {}}
+    phases["ours"].clear()
+    works: dict[str, Callable[[ImageSet, int], Tensor]] = {
+        "ours": lambda part, seed: TimedAutoAttack().perturb(model, part.images, part.labels, threat, seed=seed),
+        "pyautoattack": lambda part, seed: theirs(model, part, threat, seed, phases["pyautoattack"]),
+    }
+    parts = [data.test[indices] for indices in torch.arange(min(count, len(data.test))).split(100)]
+    times: dict[str, list[float]] = {who: [] for who in works}
+    # Whether an image stands, [seeds, images].
+    stands: dict[str, list[Tensor]] = {who: [] for who in works}
+    for seed in range(seeds):
+        found: dict[str, list[Tensor]] = {who: [] for who in works}
+        for part in parts:
+            for who, work in works.items():
                 start = time.process_time()
-                points = attack.perturb(model, part.images, part.labels, threat)
+                points = work(part, seed)
                 times[who].append(time.process_time() - start)
                 with torch.no_grad():
-                    stands[who].append(model(points).argmax(1) == part.labels)
-        report(f"{name} {norm} {radius:.4f}, {len(parts)} turns of 25 images", times)
-        ours, theirs = torch.cat(stands["ours"]), torch.cat(stands["pyautoattack"])
-        print(
-            f"    robust accuracy: ours {float(ours.float().mean()):.2%}, "
-            f"pyautoattack {float(theirs.float().mean()):.2%}; "
-            f"broken by ours only {int((theirs & ~ours).sum())}, by pyautoattack only {int((ours & ~theirs).sum())}",
-            flush=True,
+                    found[who].append(model(points).argmax(1) == part.labels)
+        for who in works:
+            stands[who].append(torch.cat(found[who]))
+        what = (
+            f"{name} {norm} {radius:.4f}, {seed + 1} seeds x {sum(map(len, parts))} images, batches of {len(parts[0])}"
         )
+        report(what, times)
+        for who, seconds in phases.items():
+            shares = ", ".join(
+                f"{phase} {spent:.1f} s ({spent / sum(times[who]):.0%})" for phase, spent in seconds.items()
+            )
+            print(f"    {who}: {shares}")
+        agreement(torch.stack(stands["ours"]), torch.stack(stands["pyautoattack"]))
+
+
+def agreement(ours: Tensor, theirs: Tensor) -> None:
+    """Print robust accuracies and disagreements of two attacks' [seeds, images]: does the image stand?"""
+    accuracies = [
+        f"{float(stands.float().mean()):.2%} ({', '.join(map(str, stands.sum(1).tolist()))} images)"
+        for stands in (ours, theirs)
+    ]
+    print(
+        f"    robust accuracy: ours {accuracies[0]}, pyautoattack {accuracies[1]}; images per seed that are broken by "
+        f"ours only {float((theirs & ~ours).sum(1).float().mean()):.2f}, by pyautoattack only "
+        f"{float((ours & ~theirs).sum(1).float().mean()):.2f}"
+    )
+    if len(ours) > 1:
+        pairs = list(combinations(range(len(ours)), 2))
+        own = [statistics.mean(int((stands[a] != stands[b]).sum()) for a, b in pairs) for stands in (ours, theirs)]
+        print(f"    images on which two seeds differ: ours {own[0]:.2f}, pyautoattack {own[1]:.2f}")
 
 
 def report(what: str, times: dict[str, list[float]]) -> None:
@@ -220,6 +293,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--weights", type=Path, default=Path("runs/attack_speed"))
     parser.add_argument("--count", type=int, default=200, help="images of accuracy and autoattack")
+    parser.add_argument("--seeds", type=int, default=1, help="of autoattack")
+    parser.add_argument("--norm", choices=["linf", "l2"], default="linf", help="of autoattack")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.networks:
@@ -230,7 +305,7 @@ def main() -> None:
         elif options.what == "accuracy":
             accuracy(name, options.data, options.weights, options.count)
         else:
-            autoattack(name, options.data, options.weights, options.count)
+            autoattack(name, options.data, options.weights, options.norm, options.count, options.seeds)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/linearity.py [--cifar10 FOLDER]
 
-Networks of three small convolutions, trained here on digits, with and without adversarial training; with `--cifar10` also
-on 4,000 images of that folder's `train` and `test`. Prints the mean of `linearity_error` over an eighth of epsilon, the
-step of the check, on images that are classified correctly.
+Networks of three small convolutions, trained here with and without adversarial training: on digits, and with
+`--cifar10` also on 4,000 images of that folder's `train`. Prints the mean of `linearity_error`, over an eighth of
+epsilon as in the check, on images of `test` that are classified correctly.
 """
 
 from __future__ import annotations

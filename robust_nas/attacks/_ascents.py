@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks._draws import Draws
-from robust_nas.attacks._model_state import LOSSES, TARGETED_LOSSES, Loss, check_finite, next_best, scores
+from robust_nas.attacks._model_state import (
+    LOSSES,
+    TARGETED_LOSSES,
+    Loss,
+    check_finite,
+    next_best,
+    next_targets,
+    scores,
+)
 from robust_nas.threat import Ball, ThreatModel
 
 
@@ -24,6 +32,8 @@ class Ascent:
         against: [B, ...], what the loss compares the logits with.
         ball: the allowed points around `images`.
         loss: of logits and `against`.
+        copies: how often the same images are in the batch, one after the other, for a target each. What an earlier copy
+            of an image has fooled need not be fooled by a later one.
     """
 
     start: Tensor
@@ -32,6 +42,7 @@ class Ascent:
     against: Tensor
     ball: Ball
     loss: Loss
+    copies: int = 1
 
 
 Climb = Callable[[Ascent], tuple[Tensor, Tensor, Tensor]]
@@ -102,12 +113,32 @@ class Ascents:
         """
         best, fooled = self._images.clone(), torch.zeros_like(self._labels, dtype=torch.bool)
         highest = torch.full_like(self._labels, -torch.inf, dtype=torch.float64)
-        for number in range(self.count):
+        number, targets = 0, len(self._against)
+        while number < self.count:
             left = (~fooled if leave else torch.ones_like(fooled)).nonzero().squeeze(1)
             if len(left) == 0:
                 break
-            points, wrong, losses = climb(self.begin(number, left))
-            stronger = (wrong & ~fooled[left]) | ((wrong == fooled[left]) & (losses > highest[left]))
-            chosen = left[stronger]
-            best[chosen], fooled[chosen], highest[chosen] = points[stronger], wrong[stronger], losses[stronger].double()
+            restart, target = divmod(number, targets)
+            together = next_targets(target, targets, self._images[left]) if leave else range(target, target + 1)
+            ascent = self._together([restart * targets + each for each in together], left)
+            for points, wrong, losses in zip(*(part.split(len(left)) for part in climb(ascent)), strict=True):
+                stronger = (wrong & ~fooled[left]) | ((wrong == fooled[left]) & (losses > highest[left]))
+                if leave:
+                    stronger = stronger & ~fooled[left]
+                chosen = left[stronger]
+                best[chosen], fooled[chosen] = points[stronger], wrong[stronger]
+                highest[chosen] = losses[stronger].double()
+            number += len(together)
         return best
+
+    def _together(self, numbers: list[int], left: Tensor) -> Ascent:
+        """Return several ascents of the images `left` as one of copies of them."""
+        ascents = [self.begin(number, left) for number in numbers]
+        if len(ascents) == 1:
+            return ascents[0]
+        start = torch.cat([ascent.start for ascent in ascents])
+        against = torch.cat([ascent.against for ascent in ascents])
+        each = left.repeat(len(ascents))
+        return Ascent(
+            start, self._images[each], self._labels[each], against, self._ball[each], self._loss, copies=len(ascents)
+        )

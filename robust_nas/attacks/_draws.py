@@ -27,9 +27,9 @@ class Draws:
         part._keys = self._keys[index]
         return part
 
-    def uniform(self, count: int, place: int) -> Tensor:
-        """Return uniform numbers in (0, 1), [B, count]; other places of the attack get independent ones."""
-        stream = _mix(self._keys ^ _mix(torch.full_like(self._keys, place + 1)))
+    def uniform(self, count: int, place: int | Tensor) -> Tensor:
+        """Return uniform numbers in (0, 1), [B, count]; other places of the attack, [B] or one, get other ones."""
+        stream = _mix(self._keys ^ _mix(torch.ones_like(self._keys) + place))
         counters = torch.arange(1, count + 1, device=stream.device) * _GOLDEN
         # The 23 highest bits, half a step above zero: exact in float32, and never 0 or 1.
         highest = _shift(_mix(stream.unsqueeze(1) + counters), 41)

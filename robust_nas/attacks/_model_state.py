@@ -208,6 +208,29 @@ def next_best(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
+def cheap_batch(images: Tensor) -> int:
+    """Return how many images like these [B, C, H, W] a pass can take before their number decides what it costs.
+
+    Below that, the calls themselves take most of the time.
+    """
+    numbers = 2**15 if images.device.type == "cpu" else 2**21
+    return numbers // max(images[0].numel(), 1)
+
+
+def next_targets(first: int, count: int, images: Tensor) -> range:
+    """Return which of `count` targets of the images [B, C, H, W] to aim at in one batch, from the `first` on.
+
+    As many as make a cheap batch; but the nearest target, which fools most images, goes alone.
+    """
+    size = max(cheap_batch(images) // len(images), 1) if first else 1
+    return range(first, min(first + size, count))
+
+
+def superseded(fooled: Tensor, copies: int) -> Tensor:
+    """Return whether each of several copies of a batch [copies * B] is fooled, or an earlier copy of its image is."""
+    return (fooled.view(copies, -1).cumsum(0) > 0).flatten()
+
+
 def due(points: Tensor, step: int) -> bool:
     """Return whether to look for samples that can leave the batch: on an accelerator, looking waits for it."""
     return points.device.type == "cpu" or step % 10 == 0

@@ -22,6 +22,7 @@ from robust_nas.attacks._model_state import (
     input_gradient,
     misclassified,
     per_sample,
+    superseded,
 )
 from robust_nas.threat import ThreatModel
 
@@ -179,7 +180,7 @@ class _Samples:
 
     def __init__(self, model: nn.Module, ascent: Ascent, step_size: float) -> None:
         count, device = len(ascent.start), ascent.start.device
-        self._model, self._loss = model, ascent.loss
+        self._model, self._loss, self._copies = model, ascent.loss, ascent.copies
         self._found = ascent.start.clone(), torch.zeros(count, dtype=torch.bool, device=device)
         self._found_losses = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
         self._total = torch.zeros((), device=device)
@@ -229,9 +230,9 @@ class _Samples:
 
     def leave(self) -> bool:
         """Take the fooled samples out, and say whether none is left. Waits for the device."""
-        stay = ~self.strongest_wrong
-        if not stay.all():
+        if self.strongest_wrong.any():
             self._record(self.strongest_wrong)
+            stay = ~superseded(self._found[1], self._copies)[self.number]
             for name, value in vars(self).items():
                 if not name.startswith("_"):
                     setattr(self, name, value[stay])

@@ -18,8 +18,10 @@ from robust_nas.attacks._model_state import (
     margin,
     misclassified,
     next_best,
+    next_targets,
     per_sample,
     scores,
+    superseded,
     targeted_margin,
 )
 from robust_nas.errors import InputError
@@ -29,6 +31,7 @@ _LARGEST_ALPHA = 0.1  # alpha_max, the most weight of the original image
 _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta
 _SEARCH_STEPS = 3
+_NEWTON_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class FAB:
     Args:
         steps: of one run.
         restarts: runs per target; the first starts at the image, the others at random points half as far away as the
-            nearest misclassified one so far (epsilon, where none is nearer).
+            nearest misclassified one of the runs before (epsilon, where none is nearer).
         targets: how many of the classes with the next largest logits to aim at, each in runs of its own.
 
     Raises:
@@ -98,20 +101,30 @@ class FAB:
                 raise InputError(f"FAB needs at least 2 classes, but the model has {logits.shape[1]}.")
             distance[misclassified(logits, labels)] = 0
             targets = next_best(logits, labels, self.targets)
-            for number in range(self.restarts * targets.shape[1]):
-                restart, rank = divmod(number, targets.shape[1])
-                left = (distance > radius).nonzero().squeeze(1)
-                if len(left) == 0:
-                    break
+
+            def begin(restart: int, rank: int, left: Tensor) -> Tensor:
                 start = images[left]
                 if restart:
+                    number = restart * targets.shape[1] + rank
                     away = ball[left].at(draws[left].uniform(images[0].numel() + 1, number)) - start
-                    reach = distance[left].clamp_max(threat.epsilon) / 2 / threat.lengths(away).clamp_min(1e-30)
+                    reach = known[left].clamp_max(threat.epsilon) / 2 / threat.lengths(away).clamp_min(1e-30)
                     start = (start + per_sample(reach).to(away.dtype) * away).clamp(0, 1)
-                pairs = torch.stack([labels[left], targets[left, rank]], dim=1)
-                best[left], distance[left] = self._run(
-                    model, start, images[left], pairs, best[left], distance[left], threat, radius
-                )
+                return start
+
+            for restart in range(self.restarts):
+                known, rank = distance.clone(), 0
+                while rank < targets.shape[1]:
+                    left = (distance > radius).nonzero().squeeze(1)
+                    if len(left) == 0:
+                        break
+                    together = next_targets(rank, targets.shape[1], images[left])
+                    starts = torch.cat([begin(restart, each, left) for each in together])
+                    pairs = torch.cat([torch.stack([labels[left], targets[left, each]], dim=1) for each in together])
+                    runs = self._run(model, starts, images, pairs, left, best, distance, threat, radius)
+                    for found, shortest in zip(*(part.split(len(left)) for part in runs), strict=True):
+                        nearer = (shortest < distance[left]) & (distance[left] > radius)
+                        best[left[nearer]], distance[left[nearer]] = found[nearer], shortest[nearer]
+                    rank += len(together)
             # What is inside the ball already is not taken to the very boundary.
             far = (distance > radius).nonzero().squeeze(1)
             if len(far):
@@ -126,12 +139,19 @@ class FAB:
         points: Tensor,
         images: Tensor,
         pairs: Tensor,
+        which: Tensor,
         best: Tensor,
         distance: Tensor,
         threat: ThreatModel,
         radius: float,
     ) -> tuple[Tensor, Tensor]:
-        """Return the nearest misclassified points after one run from `points` towards the targets in `pairs` [B, 2]."""
+        """Return the nearest misclassified points after one run from `points` towards the targets in `pairs` [N, 2].
+
+        N is a multiple of the number of images in `which`: one run of them per target, side by side.
+        """
+        copies = len(points) // len(which)
+        which = which.repeat(copies)
+        images, best, distance = images[which], best[which], distance[which]
         nearest, shortest = best.clone(), distance.clone()
         left = torch.arange(len(points), device=points.device)
         for step in range(self.steps):
@@ -155,7 +175,7 @@ class FAB:
             points = choose(wrong, images + _BACKWARD * (points - images), points)
             if due(points, step) and (distance <= radius).any():
                 nearest[left], shortest[left] = best, distance
-                stay = distance > radius
+                stay = ~superseded(shortest <= radius, copies)[left]
                 points, images, pairs, left = points[stay], images[stay], pairs[stay], left[stay]
                 best, distance = best[stay], distance[stay]
                 if len(left) == 0:
@@ -209,16 +229,18 @@ def _to_plane(points: Tensor, normal: Tensor, value: Tensor, norm: Norm) -> Tens
         gain = torch.minimum(gain, (needed - (gain.cumsum(1) - gain)).clamp_min(0))
         length = torch.zeros_like(gain).scatter(1, order, gain / steepness.clamp_min(1e-30))
     else:
-        # Every pixel goes min(rate * time, room), and sum_i w_i min(rate_i * time, room_i) is linear between the times
-        # at which pixels reach their ends.
+        # Every pixel goes min(rate * time, room), and sum_i w_i min(rate_i * time, room_i) is concave in the time, and
+        # linear until the next pixel reaches its end: Newton's method comes from below, and in a few steps, without the
+        # sort that the authors have.
         rate = w if norm == "l2" else w.sign()
-        ends, order = (room / rate.clamp_min(1e-30)).masked_fill(w == 0, 0.0).sort(dim=1)
-        speed, gain = (w * rate).gather(1, order), (w * room).gather(1, order)
-        arrived = gain.cumsum(1) - gain
-        moving = speed.flip(1).cumsum(1).flip(1)
-        first = (arrived + moving * ends < needed).sum(1, keepdim=True)
-        last = first.clamp_max(w.shape[1] - 1)
-        time = (needed - arrived.gather(1, last)) / moving.gather(1, last).clamp_min(1e-30)
-        time = torch.where(first > last, ends[:, -1:], time)
-        length = torch.minimum(rate * time, room)
+        speed, time, length = w * rate, torch.zeros_like(needed), torch.zeros_like(w)
+        for _ in range(_NEWTON_STEPS):
+            missing = needed - (w * length).sum(1, keepdim=True)
+            moving = (speed * (length < room)).sum(1, keepdim=True)
+            # With nothing left to move, the corner is the end.
+            later = (time + missing.clamp_min(0) / moving.clamp_min(1e-30)).clamp_max(1e30)
+            arrived = (later <= time * (1 + 1e-6)).all()
+            time, length = later, torch.minimum(rate * later, room)
+            if arrived:
+                break
     return (sign * length).view_as(points)

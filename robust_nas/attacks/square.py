@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._model_state import (
+    cheap_batch,
     check_at_least,
     check_finite,
-    choose,
-    due,
     frozen,
     margin,
     misclassified,
@@ -26,8 +27,9 @@ from robust_nas.threat import ThreatModel
 # published schedule).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
-# Random numbers are made for so many queries at a time.
-_BLOCK = 50
+
+# The most proposals for one sample in a batch.
+_MOST_TRIES = 32
 
 
 class _Chance:
@@ -48,6 +50,10 @@ class _Chance:
         return torch.where(self.take(*shape) < 0.5, -1.0, 1.0)
 
 
+_Propose = Callable[[Tensor, float, int, _Chance], Tensor]
+"""The changes so far [B, C, H, W], epsilon, the side of the square and random numbers to the changes to try."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Square:
     """The Square attack (Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 to 3), black-box.
@@ -55,19 +61,26 @@ class Square:
     It asks the model for logits only. A random proposal inside a square is kept if it makes the margin between the
     label's logit and the largest other one smaller. A fooled sample leaves the batch.
 
+    What is not kept changes nothing, so the next few proposals for a sample are looked at in one batch where that is
+    cheap, of which the first good one is kept: points and queries are those of one proposal after the other.
+
     Args:
-        queries: the most forward passes spent on one sample.
+        queries: the most proposals that are made for one sample.
         first_share: the share of the image that the first squares cover.
+        schedule: the queries in which squares shrink to their smallest; `queries`, if not given.
 
     Raises:
-        InputError: if `queries` is below 1 or `first_share` is outside (0, 1].
+        InputError: if `queries` or `schedule` is below 1 or `first_share` is outside (0, 1].
     """
 
     queries: int = 5000
     first_share: float = 0.8
+    schedule: int | None = None
 
     def __post_init__(self) -> None:
         check_at_least("Square.queries", self.queries, 1)
+        if self.schedule is not None:
+            check_at_least("Square.schedule", self.schedule, 1)
         if not 0 < self.first_share <= 1:
             raise InputError(f"Square.first_share must be in (0, 1], but got {self.first_share}.")
 
@@ -78,58 +91,99 @@ class Square:
         images = images.detach()
         if len(images) == 0:
             return images.clone()
-        if threat.norm == "l1":
-            raise InputError("Square is for linf and l2, but got an l1 threat model; use apgd and fab instead.")
         channels, height, width = images.shape[1:]
-        draws, per_query = Draws(images, seed), channels + 5
+        draws = Draws(images, seed)
+        order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[threat.norm]
         start, propose = (_stripes, _flip_square) if threat.norm == "linf" else (_tiles, _move_square)
         with frozen(model):
             # At most one sign per channel and column, or per channel and tile.
             chance = _Chance(draws.uniform(channels * height * width, 0))
-            ball, left = threat.around(images), torch.arange(len(images), device=images.device)
-            points = ball.project(images + start(images, threat.epsilon, chance))
-            found = points.clone()
+            points = threat.around(images).project(images + start(images, threat.epsilon, order, chance))
             logits = scores(model, points)
             check_finite(self, logits)
-            highest, fooled = margin(logits, labels), misclassified(logits, labels)
-            for query in range(1, self.queries):
-                if due(images, query) and fooled.any():
-                    found[left], stay = points, ~fooled
-                    left, points, images, labels = left[stay], points[stay], images[stay], labels[stay]
-                    highest, fooled, ball = highest[stay], fooled[stay], ball[stay]
-                    numbers = draws[left].uniform(_BLOCK * per_query, 1 + (query - 1) // _BLOCK)
-                if len(left) == 0:
-                    return found
-                place = (query - 1) % _BLOCK
-                if place == 0:
-                    numbers = draws[left].uniform(_BLOCK * per_query, 1 + (query - 1) // _BLOCK)
-                chance = _Chance(numbers[:, place * per_query : (place + 1) * per_query])
-                # Algorithm 1, lines 4-6: propose a change inside a square and project.
-                side = self._side(query, height, width)
-                candidates = ball.project(images + propose(points - images, threat.epsilon, side, chance))
-                logits = scores(model, candidates)
-                values, wrong = margin(logits, labels), misclassified(logits, labels)
-                # Lines 7-9: keep it if it is better.
-                points = choose((values > highest) | wrong, candidates, points)
-                highest, fooled = torch.maximum(values, highest), fooled | wrong
-            check_finite(self, logits, highest)
-            found[left] = points
-        return found
+            samples = _Samples(model, images, labels, points, logits, threat, draws)
+            for side, queries in self._sides(height, width):
+                samples.search(side, queries, partial(propose, order=order))
+            check_finite(self, samples.total)
+        return samples.points
 
-    def _side(self, query: int, height: int, width: int) -> int:
-        """Return the side of the square: its area is the scheduled share of the image."""
-        iteration = (query - 1) * 10_000 / self.queries
-        share = self.first_share / 2 ** sum(iteration > halving for halving in _HALVINGS)
-        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+    def _sides(self, height: int, width: int) -> Iterator[tuple[int, range]]:
+        """Return the sides of the squares, whose areas are the scheduled shares of the image, and their queries."""
+        per_query = 10_000 / (self.schedule or self.queries)
+        first = 1
+        for halvings in range(len(_HALVINGS) + 1):
+            share = self.first_share / 2**halvings
+            side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+            last = math.floor(_HALVINGS[halvings] / per_query) + 1 if halvings < len(_HALVINGS) else self.queries
+            queries = range(first, min(last + 1, self.queries))
+            yield side, queries
+            first = queries.stop
 
 
-def _stripes(images: Tensor, epsilon: float, chance: _Chance) -> Tensor:
+class _Samples:
+    """The samples' best points so far [B, C, H, W], their margins and whether they are misclassified [B]."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        points: Tensor,
+        logits: Tensor,
+        threat: ThreatModel,
+        draws: Draws,
+    ) -> None:
+        self._model, self._images, self._labels, self._draws = model, images, labels, draws
+        self._ball, self._epsilon, self._tries = threat.around(images), threat.epsilon, 1
+        self.points, self.highest, self.fooled = points, margin(logits, labels), misclassified(logits, labels)
+        self.total = torch.zeros((), device=images.device)  # of all margins: a NaN stays in it
+
+    def search(self, side: int, queries: range, propose: _Propose) -> None:
+        """Make the proposals `queries` for every sample that is not fooled. Waits for the device at each pass."""
+        next_query = torch.full_like(self._labels, queries.start)
+        while True:
+            left = ((next_query < queries.stop) & ~self.fooled).nonzero().squeeze(1)
+            if len(left) == 0:
+                return
+            tries = max(min(self._tries, cheap_batch(self._images) // len(left), len(queries)), 1)
+            query = next_query[left].unsqueeze(1) + torch.arange(tries, device=left.device)
+            taken = self._propose(left, query, queries.stop, side, propose)
+            next_query[left] = query[:, 0] + taken
+            # Many at once pay while few are kept: those that come after a kept one were looked at in vain.
+            useful = float(taken.sum()) / query.numel()
+            if useful > 0.75:
+                self._tries = min(2 * tries, _MOST_TRIES)
+            elif useful < 0.4:
+                self._tries = max(tries // 2, 1)
+
+    def _propose(self, left: Tensor, query: Tensor, stop: int, side: int, propose: _Propose) -> Tensor:
+        """Look at the proposals `query` [N, tries] for the samples `left` [N]; return how many each sample used [N]."""
+        tries = query.shape[1]
+        each = left.repeat_interleave(tries)
+        images, labels, points = self._images[each], self._labels[each], self.points[each]
+        chance = _Chance(self._draws[each].uniform(images.shape[1] + 5, query.flatten()))
+        # Algorithm 1, lines 4-6: propose a change inside a square and project.
+        candidates = self._ball[each].project(images + propose(points - images, self._epsilon, side, chance))
+        logits = scores(self._model, candidates)
+        values, wrong = margin(logits, labels), misclassified(logits, labels)
+        self.total = self.total + values.sum()
+        # Lines 7-9: keep the first that is better.
+        better = ((values > self.highest[each]) | wrong).view(query.shape) & (query < stop)
+        first = better.to(torch.uint8).argmax(1)
+        kept = better.any(1)
+        chosen = (torch.arange(len(left), device=left.device) * tries + first)[kept]
+        self.points[left[kept]], self.highest[left[kept]] = candidates[chosen], values[chosen]
+        self.fooled[left[kept]] = wrong[chosen]
+        return torch.where(kept, first + 1, tries)
+
+
+def _stripes(images: Tensor, epsilon: float, order: float, chance: _Chance) -> Tensor:
     """Return vertical stripes one pixel wide, epsilon or -epsilon at random in every channel (section 3.3)."""
     _, channels, _, width = images.shape
     return epsilon * chance.signs(channels, 1, width).to(images).expand_as(images)
 
 
-def _flip_square(delta: Tensor, epsilon: float, side: int, chance: _Chance) -> Tensor:
+def _flip_square(delta: Tensor, epsilon: float, side: int, chance: _Chance, *, order: float) -> Tensor:
     """Return `delta` moved by 2 epsilon or -2 epsilon in every channel of one square per sample (algorithm 2)."""
     batch, channels, height, width = delta.shape
     window = _windows(delta, side, chance)
@@ -141,8 +195,12 @@ def _flip_square(delta: Tensor, epsilon: float, side: int, chance: _Chance) -> T
     return delta + 2 * epsilon * torch.where(same, -signs, signs) * inside
 
 
-def _tiles(images: Tensor, epsilon: float, chance: _Chance) -> Tensor:
-    """Return a grid of about 5 x 5 bumps of random signs, of length epsilon altogether (section 3.4)."""
+def _tiles(images: Tensor, epsilon: float, order: float, chance: _Chance) -> Tensor:
+    """Return a grid of about 5 x 5 bumps of random signs, of length epsilon altogether (section 3.4).
+
+    Args:
+        order: of the norm in which length is measured, 2 or 1.
+    """
     batch, channels, height, width = images.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
@@ -152,35 +210,37 @@ def _tiles(images: Tensor, epsilon: float, chance: _Chance) -> Tensor:
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     delta = torch.zeros_like(images)
     delta[:, :, top : top + rows * side, left : left + columns * side] = grid
-    return epsilon * delta / _length(delta.flatten(1)).view(-1, 1, 1, 1)
+    return epsilon * delta / _length(delta.flatten(1), order).view(-1, 1, 1, 1)
 
 
-def _move_square(delta: Tensor, epsilon: float, side: int, chance: _Chance) -> Tensor:
-    """Return `delta` with one square's length moved into bumps in another square (algorithm 3)."""
+def _move_square(delta: Tensor, epsilon: float, side: int, chance: _Chance, *, order: float) -> Tensor:
+    """Return `delta` with one square's length moved into bumps in another square (algorithm 3).
+
+    In l1, as Croce and Hein 2021 (arXiv:2103.01208) do it: the same with lengths in that norm; the projection onto the
+    ball and the box comes after it.
+    """
     _, channels, height, width = delta.shape
     # The authors keep the side odd and at least 3, so that the bumps have a centre.
     side = min(max(side + (side + 1) % 2, 3), height, width)
     to, source = (_windows(delta, side, chance).expand(-1, channels, -1) for _ in range(2))
     flat = delta.flatten(2)
-    unused = (epsilon**2 - (flat**2).sum((1, 2), keepdim=True)).clamp_min(0)
+    unused = (epsilon**order - (flat.abs() ** order).sum((1, 2), keepdim=True)).clamp_min(0)
     pattern = _bumps(side).to(delta)
     turned = chance.take(1, 1) < 0.5
     bumps = torch.where(turned, pattern.T.flatten(), pattern.flatten()) * chance.signs(channels, 1).to(delta)
     there = flat.gather(2, to)
-    direction = bumps + there / _length(there)
+    direction = bumps / _length(bumps, order) + there / _length(there, order)
     # The length available to a channel: what the two squares hold, and its part of what is not used yet.
     both = torch.zeros_like(flat).scatter(2, to, 1.0).scatter(2, source, 1.0)
-    available = (((flat * both) ** 2).sum(2, keepdim=True) + unused / channels).sqrt()
-    moved = flat.scatter(2, source, 0.0).scatter(2, to, direction / _length(direction) * available)
+    available = (((flat * both).abs() ** order).sum(2, keepdim=True) + unused / channels) ** (1 / order)
+    moved = flat.scatter(2, source, 0.0).scatter(2, to, direction / _length(direction, order) * available)
     return moved.view_as(delta)
 
 
 def _bumps(side: int) -> Tensor:
-    """Return one positive and one negative bump side by side, [side, side], of length 1 (equation 2)."""
+    """Return one positive and one negative bump side by side, [side, side] (equation 2 without its scale)."""
     half = side // 2
-    pattern = torch.cat([_bump(half, side), -_bump(side - half, side)])
-    length: Tensor = pattern.norm()
-    return pattern / length
+    return torch.cat([_bump(half, side), -_bump(side - half, side)])
 
 
 def _bump(height: int, width: int) -> Tensor:
@@ -203,6 +263,6 @@ def _windows(images: Tensor, side: int, chance: _Chance) -> Tensor:
     return (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1)
 
 
-def _length(values: Tensor) -> Tensor:
-    length: Tensor = values.norm(dim=-1, keepdim=True)
+def _length(values: Tensor, order: float) -> Tensor:
+    length: Tensor = values.norm(p=order, dim=-1, keepdim=True)
     return length.clamp_min(1e-12)

@@ -158,7 +158,7 @@ def test_pgd_with_many_steps_leaves_little_more_than_apgd(
     assert accuracy(model, found, labels) == pytest.approx(expected, abs=0.03)
 
 
-@pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=lambda threat: threat.norm)
 def test_square_breaks_at_least_what_the_packages_does_with_as_many_queries(
     trained: tuple[nn.Module, Tensor, Tensor], threat: ThreatModel
 ) -> None:

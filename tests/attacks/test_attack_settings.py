@@ -41,6 +41,7 @@ from robust_nas.threat import ThreatModel
         (lambda: PGD(batch_norm="eval"), "PGD.batch_norm must be one of running, batch"),  # type: ignore[arg-type]
         (lambda: APGD(steps=0), "APGD.steps must be a whole number of at least 1"),
         (lambda: Square(queries=0), "Square.queries must be a whole number of at least 1"),
+        (lambda: Square(schedule=0), "Square.schedule must be a whole number of at least 1"),
         (lambda: Square(first_share=1.5), r"Square.first_share must be in \(0, 1\]"),
         (lambda: AutoAttackReference(version="custom"), "must be one of standard, plus, rand"),  # type: ignore[arg-type]
     ],
@@ -85,6 +86,18 @@ def test_apgd_reviews_its_steps_at_the_published_checkpoints() -> None:
     assert checkpoint_steps(100) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoint_steps(10) == [3, 5, 6, 7, 8, 9]
     assert checkpoint_steps(1) == []
+
+
+def test_the_squares_shrink_at_the_published_iterations() -> None:
+    # The authors' code halves the share of the image after iterations 10, 50, 200, ... of 10,000, counted from 0.
+    def sides(attack: Square) -> list[int]:
+        return [side for side, queries in attack._sides(100, 100) for _ in queries]
+
+    halvings = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+    expected = [round((0.8 / 2 ** sum(query > halving for halving in halvings)) ** 0.5 * 100) for query in range(9999)]
+    assert sides(Square(queries=10_000)) == expected
+    assert sides(Square(queries=300, schedule=10_000)) == expected[:299]
+    assert sides(Square(queries=5001, schedule=5000)) == expected[::2]
 
 
 def test_the_bumps_of_the_l2_square_attack_have_the_values_of_its_formula() -> None:

@@ -12,7 +12,7 @@ from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
-from robust_nas.threat import ThreatModel
+from robust_nas.threat import Norm, ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)
 
@@ -56,7 +56,6 @@ class Counting(nn.Module):
         (APGD(steps=10, targets=1, restarts=2, early_stop=True), 23, 22),
         # The clean logits, then in every step one pass with and one without a gradient, and the search at the end.
         (FAB(steps=10), 1 + 2 * 10 + 5, 10),
-        (Square(queries=13), 13, 0),
     ],
     ids=repr,
 )
@@ -64,6 +63,53 @@ def test_an_attack_that_fails_costs_its_stated_passes(attack: Attack, forwards: 
     model = Counting(bias=100.0)
     attack.perturb(model, torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64), THREAT)
     assert (model.forwards, model.backwards) == (forwards, backwards)
+
+
+def test_square_costs_one_pass_per_query_where_images_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, queries = Counting(bias=100.0), 13
+    attacked = torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)
+    Square(queries=queries).perturb(model, *attacked, THREAT)
+    assert model.forwards < queries  # several proposals in one pass, where that is cheap
+    one_by_one(monkeypatch)
+    model.forwards = model.images = 0
+    Square(queries=queries).perturb(model, *attacked, THREAT)
+    assert (model.forwards, model.images) == (queries, 4 * queries)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        APGD(steps=10, loss="dlr", targets=4),
+        APGD(steps=10, loss="dlr", targets=4, restarts=2, early_stop=True),
+        PGD(steps=10, targets=4, early_stop=True),
+        FAB(steps=20, targets=4, restarts=2),
+        Square(queries=200),
+    ],
+    ids=repr,
+)
+def test_what_shares_a_pass_is_found_as_if_one_came_after_the_other(
+    attack: Attack, norm: Norm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        # In double precision, in which the batch's size does not show in the sign of a gradient.
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 6)).double()
+        images = torch.rand(40, 1, 6, 6).double()
+        labels = model(images).argmax(1)
+    threat = ThreatModel(norm=norm, epsilon={"linf": 0.08, "l2": 0.5, "l1": 1.6}[norm])
+    together = attack.perturb(model, images, labels, threat, seed=3)
+    one_by_one(monkeypatch)
+    expected = attack.perturb(model, images, labels, threat, seed=3)
+    assert torch.allclose(together, expected, atol=1e-6)
+    fooled = (model(together).argmax(1) != labels).sum()
+    assert 2 < fooled < 38  # some leave, some stay
+
+
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every image be taken for a costly one."""
+    for module in ("_model_state", "square"):
+        monkeypatch.setattr(f"robust_nas.attacks.{module}.cheap_batch", lambda images: 1)
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,7 @@ def failed(checks: dict[str, MaskingCheck]) -> set[str]:
 )
 def test_a_sound_model_passes_every_check(sound: tuple[nn.Module, ImageSet], threat: ThreatModel) -> None:
     checks = checks_by_name(*sound, threat)
-    # Square knows no l1.
-    assert list(checks) == [name for name in ALL if threat.norm != "l1" or name != BLACK_BOX]
+    assert list(checks) == list(ALL)
     assert failed(checks) == set()
     assert [json.loads(json.dumps(vars(check)))["check"] for check in checks.values()] == list(checks)
 
@@ -225,14 +224,17 @@ def test_the_margins_at_which_single_precision_loses_the_cross_entropy_are_those
 
 @pytest.mark.parametrize(
     ("threat", "both", "forward_only"),
-    [(ThreatModel(epsilon=0.3), 605, 41 + 30), (ThreatModel(norm="l1", epsilon=0.2), 264, 31)],
+    [(ThreatModel(epsilon=0.3), 605, 41 + 30), (ThreatModel(norm="l1", epsilon=0.2), 607, 41 + 30)],
 )
 def test_the_checks_cost_what_their_docstring_says(threat: ThreatModel, both: int, forward_only: int) -> None:
     # The boundary is outside the ball, so that no image leaves before all attacks were tried.
     data = ImageSet(torch.full((4, 1, 1, 1), 1000, dtype=torch.int32), torch.ones(4, dtype=torch.int64), 1001)
     model = Slope(10.0)
     masking_checks(model, data, threat, queries=30)
-    assert (model.backwards / 4, (model.forwards - model.backwards) / 4) == (both, forward_only)
+    assert model.backwards / 4 == both
+    # In l1 some proposals are kept, and those that were looked at together with them are in vain.
+    further = (model.forwards - model.backwards) / 4
+    assert forward_only <= further <= forward_only * (1.2 if threat.norm == "l1" else 1)
 
 
 @pytest.mark.parametrize("only_other", [0, 1, 5, 60])
