@@ -33,6 +33,7 @@ from robust_nas.attacks import Attack
 from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets import Dataset, ImageSet
+from robust_nas.threat import Norm
 
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|"
 
@@ -196,12 +197,11 @@ class TimedAutoAttack(AutoAttack):
 
     seconds: ClassVar[dict[str, float]] = {}
 
-    @property
-    def attacks(self) -> tuple[Attack, ...]:
-        """The attacks, in their order."""
+    def attacks(self, norm: Norm) -> tuple[Attack, ...]:
+        """Return the attacks on a ball of the norm, in their order."""
         return tuple(
             SimpleNamespace(perturb=timed(attack.perturb, phase, self.seconds))
-            for attack, phase in zip(super().attacks, PHASES, strict=True)
+            for attack, phase in zip(super().attacks(norm), PHASES, strict=True)
         )
 
 
@@ -218,7 +218,7 @@ def theirs(model: nn.Module, part: ImageSet, threat: rn.ThreatModel, seed: int, 
     return found
 
 
-def autoattack(name: str, folder: Path, weights: Path, norm: rn.threat.Norm, count: int, seeds: int) -> None:
+def autoattack(name: str, folder: Path, weights: Path, norm: Norm, count: int, seeds: int) -> None:
     """Print how long the standard AutoAttack and its phases take, and on which images the two disagree."""
     data = load(name, folder)
     model = trained(name, data, weights)

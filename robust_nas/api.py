@@ -111,7 +111,7 @@ def evaluate(
     model: nn.Module,
     *given: Any,
     attacks: Sequence[Attack | str] = ("pgd", "apgd"),
-    batch_size: int = 250,
+    batch_size: int = evaluation.BATCH_SIZE,
     seed: int = 0,
     folder: Path | str | None = None,
     name: str = "model",

@@ -15,7 +15,6 @@ what it has found. Another setting, other weights or other images have another f
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from robust_nas import config, datasets, intake
-from robust_nas.attacks import check_norm
+from robust_nas import __version__, config, datasets, intake
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.distributed import World
 from robust_nas.environment import describe_environment
@@ -39,8 +37,8 @@ from robust_nas.threat import ThreatModel
 
 SETTINGS = "attack.toml"
 
-_RESOURCES = ("device", "threads", "workers")
-"""Settings on which no number depends."""
+_RESOURCES = ("threads", "workers")
+"""Settings that change no result but its last digits and its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +75,9 @@ class AttackedModels:
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
                 raise InputError(f"{name} must be one or several different ones, but got {len(given)}.")
-        for attack, threat in itertools.product(self.evaluation.named().values(), self.threats):
-            check_norm(attack, threat)
         if self.evaluation.curve_epsilons and len({threat.norm for threat in self.threats}) > 1:
             raise InputError("Radii of a curve are of one norm, but the threat models have several; leave them out.")
+        self.evaluation.check(self.threats)
 
 
 def from_words(
@@ -137,8 +134,8 @@ def from_words(
 def _run_of(model: str) -> Path | None:
     """Return the run folder that a model is from, or None."""
     path = Path(model)
-    folders = [path, path.parent.parent]
-    return next((folder for folder in folders if (folder / "config.toml").is_file()), None)
+    folder = path.parent.parent if path.suffix == ".safetensors" and path.is_file() else path
+    return folder if (folder / "config.toml").is_file() else None
 
 
 def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[str], *, budget: bool = False) -> Path:
@@ -157,6 +154,8 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     try:
         progress.say(f"folder: {folder.path}")
         left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
+        if left and world.is_main:
+            _add_environment(folder, describe_environment(world, arguments))
         if budget:
             for name, model in left.items():
                 costs = chosen.evaluation.costs(model, test, chosen.threats, world, chosen.seed)
@@ -180,8 +179,7 @@ def load(chosen: AttackedModels, device: torch.device) -> dict[str, nn.Module]:
     for spec in chosen.models:
         for name, model in intake.load_models(spec, device=device).items():
             named = f"{runs[spec]}/{name}" if spec in runs and len({*runs.values()}) > 1 else name
-            if named in found:
-                raise InputError(f"Two of the models are called {named}; give each once, or attack them one by one.")
+            named = spec if named in found else named
             found[named] = intake.prepared(model, normalise=chosen.normalise, outputs=chosen.outputs).to(device).eval()
     return found
 
@@ -189,9 +187,10 @@ def load(chosen: AttackedModels, device: torch.device) -> dict[str, nn.Module]:
 def _digest(chosen: AttackedModels, models: dict[str, nn.Module], test: ImageSet) -> str:
     """Return what tells these settings, weights and images from others, in eight digits."""
     fixed = {key: value for key, value in config.to_dict(chosen).items() if key not in _RESOURCES}
-    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
+    place = {"version": __version__, "device": test.labels.device.type}
+    digest = hashlib.sha256(json.dumps({**fixed, **place}, sort_keys=True).encode())
     for name, model in models.items():
-        digest.update(f"{name} {model!r} {digest_of(model, test)}".encode())
+        digest.update(f"{name} {digest_of(model, test, chosen.evaluation)}".encode())
     return digest.hexdigest()[:8]
 
 
@@ -205,8 +204,15 @@ def _prepare(folder: RunDir, chosen: AttackedModels, world: World, arguments: li
         ) from None
     folder.lock()
     if not (folder / SETTINGS).exists():
-        write_json(folder / "environment.json", describe_environment(world, arguments))
         write_text(folder / SETTINGS, config.to_toml(config.to_dict(chosen)))
+
+
+def _add_environment(folder: RunDir, environment: dict[str, Any]) -> None:
+    """Write what this session works with to environment.json, with what earlier ones worked with under "earlier"."""
+    path = folder / "environment.json"
+    before = read_json(path) if path.exists() else {}
+    earlier = [*before.pop("earlier", []), before] if before else []
+    write_json(path, {**environment, "earlier": earlier})
 
 
 def _results(folder: RunDir) -> dict[str, Any]:

@@ -190,7 +190,8 @@ class Stage:
     folder: Path | None = None
 
     @property
-    def _checkpoint(self) -> Path | None:
+    def checkpoint(self) -> Path | None:
+        """The file of the state under way."""
         return self.folder and self.folder / "checkpoints" / f"{self.name}.state.safetensors"
 
     def within(self, name: str) -> Stage:
@@ -201,12 +202,12 @@ class Stage:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Keep the state after `step` steps (epochs, chunks), replacing the one before. Rank 0 writes."""
-        if self._checkpoint and self.world.is_main:
-            save_state(self._checkpoint, {"step": step, "state": state})
+        if self.checkpoint and self.world.is_main:
+            save_state(self.checkpoint, {"step": step, "state": state})
 
     def resume(self) -> tuple[int, dict[str, Any] | None]:
         """Return how many steps are done and the state after them, or (0, None); forget what was logged later."""
-        path, step, state = self._checkpoint, 0, None
+        path, step, state = self.checkpoint, 0, None
         if path and path.exists():
             saved = load_state(path)
             step, state = saved["step"], saved["state"]
@@ -217,8 +218,8 @@ class Stage:
 
     def finish(self) -> None:
         """Remove the state under way: the stage's result is written."""
-        if self._checkpoint and self.world.is_main:
-            self._checkpoint.unlink(missing_ok=True)
+        if self.checkpoint and self.world.is_main:
+            self.checkpoint.unlink(missing_ok=True)
 
     def log(self, step: int, **values: Any) -> None:
         """Append a line of metrics for `step`, counted from 1; NaN and infinity are kept as such."""

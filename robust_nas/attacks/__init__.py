@@ -40,6 +40,16 @@ def check_norm(attack: Attack, threat: ThreatModel) -> None:
         )
 
 
+def check_classes(attack: Attack, num_classes: int) -> None:
+    """Raise InputError if a model has too few classes for an attack: one that needs more than 2 says so, `classes`."""
+    needed = getattr(attack, "classes", 2)
+    if num_classes < needed:
+        raise InputError(
+            f"{type(attack).__name__} needs at least {needed} classes (its difference of logits ratio compares that "
+            f"many logits), but the model has {num_classes}; use apgd, fab and square instead."
+        )
+
+
 @runtime_checkable
 class Continuing(Attack, Protocol):
     """An attack that can begin where another one ended."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from itertools import pairwise
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,26 +46,44 @@ class _FoldedConv2d(nn.Module):
 def folded(model: nn.Module) -> Iterator[None]:
     """Fold every convolution that a batch norm follows in a `Sequential`, and unfold them afterwards.
 
-    The model is in evaluation mode. Modules with hooks, other classes' convolutions and batch norms without running
-    statistics are left alone. Outputs agree with the unfolded model's up to rounding.
+    The model is in evaluation mode. Only the `Sequential`'s own pass from its first module to its last is another one:
+    a model that takes its modules one by one, with something between them, finds them as they are. Modules with hooks,
+    other classes' convolutions and batch norms without running statistics are left alone. Outputs agree with the
+    unfolded model's up to rounding.
     """
-    replaced: list[tuple[nn.Sequential, str, nn.Module]] = []
+    replaced: list[nn.Sequential] = []
     try:
         with torch.no_grad():
             for parent in list(model.modules()):
                 if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
                     continue
-                children = list(parent.named_children())
-                for (name, convolution), (next_name, norm) in pairwise(children):
-                    if _can_fold(convolution, norm):
-                        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-                        replaced += [(parent, name, convolution), (parent, next_name, norm)]
-                        parent._modules[name] = _FoldedConv2d(convolution, norm)
-                        parent._modules[next_name] = nn.Identity()
+                children = _fold_children(list(parent))
+                if len(children) < len(parent) and "forward" not in vars(parent):
+                    parent.forward = functools.partial(_pass_through, children)  # type: ignore[method-assign]
+                    replaced.append(parent)
         yield
     finally:
-        for parent, name, module in replaced:
-            parent._modules[name] = module
+        for parent in replaced:
+            del parent.forward
+
+
+def _fold_children(children: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the modules with one in place of each convolution and the batch norm after it."""
+    found: list[nn.Module] = []
+    for child in children:
+        before = found[-1] if found else None
+        if before is not None and _can_fold(before, child):
+            assert isinstance(before, nn.Conv2d) and isinstance(child, nn.BatchNorm2d)
+            found[-1] = _FoldedConv2d(before, child)
+        else:
+            found.append(child)
+    return found
+
+
+def _pass_through(children: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for child in children:
+        x = child(x)
+    return x
 
 
 def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks import Attack
+from robust_nas.attacks import Attack, check_classes
 from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, misclassified, scores
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.square import Square
-from robust_nas.errors import InputError
 from robust_nas.seeds import seed_at
 from robust_nas.threat import Norm, ThreatModel
 
@@ -33,6 +33,8 @@ class AutoAttack:
     Raises:
         InputError: for a value outside its range.
     """
+
+    classes: ClassVar[int] = 4
 
     steps: int = 100
     targets: int = 9
@@ -81,11 +83,7 @@ class AutoAttack:
             with frozen(model, fold=False):
                 logits = scores(model, points)
             check_finite(self, logits)
-            if logits.shape[1] < 4:
-                raise InputError(
-                    f"AutoAttack needs at least 4 classes (its targeted difference of logits ratio compares that many "
-                    f"logits), but the model has {logits.shape[1]}; use apgd, fab and square instead."
-                )
+            check_classes(self, logits.shape[1])
             wrong = misclassified(logits, own)
             found[left[wrong]] = points[wrong]
             left = left[~wrong]

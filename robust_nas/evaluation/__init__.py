@@ -5,7 +5,7 @@ epsilon, `masking_checks` the reasons to distrust them, `strongest_examples` the
 what it will cost; an `EvaluationPlan` is all of these for one model. Each attack is a value from `robust_nas.attacks`.
 """
 
-from robust_nas.evaluation._chunks import digest_of
+from robust_nas.evaluation._chunks import BATCH_SIZE, digest_of
 from robust_nas.evaluation.accuracy import AttackOutcome, Evaluation, attack_labels, evaluate, wilson_interval
 from robust_nas.evaluation.costs import Cost, calibration_images, costs_text, estimate_cost
 from robust_nas.evaluation.curves import Distortions, minimal_distortions, robustness_curve
@@ -14,6 +14,7 @@ from robust_nas.evaluation.masking import MaskingCheck, masking_checks
 from robust_nas.evaluation.plan import Assessment, EvaluationPlan, notes
 
 __all__ = [
+    "BATCH_SIZE",
     "Assessment",
     "AttackOutcome",
     "Cost",

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robust_nas import intake
 from robust_nas.attacks import Attack
 from robust_nas.attacks._model_state import frozen, scores
 from robust_nas.datasets import ImageSet
@@ -28,7 +31,8 @@ from robust_nas.run_dir import Stage
 from robust_nas.seeds import seed_at
 from robust_nas.threat import ThreatModel
 
-BATCH_SIZE = 256
+BATCH_SIZE = 250
+"""Images in a chunk, where nothing else is said: a chunk's number is a part of its seed."""
 
 Judge = Callable[[Tensor, int], Tensor]
 """A chunk's image indices [B] and its number to what was found about each image, [B]."""
@@ -63,6 +67,7 @@ class Chunks:
         self._device = next((tensor.device for tensor in tensors), data.labels.device)
         # Only where something is kept can it be mistaken for another evaluation's.
         self._settings = digest_of(model, data, batch_size, self._seed, settings) if stage.folder else ""
+        self._weights = _digest_of_tensors(_tensors_of(model))
         self._step, state = stage.resume()
         # By name: how many chunks are done, what they found, and the seconds they took.
         self._done: dict[str, Any] = {}
@@ -70,7 +75,7 @@ class Chunks:
             if state["settings"] != self._settings:
                 raise InputError(
                     f"The evaluation {stage.name} was interrupted under other settings (model, images, attacks, batch "
-                    "size or seed); restore them, or start a new run."
+                    f"size or seed); restore them, start in another folder, or delete {stage.checkpoint}."
                 )
             self._done = state["done"]
 
@@ -112,6 +117,11 @@ class Chunks:
 
         return self.judged(torch.arange(len(self._data)), "clean", classify)[0]
 
+    def num_classes(self) -> int:
+        """Return how many classes the model knows."""
+        with frozen(self.model, fold=False):
+            return scores(self.model, self.images(torch.zeros(1, dtype=torch.int64))).shape[1]
+
     def clean(self) -> Tensor:
         """Return whether every image itself is classified correctly, [N]."""
         return self.clean_predictions() == self._data.labels.cpu()
@@ -122,7 +132,9 @@ class Chunks:
         def classify(chunk: Tensor, number: int) -> Tensor:
             return self.attacked(chunk, threat, attack, name, number)[1].argmax(1)
 
-        return self.judged(indices, f"{name} {threat.norm} {threat.epsilon!r}", classify, title=name)
+        found = self.judged(indices, f"{name} {threat.norm} {threat.epsilon!r}", classify, title=name)
+        self.check_model_is_as_it_was(name)
+        return found
 
     def survivors(self, indices: Tensor, threat: ThreatModel, attack: Attack, name: str) -> tuple[Tensor, float]:
         """Return which of the images `indices` are still classified correctly after `attack`, and the wall time."""
@@ -138,22 +150,36 @@ class Chunks:
             InputError: if an image is not allowed by the threat model.
         """
         images = self.images(chunk)
-        points = attack.perturb(self.model, images, self.labels(chunk), threat, seed=self.seed(name, number))
+        # A copy: an attack that writes into its input must not move what it is measured from.
+        points = attack.perturb(self.model, images.clone(), self.labels(chunk), threat, seed=self.seed(name, number))
         return points, self.logits(points, images, threat, name)
+
+    def check_model_is_as_it_was(self, name: str) -> None:
+        """Raise InputError if an attack has changed the model: what is measured after it would be another one's."""
+        if _digest_of_tensors(_tensors_of(self.model)) != self._weights:
+            raise InputError(
+                f"The attack {name} has changed the model; its perturb() must leave weights and buffers as they were."
+            )
 
     def logits(self, points: Tensor, images: Tensor, threat: ThreatModel, name: str) -> Tensor:
         """Return the logits [B, K] of what an attack made of `images`.
 
         Raises:
-            InputError: if it is not allowed by the threat model.
+            InputError: if it is not allowed by the threat model, or the model's logits of it are NaN.
         """
+        if not isinstance(points, Tensor):
+            raise InputError(f"The attack {name} returned a {type(points).__name__}; perturb() must return images.")
         if points.shape != images.shape or not threat.around(images).contains(points).all():
             raise InputError(
                 f"The attack {name} returned images outside the {threat.norm} ball of radius {threat.epsilon:g} or "
                 "outside [0, 1]; its perturb() must end with a projection."
             )
         with frozen(self.model, fold=False):
-            return scores(self.model, points)
+            logits = scores(self.model, points)
+        # Their argmax would pass for a wrong class.
+        if logits.isnan().any():
+            raise InputError(f"The model's logits are NaN at images that {name} found; it cannot be judged there.")
+        return logits
 
     def judged(self, indices: Tensor, name: str, judge: Judge, *, title: str | None = None) -> tuple[Tensor, float]:
         """Return `judge` of all chunks of `indices`, joined [B], and the wall time.
@@ -178,29 +204,70 @@ class Chunks:
         return done["found"][0] if done["found"] else torch.zeros(0, dtype=torch.int64), done["seconds"]
 
 
-def digest_of(model: nn.Module, data: ImageSet, *settings: object) -> str:
-    """Return a digest of weights, images and settings, by which an evaluation is recognised."""
-    digest = hashlib.blake2b(digest_size=16)
-    _add_tensors(digest, {**model.state_dict(), "pixels": data.pixels, "labels": data.labels})
+def digest_of(model: nn.Module, data: ImageSet | None = None, *settings: object) -> str:
+    """Return a digest of a model, images and settings, by which an evaluation is recognised.
+
+    Of a model, it covers weights, buffers, plain attributes, and the source files of classes that are neither torch's
+    nor ours; of settings, the weights of models in them and the files that surrogates are read from.
+    """
+    images = {} if data is None else {"pixels": data.pixels, "labels": data.labels}
+    digest = hashlib.blake2b(_digest_of_tensors({**_tensors_of(model), **images}), digest_size=16)
+    kinds: set[type] = set()
+    for name, module in model.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, bool | int | float | str | tuple) and key != "training" and key[0] != "_"
+        }
+        digest.update(f"{name} {type(module).__qualname__} {plain}".encode())
+        kinds.add(type(module))
     digest.update(repr(settings).encode())
-    for other in _models_in(settings):
-        _add_tensors(digest, other.state_dict())
+    for value in _parts_of(settings):
+        if isinstance(value, nn.Module):
+            digest.update(digest_of(value).encode())
+        elif isinstance(value, str):
+            for path in intake.files_of(value):
+                digest.update(path.read_bytes())
+        else:
+            kinds.add(type(value))
+    for source in sorted({source for kind in kinds if (source := _source_of(kind)) is not None}):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
-def _add_tensors(digest: hashlib.blake2b, tensors: Mapping[str, Tensor]) -> None:
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors.items():
         digest.update(f"{name}{list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
-def _models_in(value: object) -> Iterator[nn.Module]:
-    """Yield the models that settings hold, such as an attack's surrogates: a `repr` says nothing of weights."""
-    if isinstance(value, nn.Module):
+def _parts_of(value: object) -> Iterator[object]:
+    """Yield what settings consist of: dataclasses, such as attacks, their surrogates' names, and models."""
+    if isinstance(value, nn.Module | str):
         yield value
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _models_in(item)
+            yield from _parts_of(item)
     elif dataclasses.is_dataclass(value):
+        yield value
         for field in dataclasses.fields(value):
-            yield from _models_in(getattr(value, field.name))
+            # Of the other strings none names a file.
+            if field.name == "surrogates" or not isinstance(getattr(value, field.name), str):
+                yield from _parts_of(getattr(value, field.name))
+
+
+def _source_of(kind: type) -> Path | None:
+    """Return the file of a class that somebody else's code defines, or None."""
+    package = kind.__module__.partition(".")[0]
+    if package in ("torch", "torchvision", "robust_nas", "builtins"):
+        return None
+    try:
+        return Path(inspect.getfile(kind))
+    except (TypeError, OSError):
+        return None

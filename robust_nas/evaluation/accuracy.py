@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
-from robust_nas.attacks import Attack, check_norm
+from robust_nas.attacks import Attack, check_classes, check_norm
 from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
@@ -216,7 +216,7 @@ def attack_labels(attacks: Sequence[Attack]) -> list[str]:
     names, labels = [name_of(attack) for attack in attacks], []
     for name, attack in zip(names, attacks, strict=True):
         twins = [other for other, other_name in zip(attacks, names, strict=True) if other_name == name]
-        settings = [field.name for field in fields(attack)] if len(twins) > 1 else []  # type: ignore[arg-type]
+        settings = [field.name for field in _fields(attack)] if len(twins) > 1 else []
         differing = [key for key in settings if len({repr(getattr(twin, key)) for twin in twins}) > 1]
         suffix = ",".join(f"{key}={getattr(attack, key)}" for key in differing)
         labels.append(f"{name}[{suffix}]" if suffix else name)
@@ -226,10 +226,20 @@ def attack_labels(attacks: Sequence[Attack]) -> list[str]:
     return labels
 
 
+def _fields(attack: Attack) -> tuple[dataclasses.Field[Any], ...]:
+    if not dataclasses.is_dataclass(attack):
+        raise InputError(
+            f"The attack {type(attack).__name__} must be a frozen dataclass, whose fields tell it from another of its "
+            "kind."
+        )
+    return fields(attack)
+
+
 def stopping_early(attack: Attack) -> Attack:
     """Return the attack that stops with a sample once it has fooled it, if it can: it fools no fewer samples."""
     # With batch statistics no sample can leave.
-    if getattr(attack, "early_stop", None) is False and getattr(attack, "batch_norm", "running") == "running":
+    can = dataclasses.is_dataclass(attack) and getattr(attack, "early_stop", None) is False
+    if can and getattr(attack, "batch_norm", "running") == "running":
         return dataclasses.replace(attack, early_stop=True)  # type: ignore[type-var]
     return attack
 
@@ -267,11 +277,15 @@ def evaluate(
         raise InputError(f"An evaluation needs one threat model or several different ones, but got {len(threats)}.")
     chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
     names, stage = attack_labels(chosen) if labels is None else list(labels), stage_or_alone(stage, seed)
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"An evaluation needs one attack or several of different names, but got {names}.")
     # Said now, and not after the others have run for hours.
     for allowed, attack in itertools.product(threats, chosen):
         check_norm(attack, allowed)
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
     own, clean = data.labels.cpu(), run.clean_predictions()
+    for attack in chosen:
+        check_classes(attack, run.num_classes())
     left = (clean == own).nonzero().squeeze(1)
     outcomes = []
     for allowed in threats:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
-from robust_nas.attacks import Attack, Continuing
+from robust_nas.attacks import Attack, Continuing, check_norm
 from robust_nas.attacks._model_state import frozen, misclassified, scores
 from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
@@ -105,7 +105,7 @@ class Distortions:
         if not 0 < share <= 1:
             raise InputError(f"A quantile's share must be in (0, 1], but got {share}.")
         # The product may be a whole number but for rounding.
-        place = math.ceil(share * len(self.distances) - 1e-9)
+        place = max(math.ceil(share * len(self.distances) - 1e-9), 1)
         return float(self.distances.sort().values[place - 1])
 
     def accuracy(self, epsilon: float) -> float:
@@ -153,9 +153,9 @@ def minimal_distortions(
     """
     chosen = attack_group.get(attack)() if isinstance(attack, str) else attack
     name, stage = name_of(chosen), stage_or_alone(stage, seed)
+    check_norm(chosen, threat)
+    check_minimises(chosen)
     closest, minimise = (getattr(chosen, method, None) for method in ("closest", "minimise"))
-    if closest is None and minimise is None:
-        raise InputError(f"The attack {name} looks for no smallest change; choose fab, opt or sign_opt.")
     run = Chunks(model, data, batch_size, seed, stage, (threat, chosen))
 
     def predict(points: Tensor) -> Tensor:
@@ -174,6 +174,12 @@ def minimal_distortions(
     found = torch.zeros(len(data), dtype=torch.float64)
     found[correct] = run.judged(correct.nonzero().squeeze(1), f"{name} distances", distances)[0].double()
     return Distortions(name, threat.norm, found)
+
+
+def check_minimises(attack: Attack) -> None:
+    """Raise InputError if an attack does not look for the smallest change."""
+    if not (hasattr(attack, "closest") or hasattr(attack, "minimise")):
+        raise InputError(f"The attack {name_of(attack)} looks for no smallest change; choose fab, opt or sign_opt.")
 
 
 def _verified(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from robust_nas import intake
-from robust_nas.attacks import Attack
+from robust_nas.attacks import Attack, check_norm
 from robust_nas.attacks._model_state import check_at_least
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.autoattack_reference import AutoAttackReference
@@ -21,9 +22,10 @@ from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
+from robust_nas.evaluation._chunks import BATCH_SIZE
 from robust_nas.evaluation.accuracy import Evaluation, attack_labels, evaluate
 from robust_nas.evaluation.costs import Cost, calibration_images, estimate_cost
-from robust_nas.evaluation.curves import Distortions, minimal_distortions, robustness_curve
+from robust_nas.evaluation.curves import Distortions, check_minimises, minimal_distortions, robustness_curve
 from robust_nas.evaluation.masking import masking_checks
 from robust_nas.outcomes import add_outcomes
 from robust_nas.pixels import format_pixels
@@ -90,7 +92,7 @@ class EvaluationPlan:
     curve_epsilons: tuple[Pixels, ...] = ()
     distortion: Attack | None = None
     num_images: int | None = None
-    batch_size: int = 250
+    batch_size: int = BATCH_SIZE
     masking_images: int = 128
 
     def __post_init__(self) -> None:
@@ -120,6 +122,18 @@ class EvaluationPlan:
             allowed = {radius for radius in multiples if radius <= LARGEST_EPSILON[threat.norm]}
             found.setdefault(threat.norm, (threat, set()))[1].update(self.curve_epsilons or allowed)
         return [(threat, sorted(radii)) for threat, radii in found.values()]
+
+    def check(self, threats: Sequence[ThreatModel]) -> None:
+        """Raise InputError if something here cannot be measured at the threat models: said before anything has run."""
+        for threat, attack in itertools.product(threats, [*self.named().values(), self.curve_attack]):
+            check_norm(attack, threat)
+        for threat, radii in self.radii(threats):
+            for radius in radii:
+                if radius != 0:
+                    threat.with_epsilon(radius)
+            if self.distortion is not None:
+                check_norm(self.distortion, threat)
+                check_minimises(self.distortion)
 
     def assess(
         self,

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust_nas.attacks._model_state import (
     cross_entropy,
@@ -139,3 +139,36 @@ def test_scaling_and_shifting_the_logits_leaves_the_dlr_loss_as_it_is() -> None:
 def test_the_dlr_loss_of_two_classes_is_refused() -> None:
     with pytest.raises(InputError, match="at least 3 classes, but the model has 2"):
         dlr(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+
+
+class OneByOne(nn.Module):
+    """A network that takes a Sequential's modules one by one, with a ReLU between convolution and batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.last = nn.Linear(8 * 16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.parts[1](self.parts[0](images).relu())
+        logits: Tensor = self.last(hidden.flatten(1))
+        return logits
+
+
+def test_attacks_see_the_function_that_the_model_is_however_it_uses_its_modules() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(16, 1, 4, 4)
+    whole = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    for model in (OneByOne(), whole):
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_mean, -1, 1)  # type: ignore[arg-type]
+                nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+                nn.init.uniform_(module.weight, -2, 2)
+        model.eval()
+        expected = model(images)
+        with frozen(model):
+            assert torch.allclose(model(images), expected, atol=1e-5)
+            inside = [type(module).__name__ for module in model.modules()]
+        assert torch.equal(model(images), expected)
+        assert inside == [type(module).__name__ for module in model.modules()]
