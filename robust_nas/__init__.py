@@ -31,7 +31,19 @@ _FROM = {
     "train": "api",
     "write_report": "api",
 }
-_MODULES = ("attacks", "bounds", "datasets", "ensembles", "samplers", "searches", "spaces", "tables", "training")
+_MODULES = (
+    "attacks",
+    "bounds",
+    "datasets",
+    "ensembles",
+    "evaluation",
+    "intake",
+    "samplers",
+    "searches",
+    "spaces",
+    "tables",
+    "training",
+)
 
 __all__ = [
     "Architecture",
@@ -46,6 +58,8 @@ __all__ = [
     "derive",
     "ensembles",
     "evaluate",
+    "evaluation",
+    "intake",
     "load_models",
     "load_run",
     "run",
@@ -60,7 +74,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from robust_nas import attacks, bounds, datasets, ensembles, samplers, searches, spaces, tables, training
+    from robust_nas import (
+        attacks,
+        bounds,
+        datasets,
+        ensembles,
+        evaluation,
+        intake,
+        samplers,
+        searches,
+        spaces,
+        tables,
+        training,
+    )
     from robust_nas.api import build_ensemble, certify, derive, evaluate, load_run, run, search, train, write_report
     from robust_nas.architecture import Architecture
     from robust_nas.errors import InputError

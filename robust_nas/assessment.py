@@ -14,9 +14,11 @@ what it has found. Another setting, other weights or other images have another f
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +31,7 @@ from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.distributed import World
 from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError
-from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, save_examples
+from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, notes, save_examples
 from robust_nas.pipeline import read_data
 from robust_nas.progress import Progress
 from robust_nas.run_dir import RunDir, Stage, read_json, write_json, write_text
@@ -101,6 +103,12 @@ def from_words(
     Raises:
         InputError: for a mistake in them, or data or a threat model that are neither given nor known.
     """
+    for model in models:
+        if ":" not in model and not Path(model).exists():
+            raise InputError(
+                f"There is no {model}; name a run folder, weights in one, package.module:attribute, "
+                "path/to/file.py:attribute or torchvision:NAME."
+            )
     run = _run_of(models[0])
     of_run = config.read_toml(run / "config.toml") if run else {}
     table: dict[str, Any] = {"models": list(models), "evaluation": {"strongest": []}}
@@ -147,7 +155,7 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     # The same operations in the same order give the same bits; nondeterministic kernels would not.
     torch.use_deterministic_algorithms(world.device.type == "cpu")
-    data = read_data(chosen.data, world).to(world.device)
+    data = read_data(_test_only(chosen.data), world).to(world.device)
     test, models = data.test[: chosen.evaluation.num_images], load(chosen, world.device)
     folder = RunDir(out / f"attack-{_digest(chosen, models, test)}")
     world.on_main(lambda: _prepare(folder, chosen, world, arguments))
@@ -156,12 +164,18 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
         left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
         if left and world.is_main:
             _add_environment(folder, describe_environment(world, arguments))
+        for name, model in left.items():
+            with _about(name):
+                for note in notes(model, test, chosen.seed):
+                    progress.say(f"beware: {name}: {note}")
         if budget:
             for name, model in left.items():
-                costs = chosen.evaluation.costs(model, test, chosen.threats, world, chosen.seed)
+                with _about(name):
+                    costs = chosen.evaluation.costs(model, test, chosen.threats, world, chosen.seed)
                 progress.say(costs_text(name, costs, len(test), world))
         for name, model in left.items():
-            _attack_one(chosen, folder, name, model, data, test, world, progress)
+            with _about(name):
+                _attack_one(chosen, folder, name, model, data, test, world, progress)
         if world.is_main:
             from robust_nas.report import write_attack_report
 
@@ -170,6 +184,15 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
         folder.unlock()
         world.stop()
     return folder.path
+
+
+@contextlib.contextmanager
+def _about(model: str) -> Iterator[None]:
+    """Say which model an InputError is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{model}: {error}") from error
 
 
 def load(chosen: AttackedModels, device: torch.device) -> dict[str, nn.Module]:
@@ -192,6 +215,13 @@ def _digest(chosen: AttackedModels, models: dict[str, nn.Module], test: ImageSet
     for name, model in models.items():
         digest.update(f"{name} {digest_of(model, test, chosen.evaluation)}".encode())
     return digest.hexdigest()[:8]
+
+
+def _test_only(source: DataSource) -> DataSource:
+    """Return a data set with next to no training images: only what is attacked is to be read."""
+    known = {field.name for field in dataclasses.fields(source)}  # type: ignore[arg-type]
+    sizes = {name: 1 for name in ("train_size", "validation_size") if name in known}
+    return dataclasses.replace(source, **sizes)  # type: ignore[type-var]
 
 
 def _prepare(folder: RunDir, chosen: AttackedModels, world: World, arguments: list[str]) -> None:
@@ -249,6 +279,4 @@ def _attack_one(
         done = _results(folder)["models"]
         write_json(folder / "evaluation.json", {**about, "models": {**done, name: result.summary()}})
     world.barrier()
-    for note in result.notes:
-        progress.say(f"beware: {name}: {note}")
     plan.finish(stage, chosen.threats)

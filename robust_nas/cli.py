@@ -28,6 +28,7 @@ OUT = argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help=
 DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="where the data set's files are")
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 RUN = argument("run", type=Path, metavar="RUN", help="a run folder")
+REPORTED = argument("run", type=Path, metavar="FOLDER", help="a run folder, or one of attacked models")
 
 
 def main() -> None:
@@ -169,7 +170,11 @@ def train(run: Path) -> None:
         help="a run folder, weights in one, module:attribute, torchvision:NAME; each may end in @FILE.safetensors; "
         "or KEY=VALUE, such as evaluation.batch_size=100",
     ),
-    argument("--data", metavar="NAME", help="a data set or a folder of class folders; that of the first run folder"),
+    argument(
+        "--data",
+        metavar="NAME",
+        help="a data set or a folder of class folders, for its test images (that of the first run)",
+    ),
     DATA_ROOT,
     argument(
         "--threat",
@@ -191,7 +196,7 @@ def train(run: Path) -> None:
     argument("--images", type=int, help="test images to attack, the first ones (all)"),
     argument("--normalise", metavar="NAME", help="what the model expects of pixels: imagenet, cifar10, ..., MEAN/STD"),
     argument("--outputs", choices=["logits", "probabilities"], help="what the model gives (logits)"),
-    argument("--budget", action="store_true", help="say beforehand what it is expected to cost"),
+    argument("--budget", action="store_true", help="before it starts, say what it is expected to cost"),
     OUT,
 )
 def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
@@ -205,14 +210,14 @@ def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> No
 
 def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, out: Path) -> None:
     """Attack models in a folder of their own, and print what was found."""
-    from robust_nas import assessment, listing
-
     overrides = [word for word in words if _OVERRIDE.match(word)]
     models = [word for word in words if word not in overrides]
     if not models:
         raise InputError("'robust-nas attack' takes a run folder or a model, such as package.module:attribute.")
-    chosen = assessment.from_words(models, overrides, **given)
     try:
+        from robust_nas import assessment, listing
+
+        chosen = assessment.from_words(models, overrides, **given)
         folder = assessment.run(chosen, out, _progress(), sys.argv[1:], budget=budget)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on where it ended.", file=sys.stderr)
@@ -233,7 +238,7 @@ def ensemble(run: Path) -> None:
     _work(_resume(run, []), "ensemble")
 
 
-@app.command(RUN)
+@app.command(REPORTED)
 def report(run: Path) -> None:
     """Write report.html from what the run, or the folder of attacked models, has so far."""
     if (run / "attack.toml").is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,22 @@ def describe_run(path: Path) -> str:
 
 def describe_attacked(path: Path) -> str:
     """Return what was found of models that were attacked in a folder of their own, a line per model."""
-    lines = [f"attacked models {path}"]
+    settings = tomllib.loads((path / "attack.toml").read_text(encoding="utf-8"))
+    lines = [f"attacked models {path}: {', '.join(settings['models'])}"]
+    if not (path / "report.html").is_file():
+        lines.append("not finished: repeat the command 'robust-nas attack ...' that began it")
     if (path / "evaluation.json").is_file():
         lines += ["", *_results(path)]
         for model, summary in read_json(path / "evaluation.json")["models"].items():
-            failed = [check["check"] for check in summary["masking"] if not check["passed"]]
             lines += warnings([f"{model}: {sentence}" for sentence in summary["notes"]])
-            lines += warnings([f"{model}: this does not hold: {sentence}" for sentence in dict.fromkeys(failed)])
+            lines += warnings(
+                [
+                    f"{model}: accuracies at {check['norm']} {format_pixels(check['epsilon'])} may be too high: "
+                    f"this does not hold: {check['check']} ({check['detail']})"
+                    for check in summary["masking"]
+                    if not check["passed"]
+                ]
+            )
             lines += [_nearest(model, item) for item in summary.get("distortions", [])]
     if (path / "report.html").is_file():
         lines.append(f"report: {path / 'report.html'}")

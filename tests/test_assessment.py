@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import robust_nas as rn
+from robust_nas import datasets
+from robust_nas.assessment import _test_only
 from robust_nas.outcomes import read_outcomes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -230,3 +232,37 @@ def test_an_attack_that_is_killed_at_60_percent_resumes_to_the_same_numbers(fold
     outcomes = [read_outcomes(path / "evaluation.parquet").to_pylist() for path in (expected, resumed)]
     assert outcomes[0] == outcomes[1]
     assert not list(killed.glob("checkpoints/*.state.safetensors"))
+
+
+def test_two_ranks_find_what_one_process_finds(folder: Path, tmp_path: Path, command: Command) -> None:
+    words = ["attack", MODEL, "--data", "digits", "--threat", "linf:0.08", "--attack", "pgd[steps=5]", "--images", "90"]
+    words += ["evaluation.batch_size=20", "evaluation.masking_images=10", "threads=1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "robust_nas"]
+    done = subprocess.run(
+        [*launcher, *words, "--out", str(tmp_path / "two")], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    alone = command(*words, "--out", tmp_path / "one", cwd=folder)
+    assert alone.returncode == 0, alone.stderr
+    records = [json.loads((attacked(tmp_path / name) / "evaluation.json").read_text()) for name in ("two", "one")]
+    assert numbers(records[0]) == numbers(records[1])
+    environment = json.loads((attacked(tmp_path / "two") / "environment.json").read_text())
+    assert environment["world_size"] == 2 and done.stdout.count("attacked models") == 1
+
+
+def test_only_the_images_that_are_attacked_are_read(folder: Path, tmp_path: Path) -> None:
+    source = datasets.get("folder")(root=tmp_path)
+    assert (_test_only(source).train_size, _test_only(source).validation_size) == (1, 1)
+    # A set whose parts cannot be told to be small stays as it is.
+    digits = datasets.get("digits")()
+    assert _test_only(digits) == digits
+
+
+def test_a_folder_that_is_not_finished_says_how_to_go_on(folder: Path, tmp_path: Path, command: Command) -> None:
+    words = ["attack", MODEL, "--data", "digits", "--threat", "linf:0.05", "--attack", "fgsm", "--images", "20"]
+    assert command(*words, "evaluation.masking_images=4", "--out", tmp_path, cwd=folder).returncode == 0
+    path = attacked(tmp_path)
+    (path / "report.html").unlink()
+    assert "not finished: repeat the command" in command("info", path).stdout
+    assert command("report", path).returncode == 0 and (path / "report.html").exists()
+    assert "not finished" not in command("info", path).stdout

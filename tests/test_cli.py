@@ -73,7 +73,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
         (["run", "digits", "search.weight_decay=-1"], "search.weight_decay must not be negative"),
         (["run", "digits", "derive.batch_size=0"], "derive.batch_size must be at least 1"),
         (["run", "digits", "derive.batch_size=5000"], "derive.batch_size of 5000 is larger"),
-        (["run", "digits", "evaluation.num_images=-5"], "evaluation.num_images must be at least 1"),
+        (["run", "digits", "evaluation.num_images=-5"], "evaluation.num_images must be a whole number of at least 1"),
         (["run", "digits", "evaluation.curve_epsilons=[8]"], "evaluation.curve_epsilons: "),
         (["run", "digits", "ensemble.epsilon=0"], "ensemble.epsilon: "),
         (["run", "digits", "evaluation.strongest=['fgsm']"], "listed twice"),

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_nas.attacks import check_norm
 from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, scores
 from robust_nas.errors import InputError
 from robust_nas.seeds import generator_at
@@ -73,6 +74,8 @@ class HardLabelAttack(ABC):
             distances to 2e-6 for it; a longer one needs fewer queries for that.
         batch_size: the most images in one call of the model.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     queries: int = 20_000
     starts: int = 100
@@ -150,6 +153,7 @@ class HardLabelAttack(ABC):
         A sample is finished as soon as an example inside the ball is found. Where the nearest one found is outside, it
         is projected onto the ball, where it is as a rule classified correctly.
         """
+        check_norm(self, threat)
         images = images.detach()
         ball = threat.around(images)
 

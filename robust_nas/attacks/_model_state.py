@@ -78,6 +78,11 @@ def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss
     with torch.enable_grad():
         logits = _full_precision(model(points))
         losses = loss(logits, against)
+        if not losses.requires_grad:
+            raise InputError(
+                "The model's logits depend on the images by nothing that has a gradient (detach, argmax or no_grad in "
+                "it?), so that attacks which follow gradients say nothing; attack it with square."
+            )
         (gradient,) = torch.autograd.grad(losses.sum(), points)
     return logits.detach(), losses.detach(), gradient
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import check_classes
 from robust_nas.attacks._model_state import check_choice, check_finite, frozen, scores
 from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
@@ -39,6 +40,11 @@ class AutoAttackReference:
     def __post_init__(self) -> None:
         check_choice("AutoAttackReference.version", self.version, Version)
 
+    @property
+    def classes(self) -> int:
+        """How many classes its losses compare."""
+        return 3 if self.version == "rand" else 4
+
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
@@ -64,12 +70,8 @@ class AutoAttackReference:
         with frozen(model), _contained(), torch.no_grad():
             logits = scores(model, images)
             check_finite(self, logits)
-            needed, num_classes = (3 if self.version == "rand" else 4), logits.shape[1]
-            if num_classes < needed:
-                raise InputError(
-                    f"AutoAttackReference '{self.version}' needs at least {needed} classes (its difference of logits "
-                    f"ratio compares that many logits), but the model has {num_classes}; use apgd and square instead."
-                )
+            num_classes = logits.shape[1]
+            check_classes(self, num_classes)
             attack = AutoAttack(
                 # The package keeps logits and losses in the images' precision.
                 lambda points: model(points).float(),

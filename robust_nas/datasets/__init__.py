@@ -36,8 +36,15 @@ class ImageSet:
         """Return the set of given images [N, C, H, W], floats in [0, 1] or bytes, with their labels [N].
 
         Raises:
-            InputError: if they have another shape, or values outside [0, 1].
+            InputError: if they are no tensors or have another shape, or values outside [0, 1].
         """
+        import torch
+
+        if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
+            raise InputError(
+                f"Images and labels must be tensors (torch.as_tensor makes them of arrays), but got "
+                f"{type(images).__name__} and {type(labels).__name__}."
+            )
         if images.dim() != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
             raise InputError(
                 "Images must be [N, C, H, W] and labels [N] whole numbers, but got "

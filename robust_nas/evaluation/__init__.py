@@ -8,7 +8,7 @@ what it will cost; an `EvaluationPlan` is all of these for one model. Each attac
 from robust_nas.evaluation._chunks import BATCH_SIZE, digest_of
 from robust_nas.evaluation.accuracy import AttackOutcome, Evaluation, attack_labels, evaluate, wilson_interval
 from robust_nas.evaluation.costs import Cost, calibration_images, costs_text, estimate_cost
-from robust_nas.evaluation.curves import Distortions, minimal_distortions, robustness_curve
+from robust_nas.evaluation.curves import Curve, Distortions, minimal_distortions, robustness_curve
 from robust_nas.evaluation.examples import file_name, save_examples, strongest_examples
 from robust_nas.evaluation.masking import MaskingCheck, masking_checks
 from robust_nas.evaluation.plan import Assessment, EvaluationPlan, notes
@@ -18,6 +18,7 @@ __all__ = [
     "Assessment",
     "AttackOutcome",
     "Cost",
+    "Curve",
     "Distortions",
     "Evaluation",
     "EvaluationPlan",

@@ -272,9 +272,16 @@ def evaluate(
         InputError: for labels the model has no logit for, NaN logits, an attack listed twice or one that leaves the
             threat model, or an interrupted evaluation with other settings.
     """
-    threats = (threat,) if isinstance(threat, ThreatModel) else tuple(threat)
+    threats = (threat,) if isinstance(threat, ThreatModel | str) else tuple(threat)
     if not threats or len(set(threats)) < len(threats):
         raise InputError(f"An evaluation needs one threat model or several different ones, but got {len(threats)}.")
+    for allowed in threats:
+        if not isinstance(allowed, ThreatModel):
+            raise InputError(
+                f"A threat model is a ThreatModel, such as ThreatModel(epsilon='8/255'), but got {allowed!r}."
+            )
+    if isinstance(attacks, str):
+        raise InputError(f"attacks is a list of attacks or their names, such as ['{attacks}'], but got '{attacks}'.")
     chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
     names, stage = attack_labels(chosen) if labels is None else list(labels), stage_or_alone(stage, seed)
     if not names or len(set(names)) < len(names):
@@ -284,8 +291,10 @@ def evaluate(
         check_norm(attack, allowed)
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
     own, clean = data.labels.cpu(), run.clean_predictions()
-    for attack in chosen:
-        check_classes(attack, run.num_classes())
+    if choosy := [attack for attack in chosen if getattr(attack, "classes", 2) > 2]:
+        num_classes = run.num_classes()
+        for attack in choosy:
+            check_classes(attack, num_classes)
     left = (clean == own).nonzero().squeeze(1)
     outcomes = []
     for allowed in threats:

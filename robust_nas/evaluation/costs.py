@@ -79,7 +79,8 @@ def costs_text(name: str, costs: Sequence[Cost], num_images: int, world: World) 
     processes = world.size * world.workers
     return "\n".join(
         [
-            f"expected for {name} on {num_images} images, in {processes} process{'es' * (processes > 1)}, from a few:",
+            f"expected for {name} on {num_images} images, in {processes} process{'es' * (processes > 1)}, from a few "
+            "of them (the fewer images fall, the longer it takes):",
             *aligned([["", "forward passes", "time"], *rows], left=1),
         ]
     )

@@ -16,10 +16,47 @@ from robust_nas.attacks._model_state import frozen, misclassified, scores
 from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
-from robust_nas.evaluation.accuracy import measured, stopping_early
+from robust_nas.evaluation.accuracy import AttackOutcome, measured, stopping_early
 from robust_nas.registry import name_of
 from robust_nas.run_dir import Stage
-from robust_nas.threat import ThreatModel
+from robust_nas.threat import Norm, ThreatModel
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How many of the radii each image survives under one attack. Tensors are on the CPU.
+
+    Args:
+        attack: the attack's name.
+        norm: of the radii.
+        radii: ascending, in pixel units; 0 is the clean image.
+        labels: [N], int64.
+        survived: [N], how many of the radii; -1 if the image is misclassified as it is.
+        predictions: [N], what the image is classified as where it falls, or its label.
+        seconds: wall time.
+    """
+
+    attack: str
+    norm: Norm
+    radii: tuple[float, ...]
+    labels: Tensor
+    survived: Tensor
+    predictions: Tensor
+    seconds: float
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return the accuracy at every radius with its 95 % interval, as evaluation.json holds it."""
+        return [
+            {"norm": self.norm, "epsilon": radius, **measured(self.survived > place)}
+            for place, radius in enumerate(self.radii)
+        ]
+
+    def outcome(self, threat: ThreatModel) -> AttackOutcome:
+        """Return what the attack has left at a threat model: what fell at a radius within its own has fallen."""
+        within = sum(radius <= threat.epsilon for radius in self.radii)
+        correct = self.survived >= within
+        predictions = torch.where(correct, self.labels, self.predictions)
+        return AttackOutcome(f"{self.attack} over epsilon", threat, correct, predictions, self.seconds)
 
 
 def robustness_curve(
@@ -32,18 +69,16 @@ def robustness_curve(
     batch_size: int = BATCH_SIZE,
     seed: int | None = None,
     stage: Stage | None = None,
-) -> list[dict[str, Any]]:
-    """Return the accuracy under `attack` at every radius, ascending, with its 95 % interval.
+) -> Curve:
+    """Return how the accuracy under `attack` falls with the radius.
 
     One pass per radius, in ascending order. An image that has fallen at one radius counts as fallen at every larger
     one: the balls contain each other. Of the others, an attack that can (`Continuing`) starts at the point that it
     reached at the radius before, stretched to the new one.
 
     Args:
+        threat: gives the norm.
         epsilons: radii in pixel units; 0 is the clean accuracy.
-
-    Returns:
-        [{"norm": ..., "epsilon": ..., "accuracy": ..., "low": ..., "high": ..., "count": ...}].
     """
     chosen = stopping_early(attack_group.get(attack)() if isinstance(attack, str) else attack)
     stage, radii, name = stage_or_alone(stage, seed), sorted(set(epsilons)), name_of(chosen)
@@ -51,34 +86,38 @@ def robustness_curve(
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
 
     def falls_at(chunk: Tensor, number: int) -> Tensor:
-        """Return the number of radii that each image survives, [B]."""
+        """Return the number of balls that each image survives, and what it is classified as in the next, [B, 2]."""
         images, labels = run.images(chunk), run.labels(chunk)
-        survived = torch.zeros_like(labels)
+        survived, predictions = torch.zeros_like(labels), labels.clone()
         left, points, before = torch.arange(len(chunk), device=labels.device), images, None
         for allowed in threats:
             own, start = images[left], run.seed(f"{name}@{allowed.epsilon:g}", number)
             if before is None or not isinstance(chosen, Continuing):
-                points = chosen.perturb(model, own, labels[left], allowed, seed=start)
+                points = chosen.perturb(model, own.clone(), labels[left], allowed, seed=start)
             else:
                 stretched = own + (points - own) * (allowed.epsilon / before.epsilon)
                 points = chosen.continue_from(
-                    model, allowed.around(own).project(stretched), own, labels[left], allowed, seed=start
+                    model, allowed.around(own).project(stretched), own.clone(), labels[left], allowed, seed=start
                 )
-            stands = ~misclassified(run.logits(points, own, allowed, name), labels[left])
+            predictions[left] = run.logits(points, own, allowed, name).argmax(1)
+            stands = predictions[left] == labels[left]
             left, points, before = left[stands], points[stands], allowed
             survived[left] += 1
             if len(left) == 0:
                 break
-        return survived
+        return torch.stack([survived, predictions], dim=1)
 
-    correct = run.clean()
-    survived = torch.full((len(data),), -1)  # not even at radius 0
-    survived[correct] = run.judged(correct.nonzero().squeeze(1), f"{name} over epsilon", falls_at)[0]
-    first = 0 if 0 in radii else 1
-    return [
-        {"norm": threat.norm, "epsilon": epsilon, **measured(survived >= place)}
-        for place, epsilon in enumerate(radii, start=first)
-    ]
+    predictions = run.clean_predictions()
+    labels = data.labels.cpu()
+    correct = predictions == labels
+    found, seconds = run.judged(correct.nonzero().squeeze(1), f"{name} over epsilon", falls_at)
+    run.check_model_is_as_it_was(name)
+    survived = torch.full_like(labels, -1)
+    if correct.any():
+        # Radius 0 is survived by what is classified correctly.
+        survived[correct] = found[:, 0] + (0 in radii)
+        predictions[correct] = found[:, 1]
+    return Curve(name, threat.norm, tuple(radii), labels, survived, predictions, seconds)
 
 
 @dataclass(frozen=True)
@@ -90,11 +129,15 @@ class Distortions:
         norm: of the distances.
         distances: [N], float64, on the CPU; 0 for an image that is misclassified as it is, infinite where nothing was
             found.
+        predictions: [N], int64, on the CPU: what the nearest example is classified as.
+        seconds: wall time.
     """
 
     attack: str
-    norm: str
+    norm: Norm
     distances: Tensor
+    predictions: Tensor
+    seconds: float = 0.0
 
     def quantile(self, share: float) -> float:
         """Return the radius at which the accuracy has fallen to 1 - `share` at most: an order statistic, no mean.
@@ -111,6 +154,12 @@ class Distortions:
     def accuracy(self, epsilon: float) -> float:
         """Return the share of images without an adversarial example within `epsilon`: never below the true one."""
         return float((self.distances > epsilon).double().mean())
+
+    def outcome(self, threat: ThreatModel, labels: Tensor) -> AttackOutcome:
+        """Return what is left at a threat model of the norm: images [N] without an example within its radius."""
+        correct = self.distances > threat.epsilon
+        predictions = torch.where(correct, labels, self.predictions)
+        return AttackOutcome(f"{self.attack} distances", threat, correct, predictions, self.seconds)
 
     def summary(self) -> dict[str, Any]:
         """Return quantiles, as evaluation.json holds them; null where that many were not found."""
@@ -164,16 +213,20 @@ def minimal_distortions(
     def distances(chunk: Tensor, number: int) -> Tensor:
         images, labels, start = run.images(chunk), run.labels(chunk), run.seed(name, number)
         if closest is not None:
-            points, _ = closest(model, images, labels, threat, seed=start)
+            points, _ = closest(model, images.clone(), labels, threat, seed=start)
         elif minimise is not None:
             with frozen(model):
-                points = minimise(predict, images, labels, norm=threat.norm, seed=start).images
-        return _verified(run, model, images, labels, points, threat)
+                points = minimise(predict, images.clone(), labels, norm=threat.norm, seed=start).images
+        return _verified(model, images, labels, points, threat)
 
-    correct = run.clean()
-    found = torch.zeros(len(data), dtype=torch.float64)
-    found[correct] = run.judged(correct.nonzero().squeeze(1), f"{name} distances", distances)[0].double()
-    return Distortions(name, threat.norm, found)
+    predictions = run.clean_predictions()
+    correct = predictions == data.labels.cpu()
+    away = torch.zeros(len(data), dtype=torch.float64)
+    found, seconds = run.judged(correct.nonzero().squeeze(1), f"{name} distances", distances)
+    run.check_model_is_as_it_was(name)
+    if correct.any():
+        away[correct], predictions[correct] = found[:, 0], found[:, 1].long()
+    return Distortions(name, threat.norm, away, predictions, seconds)
 
 
 def check_minimises(attack: Attack) -> None:
@@ -182,19 +235,22 @@ def check_minimises(attack: Attack) -> None:
         raise InputError(f"The attack {name_of(attack)} looks for no smallest change; choose fab, opt or sign_opt.")
 
 
-def _verified(
-    run: Chunks, model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, threat: ThreatModel
-) -> Tensor:
-    """Return how far each point is [B], infinite where the model as it is does not misclassify it.
+def _verified(model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:
+    """Return how far each point is and what it is classified as, [B, 2] float64.
 
-    Attacks run with batch norm folded into the convolutions. On the very boundary, where these points lie, the rounding
-    decides: one that is on the right side is pushed on by up to a hundredth.
+    Infinitely far is one that the model as it is does not misclassify. Attacks run with batch norm folded into the
+    convolutions. On the very boundary, where these points lie, the rounding decides: one that is on the right side is
+    pushed on by up to a hundredth.
     """
     found = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+    predictions = labels.clone()
     for stretch in (1.0, 1.001, 1.01):
         tried = (images + stretch * (points - images)).clamp(0, 1)
         with frozen(model, fold=False):
-            wrong = misclassified(scores(model, tried), labels)
+            logits = scores(model, tried)
+        # NaN is no class.
+        wrong = misclassified(logits, labels) & ~logits.isnan().any(1) & found.isinf()
         distance = threat.lengths(tried.double() - images.double())
-        found = torch.where(wrong & found.isinf(), distance, found)
-    return found
+        found = torch.where(wrong, distance, found)
+        predictions = torch.where(wrong, logits.argmax(1), predictions)
+    return torch.stack([found, predictions.double()], dim=1)

@@ -29,12 +29,8 @@ _CHANCE = 0.01
 _BY_CHANCE = f"(what a sign test gives {_CHANCE:g} or more passes as chance)"
 
 # The step along which the loss's linearity is measured, as a share of epsilon, and the largest mean error let pass.
-# Measured with epsilon from 4/255 to 0.3 in linf, 0.3 to 1.5 in l2 and 1 to 12 in l1: adversarially trained networks on
-# digits at most 0.06, conventionally trained ones at most 0.25; a conventionally trained ResNet with 7 convolutions on
-# 4,000 images of CIFAR-10 (JPEG) at most 0.08 up to 0.1 in linf, and 0.26 at 0.3. Masked ones in linf: input rounded to
-# 32 levels 1.00, gradients of the wrong sign from 0.88, a ripple of a 255th's length in the input from 0.47. (In l2 and
-# l1, steps on large images change a pixel by less than that ripple's length, and do not see it.) Over a whole epsilon,
-# the sound ResNet has 0.39 at 16/255 already.
+# Small networks on digits and CIFAR-10 (JPEG) have at most 0.05, masked ones in linf at least 0.72
+# (benchmarks/results/linearity.md).
 _LINEAR_STEP = 0.125
 _LINEARITY_ERROR = 0.35
 

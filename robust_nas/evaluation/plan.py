@@ -24,8 +24,8 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE
 from robust_nas.evaluation.accuracy import Evaluation, attack_labels, evaluate
-from robust_nas.evaluation.costs import Cost, calibration_images, estimate_cost
-from robust_nas.evaluation.curves import Distortions, check_minimises, minimal_distortions, robustness_curve
+from robust_nas.evaluation.costs import NUM_IMAGES, Cost, calibration_images, estimate_cost
+from robust_nas.evaluation.curves import Curve, Distortions, check_minimises, minimal_distortions, robustness_curve
 from robust_nas.evaluation.masking import masking_checks
 from robust_nas.outcomes import add_outcomes
 from robust_nas.pixels import format_pixels
@@ -42,9 +42,9 @@ class Assessment:
     """Everything that was measured of one model.
 
     Args:
-        evaluation: every attack's outcome on every image.
+        evaluation: every attack's outcome on every image, those of the curve and of the nearest examples included.
         distortions: how far the nearest adversarial examples are, for every norm; none, if they were not looked for.
-        curve: accuracy over epsilon, as `robustness_curve` gives it, for every norm.
+        curve: accuracy over epsilon, as `Curve.points` gives it, for every norm.
         masking: the checks for gradient masking, with the threat model that each was made at.
         notes: what is suspicious about the model.
     """
@@ -148,14 +148,16 @@ class EvaluationPlan:
 
         Every measurement keeps what it has done in a stage of its own; `finish` ends them all.
         """
+        # First, because a model that cannot be attacked as it is makes all numbers worthless.
+        suspicious = notes(model, data, stage.seed)
         named, parts = self.named(strongest=strongest), _parts(stage)
         settings: dict[str, Any] = {"batch_size": self.batch_size}
         result = evaluate(model, data, threats, list(named.values()), labels=list(named), stage=stage, **settings)
-        curve: list[dict[str, Any]] = []
+        curves: list[Curve] = []
         distortions: list[Distortions] = []
         for threat, radii in self.radii(threats):
             at = parts(f"curve-{threat.norm}")
-            curve += robustness_curve(model, data, threat, radii, self.curve_attack, stage=at, **settings)
+            curves.append(robustness_curve(model, data, threat, radii, self.curve_attack, stage=at, **settings))
             if self.distortion is not None:
                 at = parts(f"distortion-{threat.norm}")
                 distortions.append(minimal_distortions(model, data, threat, self.distortion, stage=at, **settings))
@@ -165,7 +167,17 @@ class EvaluationPlan:
             for threat in threats
             for check in masking_checks(model, data, threat, num_images=self.masking_images, stage=stage)
         ]
-        return Assessment(result, tuple(distortions), curve, masking, notes(model, data, stage.seed))
+        # The worst case is over every example that was found, whatever it was looked for.
+        found = [item.outcome(threat) for threat in threats for item in curves if item.norm == threat.norm]
+        found += [
+            item.outcome(threat, result.labels)
+            for threat in threats
+            for item in distortions
+            if item.norm == threat.norm
+        ]
+        result = replace(result, attacks=(*result.attacks, *found))
+        points = [point for curve in curves for point in curve.points()]
+        return Assessment(result, tuple(distortions), points, masking, suspicious)
 
     def finish(self, stage: Stage, threats: Sequence[ThreatModel]) -> None:
         """Forget the state under way: the entry is written."""
@@ -186,7 +198,8 @@ class EvaluationPlan:
         strongest: bool = True,
     ) -> list[Cost]:
         """Return what `assess` is expected to cost, part by part, from a few of the images."""
-        sample = calibration_images(data, seed)
+        # A twentieth of the images: the estimate is to cost little of what it estimates.
+        sample = calibration_images(data, seed, min(NUM_IMAGES, max(8, len(data) // 20)))
 
         def cost(label: str, threat: ThreatModel, work: Callable[[ImageSet], object], count: int = len(data)) -> Cost:
             named = f"{label}, {threat.norm} {format_pixels(threat.epsilon)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -291,7 +292,8 @@ def format_attack(name: str) -> str:
         "opt": "OPT", "sign_opt": "Sign-OPT", "szvr_g": "SZVR-G",
         "autoattack": "AutoAttack", "autoattack_reference": "AutoAttack",
     }  # fmt: skip
-    head = name.partition("[")[0]  # "pgd[steps=100]" is told from another PGD by its settings
+    # "pgd[steps=100]" is told from another PGD by its settings, "pgd over epsilon" by what it was run for.
+    head = re.split(r"[\[ ]", name)[0]
     return f"{known.get(head, head)}{name[len(head) :]}"
 
 

@@ -24,6 +24,7 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import (
     Evaluation,
     attack_labels,
+    digest_of,
     evaluate,
     masking_checks,
     robustness_curve,
@@ -31,6 +32,7 @@ from robust_nas.evaluation import (
     wilson_interval,
 )
 from robust_nas.evaluation.accuracy import stopping_early
+from robust_nas.intake import load_models
 from robust_nas.outcomes import read_outcomes
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage, read_json
@@ -263,14 +265,14 @@ def test_a_model_that_is_always_wrong_has_accuracy_zero(model: nn.Module) -> Non
 
 def test_the_curve_falls_where_the_boundary_enters_the_balls(model: nn.Module) -> None:
     epsilons = [0.3, 0.0, 0.05, 0.1]
-    curve = robustness_curve(model, grey(SHADES), THREAT, epsilons, PGD(steps=5), batch_size=4)
+    curve = robustness_curve(model, grey(SHADES), THREAT, epsilons, PGD(steps=5), batch_size=4).points()
     assert [point["epsilon"] for point in curve] == [0.0, 0.05, 0.1, 0.3]
     assert [point["accuracy"] for point in curve] == [float((distance > e).sum()) / 10 for e in (0, 0.05, 0.1, 0.3)]
 
 
 def test_an_image_that_fell_at_a_smaller_radius_is_not_attacked_again(model: nn.Module) -> None:
     attack = Scripted(breaks=(470, 540))
-    curve = robustness_curve(model, grey(SHADES), THREAT, [0.05, 0.1], attack)
+    curve = robustness_curve(model, grey(SHADES), THREAT, [0.05, 0.1], attack).points()
     assert [point["accuracy"] for point in curve] == [0.8, 0.8]
     assert [470 in shades for shades, _ in attack.calls] == [True, False]
 
@@ -398,3 +400,133 @@ def test_an_interrupted_transfer_is_not_continued_with_other_surrogates(model: n
     run(weak)
     with pytest.raises(InputError, match="interrupted under other settings"):
         run(strong)
+
+
+# --- attacks of one's own ---
+
+
+@dataclass(frozen=True)
+class Careless:
+    """An attack that does what an attack must not."""
+
+    what: str
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> Any:
+        if self.what == "moves its input":
+            return images.copy_(1 - images)
+        if self.what == "changes a weight":
+            next(model.parameters()).data.mul_(0.5)
+        return (images, labels) if self.what == "returns a pair" else images
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("moves its input", "returned images outside the linf ball"),
+        ("changes a weight", "has changed the model"),
+        ("returns a pair", r"returned a tuple; perturb\(\) must return images"),
+    ],
+)
+def test_a_careless_attack_is_found_out(model: nn.Module, what: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(model, grey(SHADES), THREAT, [Careless(what)])
+
+
+def test_an_attack_that_is_no_dataclass_is_used_as_it_is_and_cannot_be_told_from_another(model: nn.Module) -> None:
+    class Plain:
+        early_stop = False
+
+        def perturb(self, model: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return images
+
+    assert evaluate(model, grey(SHADES), THREAT, [Plain()]).robust_accuracy == 1
+    with pytest.raises(InputError, match="Plain must be a frozen dataclass"):
+        evaluate(model, grey(SHADES), THREAT, [Plain(), Plain()])
+
+
+def test_nothing_two_of_one_name_and_words_are_no_attacks(model: nn.Module) -> None:
+    for wrong in ([], "pgd"):
+        with pytest.raises(InputError, match=r"one attack or several|list of attacks"):
+            evaluate(model, grey(SHADES), THREAT, wrong)
+    with pytest.raises(InputError, match="of different names"):
+        evaluate(model, grey(SHADES), THREAT, ["fgsm", "pgd"], labels=["a", "a"])
+    with pytest.raises(InputError, match=r"but got 'linf:0\.1'"):
+        evaluate(model, grey(SHADES), "linf:0.1", ["fgsm"])  # type: ignore[arg-type]
+
+
+def test_too_few_classes_for_an_attack_are_said_before_the_others_have_run(model: nn.Module) -> None:
+    attack = Scripted()
+    with pytest.raises(InputError, match="needs at least 4 classes"):
+        evaluate(model, grey(SHADES), THREAT, [attack, "autoattack"])
+    assert not attack.calls
+
+
+def test_logits_that_are_nan_at_an_attacked_image_do_not_pass_for_a_wrong_class() -> None:
+    class Edge(Threshold):
+        """NaN above a half."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return torch.where(images.flatten(1) > 0.5, torch.nan, logits)
+
+    with pytest.raises(InputError, match="NaN at images that scripted found"):
+        evaluate(Edge(), grey([420, 450]), THREAT, [Named(breaks=(420,))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Scripted):
+    name: str = "scripted"
+
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        return threat.around(images).project(images + 0.1)
+
+
+def test_a_model_without_a_gradient_is_named_and_can_be_attacked_without_one() -> None:
+    class Hard(Threshold):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).detach()
+
+    with pytest.raises(InputError, match="nothing that has a gradient"):
+        evaluate(Hard(), grey(SHADES), THREAT, ["pgd"])
+    found = evaluate(Hard(), grey(SHADES), THREAT, [Square(queries=50)])
+    assert torch.equal(found.worst_case, distance > THREAT.epsilon)
+
+
+# --- what an evaluation is recognised by ---
+
+
+def test_weights_buffers_attributes_code_and_surrogates_make_another_evaluation(tmp_path: Path) -> None:
+    data, model = grey(SHADES), Threshold()
+    before = digest_of(model, data, PGD())
+    assert digest_of(copy.deepcopy(model), data, PGD()) == before
+    changed = [copy.deepcopy(model) for _ in range(3)]
+    with torch.no_grad():
+        changed[0].slope += 1
+    changed[1].register_buffer("mean", torch.zeros(1), persistent=False)
+    changed[2].temperature = 2.0
+    others = [digest_of(other, data, PGD()) for other in changed]
+    others += [digest_of(model, data[:9], PGD()), digest_of(model, data, PGD(steps=3))]
+    # A surrogate by its file's name, before and after the file has changed.
+    file = tmp_path / "weights.safetensors"
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        others.append(digest_of(model, data, Transfer(surrogates=(f"net.py:other@{file}",))))
+    # Code of the user's, before and after it has changed.
+    for number, code in enumerate(("images", "(31 * images).round() / 31")):
+        source = tmp_path / f"v{number}" / "net.py"
+        source.parent.mkdir()
+        source.write_text(
+            "import torch\n\n\nclass Net(torch.nn.Module):\n"
+            f"    def forward(self, images):\n        return ({code}).flatten(1)\n"
+        )
+        (own,) = load_models(f"{source}:Net", device="cpu").values()
+        others.append(digest_of(own, data))
+    assert len({before, *others}) == 1 + len(others)
+
+
+def test_another_seed_of_a_random_attack_gives_other_images() -> None:
+    images, labels = grey(SHADES).images.expand(-1, 1, 4, 4), grey(SHADES).labels
+    one, same, other = (PGD(steps=0).perturb(Threshold(), images, labels, THREAT, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)

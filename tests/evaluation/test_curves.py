@@ -71,7 +71,7 @@ def test_the_curve_of_a_linear_model_is_that_of_its_distances(
     # In the middle between two distances, so that rounding does not decide.
     ordered = exact[exact > 0].sort().values
     radii = [float(ordered[place : place + 2].mean()) for place in (3, 15, 30)]
-    curve = robustness_curve(model, data, threat, [0.0, *radii], attack, batch_size=16)
+    curve = robustness_curve(model, data, threat, [0.0, *radii], attack, batch_size=16).points()
     assert [point["epsilon"] for point in curve] == [0.0, *radii]
     assert [point["accuracy"] for point in curve] == [float((exact > radius).double().mean()) for radius in [0, *radii]]
     assert all(point["low"] <= point["accuracy"] <= point["high"] and point["count"] == 40 for point in curve)
@@ -101,8 +101,10 @@ def test_over_all_radii_a_warm_start_finds_more_than_the_same_steps_from_cold() 
     attack = PGD(steps=3)
     assert isinstance(attack, Continuing)
     for seed in range(3):
-        warm = [point["accuracy"] for point in robustness_curve(model, data, LINF, radii, attack, seed=seed)]
-        cold = [robustness_curve(model, data, LINF, [radius], attack, seed=seed)[0]["accuracy"] for radius in radii]
+        warm = [point["accuracy"] for point in robustness_curve(model, data, LINF, radii, attack, seed=seed).points()]
+        cold = [
+            robustness_curve(model, data, LINF, [radius], attack, seed=seed).points()[0]["accuracy"] for radius in radii
+        ]
         assert warm[0] == cold[0] and sum(warm) < sum(cold) - 0.02
 
 
@@ -137,7 +139,9 @@ def test_a_hard_label_attack_gives_distortions_too(model: Linear, data: ImageSet
 
 
 def test_quantiles_are_order_statistics_and_null_where_too_little_was_found() -> None:
-    found = Distortions("fab", "l2", torch.tensor([3.0, 0.0, math.inf, 1.0, 2.0], dtype=torch.float64))
+    found = Distortions(
+        "fab", "l2", torch.tensor([3.0, 0.0, math.inf, 1.0, 2.0], dtype=torch.float64), torch.zeros(5).long()
+    )
     assert [found.quantile(share) for share in (0.2, 0.21, 0.6, 0.8)] == [0.0, 1.0, 2.0, 3.0]
     assert found.quantile(1) == math.inf and found.accuracy(1.5) == 0.6 and found.accuracy(3.0) == 0.2
     summary = found.summary()
@@ -164,7 +168,8 @@ def test_a_killed_curve_continues_to_the_same_numbers(model: Linear, data: Image
 
     def curve(folder: Path | None) -> list[dict[str, float]]:
         stage = Stage("curve", 0, World(), Progress(quiet=True), folder)
-        return robustness_curve(model, data, LINF, [0.02, 0.05], Killed(steps=2), batch_size=10, stage=stage)
+        curve = robustness_curve(model, data, LINF, [0.02, 0.05], Killed(steps=2), batch_size=10, stage=stage)
+        return curve.points()
 
     with pytest.raises(KeyboardInterrupt):
         curve(tmp_path)

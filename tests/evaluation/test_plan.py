@@ -1,0 +1,97 @@
+"""A plan: everything that is measured of one model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_nas.attacks.fab import FAB
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
+from robust_nas.attacks.szvr_g import SZVRG
+from robust_nas.datasets import ImageSet
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.evaluation import EvaluationPlan
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.threat import ThreatModel
+
+LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(norm="l2", epsilon=0.3)
+
+
+@pytest.fixture(scope="module")
+def bends() -> tuple[nn.Module, ImageSet]:
+    """Return a network on which one step finds far less than many, and images that it classifies correctly."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(36, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
+        )
+        with torch.no_grad():
+            model[1].weight *= 4
+        pixels = torch.randint(0, 256, (80, 1, 6, 6)).to(torch.uint8)
+        return model, ImageSet(pixels, model(pixels / 255).argmax(1))
+
+
+def stage() -> Stage:
+    return Stage("attack-model-0", 0, World(), Progress(quiet=True))
+
+
+def test_the_worst_case_counts_what_the_curve_and_the_nearest_examples_broke(bends: tuple[nn.Module, ImageSet]) -> None:
+    model, data = bends
+    plan = EvaluationPlan(
+        attacks=(FGSM(),), strongest=(), curve_attack=PGD(steps=10), distortion=FAB(targets=3), masking_images=8
+    )
+    found = plan.assess(model, data, [LINF, L2], stage())
+    for threat in (LINF, L2):
+        own = [attack for attack in found.evaluation.attacks if attack.threat == threat]
+        assert [attack.label for attack in own] == ["fgsm", "pgd over epsilon", "fab distances"]
+        expected = torch.stack([attack.correct for attack in own]).all(0)
+        assert torch.equal(found.evaluation.under(threat), expected)
+        # The curve and the distances say the same as their outcomes, counted another way.
+        (at_radius,) = [
+            point for point in found.curve if point["norm"] == threat.norm and point["epsilon"] == threat.epsilon
+        ]
+        assert at_radius["accuracy"] == int(own[1].correct.sum()) / 80
+        (nearest,) = [item for item in found.distortions if item.norm == threat.norm]
+        assert nearest.accuracy(threat.epsilon) == int(own[2].correct.sum()) / 80
+        assert int(expected.sum()) < int(own[0].correct.sum())
+    for attack in found.evaluation.attacks:
+        assert torch.equal(attack.correct, attack.predictions == data.labels)
+
+
+def test_a_curve_without_a_radius_within_the_threats_says_nothing_of_it(bends: tuple[nn.Module, ImageSet]) -> None:
+    model, data = bends
+    plan = EvaluationPlan(
+        attacks=(FGSM(),), strongest=(), curve_attack=PGD(steps=2), curve_epsilons=(0.4,), masking_images=4
+    )
+    found = plan.assess(model, data, [LINF], stage())
+    assert found.evaluation.attacks[1].correct.all()
+
+
+@pytest.mark.parametrize(
+    ("plan", "threat", "message"),
+    [
+        (EvaluationPlan(attacks=(SZVRG(),)), ThreatModel(norm="l1", epsilon=3), "SZVRG is for linf and l2"),
+        (EvaluationPlan(distortion=PGD()), LINF, "looks for no smallest change"),
+        (EvaluationPlan(curve_epsilons=(0.0, 2.0)), LINF, "did you mean 2/255"),
+        (EvaluationPlan(curve_epsilons=(-0.1,)), LINF, "must be in"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_has_run(
+    plan: EvaluationPlan, threat: ThreatModel, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        plan.check([threat])
+
+
+def test_a_model_that_cannot_take_the_images_is_named_before_the_attacks() -> None:
+    class Strange(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise ValueError("three channels, please")
+
+    data = ImageSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4))
+    with pytest.raises(InputError, match="cannot take images of 1 x 2 x 2 pixels"):
+        EvaluationPlan().assess(Strange(), data, [LINF], stage())
