@@ -14,7 +14,7 @@ from robust_nas.attacks.autoattack_reference import AutoAttackReference
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
-from robust_nas.attacks.square import Square, _bump, _bumps
+from robust_nas.attacks.square import Square, _bump, _bumps, _Chance, _move_square, _tiles
 from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
 
@@ -105,5 +105,19 @@ def test_the_bumps_of_the_l2_square_attack_have_the_values_of_its_formula() -> N
     assert _bump(3, 3).tolist() == [[0.25, 0.25, 0.25], [0.25, 1.25, 0.25], [0.25, 0.25, 0.25]]
     for side in range(1, 9):
         pattern = _bumps(side)
-        assert pattern.shape == (side, side) and pattern.norm() == pytest.approx(1)
+        assert pattern.shape == (side, side)
         assert (pattern[: side // 2] > 0).all() and (pattern[side // 2 :] < 0).all()
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0])
+def test_the_square_attack_starts_at_the_balls_edge_and_moves_length_without_adding_any(order: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(50, 3, 12, 12, generator=generator)
+    delta = _tiles(images, 0.7, order, _Chance(torch.rand(50, 3 * 144, generator=generator)))
+    assert torch.allclose(delta.flatten(1).norm(p=order, dim=1), torch.tensor(0.7))
+    for side in (3, 5, 8):
+        moved = _move_square(delta, 0.7, side, _Chance(torch.rand(50, 8, generator=generator)), order=order)
+        # What two squares held is in one of them; nothing outside them has changed.
+        assert (moved.flatten(1).norm(p=order, dim=1) <= 0.7 + 1e-5).all()
+        changed = (moved != delta).any(1).flatten(1).sum(1)
+        assert (changed > 0).all() and (changed <= 2 * (side + (side + 1) % 2) ** 2).all()
