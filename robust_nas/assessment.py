@@ -157,6 +157,11 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     torch.use_deterministic_algorithms(world.device.type == "cpu")
     data = read_data(_test_only(chosen.data), world).to(world.device)
     test, models = data.test[: chosen.evaluation.num_images], load(chosen, world.device)
+    # Before there is a folder: a model that cannot take the images leaves none.
+    for name, model in models.items():
+        with _about(name):
+            for note in notes(model, test, chosen.seed):
+                progress.say(f"beware: {name}: {note}")
     folder = RunDir(out / f"attack-{_digest(chosen, models, test)}")
     world.on_main(lambda: _prepare(folder, chosen, world, arguments))
     try:
@@ -164,10 +169,6 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
         left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
         if left and world.is_main:
             _add_environment(folder, describe_environment(world, arguments))
-        for name, model in left.items():
-            with _about(name):
-                for note in notes(model, test, chosen.seed):
-                    progress.say(f"beware: {name}: {note}")
         if budget:
             for name, model in left.items():
                 with _about(name):

@@ -266,3 +266,13 @@ def test_a_folder_that_is_not_finished_says_how_to_go_on(folder: Path, tmp_path:
     assert "not finished: repeat the command" in command("info", path).stdout
     assert command("report", path).returncode == 0 and (path / "report.html").exists()
     assert "not finished" not in command("info", path).stdout
+
+
+def test_a_model_that_cannot_take_the_images_is_named_and_leaves_no_folder(
+    folder: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "wide.py").write_text("import torch\n\n\ndef wide():\n    return torch.nn.Conv2d(3, 10, 3)\n")
+    words = [MODEL, f"{tmp_path / 'wide.py'}:wide", "--data", "digits", "--threat", "linf:0.1"]
+    done = command("attack", *words, "--out", tmp_path / "out", cwd=folder)
+    assert done.returncode == 2 and "wide: The model cannot take images of 1 x 8 x 8 pixels" in done.stderr
+    assert not (tmp_path / "out").exists()
