@@ -40,7 +40,9 @@ def _table(contents: Measurements, method: str | None) -> Html:
         span = element("span", f"Under attack, {format_threat(threat)}", class_="attacked")
         attacks = _attacks_at(contents, threat)
         first.append(element("th", span, scope="colgroup", colspan=len(attacks) + 1))
-        second += [*(_head(format_attack(name)) for name, *_ in attacks), _head("Worst case", "of the attacks run")]
+        # "PGD over epsilon" in two lines, to keep the column narrow.
+        second += [_head(*format_attack(name).split(" ", 1)) for name, *_ in attacks]
+        second.append(_head("Worst case", "of the attacks run"))
     if radii:
         span = element("span", f"Certified by {method} bounds", class_="certified")
         first.append(element("th", span, scope="colgroup", colspan=len(radii)))
