@@ -104,6 +104,8 @@ def from_words(
         InputError: for a mistake in them, or data or a threat model that are neither given nor known.
     """
     for model in models:
+        if model.endswith(".py"):
+            raise InputError(f"Name the model in {model}, a class or a function that makes one: {model}:NAME.")
         if ":" not in model and not Path(model).exists():
             raise InputError(
                 f"There is no {model}; name a run folder, weights in one, package.module:attribute, "

@@ -186,6 +186,8 @@ def test_probabilities_are_named_and_their_logarithm_is_attacked_as_well_as_logi
             "radii of a curve are of one norm",
         ),
         (["own_net.py:Nett", "--data", "digits", "--threat", "linf:0.1"], "Did you mean 'Net'"),
+        (["own_net.py", "--data", "digits"], "own_net.py:NAME"),
+        (["nowhere/model.safetensors"], "There is no nowhere/model.safetensors"),
         (["a=1"], "takes a run folder or a model"),
     ],
 )
