@@ -100,23 +100,19 @@ class PGD:
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
         """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
-        return self._perturb(model, images, labels, threat, seed)
+        return self.continue_from(model, None, images, labels, threat, seed=seed)
 
     def continue_from(
-        self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> Tensor:
-        """Return what `perturb` does, with `points` [B, C, H, W] of the ball as the first start."""
-        return self._perturb(model, images, labels, threat, seed, points)
-
-    def _perturb(
         self,
         model: nn.Module,
+        points: Tensor | None,
         images: Tensor,
         labels: Tensor,
         threat: ThreatModel,
-        seed: int,
-        first: Tensor | None = None,
+        *,
+        seed: int = 0,
     ) -> Tensor:
+        """Return what `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
         images = images.detach()
         if len(images) == 0:
             return images.clone()
@@ -139,7 +135,7 @@ class PGD:
                 loss=self.loss,
                 targets=self.targets,
                 random_start=self.random_start,
-                first=first,
+                first=points,
             )
             if ascents.count == 1:
                 return self._climb(model, ascents.begin(0, slice(None)), threat.epsilon)
