@@ -29,7 +29,8 @@ from robust_nas.distributed import World
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.seeds import seeded
-from robust_nas.training._loop import Training, fit
+from robust_nas.training._loop import fit
+from robust_nas.training._plan import Training
 from robust_nas.training.standard import Standard
 
 ARCHITECTURE = "|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|nor_conv_3x3~1|none~2|"

@@ -23,7 +23,8 @@ from robust_nas.distributed import World
 from robust_nas.evaluation.masking import linearity_error
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
-from robust_nas.training._loop import Training, fit
+from robust_nas.training._loop import fit
+from robust_nas.training._plan import Training
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard
 

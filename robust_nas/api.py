@@ -65,14 +65,15 @@ def train(
 
     `options` are the fields of the recipe's [train] section (`epochs`, `batch_size`, `learning_rate`, ...).
     """
-    from robust_nas.training._loop import Training, fit
+    from robust_nas.training._loop import fit
+    from robust_nas.training._plan import Training
 
     space = spaces.load(space) if isinstance(space, str) else space
     architecture = space.parse(architecture) if isinstance(architecture, str) else architecture
     plan = config.build(Training, {"method": method, **options}, "train")
     stage = _stage("train", seed, data)
     with seeded(seed, "train"):
-        model = space.network(architecture, data).to(data.train.pixels.device)
+        model = space.network(architecture, data).to(data.train.device)
     return fit(model, data, threat, plan, stage).model
 
 
@@ -237,4 +238,4 @@ def load_run(path: Path | str) -> Run:
 
 
 def _stage(name: str, seed: int, data: Dataset) -> Stage:
-    return Stage(name, seed, World(device=data.train.pixels.device), Progress())
+    return Stage(name, seed, World(device=data.train.device), Progress())

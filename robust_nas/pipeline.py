@@ -82,8 +82,9 @@ def load_data(recipe: Recipe, world: World) -> Dataset:
     data = read_data(recipe.data, world)
     # Said before the search starts, not after it.
     for section, plan in {"search": recipe.search, "derive": recipe.derive, "train": recipe.train}.items():
-        if (size := getattr(plan, "batch_size", None)) is not None:
-            check_batch(f"{section}.batch_size", size, len(data.train), world)
+        for size in getattr(plan, "batch_sizes", [getattr(plan, "batch_size", None)]):
+            if size is not None:
+                check_batch(f"{section}.batch_size", size, len(data.train), world)
     return data.to(world.device)
 
 

@@ -20,7 +20,7 @@ from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.searches import Search
 from robust_nas.spaces import Space
 from robust_nas.threat import Pixels, ThreatModel
-from robust_nas.training._loop import Training
+from robust_nas.training._plan import Training
 
 VERSION = 1
 """The configuration's form; a change that older files do not fit raises it."""

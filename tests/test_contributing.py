@@ -16,6 +16,7 @@ from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.tables import cards
 from robust_nas.threat import ThreatModel
+from robust_nas.training import Batch, Memory
 
 ROOT = Path(__file__).resolve().parent.parent
 THREAT = ThreatModel(norm="linf", epsilon=0.1)
@@ -65,13 +66,15 @@ def test_the_attack_stays_in_the_ball_and_keeps_a_share_of_the_change() -> None:
     assert torch.equal(none, images)
 
 
-def test_the_training_method_spreads_the_labels() -> None:
-    images, labels = batch()
-    model, method = linear_model(), training.get(example("training", "smoothed_labels"))(smoothing=0.3)
-    crafted = method.craft(model, images, labels, THREAT, seed=0)
-    soft = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
-    expected = -(soft * model(images).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(method.loss(model, crafted, images, labels), expected)
+def test_the_training_method_adds_noise_of_its_deviation() -> None:
+    images, places = torch.full((200, 1, 4, 4), 0.5), torch.arange(200)
+    labels = places % 3
+    model, method = linear_model(), training.get(example("training", "noisy_images"))(sigma=0.1)
+    step = Batch(images, labels, labels, THREAT, 0, places, places, 200, 200, Memory())
+    crafted = method.craft(model, step)
+    # 3,200 draws: the deviation of their deviation is 0.1 / sqrt(6400).
+    assert float((crafted - 0.5).std()) == pytest.approx(0.1, abs=5 * 0.1 / 80)
+    torch.testing.assert_close(method.loss(model, crafted, step), F.cross_entropy(model(crafted), labels))
 
 
 def test_the_search_gives_another_order_for_another_seed() -> None:

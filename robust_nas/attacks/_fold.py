@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from robust_nas.models.mixture_norm import MixtureBatchNorm2d
 
 
 class _FoldedConv2d(nn.Module):
@@ -47,10 +50,14 @@ def folded(model: nn.Module) -> Iterator[None]:
     """Fold every convolution that a batch norm follows in a `Sequential`, and unfold them afterwards.
 
     The model is in evaluation mode. Only the `Sequential`'s own pass from its first module to its last is another one:
-    a model that takes its modules one by one, with something between them, finds them as they are. Modules with hooks,
-    other classes' convolutions and batch norms without running statistics are left alone. Outputs agree with the
-    unfolded model's up to rounding.
+    a model that takes its modules one by one, with something between them, finds them as they are. Of a mixture, the
+    batch norm in use is folded. Compiled models (folding would compile them anew), modules with hooks, other classes'
+    convolutions and batch norms without running statistics are left alone. Outputs agree with the unfolded model's up
+    to rounding.
     """
+    if isinstance(model, OptimizedModule):
+        yield
+        return
     replaced: list[nn.Sequential] = []
     try:
         with torch.no_grad():
@@ -72,6 +79,8 @@ def _fold_children(children: Sequence[nn.Module]) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in children:
         before = found[-1] if found else None
+        if isinstance(child, MixtureBatchNorm2d):
+            child = child.in_use
         if before is not None and _can_fold(before, child):
             assert isinstance(before, nn.Conv2d) and isinstance(child, nn.BatchNorm2d)
             found[-1] = _FoldedConv2d(before, child)

@@ -6,6 +6,7 @@ Validation data selects; test data only measures.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -15,6 +16,50 @@ from robust_nas.registry import Group
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+class TrainingImages(Protocol):
+    """What a training split does, whether its images are in memory (`ImageSet`) or in files (`_files.ImageFiles`)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[N], int64, on `device`."""
+
+    @property
+    def max_value(self) -> int:
+        """The byte that stands for 1.0."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are given out."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+
+    @property
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, [C] each, in [0, 1] units."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | Tensor) -> ImageSet: ...
+
+    def to(self, device: torch.device | str) -> TrainingImages:
+        """Return the same images, given out on another device."""
+
+    def batches(self, indices: Sequence[Tensor], *, size: int | None = None, seed: int = 0) -> Iterator[ImageSet]:
+        """Yield the images at each list of indices [B], one epoch's batches, as a network is to see them in training.
+
+        Args:
+            indices: places in this split, on any device.
+            size: pixels of the shorter side, other than the images' own.
+            seed: of what is drawn in reading an image; an image's draw depends on `seed` and its place in the split
+                alone.
+
+        Raises:
+            InputError: if an image cannot be read; it is named.
+        """
 
 
 @dataclass(frozen=True)
@@ -74,6 +119,64 @@ class ImageSet:
         """Return the set on another device."""
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.pixels.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    @property
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel over all images, [C] each, in [0, 1] units."""
+        import torch
+
+        if self.pixels.is_floating_point():
+            channels = self.pixels.double().transpose(0, 1).flatten(1) / self.max_value
+            deviation, mean = torch.std_mean(channels.cpu(), dim=1, correction=0)
+            return mean.float(), deviation.clamp_min(1e-3).float()
+        levels = torch.arange(256, dtype=torch.float64) / self.max_value
+        means, deviations = [], []
+        for channel in self.pixels.unbind(dim=1):
+            share = torch.bincount(channel.reshape(-1).int().cpu(), minlength=256) / channel.numel()
+            mean = (share * levels).sum()
+            means.append(mean)
+            # A channel that never varies is left almost unscaled.
+            deviations.append((share * (levels - mean) ** 2).sum().sqrt().clamp_min(1e-3))
+        return torch.stack(means).float(), torch.stack(deviations).float()
+
+    def batches(self, indices: Sequence[Tensor], *, size: int | None = None, seed: int = 0) -> Iterator[ImageSet]:
+        """Yield the images at each list of indices [B]; see `TrainingImages.batches`. Nothing is drawn here.
+
+        Raises:
+            InputError: if `size` is below 1.
+        """
+        for chosen in indices:
+            batch = self[chosen.to(self.device)]
+            yield batch if size is None else batch.resized(size)
+
+    def resized(self, size: int) -> ImageSet:
+        """Return the images with `size` pixels on the shorter side (bilinear, antialiased), on the same device.
+
+        Raises:
+            InputError: if `size` is below 1.
+        """
+        from torch.nn import functional as F
+
+        if size < 1:
+            raise InputError(f"The size of images must be at least 1 pixel, but got {size}.")
+        height, width = self.pixels.shape[2:]
+        shorter = min(height, width)
+        if size == shorter:
+            return self
+        shape = (size * height // shorter, size * width // shorter)
+        pixels = F.interpolate(self.pixels.float(), shape, mode="bilinear", antialias=True).clamp(0, self.max_value)
+        return replace(self, pixels=pixels if self.pixels.is_floating_point() else pixels.round().to(self.pixels.dtype))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -82,34 +185,24 @@ class Dataset:
     Args:
         name: what results on it are called.
         classes: the classes' names, in the order of the labels.
+        train: in memory or in files.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet
+    train: TrainingImages
     validation: ImageSet
     test: ImageSet
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        channels, height, width = self.train.pixels.shape[1:]
-        return channels, height, width
+        return self.train.image_shape
 
     @property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the training images, [C] each, in [0, 1] units."""
-        import torch
-
-        levels = torch.arange(256, dtype=torch.float64) / self.train.max_value
-        means, deviations = [], []
-        for channel in self.train.pixels.unbind(dim=1):
-            share = torch.bincount(channel.reshape(-1).int().cpu(), minlength=256) / channel.numel()
-            mean = (share * levels).sum()
-            means.append(mean)
-            # A channel that never varies is left almost unscaled.
-            deviations.append((share * (levels - mean) ** 2).sum().sqrt().clamp_min(1e-3))
-        return torch.stack(means).float(), torch.stack(deviations).float()
+        return self.train.channel_statistics
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on another device."""

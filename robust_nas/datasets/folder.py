@@ -11,8 +11,7 @@ from robust_nas.datasets._splits import cut, train_validation_test
 from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from PIL import Image
     from torch import Tensor
 
 
@@ -44,6 +43,8 @@ class Folder:
 
     def load_splits(self) -> Dataset:
         """Read and split the images."""
+        from robust_nas.datasets._files import ClassFolders
+
         root = self.root.expanduser().resolve()
         if self.size is not None and self.size < 1:
             raise InputError(f"data.size must be at least 1, but got {self.size}.")
@@ -56,43 +57,35 @@ class Folder:
                 f"{root} must have both 'train' and 'test' folders, or neither, but it has only one of them."
             )
         if (root / "train").is_dir():
-            classes, paths, labels = _list(root / "train")
-            test_classes, test_paths, test_labels = _list(root / "test")
-            if classes != test_classes:
-                odd = sorted({*classes} ^ {*test_classes})
-                raise InputError(
-                    f"{root}/train and {root}/test must have the same classes, but differ in {', '.join(odd)}."
-                )
+            files, test_files = ClassFolders.of(root / "train"), ClassFolders.of(root / "test")
+            files.check_same_classes(test_files)
             name = f"{root.name}'s images"
-            validation = max(1, len(paths) // 10) if self.validation_size is None else self.validation_size
+            validation = max(1, len(files.paths) // 10) if self.validation_size is None else self.validation_size
             # Only what is used is read: the parts are cut from the lists of files.
             train, validated, test = train_validation_test(
-                _indices(len(paths)), _indices(len(test_paths)), name, self.train_size, validation, self.test_size
+                files.indices(), test_files.indices(), name, self.train_size, validation, self.test_size
             )
-            parts = [(train, paths, labels), (validated, paths, labels), (test, test_paths, test_labels)]
         else:
-            classes, paths, labels = _list(root)
-            fifth = max(1, len(paths) // 5)
+            files = test_files = ClassFolders.of(root)
+            fifth = max(1, len(files.paths) // 5)
             validation = fifth if self.validation_size is None else self.validation_size
             tested = fifth if self.test_size is None else self.test_size
-            left = len(paths) - tested - validation
+            left = len(files.paths) - tested - validation
             sizes = (tested, validation, left if self.train_size is None else self.train_size)
-            test, validated, train = cut(_indices(len(paths)), sizes, root.name)
-            parts = [(train, paths, labels), (validated, paths, labels), (test, paths, labels)]
-        splits = [self._read(part.labels.tolist(), files, targets) for part, files, targets in parts]
+            test, validated, train = cut(files.indices(), sizes, root.name)
+        parts = [(train, files), (validated, files), (test, test_files)]
+        splits = [self._read(part.labels.tolist(), listed.paths, listed.labels) for part, listed in parts]
         if len({tuple(split.pixels.shape[1:]) for split in splits}) > 1:
             raise InputError(f"The images in {root} have several sizes; set data.size to bring them to one.")
-        return Dataset(root.name, classes, *splits)
+        return Dataset(root.name, files.classes, *splits)
 
-    def _read(self, chosen: list[int], paths: list[Path], labels: list[int]) -> ImageSet:
+    def _read(self, chosen: list[int], paths: list[str], labels: list[int]) -> ImageSet:
         import torch
 
+        from robust_nas.datasets._files import check_memory
+
         first = self._decode(paths[chosen[0]])
-        if first.numel() * len(chosen) > self.memory:
-            raise InputError(
-                f"{len(chosen)} images of {list(first.shape)} need {first.numel() * len(chosen) / 2**30:.1f} GiB, but "
-                f"data.memory allows {self.memory / 2**30:.1f}; set data.size or data.train_size lower, or allow more."
-            )
+        check_memory(len(chosen), first.shape, self.memory, "set data.size or data.train_size lower")
         pixels = torch.empty((len(chosen), *first.shape), dtype=torch.uint8)
         for row, index in enumerate(chosen):
             image = self._decode(paths[index])
@@ -104,44 +97,17 @@ class Folder:
             pixels[row] = image
         return ImageSet(pixels, torch.tensor([labels[index] for index in chosen]))
 
-    def _decode(self, path: Path) -> Tensor:
-        import numpy as np
-        import torch
-        from PIL import Image, ImageOps, UnidentifiedImageError
+    def _decode(self, path: str) -> Tensor:
+        from robust_nas.datasets._files import read_image
 
-        try:
-            with Image.open(path) as file:
-                image = file.convert("L" if self.grey else "RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it.") from None
-        if self.size is not None:
-            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-        array = torch.from_numpy(np.asarray(image).copy())
-        return array.unsqueeze(0) if self.grey else array.permute(2, 0, 1)
+        return read_image(path, self._view)
 
+    def _view(self, file: Image.Image) -> Image.Image:
+        from PIL import Image, ImageOps
 
-def _list(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """Return the classes, the image files and their labels, all in sorted order."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+        from robust_nas.datasets._files import in_mode
 
-    files: dict[str, list[Path]] = {}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            files[child.name] = sorted(_images(child.rglob("*"), IMG_EXTENSIONS))
-    empty = [name for name, found in files.items() if not found]
-    if len(files) < 2 or empty:
-        what = f"the class folder '{empty[0]}' has no images" if empty else f"it has {len(files)} class folders"
-        raise InputError(f"{folder} must have two or more class folders with images in them, but {what}.")
-    labels = [label for label, found in enumerate(files.values()) for _ in found]
-    return tuple(files), [path for found in files.values() for path in found], labels
-
-
-def _images(paths: Iterable[Path], extensions: tuple[str, ...]) -> Iterable[Path]:
-    return (path for path in paths if path.suffix.lower() in extensions)
-
-
-def _indices(count: int) -> ImageSet:
-    """Return an image set of `count` empty images whose labels are their indices: a list to cut parts from."""
-    import torch
-
-    return ImageSet(torch.empty((count, 0), dtype=torch.uint8), torch.arange(count))
+        image = in_mode(file, "L" if self.grey else "RGB")
+        if self.size is None:
+            return image
+        return ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)

@@ -5,27 +5,120 @@ One file is one method: a frozen, keyword-only dataclass with `craft` and `loss`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from robust_nas.errors import InputError
 from robust_nas.registry import Group
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from robust_nas.distributed import World
     from robust_nas.threat import ThreatModel
+
+
+@dataclass
+class Memory:
+    """What a method remembers from step to step; it is saved and resumed with the training.
+
+    Args:
+        shared: values by name (tensors, numbers, mappings of them) that every rank computes alike.
+        tables: tensors [rows, ...] by name, of which every rank reads and writes the rows of its own batches only.
+    """
+
+    shared: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    _written: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def table(self, name: str, shape: tuple[int, ...], device: Any = "cpu") -> Tensor:
+        """Return a table, all zeros at first; read it by `table[batch.ids]`, and change it by `write` alone.
+
+        Raises:
+            InputError: if its shape has changed.
+        """
+        import torch
+
+        if name not in self.tables:
+            self.tables[name] = torch.zeros(shape, device=device)
+        if self.tables[name].shape != shape:
+            raise InputError(
+                f"What the training method remembers as '{name}' is of shape {list(self.tables[name].shape)}, but is "
+                f"needed as {list(shape)}: this method is not for images or batches whose size changes (train.phases)."
+            )
+        if name not in self._written:
+            self._written[name] = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        return self.tables[name]
+
+    def write(self, name: str, rows: Tensor, values: Tensor) -> None:
+        """Replace the rows [B] of a table by `values` [B, ...]."""
+        self.tables[name][rows] = values.detach()
+        self._written[name][rows] = True
+
+    def merge(self, world: World) -> None:
+        """Give every rank the rows that the others have written since the last time; each row has one writer."""
+        import torch
+
+        for name, written in self._written.items():
+            table = self.tables[name]
+            mine = written.view(-1, *[1] * (table.dim() - 1))
+            total = world.sum(torch.where(mine, table, torch.zeros_like(table)))
+            writers = world.sum(written.float()).view_as(mine)
+            self.tables[name] = torch.where(writers > 0, total, table)
+            written.zero_()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method gets in one step: this rank's part of a global batch.
+
+    Args:
+        images: [B, C, H, W], float32 in [0, 1], augmented.
+        labels: [B].
+        targets: what the loss compares predictions with: the labels [B], or probabilities of the classes [B, K] where
+            labels are smoothed or mixed. `F.cross_entropy` takes either.
+        threat: the threat model of this step (epsilon may still be growing).
+        seed: of all that is drawn in this step; ranks, steps and replays have seeds of their own.
+        ids: [B], the images' places in the training split, whatever the order of the epoch.
+        places: [B], the images' places in the global batch.
+        num_samples: images of the training split.
+        batch_size: images of the global batch.
+        memory: what the method keeps; the same object in every step.
+        mean: the mean of a tensor over all ranks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    threat: ThreatModel
+    seed: int
+    ids: Tensor
+    places: Tensor
+    num_samples: int
+    batch_size: int
+    memory: Memory
+    mean: Callable[[Tensor], Tensor] = lambda value: value
 
 
 @runtime_checkable
 class Method(Protocol):
-    """What every training method does."""
+    """What every training method does.
 
-    def craft(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int) -> Tensor:
-        """Return the images [B, C, H, W] to train on, made from a training batch; `model` is left as it was."""
+    What else the loop and the tests look for in it: `replays`, how many steps each batch is taken for; `watch`, the
+    fall of the robust accuracy in one epoch at which the training stops; `norm = "mixture"`, where clean and
+    adversarial images are to have batch norms of their own; `stays_in_ball = False`, where what is crafted may leave
+    the threat model.
+    """
 
-    def loss(self, forward: nn.Module, crafted: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def craft(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the images [B, C, H, W] to train on, detached; `model`, in training mode, is left as it was."""
+
+    def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
         """Return the batch's scalar loss.
 
-        `forward` is the model in training mode, possibly wrapped for several processes: call it exactly once.
+        `forward` maps images to logits [B, K] with the model in training mode. It remembers its result for a tensor,
+        so that what is added to a method's loss costs no pass of its own.
         """
 
 

@@ -2,89 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from robust_nas.attacks import Attack
-from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
+from robust_nas.models.mixture_norm import mix, plain_state, through, unmix
 from robust_nas.seeds import generator_at, seed_at
-from robust_nas.training import Method
-from robust_nas.training._augment import crop_and_flip
-from robust_nas.training.pgd_at import PGDAT
+from robust_nas.training import Batch, Memory
+from robust_nas.training._augment import crop_and_flip, cutout, mix_up
+from robust_nas.training._optimisers import make_optimiser
+from robust_nas.training._options import Average, Forward, added_losses, moved_weights
+from robust_nas.training._plan import Training
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
     from robust_nas.run_dir import Stage
     from robust_nas.threat import ThreatModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a network is trained.
-
-    Args:
-        method: what the examples and the loss are.
-        epochs: passes over the training split.
-        batch_size: global batch.
-        learning_rate: the largest learning rate of SGD with Nesterov momentum.
-        schedule: "one_cycle" rises linearly over the first `warm_up` share and falls linearly to 0; "cosine" rises
-            likewise and falls along a cosine; "piecewise" drops by 10 after 3/4 and again after 9/10 of the epochs.
-        warm_up: share of the steps in which the learning rate rises (one_cycle, cosine).
-        momentum: of SGD.
-        weight_decay: of all parameters.
-        epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
-        padding: random crops from images padded by this many zeros; 0 for none.
-        flip: random mirroring, left to right.
-        selection_attack: attacks the validation split after each epoch; the best epoch by robust accuracy is kept.
-
-    Raises:
-        InputError: for a value outside its range.
-    """
-
-    method: Method = field(default_factory=PGDAT)
-    epochs: int = 50
-    batch_size: int = 256
-    learning_rate: float = 0.1
-    schedule: Literal["one_cycle", "cosine", "piecewise"] = "one_cycle"
-    warm_up: float = 0.3
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    epsilon_ramp: float = 0.0
-    padding: int = 0
-    flip: bool = False
-    selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be at least 1, but got {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise InputError(f"train.learning_rate must be above 0, but got {self.learning_rate}.")
-        for name in ("warm_up", "momentum", "epsilon_ramp"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be in [0, 1), but got {getattr(self, name)}.")
-        for name in ("weight_decay", "padding"):
-            if getattr(self, name) < 0:
-                raise InputError(f"train.{name} must not be negative, but got {getattr(self, name)}.")
-
-    def learning_rate_at(self, share: float) -> float:
-        """Return the learning rate when a share of the steps, in [0, 1], is done."""
-        if self.schedule == "piecewise":
-            return self.learning_rate * (0.1 ** ((share >= 0.75) + (share >= 0.9)))
-        if share < self.warm_up:
-            return self.learning_rate * share / self.warm_up
-        falling = (share - self.warm_up) / (1 - self.warm_up)
-        left = 1 - falling if self.schedule == "one_cycle" else (1 + math.cos(math.pi * falling)) / 2
-        return self.learning_rate * left
 
 
 @dataclass(frozen=True)
@@ -109,66 +51,82 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
     2020, arXiv:2002.11569).
 
     Raises:
-        InputError: if a batch does not fit, or the loss is no longer a number.
+        InputError: if a batch does not fit, the loss is no longer a number, or a batch norm of a mixture is not used.
     """
     world, method = stage.world, training.method
-    wrapped = world.wrap(model)
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        training.learning_rate,
-        training.momentum,
-        weight_decay=training.weight_decay,
-        nesterov=training.momentum > 0,
-    )
+    if training.mixes:
+        mix(model)
+    memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
+    model.to(memory_format=memory_format)
+    called = torch.compile(model) if training.compile else model
+    assert isinstance(called, nn.Module)
+    wrapped = world.wrap(called)
+    optimiser = make_optimiser(model, training)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
+    average, memory = Average(model, training.ema), Memory()
+    watch, replays = getattr(method, "watch", 0.0), getattr(method, "replays", 1)
     done, state = stage.resume()
-    best: dict[str, Any] = {"epoch": 0, "clean": -1.0, "robust": -1.0}
+    history: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
-    last: dict[str, Any] = {}
     seconds, started = 0.0, time.monotonic()
     if state is not None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        best, best_weights, last, seconds = state["best"], state["best_weights"], state["last"], state["seconds"]
+        scaler.load_state_dict(state["scaler"])
+        average.values, average.steps = _on(world.device, state["average"]), state["average_steps"]
+        memory.shared, memory.tables = _on(world.device, state["shared"]), _on(world.device, state["tables"])
+        history, best_weights, seconds = state["history"], state["best_weights"], state["seconds"]
 
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
+        if _collapsed(history, watch):
+            break
         model.train()
-        batches = epoch_batches(len(data.train), training.batch_size, world, stage.seed, stage.name, epoch)
-        losses = []
-        for iteration, indices in enumerate(batches):
-            batch = data.train[indices]
-            place = (stage.name, epoch, iteration, "rank", world.rank)
-            images = crop_and_flip(
-                batch.images,
-                training.padding,
-                training.flip,
-                generator_at(batch.pixels.device, stage.seed, *place, "augment"),
-            )
-            ramped = threat.ramped((epoch + iteration / len(batches)) / training.epochs, training.epsilon_ramp)
-            crafted = method.craft(model, images, batch.labels, ramped, seed=seed_at(stage.seed, *place, "craft"))
-            loss = method.loss(wrapped, crafted, images, batch.labels)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+        losses: list[Tensor] = []
+        for share, batch in _batches(data, threat, training, memory, stage, epoch, replays):
+            cast = torch.autocast(world.device.type, _DTYPES[training.precision], training.precision != "float32")
+            with cast, through(model, "adversarial"):
+                crafted = method.craft(called, batch)
+
+            def loss_of(passes: nn.Module, crafted: Tensor = crafted, batch: Batch = batch, cast: Any = cast) -> Tensor:
+                forward = Forward(model, passes, batch.images, memory_format)
+                with cast:
+                    return method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
+
+            with moved_weights(model, training.awp, lambda loss_of=loss_of: loss_of(called), world.mean):  # type: ignore[misc]
+                loss = loss_of(wrapped)
+                optimiser.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+            if epoch == done and not losses:
+                _check_branches(model)
             for group in optimiser.param_groups:
-                group["lr"] = training.learning_rate_at((epoch + (iteration + 1) / len(batches)) / training.epochs)
-            optimiser.step()
+                group["lr"] = training.learning_rate_at(share)
+            scaler.step(optimiser)
+            scaler.update()
+            average.update()
             losses.append(loss.detach())
         world.mean_buffers(model)
+        average.agree(world.mean)
+        memory.merge(world)
         mean_loss = float(world.mean(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
             raise InputError(
                 f"The loss of {stage.name} is {mean_loss} in epoch {epoch + 1}; set train.learning_rate lower "
                 f"than {training.learning_rate}."
             )
-        result = evaluate(model, data.validation, threat, [training.selection_attack], stage=stage.within("validation"))
-        last = {"epoch": epoch + 1, "clean": result.clean_accuracy, "robust": result.robust_accuracy}
-        if (last["robust"], last["clean"]) > (best["robust"], best["clean"]):
-            best, best_weights = last, copy.deepcopy(model.state_dict())
+        with average.held(), through(model, training.serve):
+            result = evaluate(
+                model, data.validation, threat, [training.selection_attack], stage=stage.within("validation")
+            )
+            served = plain_state(model, training.serve)
+        history.append({"epoch": epoch + 1, "clean": result.clean_accuracy, "robust": result.robust_accuracy})
+        if _best(history) is history[-1]:
+            best_weights = served
         seconds, started = seconds + time.monotonic() - started, time.monotonic()
         stage.log(
             epoch + 1,
             loss=mean_loss,
-            validation_clean=last["clean"],
-            validation_robust=last["robust"],
+            validation_clean=result.clean_accuracy,
+            validation_robust=result.robust_accuracy,
             learning_rate=training.learning_rate_at((epoch + 1) / training.epochs),
             seconds=seconds,
         )
@@ -177,20 +135,125 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
             {
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
-                "best": best,
+                "scaler": scaler.state_dict(),
+                "average": average.values,
+                "average_steps": average.steps,
+                "shared": memory.shared,
+                "tables": memory.tables,
+                "history": history,
                 "best_weights": best_weights,
-                "last": last,
                 "seconds": seconds,
             },
         )
-    last_weights = copy.deepcopy(model.state_dict())
+        if _collapsed(history, watch):
+            stage.progress.say(
+                f"{stage.name}: stopped, as the robust accuracy fell from {history[-2]['robust']:.1%} to "
+                f"{history[-1]['robust']:.1%} in epoch {epoch + 1}; the weights of epoch {_best(history)['epoch']} "
+                "are kept."
+            )
+    with average.held():
+        last_weights = plain_state(model, training.serve)
+    unmix(model, training.serve)
     model.load_state_dict(best_weights)
     model.eval()
+    best, last = _best(history), history[-1]
     record = {
         "epochs": training.epochs,
         "best_epoch": best["epoch"],
         "validation": {"clean": best["clean"], "robust": best["robust"]},
         "last": {"clean": last["clean"], "robust": last["robust"]},
+        # Set where the watch has ended the training: the epoch whose robust accuracy had fallen.
+        "collapsed": last["epoch"] if _collapsed(history, watch) else None,
         "seconds": seconds,
     }
     return Fitted(model, last_weights, record)
+
+
+def _batches(
+    data: Dataset,
+    threat: ThreatModel,
+    training: Training,
+    memory: Memory,
+    stage: Stage,
+    epoch: int,
+    replays: int,
+) -> Iterator[tuple[float, Batch]]:
+    """Give this rank's augmented batches of an epoch, each with the share of the training that is done after it."""
+    world, phase, num_classes = stage.world, training.phase_at(epoch), len(data.classes)
+    size = phase.batch_size or training.batch_size
+    indices = epoch_batches(len(data.train), size, world, stage.seed, stage.name, epoch)
+    read = data.train.batches(indices, size=phase.size, seed=seed_at(stage.seed, stage.name, epoch, "read"))
+    places = torch.arange(world.rank, size, world.size, device=world.device)
+    steps = len(indices) * replays
+    for iteration, (ids, part) in enumerate(zip(indices, read, strict=True)):
+        place = (stage.name, epoch, iteration, "rank", world.rank)
+        generator = generator_at(world.device, stage.seed, *place, "augment")
+        images, targets = crop_and_flip(part.images, training.padding, training.flip, generator), part.labels
+        if training.cutout:
+            images = cutout(images, training.cutout, generator)
+        if training.mix_up:
+            images, targets = mix_up(images, part.labels, num_classes, training.mix_up, generator)
+        if training.label_smoothing:
+            targets = _smoothed(targets, num_classes, training.label_smoothing)
+        for replay in range(replays):
+            step = iteration * replays + replay
+            ramped = threat.ramped((epoch + step / steps) / training.epochs, training.epsilon_ramp)
+            # The first replay of a batch draws what a method without replays draws.
+            again = (replay,) if replay else ()
+            seed = seed_at(stage.seed, *place, *again, "craft")
+            yield (
+                (epoch + (step + 1) / steps) / training.epochs,
+                Batch(
+                    images=images,
+                    labels=part.labels,
+                    targets=targets,
+                    threat=ramped,
+                    seed=seed,
+                    ids=ids.to(world.device),
+                    places=places,
+                    num_samples=len(data.train),
+                    batch_size=size,
+                    memory=memory,
+                    mean=world.mean,
+                ),
+            )
+
+
+def _smoothed(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return probabilities [B, K] with a part of each label spread over all classes."""
+    sharp = targets if targets.is_floating_point() else F.one_hot(targets, num_classes).float()
+    return (1 - smoothing) * sharp + smoothing / num_classes
+
+
+def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first epoch of the best robust accuracy, and of these the best clean one, on validation images."""
+    return max(history, key=lambda row: (row["robust"], row["clean"]))
+
+
+def _collapsed(history: list[dict[str, Any]], watch: float) -> bool:
+    """Whether the robust accuracy has fallen by `watch` in an epoch (catastrophic overfitting, arXiv:2001.03994)."""
+    return bool(watch) and len(history) > 1 and history[-2]["robust"] - history[-1]["robust"] >= watch
+
+
+def _check_branches(model: nn.Module) -> None:
+    unused = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None and parameter.requires_grad
+    ]
+    for branch in ("clean", "adversarial"):
+        if any(f".{branch}." in f".{name}" for name in unused):
+            raise InputError(
+                f"No image goes through the {branch} batch norm of the mixture; set train.clean_weight above 0, or "
+                "train.norm to 'batch'."
+            )
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """Return nested tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _on(device, item) for key, item in value.items()}
+    return [_on(device, item) for item in value] if isinstance(value, list) else value
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
-
-if TYPE_CHECKING:
-    from robust_nas.threat import ThreatModel
+from robust_nas.training import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +23,10 @@ class PGDAT:
 
     attack: Attack = field(default_factory=lambda: PGD(steps=10, step_size=2 / 255))
 
-    def craft(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int) -> Tensor:
+    def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return adversarial examples of the whole batch."""
-        return self.attack.perturb(model, images, labels, threat, seed=seed)
+        return self.attack.perturb(model, batch.images, batch.labels, batch.threat, seed=batch.seed)
 
-    def loss(self, forward: nn.Module, crafted: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy at the crafted images."""
-        return F.cross_entropy(forward(crafted), labels)
+        return F.cross_entropy(forward(crafted), batch.targets)

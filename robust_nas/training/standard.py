@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from robust_nas.threat import ThreatModel
+from robust_nas.training import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standard:
     """Cross-entropy on clean images."""
 
-    def craft(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int) -> Tensor:
+    def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the images as they are."""
-        return images
+        return batch.images
 
-    def loss(self, forward: nn.Module, crafted: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy."""
-        return F.cross_entropy(forward(crafted), labels)
+        return F.cross_entropy(forward(crafted), batch.targets)

@@ -15,12 +15,13 @@ from robust_nas.errors import InputError
 
 
 def options(name: str, folder: Path, shared: Path) -> dict[str, Any]:
-    if name == "folder":
-        for label, number in np.ndindex(2, 10):
-            path = folder / str(label) / f"{number}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(np.random.default_rng([label, number]).integers(0, 256, (6, 6, 3), np.uint8)).save(path)
-        return {"root": folder}
+    if name in ("folder", "imagenet"):
+        for split, label, number in np.ndindex(2 if name == "imagenet" else 1, 2, 10):
+            path = folder / (("train", "val")[split] if name == "imagenet" else "") / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw = np.random.default_rng([label, number, split])
+            Image.fromarray(draw.integers(0, 256, (6, 6, 3), np.uint8)).save(path)
+        return {"root": folder, **({"size": 6, "validation_size": 4, "workers": 0} if name == "imagenet" else {})}
     return {} if name == "digits" else {"root": shared, "download": False}
 
 
@@ -28,19 +29,22 @@ def options(name: str, folder: Path, shared: Path) -> dict[str, Any]:
 def test_a_data_set_gives_the_same_disjoint_splits_of_bytes_every_time(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    shared = request.getfixturevalue("shared_data") if name not in ("digits", "folder") else tmp_path
+    shared = request.getfixturevalue("shared_data") if name not in ("digits", "folder", "imagenet") else tmp_path
     chosen = options(name, tmp_path, shared)
     try:
         data, again = (datasets.load(name, **chosen) for _ in range(2))
     except InputError as error:
         pytest.skip(f"{name} is not among the real data here: {error}")
     for split in ("train", "validation", "test"):
-        part, same = getattr(data, split), getattr(again, split)
+        # Training images may be in files; [:] reads them.
+        part, same = getattr(data, split)[:], getattr(again, split)[:]
         assert part.pixels.dtype == torch.uint8 and part.pixels.shape[1:] == data.image_shape
         assert torch.equal(part.pixels, same.pixels) and torch.equal(part.labels, same.labels)
         assert int(part.labels.min()) >= 0 and int(part.labels.max()) < len(data.classes)
         images = part[:50].images
         assert images.dtype == torch.float32 and float(images.min()) >= 0 and float(images.max()) <= 1
-    train, validation = ({image.numpy().tobytes() for image in part.pixels} for part in (data.train, data.validation))
+    train, validation = (
+        {image.numpy().tobytes() for image in part[:].pixels} for part in (data.train, data.validation)
+    )
     # Two images may be equal by chance; splits that overlap share many.
     assert len(train & validation) <= len(validation) // 50

@@ -21,7 +21,8 @@ from robust_nas.evaluation.masking import _stronger_beyond_chance, linearity_err
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.threat import ThreatModel
-from robust_nas.training._loop import Training, fit
+from robust_nas.training._loop import fit
+from robust_nas.training._plan import Training
 from robust_nas.training.pgd_at import PGDAT
 
 # A whole number of the 255 steps between black and white: the images' own pixels, and FGSM's, are on that grid.

@@ -16,7 +16,8 @@ from robust_nas.run_dir import Stage, read_metrics
 from robust_nas.seeds import seeded
 from robust_nas.threat import ThreatModel
 from robust_nas.training._augment import crop_and_flip
-from robust_nas.training._loop import Training, fit
+from robust_nas.training._loop import fit
+from robust_nas.training._plan import Training
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard
 

@@ -1,0 +1,81 @@
+"""ImageNet: photographs in 1,000 classes (ILSVRC 2012; Russakovsky et al. 2015, arXiv:1409.0575)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from robust_nas.datasets import Dataset
+from robust_nas.datasets._splits import train_validation_test
+from robust_nas.errors import InputError
+
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+"""Of the training images' channels, as published with torchvision's models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNet:
+    """Images in `root/train/<class>/*` and `root/val/<class>/*`: ImageNet, or any subset of its classes.
+
+    Training images stay in their files, and are decoded when they are needed. The official validation images test, as
+    is usual; those that validate are cut out of the training images, and both are read into memory: the shorter side
+    resized to size * 256 / 224, the centre cut out.
+
+    Args:
+        root: the folder.
+        size: pixels a side.
+        train_size: training images to use; all that validation leaves, if not given.
+        validation_size: validation images.
+        test_size: test images to use; all, if not given.
+        workers: processes that decode, for each process of the run; 0 decodes in the run's own.
+        memory: the largest size that validation and test images together may take in memory, in bytes.
+    """
+
+    root: Path
+    size: int = 224
+    train_size: int | None = None
+    validation_size: int = 5000
+    test_size: int | None = None
+    workers: int = 8
+    memory: int = 8 * 2**30
+
+    def load_splits(self) -> Dataset:
+        """List the training images, and read those that validate and test."""
+        import torch
+
+        from robust_nas.datasets._files import ClassFolders, ImageFiles, check_memory
+
+        root = self.root.expanduser().resolve()
+        absent = [name for name in ("train", "val") if not (root / name).is_dir()]
+        if absent:
+            raise InputError(
+                f"ImageNet is not in {root} (there is no folder '{absent[0]}'), and cannot be downloaded without an "
+                "account: get ILSVRC 2012 from https://image-net.org/download.php, and unpack it to "
+                "train/<class>/*.JPEG and val/<class>/*.JPEG there."
+            )
+        files, test_files = ClassFolders.of(root / "train"), ClassFolders.of(root / "val")
+        files.check_same_classes(test_files)
+        parts = train_validation_test(
+            files.indices(), test_files.indices(), "ImageNet", self.train_size, self.validation_size, self.test_size
+        )
+        check_memory(
+            len(parts[1]) + len(parts[2]),
+            (3, self.size, self.size),
+            self.memory,
+            "set data.size, data.validation_size or data.test_size lower",
+        )
+        train, validation, test = (
+            ImageFiles.of(
+                listed.paths,
+                listed.labels,
+                self.size,
+                workers=self.workers,
+                statistics=(torch.tensor(MEAN), torch.tensor(DEVIATION)),
+            ).part(part.labels)
+            for listed, part in zip((files, files, test_files), parts, strict=True)
+        )
+        count = len(files.classes)
+        # Results on some of the classes are not results on ImageNet.
+        name = "imagenet" if count == 1000 else f"imagenet-{count}"
+        return Dataset(name, files.classes, train, validation.in_memory(), test.in_memory())

@@ -1,0 +1,84 @@
+"""Mixture batch norm: one set of statistics for clean images and one for adversarial ones.
+
+Xie and Yuille 2020 (arXiv:1906.03787, section 4.1); AdvProp's auxiliary batch norm (Xie et al. 2020, arXiv:1911.09665).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor, nn
+
+Branch = Literal["clean", "adversarial"]
+
+
+class MixtureBatchNorm2d(nn.Module):
+    """Two batch norms, weights included, of which one is in use.
+
+    Args:
+        norm: what both begin as.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.clean, self.adversarial = norm, copy.deepcopy(norm)
+        self.branch: Branch = "adversarial"
+
+    @property
+    def in_use(self) -> nn.BatchNorm2d:
+        """The batch norm that the images go through."""
+        return self.clean if self.branch == "clean" else self.adversarial
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.in_use(x)
+
+
+def mix(model: nn.Module) -> None:
+    """Put a mixture in place of every `nn.BatchNorm2d` in `model`."""
+    _replace(model, lambda module: MixtureBatchNorm2d(module) if type(module) is nn.BatchNorm2d else None)
+
+
+def unmix(model: nn.Module, branch: Branch) -> None:
+    """Put a branch in place of every mixture in `model`, which is then the plain network again."""
+    _replace(model, lambda module: getattr(module, branch) if isinstance(module, MixtureBatchNorm2d) else None)
+
+
+def _replace(model: nn.Module, replacement) -> None:  # type: ignore[no-untyped-def]
+    for parent in list(model.modules()):
+        if not isinstance(parent, MixtureBatchNorm2d):
+            for name, child in list(parent.named_children()):
+                if (other := replacement(child)) is not None:
+                    setattr(parent, name, other)
+
+
+@contextlib.contextmanager
+def through(model: nn.Module, branch: Branch) -> Iterator[None]:
+    """Send the images through a branch; a model without mixtures is not touched."""
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureBatchNorm2d)]
+    before = [mixture.branch for mixture in mixtures]
+    try:
+        for mixture in mixtures:
+            mixture.branch = branch
+        yield
+    finally:
+        for mixture, old in zip(mixtures, before, strict=True):
+            mixture.branch = old
+
+
+def plain_state(model: nn.Module, branch: Branch) -> dict[str, Tensor]:
+    """Return copies of the parameters and buffers of what `unmix(model, branch)` would leave."""
+    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if isinstance(module, MixtureBatchNorm2d):
+            prefix = f"{name}." if name else ""
+            for key in module.in_use.state_dict():
+                kept, other = (f"{prefix}{each}.{key}" for each in (branch, _OTHER[branch]))
+                state[f"{prefix}{key}"] = state.pop(kept)
+                del state[other]
+    return state
+
+
+_OTHER: dict[str, str] = {"clean": "adversarial", "adversarial": "clean"}

@@ -1,0 +1,73 @@
+"""What a training step costs, counted in forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from robust_nas.models.mixture_norm import through
+from robust_nas.training import Batch
+from robust_nas.training._options import Forward, added_losses, moved_weights
+
+if TYPE_CHECKING:
+    from robust_nas.training._plan import Training
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the multiplications of convolutions and matrix products, by torch's own formulas.
+
+    Not `FlopCounterMode`: what it does to assign operations to modules fails in `autograd.grad` to the images.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Return how many multiplications and additions of convolutions and matrix products a call computes."""
+    with _Operations() as counter:
+        work()
+    return counter.count
+
+
+def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> float:
+    """Return the operations of one optimiser step, as a multiple of those of one forward pass of the batch.
+
+    A forward pass is 1, a backward pass to the images 1 more, a backward pass to images and weights 2 more: counted
+    are the products that are really computed, so that PGD-k training costs 2k + 3 and
+    not 3k + 3 if nothing needless is differentiated.
+
+    Args:
+        model: in training mode; its gradients and batch-norm statistics are changed.
+        batch: with a memory of its own.
+    """
+
+    def step() -> None:
+        with through(model, "adversarial"):
+            crafted = training.method.craft(model, batch)
+
+        def loss() -> torch.Tensor:
+            forward = Forward(model, model, batch.images, torch.contiguous_format)
+            return training.method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
+
+        with moved_weights(model, training.awp, loss, lambda value: value):
+            loss().backward()
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(batch.images)
+
+    once = operations(forward)
+    return operations(step) / once

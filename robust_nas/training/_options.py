@@ -1,0 +1,132 @@
+"""What composes with every training method: the forward pass it is given, added losses, moved and averaged weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nas.models.mixture_norm import through
+from robust_nas.training import Batch
+
+if TYPE_CHECKING:
+    from robust_nas.training._plan import Training
+
+
+class Forward:
+    """The forward pass of one step; logits are remembered by the tensor that they are of.
+
+    Clean images go through a mixture's clean batch norm, all others through its adversarial one.
+
+    Args:
+        model: what `through` finds the mixtures in.
+        wrapped: the model as it is called: compiled, or averaging gradients over ranks.
+        clean: the batch's own images.
+    """
+
+    def __init__(self, model: nn.Module, wrapped: nn.Module, clean: Tensor, memory_format: torch.memory_format) -> None:
+        self._model, self._wrapped, self._clean, self._format = model, wrapped, clean, memory_format
+        self._known: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits [B, K], float32, of images [B, C, H, W]."""
+        for known, logits in self._known:
+            if known is images:
+                return logits
+        with through(self._model, "clean" if images is self._clean else "adversarial"):
+            logits = self._wrapped(images.contiguous(memory_format=self._format)).float()
+        self._known.append((images, logits))
+        return logits
+
+
+def added_losses(training: Training, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
+    """Return what clean images and logit pairing add to a method's loss."""
+    loss = torch.zeros((), device=crafted.device)
+    if training.clean_weight:
+        loss = loss + training.clean_weight * F.cross_entropy(forward(batch.images), batch.targets)
+    if training.pairing:
+        loss = loss + training.pairing * F.mse_loss(forward(crafted), forward(batch.images))
+    return loss
+
+
+@contextlib.contextmanager
+def moved_weights(
+    model: nn.Module, gamma: float, loss: Callable[[], Tensor], mean: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Move the weights up the loss by gamma of their norm, and put them back (AWP, arXiv:2004.05884, equations 8, 9).
+
+    Only weights of more than one dimension move. The loss that they are moved along leaves the buffers as they were.
+
+    Args:
+        gamma: the size of the move; 0 for none.
+        loss: the loss at the present weights; not for what is averaged over ranks in backward.
+        mean: the mean over ranks, so that all move alike.
+    """
+    if not gamma:
+        yield
+        return
+    weights = [weight for weight in model.parameters() if weight.dim() > 1]
+    kept = [weight.detach().clone() for weight in weights]
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                gradient = mean(gradient)
+                weight.add_(gradient, alpha=gamma * float(weight.norm() / gradient.norm().clamp_min(1e-20)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
+
+
+class Average:
+    """The running mean of a model's parameters and buffers, with decay min(largest, (t + 1) / (t + 10)) after t steps.
+
+    Args:
+        model: whose; the mean begins as it is.
+        largest: decay; 0 keeps no mean, and `held` is then the model itself.
+    """
+
+    def __init__(self, model: nn.Module, largest: float) -> None:
+        self._model, self._largest, self.steps = model, largest, 0
+        self.values = {name: value.clone() for name, value in model.state_dict().items()} if largest else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model as it is after a step."""
+        decay = min(self._largest, (self.steps + 1) / (self.steps + 10))
+        self.steps += 1
+        for name, value in self._model.state_dict().items() if self._largest else ():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)
+
+    @torch.no_grad()
+    def agree(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace the means of floating point buffers by their mean over ranks."""
+        for name, _ in self._model.named_buffers():
+            if name in self.values and self.values[name].is_floating_point():
+                self.values[name].copy_(mean(self.values[name]))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Give the model the mean, and its own values back afterwards."""
+        if not self._largest:
+            yield
+            return
+        own = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self._model.load_state_dict(self.values)
+        try:
+            yield
+        finally:
+            self._model.load_state_dict(own)

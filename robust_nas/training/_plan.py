@@ -1,0 +1,204 @@
+"""How a network is trained: the settings of a recipe's [train] section."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from robust_nas.attacks import Attack
+from robust_nas.attacks._model_state import check_choice
+from robust_nas.attacks.pgd import PGD
+from robust_nas.errors import InputError
+from robust_nas.models.mixture_norm import Branch
+from robust_nas.training import Method
+from robust_nas.training.pgd_at import PGDAT
+
+Schedule = Literal["one_cycle", "cosine", "piecewise", "cyclic", "linear"]
+OptimiserName = Literal["sgd", "adamw", "lars", "lamb"]
+Norm = Literal["batch", "mixture"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a training with its own resolution and batch.
+
+    Args:
+        epochs: how many.
+        size: pixels a side of the training images; what the data set gives, if not given.
+        batch_size: global batch; the training's, if not given.
+    """
+
+    epochs: int
+    size: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "size", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"train.phases: {name} must be at least 1, but got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knot:
+    """A learning rate at a point of the training, given in epochs."""
+
+    epoch: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained.
+
+    Args:
+        method: what the examples and the loss are.
+        epochs: passes over the training split; the sum of the phases', where there are some.
+        batch_size: global batch.
+        phases: parts with resolutions and batches of their own, one after the other.
+        optimiser: "sgd" (Nesterov), "adamw", or for large batches "lars" (You et al. 2017, arXiv:1708.03888) or "lamb"
+            (You et al. 2020, arXiv:1904.00962).
+        learning_rate: the largest learning rate.
+        schedule: "one_cycle" rises linearly over the first `warm_up` share and falls linearly to 0; "cosine" rises
+            likewise and falls along a cosine; "cyclic" rises and falls linearly, `cycles` times, each rise as long as
+            its fall; "piecewise" drops by 10 at each of `milestones`; "linear" joins `knots` by straight lines.
+        warm_up: share of the steps in which the learning rate rises (one_cycle, cosine).
+        cycles: of "cyclic".
+        milestones: shares of the epochs (piecewise).
+        knots: learning rates by epoch, in order (linear).
+        momentum: of sgd and lars.
+        weight_decay: of all parameters.
+        epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
+        padding: random crops from images padded by this many zeros; 0 for none.
+        flip: random mirroring, left to right.
+        cutout: side of a square hole in each image, in pixels; 0 for none (arXiv:1708.04552).
+        mix_up: alpha of the Beta distribution by which two images and their labels are mixed; 0 for none
+            (arXiv:1710.09412).
+        label_smoothing: the part of each label that is spread over all classes.
+        norm: "mixture" gives clean and adversarial images batch norms of their own (arXiv:1906.03787); "batch" gives
+            all one; if not given, what the method asks for.
+        serve: whose batch norm of a mixture the trained network keeps: "adversarial" or "clean".
+        clean_weight: weight of the clean images' cross-entropy, which is added to the method's loss. With a mixture
+            and 1: AdvProp (arXiv:1911.09665).
+        pairing: weight of the mean squared difference between the logits of crafted and clean images (adversarial
+            logit pairing, arXiv:1803.06373).
+        awp: how far weights are moved up the loss before each step, as a share of their norm (adversarial weight
+            perturbation, arXiv:2004.05884); the paper's values are 0.01 with pgd_at and 0.005 with trades.
+        ema: largest decay of the running mean of weights and buffers, which is then what is evaluated and kept; 0 for
+            none. After t steps the decay is at most (t + 1) / (t + 10).
+        precision: "float32", or "bfloat16" or "float16" of the passes through the network; images, changes,
+            projections and weights are float32.
+        channels_last: whether images and weights lie in memory channel by channel last, which convolutions of
+            accelerators prefer.
+        compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
+        selection_attack: attacks the validation split after each epoch; the best epoch by robust accuracy is kept.
+
+    Raises:
+        InputError: for a value outside its range, or settings that contradict each other.
+    """
+
+    method: Method = field(default_factory=PGDAT)
+    epochs: int = 50
+    batch_size: int = 256
+    phases: tuple[Phase, ...] = ()
+    optimiser: OptimiserName = "sgd"
+    learning_rate: float = 0.1
+    schedule: Schedule = "one_cycle"
+    warm_up: float = 0.3
+    cycles: int = 1
+    milestones: tuple[float, ...] = (0.75, 0.9)
+    knots: tuple[Knot, ...] = ()
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    epsilon_ramp: float = 0.0
+    padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+    mix_up: float = 0.0
+    label_smoothing: float = 0.0
+    norm: Norm | None = None
+    serve: Branch = "adversarial"
+    clean_weight: float = 0.0
+    pairing: float = 0.0
+    awp: float = 0.0
+    ema: float = 0.0
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "cycles"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} must be at least 1, but got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise InputError(f"train.learning_rate must be above 0, but got {self.learning_rate}.")
+        for name in ("warm_up", "momentum", "epsilon_ramp", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"train.{name} must be in [0, 1), but got {getattr(self, name)}.")
+        for name in ("weight_decay", "padding", "cutout", "mix_up", "clean_weight", "pairing", "awp"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"train.{name} must not be negative, but got {getattr(self, name)}.")
+        for name, choices in (
+            ("optimiser", OptimiserName),
+            ("schedule", Schedule),
+            ("precision", Precision),
+            ("serve", Branch),
+        ):
+            check_choice(f"train.{name}", getattr(self, name), choices)
+        if self.norm is not None:
+            check_choice("train.norm", self.norm, Norm)
+        if self.phases and (total := sum(phase.epochs for phase in self.phases)) != self.epochs:
+            raise InputError(
+                f"train.phases have {total} epochs together, but train.epochs is {self.epochs}; set it so."
+            )
+        if self.schedule == "linear":
+            epochs = [knot.epoch for knot in self.knots]
+            if len(epochs) < 2 or epochs != sorted(set(epochs)) or epochs[0] != 0 or epochs[-1] != self.epochs:
+                raise InputError(
+                    f"train.knots of the linear schedule must have rising epochs from 0 to {self.epochs} "
+                    f"(train.epochs), but got {epochs}."
+                )
+        if self.serve == "clean" and not self.mixes:
+            raise InputError("train.serve 'clean' chooses a branch of a mixture; set train.norm to 'mixture' as well.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the network is trained with mixture batch norms."""
+        return (self.norm or getattr(self.method, "norm", "batch")) == "mixture"
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The global batch of every phase."""
+        return [phase.batch_size or self.batch_size for phase in self.phases] or [self.batch_size]
+
+    def phase_at(self, epoch: int) -> Phase:
+        """Return the phase of an epoch, counted from 0, with its batch size."""
+        left = epoch
+        for phase in self.phases:
+            if left < phase.epochs:
+                return Phase(epochs=phase.epochs, size=phase.size, batch_size=phase.batch_size or self.batch_size)
+            left -= phase.epochs
+        return Phase(epochs=self.epochs, batch_size=self.batch_size)
+
+    def learning_rate_at(self, share: float) -> float:
+        """Return the learning rate when a share of the epochs, in [0, 1], is done."""
+        if self.schedule == "piecewise":
+            return self.learning_rate * 0.1 ** sum(share >= milestone for milestone in self.milestones)
+        if self.schedule == "cyclic":
+            place = math.fmod(share * self.cycles, 1.0)
+            return self.learning_rate * (1 - abs(2 * place - 1))
+        if self.schedule == "linear":
+            epoch = share * self.epochs
+            for left, right in zip(self.knots, self.knots[1:], strict=False):
+                if epoch <= right.epoch:
+                    between = (epoch - left.epoch) / (right.epoch - left.epoch)
+                    return left.learning_rate + between * (right.learning_rate - left.learning_rate)
+            return self.knots[-1].learning_rate
+        if share < self.warm_up:
+            return self.learning_rate * share / self.warm_up
+        falling = (share - self.warm_up) / (1 - self.warm_up)
+        left_over = 1 - falling if self.schedule == "one_cycle" else (1 + math.cos(math.pi * falling)) / 2
+        return self.learning_rate * left_over
