@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import config, derivation, ensembles, evaluation, intake, pipeline, recipe, searches, spaces
+from robust_nas import config, derivation, ensembles, evaluation, intake, pipeline, searches, spaces
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet
@@ -20,6 +20,8 @@ from robust_nas.ensembles import Ensemble
 from robust_nas.errors import InputError
 from robust_nas.evaluation import Evaluation
 from robust_nas.progress import Progress
+from robust_nas.recipe import from_table
+from robust_nas.recipe import load as load_recipe
 from robust_nas.run_dir import RunDir, Stage
 from robust_nas.seeds import seeded
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from robust_nas.searches import SearchResult
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel
+    from robust_nas.training import Method
 
 
 def search(
@@ -52,26 +55,42 @@ def derive(
 
 
 def train(
-    architecture: Architecture | str,
+    architecture: Architecture | str | nn.Module,
     data: Dataset,
     threat: ThreatModel,
     *,
     space: Space | str = "nasbench201",
-    method: str | dict[str, Any] = "pgd_at",
+    method: str | dict[str, Any] | Method | None = None,
     seed: int = 0,
+    recipe: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Train an architecture from scratch and return the epoch that is most robust on the validation split.
 
-    `options` are the fields of the recipe's [train] section (`epochs`, `batch_size`, `learning_rate`, ...).
+        rn.train("|nor_conv_3x3~0|+...", data, threat, method="trades", epochs=20)
+        rn.train(torchvision.models.resnet18(num_classes=10), data, threat, recipe="fast-cifar10")
+
+    Args:
+        architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
+            of `data`. A module is trained in place, from the weights that it has.
+        method: how examples are crafted and what the loss is; `pgd_at`, if neither it nor a recipe is given.
+        recipe: whose [train] section gives what is not given here.
+        options: fields of the recipe's [train] section (`epochs`, `batch_size`, `learning_rate`, `awp`, ...).
+
+    Raises:
+        InputError: for an unknown or wrong option, a module that cannot be trained, or what the training raises.
     """
     from robust_nas.training._loop import fit
     from robust_nas.training._plan import Training
 
+    section = config.to_dict(load_recipe(recipe).train) if recipe else {}
+    plan = config.build(Training, {**section, **({} if method is None else {"method": method}), **options}, "train")
+    stage = _stage("train", seed, data)
+    if isinstance(architecture, nn.Module):
+        intake.check_model(architecture)
+        return fit(architecture, data, threat, plan, stage).model
     space = spaces.load(space) if isinstance(space, str) else space
     architecture = space.parse(architecture) if isinstance(architecture, str) else architecture
-    plan = config.build(Training, {"method": method, **options}, "train")
-    stage = _stage("train", seed, data)
     with seeded(seed, "train"):
         model = space.network(architecture, data).to(data.train.device)
     return fit(model, data, threat, plan, stage).model
@@ -201,7 +220,7 @@ def write_report(path: Path | str) -> Path:
 
 def run(name: str, *overrides: str, out: Path | str = "runs", data_root: Path | None = None) -> Run:
     """Run a recipe in a new run folder, as `robust-nas run` does, and return it."""
-    job = pipeline.start(recipe.load(name, overrides, data_root=data_root), Path(out), Progress(), [name, *overrides])
+    job = pipeline.start(load_recipe(name, overrides, data_root=data_root), Path(out), Progress(), [name, *overrides])
     pipeline.run(job)
     return load_run(job.folder.path)
 
@@ -232,7 +251,7 @@ class Run:
 def load_run(path: Path | str) -> Run:
     """Return the models and records of a run folder whose training is finished."""
     folder = RunDir.open(path)
-    saved = recipe.from_table(config.read_toml(folder / "config.toml"), str(folder.path))
+    saved = from_table(config.read_toml(folder / "config.toml"), str(folder.path))
     job = pipeline.Job(saved, folder, World(), Progress(quiet=True))
     return Run(folder.path, job.data, pipeline.load_models(job), saved.threat)
 

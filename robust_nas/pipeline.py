@@ -25,7 +25,7 @@ from robust_nas.ensembles import Ensemble
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError
-from robust_nas.evaluation import costs_text, save_examples
+from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.progress import Progress
 from robust_nas.recipe import Recipe
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
@@ -221,6 +221,7 @@ def attack(job: Job) -> None:
     """Attack every trained model on the test images; write evaluation.json and evaluation.parquet."""
     best, models = best_single(job), load_models(job)
     for name, model in models.items():
+        _attack_last(job, name)
         _attack_one(job, name, model, strongest=name == best)
     if job.world.is_main:
         save_examples(
@@ -246,6 +247,31 @@ def attack_after_costs(job: Job) -> None:
 
 def _attacked_images(job: Job) -> ImageSet:
     return job.data.test[: job.recipe.evaluation.num_images]
+
+
+def _attack_last(job: Job, name: str) -> None:
+    """Attack a network as it was after its last epoch and add it to evaluation.json, unless it is there.
+
+    Beside the best epoch, it shows what robust overfitting costs (Rice et al. 2020, arXiv:2002.11569).
+    """
+    done = job.read("evaluation.json") if job.has("evaluation.json") else {"models": {}}
+    if name in done.get("last_epoch", {}):
+        return
+    recipe, stage = job.recipe, job.stage(f"attack-{name}-last")
+    weights = job.folder / "checkpoints" / f"{name}-last.safetensors"
+    model = intake.trained_network(recipe.space, chosen_architectures(job)[name], job.data, weights)
+    named, size = recipe.evaluation.named(strongest=False), recipe.evaluation.batch_size
+    result = evaluate(
+        model.to(job.world.device),
+        _attacked_images(job),
+        recipe.threat,
+        list(named.values()),
+        labels=list(named),
+        batch_size=size,
+        stage=stage,
+    )
+    job.write("evaluation.json", {**done, "last_epoch": {**done.get("last_epoch", {}), name: result.summary()}})
+    stage.finish()
 
 
 def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import robust_nas as rn
 from robust_nas.attacks.fgsm import FGSM
@@ -42,3 +43,19 @@ def test_a_wrong_option_is_named(tmp_path: Path) -> None:
         rn.search("nasbench201", data, threat, epoch=1)
     with pytest.raises(InputError, match="not a run folder"):
         rn.write_report(tmp_path)
+
+
+def test_a_module_of_ones_own_is_trained_in_place_with_a_recipes_settings() -> None:
+    digits, threat = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.1)
+    data = dataclasses.replace(digits, train=digits.train[:256], validation=digits.validation[:40])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before = rn.evaluate(model, data.validation, threat, attacks=["fgsm"]).clean_accuracy
+    quick = {"epochs": 8, "padding": 0, "flip": False, "precision": "float32", "batch_size": 32}
+    trained = rn.train(model, data, threat, recipe="fast-cifar10", **quick)
+    assert trained is model
+    assert rn.evaluate(model, data.validation, threat, attacks=["fgsm"]).clean_accuracy > before + 0.3
+
+
+def test_a_root_may_be_given_as_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="MNIST is not"):
+        rn.datasets.load("mnist", root=str(tmp_path), download=False)

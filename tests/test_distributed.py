@@ -17,12 +17,15 @@ from torch.nn import functional as F
 
 from robust_nas import datasets, spaces
 from robust_nas.attacks.pgd import PGD
+from robust_nas.config import build
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.run_dir import Stage, load_state
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.threat import ThreatModel
+from robust_nas.training._loop import fit
+from robust_nas.training._plan import Training
 
 
 def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path) -> None:
@@ -180,3 +183,53 @@ def test_two_processes_give_the_alpha_of_one_process_with_the_same_global_batch(
 def test_an_accelerator_that_is_not_there_is_refused_and_never_replaced_by_the_cpu() -> None:
     with pytest.raises(InputError, match="device=cpu"):
         World.start("cuda")
+
+
+def _state_of_training(method: str | dict[str, Any], folder: Path, **options: Any) -> Callable[[World], Any]:
+    def train(world: World) -> Any:
+        digits = datasets.load("digits")
+        data = dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:16])
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        plan = build(Training, {"method": method, "epochs": 2, "batch_size": 16, **options})
+        stage = Stage("train", 0, world, Progress(quiet=True), folder)
+        fitted = fit(model, data, ThreatModel(epsilon=0.1), plan, stage)
+        state = load_state(folder / "checkpoints" / "train.state.safetensors")["state"] if world.is_main else {}
+        return {"weights": fitted.last, "tables": state.get("tables"), "shared": state.get("shared")}
+
+    return train
+
+
+FROM_THE_IMAGE = {"name": "pgd", "steps": 2, "step_size": 0.05, "random_start": False}
+
+
+# Nothing here is drawn by rank, so that two ranks must give what one process gives on the same global batches.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": {"name": "mart", "attack": FROM_THE_IMAGE}},
+        {"method": {"name": "fast", "start": "none"}, "pairing": 0.5, "clean_weight": 1.0},
+        {"method": {"name": "free", "replays": 2}},
+        {"method": {"name": "free", "replays": 2, "carry": "sample"}},
+        {"method": {"name": "cat", "attack": FROM_THE_IMAGE, "eta": 0.05, "c": 0.0}},
+        {"method": {"name": "sprout", "noise": 0.0, "mixup": 0.0, "alpha": 0.1, "concentration": 1e6}},
+        {"method": {"name": "conadv", "staleness": 1}, "ema": 0.9},
+        {"method": {"name": "pgd_at", "attack": FROM_THE_IMAGE}, "awp": 0.01},
+    ],
+    ids=lambda options: "-".join([options["method"]["name"], *list(options)[1:]]),
+)
+def test_two_ranks_train_and_remember_what_one_process_does(options: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    alone = _state_of_training(**options, folder=tmp_path / "one")(World())
+    ranks = on_two_ranks(_state_of_training(**options, folder=tmp_path / "two"), tmp_path)
+    tolerance = 2e-2 if options["method"]["name"] == "sprout" else 1e-5  # its labels are drawn by rank, closely
+    for name, value in alone["weights"].items():
+        torch.testing.assert_close(ranks[0]["weights"][name], value, atol=tolerance, rtol=tolerance)
+        assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
+    for name, table in alone["tables"].items():
+        assert bool(table.abs().sum() > 0)
+        torch.testing.assert_close(ranks[0]["tables"][name], table, atol=1e-5, rtol=1e-5)
+    assert alone["shared"].keys() == ranks[0]["shared"].keys()

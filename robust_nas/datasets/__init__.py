@@ -228,5 +228,7 @@ get, names = _GROUP.get, _GROUP.names
 
 def load(name: str, **options: Any) -> Dataset:
     """Load a data set by name: `datasets.load("cifar10", root="data", train_size=5000)`."""
-    source: DataSource = get(name)(**options)
+    from robust_nas import config
+
+    source: DataSource = config.build(get(name), options, "data")
     return source.load_splits()

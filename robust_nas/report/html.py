@@ -13,7 +13,7 @@ from pathlib import Path
 from robust_nas.pixels import format_pixels
 from robust_nas.report import plots
 from robust_nas.report._checks import checks, warnings
-from robust_nas.report._contents import Contents
+from robust_nas.report._contents import Contents, format_attack
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import (
     DASH,
@@ -253,17 +253,43 @@ def _training(contents: Contents) -> Content:
             f"best epoch {model['best_epoch']}: clean {percent(best['clean'])} %, robust {percent(best['robust'])} %; "
             f"last epoch: {percent(model['last']['clean'])} %, {percent(model['last']['robust'])} %"
         )
+        if model.get("collapsed"):
+            text += f"; stopped, as the robust accuracy had fallen by epoch {model['collapsed']}"
         figure = plots.curve_plot(
             epochs, clean, robust, f"training-{index}", f"Training of {name}: {text}.", model["best_epoch"]
         )
-        figures.append(element("figure", element("h3", name), figure, element("figcaption", text.capitalize() + ".")))
+        figures.append(
+            element(
+                "figure",
+                element("h3", name),
+                figure,
+                element("figcaption", text.capitalize() + ".", _best_and_last(contents, name)),
+            )
+        )
     if not figures:
         return None
     note = (
         "Accuracy on validation images after each epoch. The weights of the epoch with the best robust accuracy are "
-        "kept; everything on this page is measured with them."
+        "kept; everything else on this page is measured with them."
     )
     return [element("p", note, class_="note"), _curve_legend(), element("div", figures, class_="grid")]
+
+
+def _best_and_last(contents: Contents, name: str) -> str | None:
+    """Return what the strongest attack on the last epoch's weights leaves of them, and of the best epoch's, on test."""
+    last = (contents.evaluation or {}).get("last_epoch", {}).get(name)
+    if last is None or name not in contents.attacked:
+        return None
+    strongest = min(last["attacks"], key=lambda item: item["accuracy"])
+    clean = contents.attacked[name]["clean"]
+    best = contents.attack_on(name, (strongest["name"], strongest["norm"], strongest["epsilon"]))
+    if best is None:
+        return None
+    return (
+        f" On {strongest['count']} test images, under {format_attack(strongest['name'])}: the best epoch "
+        f"{percent(best['accuracy'])} % (clean {percent(clean['accuracy'])} %), the last epoch "
+        f"{percent(strongest['accuracy'])} % (clean {percent(last['clean']['accuracy'])} %)."
+    )
 
 
 def _ensemble(contents: Contents) -> Content:

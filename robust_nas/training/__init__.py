@@ -105,8 +105,8 @@ class Batch:
 class Method(Protocol):
     """What every training method does.
 
-    What else the loop and the tests look for in it: `replays`, how many steps each batch is taken for; `watch`, the
-    fall of the robust accuracy in one epoch at which the training stops; `norm = "mixture"`, where clean and
+    What else the loop and the tests look for in it: `replays`, how many steps each batch is taken for; `watch`, how far
+    the robust accuracy must fall below the best epoch's for the training to stop; `norm = "mixture"`, where clean and
     adversarial images are to have batch norms of their own; `stays_in_ball = False`, where what is crafted may leave
     the threat model.
     """

@@ -34,7 +34,7 @@ class Fitted:
     """What training gave.
 
     Args:
-        model: with the weights of the best epoch by validation robust accuracy.
+        model: with the weights of the best epoch by validation robust accuracy, or of the last one (`training.keep`).
         last: the weights after the last epoch.
         record: what `train.json` says about the model.
     """
@@ -47,8 +47,8 @@ class Fitted:
 def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> Fitted:
     """Train `model`, which is on the device of `stage.world`, as `data` is; the test split is not looked at.
 
-    The weights of the best epoch by robust accuracy on the validation split are kept (robust overfitting: Rice et al.
-    2020, arXiv:2002.11569).
+    Robust accuracy on the validation split says which epoch was the best (robust overfitting: Rice et al. 2020,
+    arXiv:2002.11569).
 
     Raises:
         InputError: if a batch does not fit, the loss is no longer a number, or a batch norm of a mixture is not used.
@@ -100,6 +100,8 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
                 _check_branches(model)
             for group in optimiser.param_groups:
                 group["lr"] = training.learning_rate_at(share)
+                if "momentum" in group:
+                    group["momentum"] = training.momentum_at(share)
             scaler.step(optimiser)
             scaler.update()
             average.update()
@@ -147,16 +149,17 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
         )
         if _collapsed(history, watch):
             stage.progress.say(
-                f"{stage.name}: stopped, as the robust accuracy fell from {history[-2]['robust']:.1%} to "
-                f"{history[-1]['robust']:.1%} in epoch {epoch + 1}; the weights of epoch {_best(history)['epoch']} "
-                "are kept."
+                f"{stage.name}: stopped, as the robust accuracy on validation images fell from "
+                f"{_best(history)['robust']:.1%} in epoch {_best(history)['epoch']}, whose weights are kept, to "
+                f"{history[-1]['robust']:.1%} in epoch {epoch + 1}."
             )
     with average.held():
         last_weights = plain_state(model, training.serve)
     unmix(model, training.serve)
-    model.load_state_dict(best_weights)
+    model.load_state_dict(best_weights if training.keep == "best" else last_weights)
     model.eval()
-    best, last = _best(history), history[-1]
+    last = history[-1]
+    best = _best(history) if training.keep == "best" else last
     record = {
         "epochs": training.epochs,
         "best_epoch": best["epoch"],
@@ -231,8 +234,11 @@ def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _collapsed(history: list[dict[str, Any]], watch: float) -> bool:
-    """Whether the robust accuracy has fallen by `watch` in an epoch (catastrophic overfitting, arXiv:2001.03994)."""
-    return bool(watch) and len(history) > 1 and history[-2]["robust"] - history[-1]["robust"] >= watch
+    """Whether the robust accuracy is `watch` below the best one (catastrophic overfitting, arXiv:2001.03994).
+
+    The authors compare neighbouring epochs, on a training batch; a fall that takes two epochs would escape that.
+    """
+    return bool(watch) and bool(history) and _best(history)["robust"] - history[-1]["robust"] >= watch
 
 
 def _check_branches(model: nn.Module) -> None:

@@ -14,15 +14,28 @@ if TYPE_CHECKING:
 def make_optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Return the optimiser of all of a model's parameters."""
     parameters, rate, decay = model.parameters(), training.learning_rate, training.weight_decay
+    nesterov = training.nesterov and training.momentum > 0
     if training.optimiser == "sgd":
-        return torch.optim.SGD(parameters, rate, training.momentum, weight_decay=decay, nesterov=training.momentum > 0)
+        return torch.optim.SGD(
+            parameters,
+            rate,
+            training.momentum,
+            weight_decay=decay,
+            nesterov=nesterov,
+        )
     if training.optimiser == "adamw":
         return torch.optim.AdamW(parameters, rate, weight_decay=decay)
     # Imported only where it is asked for: it takes two seconds.
     from pytorch_optimizer import LARS, Lamb
 
     if training.optimiser == "lars":
-        return LARS(parameters, rate, weight_decay=decay, momentum=training.momentum, nesterov=training.momentum > 0)
+        return LARS(
+            parameters,
+            rate,
+            weight_decay=decay,
+            momentum=training.momentum,
+            nesterov=nesterov,
+        )
     # Decay inside the update, so that the trust ratio sees it (arXiv:1904.00962, algorithm 2). Without adam_debias the
     # library divides the learning rate by 1 - beta_1^t, which makes the first step ten times too long.
     return Lamb(parameters, rate, weight_decay=decay, weight_decouple=False, adam_debias=True)

@@ -14,7 +14,7 @@ from robust_nas.models.mixture_norm import Branch
 from robust_nas.training import Method
 from robust_nas.training.pgd_at import PGDAT
 
-Schedule = Literal["one_cycle", "cosine", "piecewise", "cyclic", "linear"]
+Schedule = Literal["one_cycle", "one_cycle_lr", "cosine", "piecewise", "cyclic", "linear"]
 OptimiserName = Literal["sgd", "adamw", "lars", "lamb"]
 Norm = Literal["batch", "mixture"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -58,17 +58,20 @@ class Training:
         epochs: passes over the training split; the sum of the phases', where there are some.
         batch_size: global batch.
         phases: parts with resolutions and batches of their own, one after the other.
-        optimiser: "sgd" (Nesterov), "adamw", or for large batches "lars" (You et al. 2017, arXiv:1708.03888) or "lamb"
+        optimiser: "sgd", "adamw", or for large batches "lars" (You et al. 2017, arXiv:1708.03888) or "lamb"
             (You et al. 2020, arXiv:1904.00962).
         learning_rate: the largest learning rate.
-        schedule: "one_cycle" rises linearly over the first `warm_up` share and falls linearly to 0; "cosine" rises
-            likewise and falls along a cosine; "cyclic" rises and falls linearly, `cycles` times, each rise as long as
-            its fall; "piecewise" drops by 10 at each of `milestones`; "linear" joins `knots` by straight lines.
-        warm_up: share of the steps in which the learning rate rises (one_cycle, cosine).
+        schedule: "one_cycle" rises linearly over the first `warm_up` share and falls linearly to 0; "one_cycle_lr" is
+            torch's `OneCycleLR` as it is by default: along cosines from 1/25 of `learning_rate` up and down to
+            1/250000, while the momentum goes from 0.95 down to 0.85 and back; "cosine" rises as "one_cycle" and falls
+            along a cosine; "cyclic" rises and falls linearly, `cycles` times, each rise as long as its fall;
+            "piecewise" drops by 10 at each of `milestones`; "linear" joins `knots` by straight lines.
+        warm_up: share of the steps in which the learning rate rises (one_cycle, one_cycle_lr, cosine).
         cycles: of "cyclic".
         milestones: shares of the epochs (piecewise).
         knots: learning rates by epoch, in order (linear).
         momentum: of sgd and lars.
+        nesterov: whether their momentum is Nesterov's.
         weight_decay: of all parameters.
         epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
         padding: random crops from images padded by this many zeros; 0 for none.
@@ -93,7 +96,9 @@ class Training:
         channels_last: whether images and weights lie in memory channel by channel last, which convolutions of
             accelerators prefer.
         compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
-        selection_attack: attacks the validation split after each epoch; the best epoch by robust accuracy is kept.
+        selection_attack: attacks the validation split after each epoch.
+        keep: "best": the trained network is that of the epoch with the best robust accuracy on the validation split;
+            "last": that of the last epoch, as in publications that do not select.
 
     Raises:
         InputError: for a value outside its range, or settings that contradict each other.
@@ -111,6 +116,7 @@ class Training:
     milestones: tuple[float, ...] = (0.75, 0.9)
     knots: tuple[Knot, ...] = ()
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     epsilon_ramp: float = 0.0
     padding: int = 0
@@ -128,6 +134,7 @@ class Training:
     channels_last: bool = False
     compile: bool = False
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "cycles"):
@@ -146,6 +153,7 @@ class Training:
             ("schedule", Schedule),
             ("precision", Precision),
             ("serve", Branch),
+            ("keep", Literal["best", "last"]),
         ):
             check_choice(f"train.{name}", getattr(self, name), choices)
         if self.norm is not None:
@@ -197,8 +205,21 @@ class Training:
                     between = (epoch - left.epoch) / (right.epoch - left.epoch)
                     return left.learning_rate + between * (right.learning_rate - left.learning_rate)
             return self.knots[-1].learning_rate
+        if self.schedule == "one_cycle_lr":
+            return self._along_cosines(share, self.learning_rate / 25, self.learning_rate, self.learning_rate / 25e4)
         if share < self.warm_up:
             return self.learning_rate * share / self.warm_up
         falling = (share - self.warm_up) / (1 - self.warm_up)
         left_over = 1 - falling if self.schedule == "one_cycle" else (1 + math.cos(math.pi * falling)) / 2
         return self.learning_rate * left_over
+
+    def momentum_at(self, share: float) -> float:
+        """Return the momentum when a share of the epochs, in [0, 1], is done."""
+        return self._along_cosines(share, 0.95, 0.85, 0.95) if self.schedule == "one_cycle_lr" else self.momentum
+
+    def _along_cosines(self, share: float, first: float, middle: float, last: float) -> float:
+        """Return the value that half a cosine leads to, from `first` to `middle` in the warm-up, then to `last`."""
+        start, end, place = first, middle, share / max(self.warm_up, 1e-12)
+        if share >= self.warm_up:
+            start, end, place = middle, last, (share - self.warm_up) / (1 - self.warm_up)
+        return end + (start - end) * (1 + math.cos(math.pi * place)) / 2

@@ -40,8 +40,8 @@ class Fast:
             for epsilon 8/255. It costs two more forward passes, their backward passes, and one through those; for linf.
         batch_norm: "batch" or "running" statistics while crafting; the authors of FGSM-RS and of N-FGSM craft in
             training mode, with those of the batch.
-        watch: the training stops, and the last good epoch is kept, when the robust accuracy falls by this much from one
-            epoch to the next; 0 never stops.
+        watch: the training stops, and the best epoch is kept, when the robust accuracy on validation images falls this
+            far below that epoch's; 0 never stops.
 
     Raises:
         InputError: for a value outside its range, and, when crafting, for a norm that a setting is not for.

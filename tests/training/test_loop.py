@@ -1,5 +1,4 @@
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -7,17 +6,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_nas import datasets
+from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
+from robust_nas.config import build
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
+from robust_nas.evaluation import evaluate
 from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, read_metrics
+from robust_nas.run_dir import Stage, load_state, read_metrics, save_state
 from robust_nas.seeds import seeded
 from robust_nas.threat import ThreatModel
-from robust_nas.training._augment import crop_and_flip
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.training._loop import Fitted, fit
+from robust_nas.training._plan import Knot, Phase, Training
+from robust_nas.training.fast import Fast
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard
 
@@ -92,6 +94,13 @@ def test_the_best_epoch_by_validation_robust_accuracy_is_kept(data, tmp_path):
     )
 
 
+def test_the_last_epoch_is_kept_where_that_is_asked_for(data):
+    fitted = fit(_model(), data, THREAT, dataclasses.replace(QUICK, keep="last"), _stage())
+    assert all(torch.equal(value, fitted.model.state_dict()[name]) for name, value in fitted.last.items())
+    assert fitted.record["best_epoch"] == 3
+    assert fitted.record["validation"] == fitted.record["last"]
+
+
 def test_the_test_split_is_never_looked_at(data):
     quick = dataclasses.replace(QUICK, epochs=1)
     blind = fit(_model(), dataclasses.replace(data, test=None), THREAT, quick, _stage())
@@ -138,27 +147,6 @@ def test_the_piecewise_schedule_drops_twice_by_ten():
     )
 
 
-def test_every_crop_is_a_window_of_the_padded_image_and_all_windows_occur_equally_often():
-    image = torch.arange(1, 10, dtype=torch.float32).view(1, 1, 3, 3) / 10
-    many = crop_and_flip(image.expand(9000, -1, -1, -1), 1, False, torch.Generator().manual_seed(0))
-    padded = F.pad(image, (1, 1, 1, 1))[0, 0]
-    windows = {tuple(padded[r : r + 3, c : c + 3].flatten().tolist()): 0 for r in range(3) for c in range(3)}
-    for crop in many:
-        windows[tuple(crop.flatten().tolist())] += 1
-    assert len(windows) == 9
-    # Each of 9 windows is expected 1,000 times with deviation sqrt(9000 * 1/9 * 8/9) = 29.8.
-    assert all(abs(count - 1000) < 5 * math.sqrt(9000 * 8 / 81) for count in windows.values())
-
-
-def test_half_of_the_images_are_mirrored_and_the_rest_left_alone():
-    image = torch.tensor([[[[0.1, 0.2, 0.3]]]])
-    many = crop_and_flip(image.expand(4000, -1, -1, -1), 0, True, torch.Generator().manual_seed(0))
-    mirrored = (many == image.flip(3)).all(dim=(1, 2, 3))
-    kept = (many == image).all(dim=(1, 2, 3))
-    assert bool((mirrored ^ kept).all())
-    assert abs(int(mirrored.sum()) - 2000) < 5 * math.sqrt(1000)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -187,3 +175,207 @@ def test_an_image_set_slices_like_a_tensor(data):
     part: ImageSet = data.train[torch.tensor([3, 1])]
     assert torch.equal(part.labels, data.train.labels[[3, 1]])
     assert len(part) == 2
+
+
+STATEFUL = {
+    "free": {"method": {"name": "free", "replays": 2}},
+    "free by sample": {"method": {"name": "free", "replays": 2, "carry": "sample"}},
+    "cat": {"method": {"name": "cat", "attack": {"name": "pgd", "steps": 2, "step_size": 0.05}, "eta": 0.05, "c": 3.0}},
+    "sprout": {"method": "sprout"},
+    "conadv": {"method": {"name": "conadv", "staleness": 2}},
+    "everything": {
+        "method": {"name": "pgd_at", "attack": {"name": "fgsm"}},
+        "norm": "mixture",
+        "clean_weight": 1.0,
+        "pairing": 0.5,
+        "awp": 0.01,
+        "ema": 0.9,
+        "label_smoothing": 0.1,
+        "mix_up": 0.2,
+        "cutout": 2,
+        "optimiser": "lamb",
+        "learning_rate": 0.01,
+    },
+    "bfloat16": {"method": "trades", "precision": "bfloat16", "optimiser": "adamw", "learning_rate": 0.001},
+    "lars": {"method": "fast", "optimiser": "lars", "channels_last": True},
+}
+
+
+@pytest.mark.parametrize("options", STATEFUL.values(), ids=STATEFUL.keys())
+def test_whatever_a_training_remembers_an_interrupted_one_resumes_to_its_bits(data, tmp_path, monkeypatch, options):
+    plan = build(Training, {"epochs": 3, "batch_size": 32, "padding": 1, "selection_attack": "fgsm", **options})
+    whole = fit(_model(), data, THREAT, plan, _stage())
+    kind, calls = type(plan.method), 0
+    craft = kind.craft
+
+    def interrupted(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2 * 8 * getattr(self, "replays", 1) + 4:  # in the third epoch of 8 batches
+            raise KeyboardInterrupt
+        return craft(self, *arguments)
+
+    monkeypatch.setattr(kind, "craft", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(_model(), data, THREAT, plan, _stage(tmp_path))
+    monkeypatch.undo()
+    resumed = fit(_model(), data, THREAT, plan, _stage(tmp_path))
+    for name, value in whole.last.items():
+        assert torch.equal(value, resumed.last[name]), name
+    assert {**whole.record, "seconds": 0} == {**resumed.record, "seconds": 0}
+
+
+def test_two_runs_with_a_memory_differ_from_one_whose_memory_is_lost(data, tmp_path):
+    # The test above would also pass if the memory changed nothing.
+    plan = build(Training, {"epochs": 2, "batch_size": 32, "method": {"name": "free", "replays": 2}})
+    whole = fit(_model(), data, THREAT, plan, _stage())
+    fit(_model(), data, THREAT, dataclasses.replace(plan, epochs=1), _stage(tmp_path))
+    state = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")
+    state["state"]["tables"]["perturbations"].zero_()
+    save_state(tmp_path / "checkpoints" / "train-0.state.safetensors", state)
+    forgetful = fit(_model(), data, THREAT, plan, _stage(tmp_path))
+    assert not torch.equal(whole.last["0.weight"], forgetful.last["0.weight"])
+
+
+def test_a_trained_mixture_is_the_plain_network_with_the_branch_that_was_asked_for(data):
+    options = {"method": PGDAT(attack=PGD(steps=1)), "norm": "mixture", "clean_weight": 1.0, "epochs": 4}
+    fitted = {
+        branch: fit(_model(), data, THREAT, dataclasses.replace(QUICK, **options, serve=branch), _stage())
+        for branch in ("adversarial", "clean")
+    }
+    for branch, found in fitted.items():
+        assert found.model.state_dict().keys() == _model().state_dict().keys() == found.last.keys(), branch
+    # Trained alike, served differently: the last weights differ in batch norm alone.
+    differing = {
+        key for key, value in fitted["clean"].last.items() if not torch.equal(value, fitted["adversarial"].last[key])
+    }
+    assert differing == {"1.weight", "1.bias", "1.running_mean", "1.running_var"}
+
+
+def test_a_mixture_of_which_a_branch_is_never_trained_is_refused(data):
+    with pytest.raises(InputError, match="No image goes through the clean batch norm"):
+        fit(_model(), data, THREAT, dataclasses.replace(QUICK, norm="mixture"), _stage())
+
+
+def test_the_watch_stops_a_training_that_collapses_and_keeps_the_best_epoch(data, tmp_path):
+    # From the fifth epoch on the learning rate is absurd.
+    knots = tuple(Knot(epoch=epoch, learning_rate=rate) for epoch, rate in ((0, 0.1), (6, 0.1), (7, 300), (12, 300)))
+    plan = Training(method=Fast(watch=0.2), epochs=12, batch_size=32, schedule="linear", knots=knots)
+    fitted = fit(_model(), data, THREAT, plan, _stage(tmp_path))
+    rows = [row["validation_robust"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert fitted.record["collapsed"] == len(rows) < 12
+    assert rows[-2] - rows[-1] >= 0.2
+    assert fitted.record["validation"]["robust"] == max(rows)
+    # Resumed, it stays stopped.
+    assert fit(_model(), data, THREAT, plan, _stage(tmp_path)).record["collapsed"] == len(rows)
+
+
+def _larger(part: ImageSet) -> ImageSet:
+    return dataclasses.replace(part, pixels=part.pixels.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def _collapse(start: str, watch: float) -> Fitted:
+    """Train without batch norm on digits of 16 x 16 pixels, at a radius for which one step is not enough."""
+    digits = datasets.load("digits")
+    splits = {split: _larger(getattr(digits, split)) for split in ("train", "validation", "test")}
+    with seeded(0, "m"):
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+    plan = Training(
+        method=Fast(start=start, watch=watch),
+        epochs=20,
+        batch_size=64,
+        schedule="cosine",
+        weight_decay=0,
+        epsilon_ramp=0.3,
+        selection_attack=PGD(steps=10),
+    )
+    return fit(model, dataclasses.replace(digits, **splits), ThreatModel(epsilon=0.3), plan, _stage(name="t"))
+
+
+def test_one_step_without_a_random_start_overfits_catastrophically_and_the_watch_catches_it():
+    fitted = _collapse("none", watch=0.15)
+    record = fitted.record
+    assert record["collapsed"] is not None
+    assert record["collapsed"] > record["best_epoch"]
+    assert record["validation"]["robust"] >= record["last"]["robust"] + 0.15
+    # What was kept is the good state: attacked again, it has the robust accuracy that was recorded.
+    images = _larger(datasets.load("digits").validation)
+    threat = ThreatModel(epsilon=0.3)
+    again = evaluate(fitted.model, images, threat, [PGD(steps=10)]).robust_accuracy
+    assert again == pytest.approx(record["validation"]["robust"], abs=0.03)
+    # And what was stopped is an overfit to the one step, which it withstands while it falls to ten.
+    fitted.model.load_state_dict(fitted.last)
+    assert evaluate(fitted.model, images, threat, [FGSM()]).robust_accuracy > record["last"]["robust"] + 0.2
+
+
+@pytest.mark.slow
+def test_from_a_random_start_the_same_training_does_not_collapse():
+    assert _collapse("uniform", watch=0.15).record["collapsed"] is None
+
+
+def test_the_network_is_evaluated_with_its_average_weights(data, tmp_path):
+    plan = dataclasses.replace(QUICK, ema=0.5, epochs=1)
+    fitted = fit(_model(), data, THREAT, plan, _stage(tmp_path))
+    kept = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")["state"]
+    assert all(torch.equal(fitted.last[name], value) for name, value in kept["average"].items())
+    assert not torch.equal(fitted.last["0.weight"], kept["model"]["0.weight"])
+
+
+def test_channels_last_trains_to_the_same_weights_up_to_rounding(data):
+    plan = dataclasses.replace(QUICK, epochs=1, method=Standard())
+    one = fit(_model(), data, THREAT, plan, _stage()).last
+    other = fit(_model(), data, THREAT, dataclasses.replace(plan, channels_last=True), _stage()).last
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_reduced_precision_trains_nearly_alike_and_crafts_in_the_ball(data, precision, monkeypatch):
+    inside = []
+    craft = PGDAT.craft
+
+    def checked(self, model, batch):
+        crafted = craft(self, model, batch)
+        inside.append(
+            crafted.dtype == torch.float32 and bool(batch.threat.around(batch.images).contains(crafted).all())
+        )
+        return crafted
+
+    monkeypatch.setattr(PGDAT, "craft", checked)
+    full = fit(_model(), data, THREAT, QUICK, _stage()).record["last"]
+    reduced = fit(_model(), data, THREAT, dataclasses.replace(QUICK, precision=precision), _stage())
+    assert all(inside) and len(inside) == 2 * 3 * 8
+    assert reduced.model[0].weight.dtype == torch.float32
+    assert reduced.record["last"]["robust"] == pytest.approx(full["robust"], abs=0.15)
+
+
+def test_phases_change_resolution_and_batch(data, monkeypatch):
+    seen = []
+    craft = PGDAT.craft
+    monkeypatch.setattr(
+        PGDAT, "craft", lambda self, model, batch: seen.append(batch.images.shape) or craft(self, model, batch)
+    )
+    with seeded(0, "model"):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model.append(nn.Linear(4, 10))
+    phases = (Phase(epochs=1, size=6, batch_size=64), Phase(epochs=1))
+    fit(model, data, THREAT, dataclasses.replace(QUICK, epochs=2, phases=phases), _stage())
+    assert seen == [torch.Size([64, 1, 6, 6])] * 4 + [torch.Size([32, 1, 8, 8])] * 8
+
+
+@pytest.mark.slow
+def test_a_compiled_training_gives_nearly_the_same_weights(data):
+    plan = dataclasses.replace(QUICK, epochs=1)
+    one = fit(_model(), data, THREAT, plan, _stage()).last
+    other = fit(_model(), data, THREAT, dataclasses.replace(plan, compile=True), _stage()).last
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=5e-3, rtol=5e-2)

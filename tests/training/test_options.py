@@ -147,6 +147,22 @@ def test_the_linear_schedule_joins_the_published_knots_of_fast_imagenet():
         assert plan.learning_rate_at(epoch / 15) == pytest.approx(rate)
 
 
+def test_one_cycle_lr_is_the_schedule_of_torch():
+    plan = Training(schedule="one_cycle_lr", learning_rate=0.1)
+    optimiser = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1, 0.9)
+    steps = 10_000
+    reference = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=steps)
+    for step in range(steps):
+        group, share = optimiser.param_groups[0], step / (steps - 1)
+        if step % 500 == 0 or step == steps - 1:
+            # As close as one step: torch's peak is a step before 0.3 of them.
+            assert plan.learning_rate_at(share) == pytest.approx(group["lr"], abs=0.1 * 1e-3)
+            assert plan.momentum_at(share) == pytest.approx(group["momentum"], abs=1e-3)
+        optimiser.step()
+        if step < steps - 1:
+            reference.step()
+
+
 def test_a_cycle_rises_as_long_as_it_falls():
     plan = Training(schedule="cyclic", learning_rate=0.2, cycles=2)
     shares = (0, 0.125, 0.25, 0.375, 0.75)
