@@ -51,7 +51,7 @@ CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_poo
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"epsilon": "0.15", "stages": 2, "epochs": 16, "batch_size": 64, "autoattack_images": 100},
     "mnist": {"epsilon": "0.2", "stages": 3, "epochs": 6, "batch_size": 32, "autoattack_images": 24},
-    "cifar10": {"epsilon": "4/255", "stages": 3, "epochs": 6, "batch_size": 32, "autoattack_images": 24},
+    "cifar10": {"epsilon": "8/255", "stages": 3, "epochs": 8, "batch_size": 32, "autoattack_images": 24},
 }
 AUGMENTATION = {"cifar10": {"padding": 4, "flip": True}}
 
@@ -97,7 +97,7 @@ def load(name: str, folder: Path) -> Dataset:
         return rn.datasets.load(
             "mnist", root=folder, download=False, train_size=1000, validation_size=200, test_size=1000
         )
-    sizes = {"train_size": 1200, "validation_size": 200, "test_size": 1000}
+    sizes = {"train_size": 1500, "validation_size": 200, "test_size": 1000}
     return rn.datasets.load("folder", root=folder / "cifar10-jpeg", **sizes)
 
 

@@ -196,8 +196,8 @@ def _state_of_training(method: str | dict[str, Any], folder: Path, **options: An
         plan = build(Training, {"method": method, "epochs": 2, "batch_size": 16, **options})
         stage = Stage("train", 0, world, Progress(quiet=True), folder)
         fitted = fit(model, data, ThreatModel(epsilon=0.1), plan, stage)
-        state = load_state(folder / "checkpoints" / "train.state.safetensors")["state"] if world.is_main else {}
-        return {"weights": fitted.last, "tables": state.get("tables"), "shared": state.get("shared")}
+        saved = load_state(folder / "checkpoints" / "train.state.safetensors") if world.is_main else {}
+        return {"weights": fitted.last, **(saved["state"]["network"]["memory"] if saved else {})}
 
     return train
 

@@ -25,6 +25,7 @@ from robust_nas.training._plan import Training
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
+    from robust_nas.distributed import World
     from robust_nas.run_dir import Stage
     from robust_nas.threat import ThreatModel
 
@@ -54,68 +55,29 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
         InputError: if a batch does not fit, the loss is no longer a number, or a batch norm of a mixture is not used.
     """
     world, method = stage.world, training.method
-    if training.mixes:
-        mix(model)
-    memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
-    model.to(memory_format=memory_format)
-    called = torch.compile(model) if training.compile else model
-    assert isinstance(called, nn.Module)
-    wrapped = world.wrap(called)
-    optimiser = make_optimiser(model, training)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
-    average, memory = Average(model, training.ema), Memory()
-    watch, replays = getattr(method, "watch", 0.0), getattr(method, "replays", 1)
+    network = _Network(model, training, world)
+    watch, memory = getattr(method, "watch", 0.0), network.memory
     done, state = stage.resume()
     history: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
     seconds, started = 0.0, time.monotonic()
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        average.values, average.steps = _on(world.device, state["average"]), state["average_steps"]
-        memory.shared, memory.tables = _on(world.device, state["shared"]), _on(world.device, state["tables"])
+        network.load_state(state["network"])
         history, best_weights, seconds = state["history"], state["best_weights"], state["seconds"]
 
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
         if _collapsed(history, watch):
             break
         model.train()
-        losses: list[Tensor] = []
-        for share, batch in _batches(data, threat, training, memory, stage, epoch, replays):
-            cast = torch.autocast(world.device.type, _DTYPES[training.precision], training.precision != "float32")
-            with cast, through(model, "adversarial"):
-                crafted = method.craft(called, batch)
-
-            def loss_of(passes: nn.Module, crafted: Tensor = crafted, batch: Batch = batch, cast: Any = cast) -> Tensor:
-                forward = Forward(model, passes, batch.images, memory_format)
-                with cast:
-                    return method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
-
-            with moved_weights(model, training.awp, lambda loss_of=loss_of: loss_of(called), world.mean):  # type: ignore[misc]
-                loss = loss_of(wrapped)
-                optimiser.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-            if epoch == done and not losses:
-                _check_branches(model)
-            for group in optimiser.param_groups:
-                group["lr"] = training.learning_rate_at(share)
-                if "momentum" in group:
-                    group["momentum"] = training.momentum_at(share)
-            scaler.step(optimiser)
-            scaler.update()
-            average.update()
-            losses.append(loss.detach())
-        world.mean_buffers(model)
-        average.agree(world.mean)
-        memory.merge(world)
+        losses = [network.step(batch, share) for share, batch in _batches(data, threat, training, memory, stage, epoch)]
+        network.agree()
         mean_loss = float(world.mean(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
             raise InputError(
                 f"The loss of {stage.name} is {mean_loss} in epoch {epoch + 1}; set train.learning_rate lower "
                 f"than {training.learning_rate}."
             )
-        with average.held(), through(model, training.serve):
+        with network.average.held(), through(model, training.serve):
             result = evaluate(
                 model, data.validation, threat, [training.selection_attack], stage=stage.within("validation")
             )
@@ -135,13 +97,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
         stage.save(
             epoch + 1,
             {
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "scaler": scaler.state_dict(),
-                "average": average.values,
-                "average_steps": average.steps,
-                "shared": memory.shared,
-                "tables": memory.tables,
+                "network": network.state(),
                 "history": history,
                 "best_weights": best_weights,
                 "seconds": seconds,
@@ -153,7 +109,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
                 f"{_best(history)['robust']:.1%} in epoch {_best(history)['epoch']}, whose weights are kept, to "
                 f"{history[-1]['robust']:.1%} in epoch {epoch + 1}."
             )
-    with average.held():
+    with network.average.held():
         last_weights = plain_state(model, training.serve)
     unmix(model, training.serve)
     model.load_state_dict(best_weights if training.keep == "best" else last_weights)
@@ -172,17 +128,85 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
     return Fitted(model, last_weights, record)
 
 
+class _Network:
+    """A network in training, and all that its steps change."""
+
+    def __init__(self, model: nn.Module, training: Training, world: World) -> None:
+        if training.mixes:
+            mix(model)
+        self._format = torch.channels_last if training.channels_last else torch.contiguous_format
+        model.to(memory_format=self._format)
+        self._model, self._training, self._world = model, training, world
+        # Compiled, it has one graph for the attack and one for the step.
+        self._called: nn.Module = torch.compile(model) if training.compile else model  # type: ignore[assignment]
+        self._wrapped = world.wrap(self._called)
+        self._optimiser = make_optimiser(model, training)
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
+        self._checked = False
+        self.average, self.memory = Average(model, training.ema), Memory()
+
+    def step(self, batch: Batch, share: float) -> Tensor:
+        """Craft, compute the loss, step; return the loss. `share` of the training is done after this step."""
+        model, training = self._model, self._training
+        with self._cast(), through(model, "adversarial"):
+            crafted = training.method.craft(self._called, batch)
+        with moved_weights(model, training.awp, lambda: self._loss(self._called, crafted, batch), batch.mean):
+            loss = self._loss(self._wrapped, crafted, batch)
+            self._optimiser.zero_grad(set_to_none=True)
+            self._scaler.scale(loss).backward()
+        if not self._checked:
+            _check_branches(model)
+            self._checked = True
+        for group in self._optimiser.param_groups:
+            group["lr"] = training.learning_rate_at(share)
+            if "momentum" in group:
+                group["momentum"] = training.momentum_at(share)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self.average.update()
+        return loss.detach()
+
+    def _loss(self, called: nn.Module, crafted: Tensor, batch: Batch) -> Tensor:
+        forward, training = Forward(self._model, called, batch.images, self._format), self._training
+        with self._cast():
+            return training.method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
+
+    def _cast(self) -> torch.autocast:
+        precision = self._training.precision
+        return torch.autocast(self._world.device.type, getattr(torch, precision), enabled=precision != "float32")
+
+    def agree(self) -> None:
+        """Give all ranks the same buffers and memory."""
+        self._world.mean_buffers(self._model)
+        self.average.agree(self._world.mean)
+        self.memory.merge(self._world)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {
+            "model": self._model.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": {"values": self.average.values, "steps": self.average.steps},
+            "memory": {"shared": self.memory.shared, "tables": self.memory.tables},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self._model.load_state_dict(state["model"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+        device, average, memory = self._world.device, state["average"], state["memory"]
+        self.average.values, self.average.steps = _on(device, average["values"]), average["steps"]
+        self.memory.shared, self.memory.tables = _on(device, memory["shared"]), _on(device, memory["tables"])
+
+
 def _batches(
-    data: Dataset,
-    threat: ThreatModel,
-    training: Training,
-    memory: Memory,
-    stage: Stage,
-    epoch: int,
-    replays: int,
+    data: Dataset, threat: ThreatModel, training: Training, memory: Memory, stage: Stage, epoch: int
 ) -> Iterator[tuple[float, Batch]]:
     """Give this rank's augmented batches of an epoch, each with the share of the training that is done after it."""
     world, phase, num_classes = stage.world, training.phase_at(epoch), len(data.classes)
+    replays = getattr(training.method, "replays", 1)
     size = phase.batch_size or training.batch_size
     indices = epoch_batches(len(data.train), size, world, stage.seed, stage.name, epoch)
     read = data.train.batches(indices, size=phase.size, seed=seed_at(stage.seed, stage.name, epoch, "read"))
@@ -260,6 +284,3 @@ def _on(device: torch.device, value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _on(device, item) for key, item in value.items()}
     return [_on(device, item) for item in value] if isinstance(value, list) else value
-
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

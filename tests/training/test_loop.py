@@ -231,7 +231,7 @@ def test_two_runs_with_a_memory_differ_from_one_whose_memory_is_lost(data, tmp_p
     whole = fit(_model(), data, THREAT, plan, _stage())
     fit(_model(), data, THREAT, dataclasses.replace(plan, epochs=1), _stage(tmp_path))
     state = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")
-    state["state"]["tables"]["perturbations"].zero_()
+    state["state"]["network"]["memory"]["tables"]["perturbations"].zero_()
     save_state(tmp_path / "checkpoints" / "train-0.state.safetensors", state)
     forgetful = fit(_model(), data, THREAT, plan, _stage(tmp_path))
     assert not torch.equal(whole.last["0.weight"], forgetful.last["0.weight"])
@@ -325,8 +325,8 @@ def test_from_a_random_start_the_same_training_does_not_collapse():
 def test_the_network_is_evaluated_with_its_average_weights(data, tmp_path):
     plan = dataclasses.replace(QUICK, ema=0.5, epochs=1)
     fitted = fit(_model(), data, THREAT, plan, _stage(tmp_path))
-    kept = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")["state"]
-    assert all(torch.equal(fitted.last[name], value) for name, value in kept["average"].items())
+    kept = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")["state"]["network"]
+    assert all(torch.equal(fitted.last[name], value) for name, value in kept["average"]["values"].items())
     assert not torch.equal(fitted.last["0.weight"], kept["model"]["0.weight"])
 
 
