@@ -50,8 +50,8 @@ CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_poo
 # What differs between the data sets: sizes are what two cores can train and attack.
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"epsilon": "0.15", "stages": 2, "epochs": 16, "batch_size": 64, "autoattack_images": 100},
-    "mnist": {"epsilon": "0.2", "stages": 3, "epochs": 6, "batch_size": 32, "autoattack_images": 24},
-    "cifar10": {"epsilon": "8/255", "stages": 3, "epochs": 8, "batch_size": 32, "autoattack_images": 24},
+    "mnist": {"epsilon": "0.2", "stages": 3, "epochs": 5, "batch_size": 32, "autoattack_images": 24},
+    "cifar10": {"epsilon": "8/255", "stages": 3, "epochs": 6, "batch_size": 32, "autoattack_images": 24},
 }
 AUGMENTATION = {"cifar10": {"padding": 4, "flip": True}}
 

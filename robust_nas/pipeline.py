@@ -249,13 +249,21 @@ def _attacked_images(job: Job) -> ImageSet:
     return job.data.test[: job.recipe.evaluation.num_images]
 
 
+def _evaluation_so_far(job: Job) -> dict[str, Any]:
+    """Return what evaluation.json says, or will say before any model is in it."""
+    if job.has("evaluation.json"):
+        return dict(job.read("evaluation.json"))
+    about = {"split": "test", "num_images": len(_attacked_images(job)), "data": job.data.name}
+    return {**about, "classes": list(job.data.classes), "last_epoch": {}, "models": {}}
+
+
 def _attack_last(job: Job, name: str) -> None:
     """Attack a network as it was after its last epoch and add it to evaluation.json, unless it is there.
 
     Beside the best epoch, it shows what robust overfitting costs (Rice et al. 2020, arXiv:2002.11569).
     """
-    done = job.read("evaluation.json") if job.has("evaluation.json") else {"models": {}}
-    if name in done.get("last_epoch", {}):
+    done = _evaluation_so_far(job)
+    if name in done["last_epoch"]:
         return
     recipe, stage = job.recipe, job.stage(f"attack-{name}-last")
     weights = job.folder / "checkpoints" / f"{name}-last.safetensors"
@@ -270,13 +278,13 @@ def _attack_last(job: Job, name: str) -> None:
         batch_size=size,
         stage=stage,
     )
-    job.write("evaluation.json", {**done, "last_epoch": {**done.get("last_epoch", {}), name: result.summary()}})
+    job.write("evaluation.json", {**done, "last_epoch": {**done["last_epoch"], name: result.summary()}})
     stage.finish()
 
 
 def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> None:
     """Attack one model and add it to evaluation.json, unless it is there."""
-    done = job.read("evaluation.json") if job.has("evaluation.json") else {"models": {}}
+    done = _evaluation_so_far(job)
     plan, stage, test, threats = (
         job.recipe.evaluation,
         job.stage(f"attack-{name}"),
@@ -287,8 +295,7 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
         result = plan.assess(model, test, threats, stage, strongest=strongest)
         if job.world.is_main:
             result.save_outcomes(job.folder.path, name)
-        about = {"split": "test", "num_images": len(test), "data": job.data.name, "classes": list(job.data.classes)}
-        job.write("evaluation.json", {**done, **about, "models": {**done["models"], name: result.summary()}})
+        job.write("evaluation.json", {**done, "models": {**done["models"], name: result.summary()}})
     plan.finish(stage, threats)
 
 
@@ -333,6 +340,9 @@ def _certify_one(job: Job, name: str, model: nn.Module) -> None:
 def ensemble(job: Job) -> None:
     """Fit the ensemble's weights on validation bounds, then attack and certify it beside the uniform average."""
     models, plan = load_models(job), job.recipe.ensemble
+    if len(models) == 1:
+        job.say("ensemble: left out, as one network is no ensemble")
+        return
     if not job.has("ensemble.json"):
         threat, bound, validation = job.recipe.ensemble_threat, job.recipe.certification.bound, job.data.validation
         started = time.monotonic()

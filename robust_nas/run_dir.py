@@ -251,7 +251,8 @@ def unfinished_stages(path: Path) -> list[str]:
     }
     for stage, models in measured.items():
         found[stage] &= trained <= models
-        found["ensemble"] &= {"uniform", "ensemble"} <= models
+        # One network is no ensemble.
+        found["ensemble"] = len(trained) == 1 or (found["ensemble"] and {"uniform", "ensemble"} <= models)
     return [stage for stage in files if not found[stage]]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import robust_nas as rn
 from robust_nas.outcomes import read_outcomes
-from robust_nas.run_dir import RunDir, load_state, read_metrics
+from robust_nas.run_dir import RunDir, load_state, read_metrics, unfinished_stages
 
 # A run of a few seconds that goes through every stage; the search space and the data are the real ones.
 TINY = [
@@ -318,3 +318,20 @@ def test_two_runs_of_one_seed_are_equal_bit_by_bit(command: Command, finished: P
     in_process(command, "search", "digits", *TINY, "--out", tmp_path)
     again = json.loads((only_run(tmp_path) / "search.json").read_text())
     assert numbers(again) == numbers(json.loads((finished / "search.json").read_text()))
+
+
+def test_one_given_architecture_is_trained_measured_at_both_its_epochs_and_makes_no_ensemble(tmp_path: Path) -> None:
+    quick = [setting for setting in TINY if not setting.startswith(("search.", "derive."))]
+    run = rn.run("digits", *quick, "search=given", "derive.count=1", "derive.pool=1", out=tmp_path)
+    evaluation, trained = run.read("evaluation.json"), run.read("train.json")["models"]
+    # All six edges of 323133 in the space's digits.
+    assert [model["architecture"].count("nor_conv_3x3") for model in trained] == [4]
+    assert set(evaluation["models"]) == set(evaluation["last_epoch"]) == {"model-0"}
+    assert not (run.path / "ensemble.json").exists()
+    assert unfinished_stages(run.path) == []
+    # The same attacks on both epochs' weights; equal where the best epoch is the last.
+    best, last = evaluation["models"]["model-0"], evaluation["last_epoch"]["model-0"]
+    assert {item["name"] for item in last["attacks"]} <= {item["name"] for item in best["attacks"]}
+    if trained[0]["best_epoch"] == 3:
+        assert last["clean"] == best["clean"]
+    assert "the last epoch" in (run.path / "report.html").read_text()
