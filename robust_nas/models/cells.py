@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,45 @@ class AveragePool3x3(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, (1, 1, 1, 1))
-        rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
-        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
         height, width = x.shape[2:]
-        return total * _reciprocal_counts(height, width, x.dtype, x.device)
+        counts = _reciprocal_counts(height, width, x.dtype, x.device)
+        mean: Tensor = _NeighbourhoodMean.apply(x, counts)
+        return mean
+
+
+class _NeighbourhoodMean(torch.autograd.Function):
+    """The sums of all 3 x 3 neighbourhoods, times [H, W] numbers.
+
+    A pixel is its neighbours' neighbour, so that the sums are their own adjoint: a backward pass costs what a forward
+    pass does. Autograd would fill a tensor with zeros for each shifted view instead.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, counts: Tensor) -> Tensor:
+        return _neighbourhood_sums(x) * counts
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (counts,) = ctx.saved_tensors
+        return _neighbourhood_sums(gradient * counts), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (counts,) = ctx.saved_tensors
+        return _neighbourhood_sums(tangent) * counts
+
+
+def _neighbourhood_sums(x: Tensor) -> Tensor:
+    padded = F.pad(x, (1, 1, 1, 1))
+    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
+    return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
 
 
 @functools.lru_cache(maxsize=64)

@@ -377,10 +377,15 @@ def _about_weights(contents: Contents) -> list[tuple[str, str]]:
 
 
 def _about_selection(contents: Contents) -> str:
-    text = "Validation images selected"
+    text = "Validation images"
     if contents.stages["derive"]:
         text += f" (n = {contents.stages['derive'].get('num_validation', '?')})"
-    text += " the architectures, each network's best epoch"
-    text += " and the ensemble's weights; " if contents.stages["ensemble"] else "; "
+    train, search = (contents.config.get(section, {}) for section in ("train", "search"))
+    chosen = {
+        "the architectures": not (isinstance(search, dict) and search.get("name") == "given"),
+        "each network's best epoch": train.get("keep", "best") == "best",
+        "the ensemble's weights": bool(contents.stages["ensemble"]),
+    }
+    text += f" selected {enumerate_in_words([what for what, is_chosen in chosen.items() if is_chosen]) or 'nothing'}; "
     text += "test images only measured. " if contents.attacked else "test images have not been looked at. "
     return text + "Validation accuracies are of what was selected on them, so they are optimistic."

@@ -250,7 +250,7 @@ def _training(contents: Contents) -> Content:
         clean, robust = ([row.get(f"validation_{kind}") for row in rows] for kind in ("clean", "robust"))
         best = model["validation"]
         text = (
-            f"best epoch {model['best_epoch']}: clean {percent(best['clean'])} %, robust {percent(best['robust'])} %; "
+            f"kept epoch {model['best_epoch']}: clean {percent(best['clean'])} %, robust {percent(best['robust'])} %; "
             f"last epoch: {percent(model['last']['clean'])} %, {percent(model['last']['robust'])} %"
         )
         if model.get("collapsed"):
@@ -270,13 +270,13 @@ def _training(contents: Contents) -> Content:
         return None
     note = (
         "Accuracy on validation images after each epoch. The weights of the epoch with the best robust accuracy are "
-        "kept; everything else on this page is measured with them."
+        "kept (those of the last one, where the recipe says so); everything else on this page is measured with them."
     )
     return [element("p", note, class_="note"), _curve_legend(), element("div", figures, class_="grid")]
 
 
 def _best_and_last(contents: Contents, name: str) -> str | None:
-    """Return what the strongest attack on the last epoch's weights leaves of them, and of the best epoch's, on test."""
+    """Return what the strongest attack on the last epoch's weights leaves of them, and of the kept epoch's, on test."""
     last = (contents.evaluation or {}).get("last_epoch", {}).get(name)
     if last is None or name not in contents.attacked:
         return None
@@ -286,7 +286,7 @@ def _best_and_last(contents: Contents, name: str) -> str | None:
     if best is None:
         return None
     return (
-        f" On {strongest['count']} test images, under {format_attack(strongest['name'])}: the best epoch "
+        f" On {strongest['count']} test images, under {format_attack(strongest['name'])}: the kept epoch "
         f"{percent(best['accuracy'])} % (clean {percent(clean['accuracy'])} %), the last epoch "
         f"{percent(strongest['accuracy'])} % (clean {percent(last['clean']['accuracy'])} %)."
     )

@@ -203,7 +203,7 @@ def curve_plot(
         axes.axvline(best_epoch, color=FAINT, linewidth=1, zorder=0)
         near_the_end = best_epoch > (epochs[0] + epochs[-1]) / 2
         axes.annotate(
-            f"best: epoch {best_epoch}",
+            f"kept: epoch {best_epoch}",
             (best_epoch, 0.02),
             xytext=(-5 if near_the_end else 5, 0),
             textcoords="offset points",

@@ -23,3 +23,17 @@ def test_interval_bounds_of_the_average_pool_are_exact():
     box = AveragePool3x3()(Box(low, high))
     torch.testing.assert_close(box.lower, AveragePool3x3()(low))
     torch.testing.assert_close(box.upper, AveragePool3x3()(high))
+
+
+def test_the_average_pool_has_the_derivatives_of_torchs_to_the_second_order() -> None:
+    pool = AveragePool3x3()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(pool, x)
+    assert torch.autograd.gradgradcheck(pool, x)
+    ours, theirs = (
+        torch.func.vmap(torch.func.grad(lambda one, f=f: f(one.unsqueeze(0)).square().sum()))(x.detach())
+        for f in (pool, lambda y: F.avg_pool2d(y, 3, 1, 1, count_include_pad=False))
+    )
+    torch.testing.assert_close(ours, theirs)
+    ones = torch.ones_like(x)
+    torch.testing.assert_close(torch.func.jvp(pool, (x.detach(),), (ones,))[1], ones)
