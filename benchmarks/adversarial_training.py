@@ -71,15 +71,7 @@ def methods(epsilon: float, replays: int = 1) -> dict[str, dict[str, Any]]:
         "fast, grad_align": {"method": {"name": "fast", "grad_align": 0.2}},
         "fast, no start": {"method": {"name": "fast", "start": "none"}},
         "free": {"method": {"name": "free", "replays": replays}},
-        # The published values at 8/255, in parts of the radius.
-        "cat": {
-            "method": {
-                "name": "cat",
-                "attack": pgd,
-                "eta": 0.005 * 255 / 8 * epsilon,
-                "c": 10 * 8 / 255 / epsilon,
-            }
-        },
+        "cat": {"method": {"name": "cat", "attack": pgd}},
         "sprout": {"method": "sprout"},
         "conadv": {"method": {"name": "conadv", "attack": pgd}},
         "pgd_at, AdvProp": {"method": at, "norm": "mixture", "clean_weight": 1.0},

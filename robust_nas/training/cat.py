@@ -35,6 +35,8 @@ from robust_nas.training import Batch
 
 Objective = Literal["cross_entropy", "margin"]
 
+_PUBLISHED_EPSILON = 8 / 255
+
 
 @dataclass(frozen=True, kw_only=True)
 class CAT:
@@ -49,10 +51,11 @@ class CAT:
     Args:
         attack: plain PGD, of which `steps`, `step_size`, `random_start` and `batch_norm` may be set. A step is
             `step_size` long for all images or, if that is not given, 2.5 radius / steps for each.
-        eta: how much a radius grows at a time, in pixel units of [0, 1].
+        eta: how much a radius grows at a time, in pixel units of [0, 1]; if not given, the published 0.005 at 8/255, in
+            proportion to the threat's epsilon.
         epsilon_max: the largest radius, in pixel units of [0, 1]; the threat's, if not given or larger than that.
-        c: the share of the label that is drawn, per unit of the radius in [0, 1]; the share is at most 1. Published for
-            radii up to 8/255, at which it is 0.31: larger radii need a smaller c, or nothing is left of the label.
+        c: the share of the label that is drawn, per unit of the radius in [0, 1]; the share is at most 1. If not given,
+            the published 10 at 8/255, in inverse proportion to the threat's epsilon: at epsilon, the share is 0.31.
         concentration: of the symmetric Dirichlet distribution; at 1 it is uniform.
         objective: "cross_entropy" with the soft label, or "margin", which adds max(max_{j != y} z_j - z_y, -kappa).
         kappa: the margin of the logits from which on "margin" adds no more pressure.
@@ -65,10 +68,10 @@ class CAT:
         InputError: for a value outside its range, or another attack.
     """
 
-    attack: Attack = field(default_factory=lambda: PGD(steps=10, step_size=2 / 255, random_start=False))
-    eta: Pixels = 0.005
+    attack: Attack = field(default_factory=lambda: PGD(steps=10, random_start=False))
+    eta: Pixels | None = None
     epsilon_max: Pixels | None = None
-    c: float = 10.0
+    c: float | None = None
     concentration: float = 1.0
     objective: Objective = "cross_entropy"
     kappa: float = 10.0
@@ -76,13 +79,14 @@ class CAT:
 
     def __post_init__(self) -> None:
         self._plain_attack()
-        object.__setattr__(self, "eta", check_pixels("CAT.eta", self.eta))
+        if self.eta is not None:
+            object.__setattr__(self, "eta", check_pixels("CAT.eta", self.eta))
         if self.epsilon_max is not None:
             object.__setattr__(self, "epsilon_max", check_pixels("CAT.epsilon_max", self.epsilon_max))
         check_choice("CAT.objective", self.objective, Objective)
-        for name in ("c", "kappa"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"CAT.{name} must be at least 0, but got {getattr(self, name)}.")
+        for name, value in (("c", self.c), ("kappa", self.kappa)):
+            if value is not None and not value >= 0:
+                raise InputError(f"CAT.{name} must be at least 0, but got {value}.")
         if not self.concentration > 0:
             raise InputError(f"CAT.concentration must be above 0, but got {self.concentration}.")
 
@@ -98,12 +102,13 @@ class CAT:
         limit = min(self.epsilon_max or batch.threat.epsilon, batch.threat.epsilon)
         radii = self._radii(batch)
         # Try a larger radius.
-        tried = (radii + self.eta).clamp(max=limit)
+        eta = self.eta or 0.005 / _PUBLISHED_EPSILON * batch.threat.epsilon
+        tried = (radii + eta).clamp(max=limit)
         ball = LinfBall(images, per_sample(tried))  # type: ignore[arg-type]  # broadcasts as a number does
         step_size = attack.step_size or per_sample(2.5 * tried / max(attack.steps, 1)).to(images.dtype)
 
         # Public implementations attack the softened label; see `soft_attack` for why that is not the default.
-        softened_by = radii if self.soft_attack else torch.zeros_like(radii)
+        share = self._share(batch) if self.soft_attack else torch.zeros_like(radii)
 
         @cache
         def drawn(num_classes: int) -> Tensor:
@@ -112,7 +117,7 @@ class CAT:
         def losses(logits: Tensor, labels: Tensor) -> Tensor:
             # Not PyTorch's cross-entropy: a sure model rounds its gradient to zero.
             own = cross_entropy(logits, labels)
-            return self._losses(own, logits, labels, softened_by, drawn(logits.shape[1]))
+            return self._losses(own, logits, labels, share, drawn(logits.shape[1]))
 
         generator = generator_at(images.device, batch.seed, "start")
         points = ball.random(generator).to(images.dtype) if attack.random_start else images
@@ -132,14 +137,19 @@ class CAT:
         logits = forward(crafted)
         own = F.cross_entropy(logits, batch.targets, reduction="none")
         drawn = self._drawn(batch, logits.shape[1], "labels")
-        return self._losses(own, logits, batch.labels, self._radii(batch), drawn).mean()
+        return self._losses(own, logits, batch.labels, self._share(batch), drawn).mean()
 
-    def _losses(self, own: Tensor, logits: Tensor, labels: Tensor, radii: Tensor, drawn: Tensor) -> Tensor:
-        """Return the losses [B] of softened labels, given the losses of the labels as they are.
+    def _share(self, batch: Batch) -> Tensor:
+        """Return how much of each image's label is drawn, [B]."""
+        c = 10.0 * _PUBLISHED_EPSILON / batch.threat.epsilon if self.c is None else self.c
+        return (c * self._radii(batch)).clamp(0, 1)
+
+    def _losses(self, own: Tensor, logits: Tensor, labels: Tensor, share: Tensor, drawn: Tensor) -> Tensor:
+        """Return the losses [B] of labels of which a share is drawn, given the losses of the labels as they are.
 
         The cross-entropy is linear in the label: softening the label mixes the losses.
         """
-        share = (self.c * radii).clamp(0, 1).to(logits.dtype)
+        share = share.to(logits.dtype)
         losses = (1 - share) * own + share * F.cross_entropy(logits, drawn, reduction="none")
         if self.objective == "margin":
             losses = losses + margin(logits, labels).clamp_min(-self.kappa)

@@ -27,7 +27,8 @@ class MART:
     Where targets are smoothed or mixed, -log p_y(x') is the cross-entropy with them; y elsewhere is the label.
 
     Args:
-        attack: crafts x'; its `batch_norm` says whether it sees batch or running statistics. It starts anywhere in the
+        attack: crafts x'; its `batch_norm` says whether it sees batch or running statistics. Published are 10 steps of
+            0.007 at epsilon 0.031; here a step is a quarter of any epsilon, if not given. It starts anywhere in the
             ball; the authors' code starts at 0.001 N(0, 1) around the image.
         weight: the paper's lambda; the authors' code has 6 for a WideResNet, and 5 for a ResNet-18.
 
@@ -35,7 +36,7 @@ class MART:
         InputError: if `weight` is negative.
     """
 
-    attack: Attack = field(default_factory=lambda: PGD(steps=10, step_size=0.007))
+    attack: Attack = field(default_factory=lambda: PGD(steps=10))
     weight: float = 6.0
 
     def __post_init__(self) -> None:

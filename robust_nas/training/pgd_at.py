@@ -18,10 +18,11 @@ class PGDAT:
     """Cross-entropy on adversarial examples only.
 
     Args:
-        attack: crafts the examples; its `batch_norm` says whether it sees batch or running statistics.
+        attack: crafts the examples; its `batch_norm` says whether it sees batch or running statistics. By default, 10
+            steps of a quarter of epsilon.
     """
 
-    attack: Attack = field(default_factory=lambda: PGD(steps=10, step_size=2 / 255))
+    attack: Attack = field(default_factory=lambda: PGD(steps=10))
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return adversarial examples of the whole batch."""

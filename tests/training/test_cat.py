@@ -83,6 +83,21 @@ def test_an_attack_on_a_soft_label_leads_a_surer_model_away_from_the_boundary() 
         assert torch.allclose(crafted, torch.full_like(crafted, expected), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1, 4])
+def test_the_published_pace_and_labels_scale_with_the_threats_radius(scale: int) -> None:
+    # Published at 8/255: radii grow by 0.005, and 10 x 8/255 of a label is drawn at the full radius.
+    memory, epsilon = Memory(), scale * 8 / 255
+    batch = _batch(_at([0.9]), torch.tensor([1]), memory, epsilon)
+    method = CAT(concentration=1e8)
+    method.craft(Threshold(), batch)
+    assert float(memory.tables["radii"][0]) == pytest.approx(0.005 * scale)
+    memory.write("radii", batch.ids, torch.tensor([epsilon]))
+    logits = torch.tensor([[0.0, 1.0]])
+    share = 10 * 8 / 255
+    expected = F.cross_entropy(logits, torch.tensor([[share / 2, 1 - share / 2]]))
+    torch.testing.assert_close(method.loss(lambda _: logits, batch.images, batch), expected)
+
+
 def test_an_image_that_falls_is_trained_on_where_it_fell() -> None:
     memory, model = Memory(), Threshold()
     method, batch = CAT(eta=0.05), _batch(_at([0.53]), torch.tensor([1]), memory)
@@ -159,7 +174,7 @@ def test_the_drawn_part_of_a_label_is_uniform_on_the_simplex() -> None:
     object.__setattr__(batch, "num_samples", count)
     memory.table("radii", (count,))
     memory.write("radii", batch.ids, torch.full((count,), 0.2))
-    (gradient,) = torch.autograd.grad(CAT().loss(lambda _: logits, batch.images, batch), logits)
+    (gradient,) = torch.autograd.grad(CAT(c=10.0).loss(lambda _: logits, batch.images, batch), logits)
     drawn = 1 / 3 - count * gradient
     assert torch.allclose(drawn.sum(1), torch.ones(count), atol=1e-3)
     # Mean 1/3 and variance 2/9 / 4 in every class.
