@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
 from robust_nas import config, derivation, ensembles, evaluation, intake, pipeline, searches, spaces
+from robust_nas.architecture import Architecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet
@@ -24,14 +25,13 @@ from robust_nas.recipe import from_table
 from robust_nas.recipe import load as load_recipe
 from robust_nas.run_dir import RunDir, Stage
 from robust_nas.seeds import seeded
+from robust_nas.threat import ThreatModel
 
 if TYPE_CHECKING:
-    from robust_nas.architecture import Architecture
     from robust_nas.attacks import Attack
     from robust_nas.bounds import Bound
     from robust_nas.searches import SearchResult
     from robust_nas.spaces import Space
-    from robust_nas.threat import ThreatModel
     from robust_nas.training import Method
 
 
@@ -83,14 +83,24 @@ def train(
     from robust_nas.training._loop import fit
     from robust_nas.training._plan import Training
 
+    for name, value, kind in (("data", data, Dataset), ("threat", threat, ThreatModel)):
+        if not isinstance(value, kind):
+            raise InputError(
+                f"train takes a {kind.__name__} as {name} (rn.datasets.load and rn.ThreatModel make them), but got "
+                f"{type(value).__name__}."
+            )
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
     plan = config.build(Training, {**section, **({} if method is None else {"method": method}), **options}, "train")
     stage = _stage("train", seed, data)
     if isinstance(architecture, nn.Module):
-        intake.check_model(architecture)
+        _check_trainable(architecture, data)
         return fit(architecture, data, threat, plan, stage).model
     space = spaces.load(space) if isinstance(space, str) else space
     architecture = space.parse(architecture) if isinstance(architecture, str) else architecture
+    if not isinstance(architecture, Architecture):
+        raise InputError(
+            f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
+        )
     with seeded(seed, "train"):
         model = space.network(architecture, data).to(data.train.device)
     return fit(model, data, threat, plan, stage).model
@@ -254,6 +264,20 @@ def load_run(path: Path | str) -> Run:
     saved = from_table(config.read_toml(folder / "config.toml"), str(folder.path))
     job = pipeline.Job(saved, folder, World(), Progress(quiet=True))
     return Run(folder.path, job.data, pipeline.load_models(job), saved.threat)
+
+
+def _check_trainable(model: nn.Module, data: Dataset) -> None:
+    """Raise InputError unless a module gives a logit for every class of `data` and has something to train."""
+    num_classes, notes = intake.check_outputs(model, data.validation[:64].images)
+    if num_classes != len(data.classes):
+        raise InputError(
+            f"The module must give a logit for each of the {len(data.classes)} classes of {data.name}, but gives "
+            f"{num_classes}."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("The module has no parameter that requires a gradient; there is nothing to train.")
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
 
 
 def _stage(name: str, seed: int, data: Dataset) -> Stage:

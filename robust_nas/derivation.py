@@ -6,6 +6,7 @@ adversarial accuracy on the validation split with the weights they inherit from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
 from robust_nas.models.cells import inherit
+from robust_nas.searches import LEAST_PROBABILITY
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
@@ -95,9 +97,14 @@ def derive(
 
 
 def distinct(found: SearchResult, count: int) -> list[Candidate]:
-    """Return the `count` most probable architectures that are functionally different and not constant."""
+    """Return the `count` most probable architectures that are functionally different and not constant.
+
+    They are fewer where all others have no probability at all.
+    """
     pool: dict[str, Candidate] = {}
     for architecture, log_posterior in found.ranked():
+        if log_posterior <= math.log(LEAST_PROBABILITY):
+            break
         if architecture.is_connected:
             pool.setdefault(architecture.canonical, Candidate(architecture, log_posterior))
         if len(pool) == count:

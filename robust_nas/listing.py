@@ -29,6 +29,13 @@ GROUPS = {
 
 CATALOGUES = {"recipes": "recipes", "spaces": "search_spaces", "tables": "tables"}
 
+SECTIONS = {
+    "train": "training._plan.Training",
+    "derive": "derivation.Derivation",
+    "evaluation": "evaluation.plan.EvaluationPlan",
+}
+"""The sections of a recipe that are no component."""
+
 
 def names(what: str) -> list[str]:
     """Return the names of what there is of a kind: spaces, recipes, tables, or a group of components.
@@ -56,21 +63,30 @@ def describe(thing: str) -> str:
         return describe_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
         return describe_attacked(Path(thing))
-    if thing in catalogue.files("tables"):
-        from robust_nas.tables import cards
-
-        return cards.load(thing).describe()
     if any(Path(thing).glob("part-*.parquet")):
         from robust_nas import answers, tables
 
         return answers.overview(tables.load(thing)).text()
-    for kind, package in GROUPS.items():
-        if thing in names(kind):
-            return _describe_component(kind, import_module(f"robust_nas.{package}").get(thing), thing)
+    if thing in SECTIONS:
+        module, _, name = SECTIONS[thing].rpartition(".")
+        return _describe_component("section of a recipe", getattr(import_module(f"robust_nas.{module}"), name), thing)
+    # A data set and a recipe, or a table and a recipe, may share a name: all are shown.
+    found = []
+    if thing in catalogue.files("tables"):
+        from robust_nas.tables import cards
+
+        found.append(cards.load(thing).describe())
+    found += [
+        _describe_component(kind, import_module(f"robust_nas.{package}").get(thing), thing)
+        for kind, package in GROUPS.items()
+        if thing in names(kind)
+    ]
     for kind in ("search_spaces", "recipes"):
         if thing in catalogue.files(kind):
-            return catalogue.files(kind)[thing].read_text(encoding="utf-8").rstrip()
-    known = [name for kind in [*GROUPS, *CATALOGUES] for name in names(kind)]
+            found.append(catalogue.files(kind)[thing].read_text(encoding="utf-8").rstrip())
+    if found:
+        return "\n\n".join(found)
+    known = [*SECTIONS, *(name for kind in [*GROUPS, *CATALOGUES] for name in names(kind))]
     raise InputError(f"'{thing}' is neither an architecture nor a run folder nor a component. {suggest(thing, known)}")
 
 

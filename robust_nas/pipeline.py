@@ -7,7 +7,7 @@ exists is read back instead of computed, and a stage that was interrupted contin
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +186,9 @@ def train(job: Job) -> None:
                 **fitted.record,
             }
             if job.world.is_main:
-                last = job.folder / "checkpoints" / f"{name}-last.safetensors"
-                save_state(last, {"weights": fitted.last})
+                for epoch, state in {"best": fitted.best, "last": fitted.last}.items():
+                    if epoch != fitted.record["kept"]:
+                        save_state(job.folder / "checkpoints" / f"{name}-{epoch}.safetensors", {"weights": state})
                 save_state(weights, {"weights": model.state_dict(), "record": facts})
             job.world.barrier()
         stage.finish()
@@ -221,7 +222,7 @@ def attack(job: Job) -> None:
     """Attack every trained model on the test images; write evaluation.json and evaluation.parquet."""
     best, models = best_single(job), load_models(job)
     for name, model in models.items():
-        _attack_last(job, name)
+        _attack_other_epoch(job, name)
         _attack_one(job, name, model, strongest=name == best)
     if job.world.is_main:
         save_examples(
@@ -240,7 +241,11 @@ def attack_after_costs(job: Job) -> None:
     """Say what attacking every trained model is expected to cost, from a few of the images, and do it."""
     best, threats, test = best_single(job), [job.recipe.threat], _attacked_images(job)
     for name, model in load_models(job).items():
-        costs = job.recipe.evaluation.costs(model, test, threats, job.world, job.recipe.seed, strongest=name == best)
+        plan = job.recipe.evaluation
+        costs = plan.costs(model, test, threats, job.world, job.recipe.seed, strongest=name == best)
+        if (epoch := _other_epoch(job, name)) is not None:
+            again = costs[: len(plan.named(strongest=False))]
+            costs += [replace(cost, label=f"{cost.label}, {epoch} epoch") for cost in again]
         job.say(costs_text(name, costs, len(test), job.world))
     attack(job)
 
@@ -251,22 +256,29 @@ def _attacked_images(job: Job) -> ImageSet:
 
 def _evaluation_so_far(job: Job) -> dict[str, Any]:
     """Return what evaluation.json says, or will say before any model is in it."""
-    if job.has("evaluation.json"):
-        return dict(job.read("evaluation.json"))
     about = {"split": "test", "num_images": len(_attacked_images(job)), "data": job.data.name}
-    return {**about, "classes": list(job.data.classes), "last_epoch": {}, "models": {}}
+    found = {**about, "classes": list(job.data.classes), "other_epochs": {}, "models": {}}
+    return {**found, **job.read("evaluation.json")} if job.has("evaluation.json") else found
 
 
-def _attack_last(job: Job, name: str) -> None:
-    """Attack a network as it was after its last epoch and add it to evaluation.json, unless it is there.
+def _other_epoch(job: Job, name: str) -> str | None:
+    """Return which epoch of a network, "best" or "last", is not the one that was kept; None if both are the same."""
+    (trained,) = [model for model in job.read("train.json")["models"] if model["name"] == name]
+    if "kept" not in trained or trained["best_epoch"] == trained["last_epoch"]:
+        return None
+    return "last" if trained["kept"] == "best" else "best"
 
-    Beside the best epoch, it shows what robust overfitting costs (Rice et al. 2020, arXiv:2002.11569).
+
+def _attack_other_epoch(job: Job, name: str) -> None:
+    """Attack a network as it was after the last epoch (or the best one, if the last is kept), unless that is done.
+
+    Beside the one that is kept, it shows what robust overfitting costs (Rice et al. 2020, arXiv:2002.11569).
     """
-    done = _evaluation_so_far(job)
-    if name in done["last_epoch"]:
+    done, epoch = _evaluation_so_far(job), _other_epoch(job, name)
+    if epoch is None or name in done["other_epochs"]:
         return
-    recipe, stage = job.recipe, job.stage(f"attack-{name}-last")
-    weights = job.folder / "checkpoints" / f"{name}-last.safetensors"
+    recipe, stage = job.recipe, job.stage(f"attack-{name}-{epoch}")
+    weights = job.folder / "checkpoints" / f"{name}-{epoch}.safetensors"
     model = intake.trained_network(recipe.space, chosen_architectures(job)[name], job.data, weights)
     named, size = recipe.evaluation.named(strongest=False), recipe.evaluation.batch_size
     result = evaluate(
@@ -278,7 +290,8 @@ def _attack_last(job: Job, name: str) -> None:
         batch_size=size,
         stage=stage,
     )
-    job.write("evaluation.json", {**done, "last_epoch": {**done["last_epoch"], name: result.summary()}})
+    entry = {"epoch": epoch, **result.summary()}
+    job.write("evaluation.json", {**done, "other_epochs": {**done["other_epochs"], name: entry}})
     stage.finish()
 
 
@@ -408,6 +421,7 @@ def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) 
     """
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     data = load_data(chosen, world)
+    _rehearse_training(chosen, data)
 
     def make_folder() -> Path:
         folder = RunDir.create(root, chosen.name)
@@ -416,6 +430,18 @@ def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) 
         return folder.path
 
     return _job(chosen, world.on_main(make_folder), world, progress, data)
+
+
+def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
+    """Raise InputError now for what the training would only refuse after the search."""
+    from robust_nas.training._loop import rehearse
+
+    operations = chosen.space.operations
+    uniform = SearchResult(operations, [[1 / len(operations)] * len(operations)] * len(chosen.space.edges), None, {})
+    any_architecture = derivation.distinct(uniform, 1)[0].architecture
+    with seeded(chosen.seed, "rehearsal"):
+        model = chosen.space.network(any_architecture, data).to(data.train.device)
+    rehearse(model, data, chosen.threat, chosen.train)
 
 
 def resume(path: Path, overrides: list[str], progress: Progress) -> Job:

@@ -29,17 +29,27 @@ def generator_at(device: torch.device | str, seed: int, *place: str | int) -> to
 
 
 @contextlib.contextmanager
-def seeded(seed: int, *place: str | int) -> Iterator[None]:
+def seeded(seed: int, *place: str | int, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch's global CPU random state for a place of the run, and put it back as it was afterwards.
 
-    For what draws from the global state and takes no generator: the initialisation of modules, distributions.
+    For what draws from the global state and takes no generator: the initialisation of modules, distributions, dropout.
+
+    Args:
+        device: an accelerator whose global state is seeded too.
     """
     import torch
 
+    accelerator = device if device is not None and device.type == "cuda" else None
     state = torch.get_rng_state()
-    # Not torch.manual_seed: that would reseed every accelerator too.
+    own = torch.cuda.get_rng_state(accelerator) if accelerator else None
+    # Not torch.manual_seed: that would reseed every accelerator.
     torch.default_generator.manual_seed(seed_at(seed, *place))
+    if accelerator:
+        with torch.cuda.device(accelerator):
+            torch.cuda.manual_seed(seed_at(seed, *place))
     try:
         yield
     finally:
         torch.set_rng_state(state)
+        if own is not None:
+            torch.cuda.set_rng_state(own, accelerator)  # type: ignore[arg-type]

@@ -59,3 +59,22 @@ def test_a_module_of_ones_own_is_trained_in_place_with_a_recipes_settings() -> N
 def test_a_root_may_be_given_as_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="MNIST is not"):
         rn.datasets.load("mnist", root=str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "each of the 10 classes of digits, but gives 5"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)),
+            "cannot take images of 1 x 8 x 8 pixels",
+        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double(), "cannot take images of 1 x 8 x 8 pixels"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False), "nothing to train"),
+        (nn.Linear, "not its class"),
+        (42, "but got 42"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_sentence(module: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rn.train(module, rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.1), epochs=1)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-from robust_nas import attacks
+from robust_nas import attacks, listing
 from robust_nas.errors import InputError
 from robust_nas.run_dir import RunDir, save_state
 
@@ -252,3 +252,17 @@ def test_a_damaged_parquet_is_named(command: Command, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="is damaged"):
             read_outcomes(path)
+
+
+@pytest.mark.parametrize(
+    ("thing", "expected"),
+    [
+        ("train", ["section of a recipe", "awp", "milestones"]),
+        ("fast", ["fast (trainings)", "n_fgsm"]),
+        # A table and a recipe of one name: both.
+        ("nas-robbench-201", ["arXiv:2403.13134", "search.architecture=323133"]),
+    ],
+)
+def test_info_shows_everything_of_a_name(thing: str, expected: list[str]) -> None:
+    text = listing.describe(thing)
+    assert all(part in text for part in expected)

@@ -131,3 +131,10 @@ def test_the_declarations_are_read(examples: Path) -> None:
 def test_the_sampler_asks_for_one_architecture_after_the_other() -> None:
     found = samplers.get(example("samplers", "in_order"))().start(spaces.load("nasbench201"), 1, seed=0)
     assert [found.ask().digits() for _ in range(6)] == ["000000", "000001", "000002", "000003", "000004", "000010"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_a_page_links_only_what_is_there(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target

@@ -197,7 +197,7 @@ def _state_of_training(method: str | dict[str, Any], folder: Path, **options: An
         stage = Stage("train", 0, world, Progress(quiet=True), folder)
         fitted = fit(model, data, ThreatModel(epsilon=0.1), plan, stage)
         saved = load_state(folder / "checkpoints" / "train.state.safetensors") if world.is_main else {}
-        return {"weights": fitted.last, **(saved["state"]["network"]["memory"] if saved else {})}
+        return {"weights": fitted.last, **(saved["state"]["trainee"]["memory"] if saved else {})}
 
     return train
 

@@ -320,18 +320,31 @@ def test_two_runs_of_one_seed_are_equal_bit_by_bit(command: Command, finished: P
     assert numbers(again) == numbers(json.loads((finished / "search.json").read_text()))
 
 
-def test_one_given_architecture_is_trained_measured_at_both_its_epochs_and_makes_no_ensemble(tmp_path: Path) -> None:
+def test_one_given_architecture_is_trained_and_measured_and_makes_no_ensemble(tmp_path: Path) -> None:
     quick = [setting for setting in TINY if not setting.startswith(("search.", "derive."))]
     run = rn.run("digits", *quick, "search=given", "derive.count=1", "derive.pool=1", out=tmp_path)
     evaluation, trained = run.read("evaluation.json"), run.read("train.json")["models"]
     # All six edges of 323133 in the space's digits.
     assert [model["architecture"].count("nor_conv_3x3") for model in trained] == [4]
-    assert set(evaluation["models"]) == set(evaluation["last_epoch"]) == {"model-0"}
+    assert set(evaluation["models"]) == {"model-0"}
     assert not (run.path / "ensemble.json").exists()
     assert unfinished_stages(run.path) == []
-    # The same attacks on both epochs' weights; equal where the best epoch is the last.
-    best, last = evaluation["models"]["model-0"], evaluation["last_epoch"]["model-0"]
-    assert {item["name"] for item in last["attacks"]} <= {item["name"] for item in best["attacks"]}
-    if trained[0]["best_epoch"] == 3:
-        assert last["clean"] == best["clean"]
-    assert "the last epoch" in (run.path / "report.html").read_text()
+    best, last = trained[0]["best_epoch"], trained[0]["last_epoch"]
+    assert set(evaluation["other_epochs"]) == (set() if best == last else {"model-0"})
+
+
+def test_the_epoch_that_is_not_kept_is_attacked_too(tmp_path: Path) -> None:
+    # At this learning rate the first epoch is the best.
+    quick = [setting for setting in TINY if not setting.startswith(("search.", "derive."))]
+    knots = "train.knots=[{epoch=0,learning_rate=0.3},{epoch=1,learning_rate=0.0},{epoch=3,learning_rate=20.0}]"
+    common = [*quick, "search=given", "derive.count=1", "derive.pool=1", "train.schedule=linear", knots]
+    for keep, other in (("best", "last"), ("last", "best")):
+        run = rn.run("digits", *common, f"train.keep={keep}", out=tmp_path / keep)
+        (trained,) = run.read("train.json")["models"]
+        assert (trained["kept"], trained["best_epoch"] < trained["last_epoch"]) == (keep, True)
+        evaluation = run.read("evaluation.json")
+        kept, beside = evaluation["models"]["model-0"], evaluation["other_epochs"]["model-0"]
+        assert beside["epoch"] == other
+        assert kept["clean"] != beside["clean"]
+        assert {item["name"] for item in beside["attacks"]} <= {item["name"] for item in kept["attacks"]}
+        assert f"the {other} epoch" in (run.path / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class ImageNet:
         train_size: training images to use; all that validation leaves, if not given.
         validation_size: validation images.
         test_size: test images to use; all, if not given.
-        workers: processes that decode, for each process of the run; 0 decodes in the run's own.
+        workers: processes that decode, for each process of the run, at most one per core; 0 decodes in the run's own.
         memory: the largest size that validation and test images together may take in memory, in bytes.
     """
 
@@ -70,7 +71,7 @@ class ImageNet:
                 listed.paths,
                 listed.labels,
                 self.size,
-                workers=self.workers,
+                workers=min(self.workers, os.cpu_count() or 1),
                 statistics=(torch.tensor(MEAN), torch.tensor(DEVIATION)),
             ).part(part.labels)
             for listed, part in zip((files, files, test_files), parts, strict=True)

@@ -11,7 +11,7 @@ An attack needs logits of images in [0, 1]. Of a model that gives probabilities 
 the gradients vanish or the accuracy low, and call the model robust or bad for the wrong reason.
 """
 
-from robust_nas.intake.diagnosis import check_model, diagnose
+from robust_nas.intake.diagnosis import check_model, check_outputs, diagnose
 from robust_nas.intake.loading import chosen_architectures, files_of, load_models, trained_network
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised, prepared
 from robust_nas.intake.weights import load_weights
@@ -21,6 +21,7 @@ __all__ = [
     "LogProbabilities",
     "Normalised",
     "check_model",
+    "check_outputs",
     "chosen_architectures",
     "diagnose",
     "files_of",

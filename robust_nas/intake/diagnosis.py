@@ -67,6 +67,18 @@ def diagnose(model: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
         return [*_on_outputs(model, outputs), *_on_pixels(model, images, labels, outputs)]
 
 
+def check_outputs(model: nn.Module, images: Tensor) -> tuple[int, list[str]]:
+    """Return how many classes a model has, and what is suspicious about its outputs; the model is left as it was.
+
+    Raises:
+        InputError: if the model cannot take such images, or its outputs are not [B, K].
+    """
+    check_model(model)
+    with frozen(model, fold=False):
+        outputs = _outputs(model, images)
+    return outputs.shape[1], _on_outputs(model, outputs)
+
+
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     try:
         with torch.no_grad():

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -36,9 +36,9 @@ class MixtureBatchNorm2d(nn.Module):
         return self.in_use(x)
 
 
-def mix(model: nn.Module) -> None:
-    """Put a mixture in place of every `nn.BatchNorm2d` in `model`."""
-    _replace(model, lambda module: MixtureBatchNorm2d(module) if type(module) is nn.BatchNorm2d else None)
+def mix(model: nn.Module) -> int:
+    """Put a mixture in place of every `nn.BatchNorm2d` in `model`; return how many there were."""
+    return _replace(model, lambda module: MixtureBatchNorm2d(module) if type(module) is nn.BatchNorm2d else None)
 
 
 def unmix(model: nn.Module, branch: Branch) -> None:
@@ -46,12 +46,23 @@ def unmix(model: nn.Module, branch: Branch) -> None:
     _replace(model, lambda module: getattr(module, branch) if isinstance(module, MixtureBatchNorm2d) else None)
 
 
-def _replace(model: nn.Module, replacement) -> None:  # type: ignore[no-untyped-def]
+def unused_branches(model: nn.Module) -> set[Branch]:
+    """Return the branches that no batch of a training has gone through in any mixture."""
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureBatchNorm2d)]
+    branches: tuple[Branch, ...] = get_args(Branch) if mixtures else ()
+    counts = {branch: [getattr(mixture, branch).num_batches_tracked for mixture in mixtures] for branch in branches}
+    return {branch for branch, found in counts.items() if all(count is not None and not count for count in found)}
+
+
+def _replace(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> int:
+    count = 0
     for parent in list(model.modules()):
         if not isinstance(parent, MixtureBatchNorm2d):
             for name, child in list(parent.named_children()):
                 if (other := replacement(child)) is not None:
                     setattr(parent, name, other)
+                    count += 1
+    return count
 
 
 @contextlib.contextmanager

@@ -248,22 +248,26 @@ def _training(contents: Contents) -> Content:
             continue
         epochs = [row["step"] for row in rows]
         clean, robust = ([row.get(f"validation_{kind}") for row in rows] for kind in ("clean", "robust"))
-        best = model["validation"]
+        kept, last = model["validation"], model.get("kept") == "last"
+        kept_epoch = model["last_epoch"] if last else model["best_epoch"]
+        other, other_name = (
+            (model["best"], f"best epoch {model['best_epoch']}") if last else (model["last"], "last epoch")
+        )
         text = (
-            f"kept epoch {model['best_epoch']}: clean {percent(best['clean'])} %, robust {percent(best['robust'])} %; "
-            f"last epoch: {percent(model['last']['clean'])} %, {percent(model['last']['robust'])} %"
+            f"kept epoch {kept_epoch}: clean {percent(kept['clean'])} %, robust {percent(kept['robust'])} %; "
+            f"{other_name}: {percent(other['clean'])} %, {percent(other['robust'])} %"
         )
         if model.get("collapsed"):
-            text += f"; stopped, as the robust accuracy had fallen by epoch {model['collapsed']}"
+            text += "; stopped there, as the robust accuracy had fallen"
         figure = plots.curve_plot(
-            epochs, clean, robust, f"training-{index}", f"Training of {name}: {text}.", model["best_epoch"]
+            epochs, clean, robust, f"training-{index}", f"Training of {name}: {text}.", kept_epoch
         )
         figures.append(
             element(
                 "figure",
                 element("h3", name),
                 figure,
-                element("figcaption", text.capitalize() + ".", _best_and_last(contents, name)),
+                element("figcaption", text.capitalize() + ".", _both_epochs(contents, name)),
             )
         )
     if not figures:
@@ -275,20 +279,20 @@ def _training(contents: Contents) -> Content:
     return [element("p", note, class_="note"), _curve_legend(), element("div", figures, class_="grid")]
 
 
-def _best_and_last(contents: Contents, name: str) -> str | None:
-    """Return what the strongest attack on the last epoch's weights leaves of them, and of the kept epoch's, on test."""
-    last = (contents.evaluation or {}).get("last_epoch", {}).get(name)
-    if last is None or name not in contents.attacked:
+def _both_epochs(contents: Contents, name: str) -> str | None:
+    """Return what the strongest attack on the epoch that is not kept leaves of both, on test images."""
+    other = (contents.evaluation or {}).get("other_epochs", {}).get(name)
+    if other is None or name not in contents.attacked:
         return None
-    strongest = min(last["attacks"], key=lambda item: item["accuracy"])
+    strongest = min(other["attacks"], key=lambda item: item["accuracy"])
     clean = contents.attacked[name]["clean"]
-    best = contents.attack_on(name, (strongest["name"], strongest["norm"], strongest["epsilon"]))
-    if best is None:
+    kept = contents.attack_on(name, (strongest["name"], strongest["norm"], strongest["epsilon"]))
+    if kept is None:
         return None
     return (
         f" On {strongest['count']} test images, under {format_attack(strongest['name'])}: the kept epoch "
-        f"{percent(best['accuracy'])} % (clean {percent(clean['accuracy'])} %), the last epoch "
-        f"{percent(strongest['accuracy'])} % (clean {percent(last['clean']['accuracy'])} %)."
+        f"{percent(kept['accuracy'])} % (clean {percent(clean['accuracy'])} %), the {other['epoch']} epoch "
+        f"{percent(strongest['accuracy'])} % (clean {percent(other['clean']['accuracy'])} %)."
     )
 
 

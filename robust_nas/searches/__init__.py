@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 
+LEAST_PROBABILITY = 1e-300
+"""What stands for no probability at all in the logarithm of one."""
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """What a search believes.
@@ -48,10 +52,8 @@ class SearchResult:
 
         The sorted product is walked best first with a heap: nothing is enumerated that is not asked for.
         """
-        edges = [
-            sorted(((math.log(max(p, 1e-300)), o) for o, p in zip(self.operations, row, strict=True)), reverse=True)
-            for row in self.probabilities
-        ]
+        logarithms = [[math.log(max(p, LEAST_PROBABILITY)) for p in row] for row in self.probabilities]
+        edges = [sorted(zip(row, self.operations, strict=True), reverse=True) for row in logarithms]
 
         def total(choice: tuple[int, ...]) -> float:
             return sum(edge[place][0] for edge, place in zip(edges, choice, strict=True))

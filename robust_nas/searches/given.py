@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import BeforeValidator
+
+from robust_nas.errors import InputError
 from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
@@ -12,6 +15,11 @@ if TYPE_CHECKING:
     from robust_nas.run_dir import Stage
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel
+
+
+def _as_text(value: object) -> object:
+    """Return digits, which TOML reads as a number, as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +31,18 @@ class Given:
             highest accuracy under PGD at 8/255 in the CIFAR-10 part of NAS-RobBench-201 (arXiv:2403.13134).
     """
 
-    architecture: str = "323133"
+    architecture: Annotated[str, BeforeValidator(_as_text)] = "323133"
 
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
         """Return the architecture.
 
         Raises:
-            InputError: if it is not one of `space`.
+            InputError: if it is not one of `space`, or its output does not depend on its input.
         """
-        chosen = space.parse(self.architecture).operations
-        probabilities = [[float(operation == name) for name in space.operations] for operation in chosen]
+        chosen = space.parse(self.architecture)
+        if not chosen.is_connected:
+            raise InputError(
+                f"search.architecture must lead from the input to the output, but {chosen} does not; give another one."
+            )
+        probabilities = [[float(operation == name) for name in space.operations] for operation in chosen.operations]
         return SearchResult(space.operations, probabilities, supernet=None, record={"trajectory": [], "seconds": 0.0})

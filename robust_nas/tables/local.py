@@ -29,8 +29,8 @@ from robust_nas.errors import InputError
 from robust_nas.run_dir import RunDir, atomic_path, read_json
 from robust_nas.tables._schema import SCHEMA, Row
 
-_PLACES = ("root", "data_root", "path", "folder", "download")
-"""Options of [data] that say where the images lie, not which they are."""
+_PLACES = ("root", "data_root", "path", "folder", "download", "workers", "memory")
+"""Options of [data] that say where the images lie and how they are read, not which they are."""
 
 _CELL = ("name", "kind", "num_nodes", "operations")
 """Entries of [space] that say which cells there are, not what surrounds them."""

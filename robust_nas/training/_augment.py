@@ -61,7 +61,8 @@ def mix_up(
     """Return convex combinations of pairs of images and of their labels (Zhang et al. 2018, arXiv:1710.09412).
 
     One share, drawn from Beta(alpha, alpha), for the whole batch, and as partners the batch in another order, as in
-    the authors' code.
+    the authors' code. Each image keeps the larger share, which makes no difference to the pairs that come about: its
+    label is then also what the mixed image shows most of, and what an attack on it leads away from.
 
     Args:
         images: [B, C, H, W].
@@ -75,7 +76,7 @@ def mix_up(
     """
     concentrations = torch.full((2,), alpha, dtype=torch.float64, device=images.device)
     # Of two classes, the Dirichlet distribution is a beta distribution. torch.distributions takes no generator.
-    share = torch._sample_dirichlet(concentrations, generator=generator)[0].to(images.dtype)
+    share = torch._sample_dirichlet(concentrations, generator=generator).amax().to(images.dtype)
     partners = torch.randperm(len(images), device=images.device, generator=generator)
     targets = F.one_hot(labels, num_classes).to(images.dtype)
     return (

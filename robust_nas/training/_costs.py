@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from robust_nas.models.mixture_norm import through
+from robust_nas.distributed import World
+from robust_nas.models.mixture_norm import mix
 from robust_nas.training import Batch
-from robust_nas.training._options import Forward, added_losses, moved_weights
+from robust_nas.training._loop import Trainee
 
 if TYPE_CHECKING:
     from robust_nas.training._plan import Training
@@ -50,24 +51,16 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
     not 3k + 3 if nothing needless is differentiated.
 
     Args:
-        model: in training mode; its gradients and batch-norm statistics are changed.
+        model: in training mode; it is changed by a step.
         batch: with a memory of its own.
     """
-
-    def step() -> None:
-        with through(model, "adversarial"):
-            crafted = training.method.craft(model, batch)
-
-        def loss() -> torch.Tensor:
-            forward = Forward(model, model, batch.images, torch.contiguous_format)
-            return training.method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
-
-        with moved_weights(model, training.awp, loss, lambda value: value):
-            loss().backward()
+    if training.mixes:
+        mix(model)
+    trainee = Trainee(model, training, World())
 
     def forward() -> None:
         with torch.no_grad():
             model(batch.images)
 
     once = operations(forward)
-    return operations(step) / once
+    return operations(lambda: trainee.step(batch, 0.0)) / once

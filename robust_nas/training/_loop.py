@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.datasets._batches import epoch_batches
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.datasets._batches import check_batch, epoch_batches
+from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
-from robust_nas.models.mixture_norm import mix, plain_state, through, unmix
-from robust_nas.seeds import generator_at, seed_at
+from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.seeds import generator_at, seed_at, seeded
 from robust_nas.training import Batch, Memory
 from robust_nas.training._augment import crop_and_flip, cutout, mix_up
 from robust_nas.training._optimisers import make_optimiser
@@ -25,8 +29,6 @@ from robust_nas.training._plan import Training
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.distributed import World
-    from robust_nas.run_dir import Stage
     from robust_nas.threat import ThreatModel
 
 
@@ -35,12 +37,14 @@ class Fitted:
     """What training gave.
 
     Args:
-        model: with the weights of the best epoch by validation robust accuracy, or of the last one (`training.keep`).
+        model: with the weights that are kept: of the best epoch by validation robust accuracy, or of the last one.
+        best: the weights of the best epoch.
         last: the weights after the last epoch.
         record: what `train.json` says about the model.
     """
 
     model: nn.Module
+    best: dict[str, Tensor]
     last: dict[str, Tensor]
     record: dict[str, Any]
 
@@ -54,30 +58,83 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
     Raises:
         InputError: if a batch does not fit, the loss is no longer a number, or a batch norm of a mixture is not used.
     """
-    world, method = stage.world, training.method
-    network = _Network(model, training, world)
-    watch, memory = getattr(method, "watch", 0.0), network.memory
+    for size in training.batch_sizes:
+        check_batch("train.batch_size", size, len(data.train), stage.world)
+    side = min([*data.image_shape[1:], *(phase.size for phase in training.phases if phase.size)])
+    for name in ("padding", "cutout"):
+        if getattr(training, name) >= side:
+            raise InputError(
+                f"train.{name} of {getattr(training, name)} pixels leaves nothing of images of {side}; set it lower."
+            )
+    if training.precision == "float16" and stage.world.device.type == "cpu":
+        stage.progress.say(f"{stage.name}: float16 is slow on a CPU; train.precision=float32 is faster")
+    if training.mixes and not mix(model) and training.norm == "mixture":
+        raise InputError(
+            "train.norm 'mixture' puts two batch norms in place of each nn.BatchNorm2d, but this network has none; set "
+            "it to 'batch'."
+        )
+    try:
+        best, last, record = _train(model, data, threat, training, stage)
+    finally:
+        unmix(model, training.serve)
+    model.load_state_dict(best if record["kept"] == "best" else last)
+    return Fitted(model.eval(), best, last, record)
+
+
+def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training) -> None:
+    """Train a network of one's own for one step on a few images: what does not fit together is said before a search.
+
+    Raises:
+        InputError: what `fit` would raise in its first step.
+    """
+    count = min(len(data.train), 8)
+    few = data.train[torch.arange(count)]
+    once = replace(
+        training,
+        epochs=1,
+        phases=(),
+        batch_size=count,
+        compile=False,
+        schedule="one_cycle",
+        knots=(),
+        milestones=Training.milestones,
+        cycles=1,
+        selection_attack=FGSM(),
+    )
+    stage = Stage("rehearsal", 0, World(device=data.train.device), Progress(quiet=True))
+    fit(model, replace(data, train=few, validation=few), threat, once, stage)
+
+
+def _train(
+    model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of the best and of the last epoch, and what there is to say about the training."""
+    world, watch = stage.world, getattr(training.method, "watch", 0.0)
+    trainee = Trainee(model, training, world)
     done, state = stage.resume()
     history: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
     seconds, started = 0.0, time.monotonic()
     if state is not None:
-        network.load_state(state["network"])
+        if "trainee" not in state:
+            raise InputError(f"{stage.checkpoint} is of an earlier version of robust-nas; delete it to train anew.")
+        trainee.load_state(state["trainee"])
         history, best_weights, seconds = state["history"], state["best_weights"], state["seconds"]
 
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
         if _collapsed(history, watch):
             break
         model.train()
-        losses = [network.step(batch, share) for share, batch in _batches(data, threat, training, memory, stage, epoch)]
-        network.agree()
+        batches = _batches(data, threat, training, trainee.memory, stage, epoch)
+        losses = [trainee.step(batch, share) for share, batch in batches]
+        trainee.agree()
         mean_loss = float(world.mean(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
             raise InputError(
                 f"The loss of {stage.name} is {mean_loss} in epoch {epoch + 1}; set train.learning_rate lower "
                 f"than {training.learning_rate}."
             )
-        with network.average.held(), through(model, training.serve):
+        with trainee.average.held(), through(model, training.serve):
             result = evaluate(
                 model, data.validation, threat, [training.selection_attack], stage=stage.within("validation")
             )
@@ -96,12 +153,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
         )
         stage.save(
             epoch + 1,
-            {
-                "network": network.state(),
-                "history": history,
-                "best_weights": best_weights,
-                "seconds": seconds,
-            },
+            {"trainee": trainee.state(), "history": history, "best_weights": best_weights, "seconds": seconds},
         )
         if _collapsed(history, watch):
             stage.progress.say(
@@ -109,31 +161,35 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
                 f"{_best(history)['robust']:.1%} in epoch {_best(history)['epoch']}, whose weights are kept, to "
                 f"{history[-1]['robust']:.1%} in epoch {epoch + 1}."
             )
-    with network.average.held():
+    with trainee.average.held():
         last_weights = plain_state(model, training.serve)
-    unmix(model, training.serve)
-    model.load_state_dict(best_weights if training.keep == "best" else last_weights)
-    model.eval()
-    last = history[-1]
-    best = _best(history) if training.keep == "best" else last
+    best, last, collapsed = _best(history), history[-1], _collapsed(history, watch)
+    # What the watch has stopped is not worth keeping.
+    kept = "best" if collapsed else training.keep
+    chosen = best if kept == "best" else last
+    stage.progress.say(
+        f"{stage.name}: epoch {chosen['epoch']} is kept: {chosen['clean']:.1%} of the validation images right, "
+        f"{chosen['robust']:.1%} under attack; epoch {last['epoch']}, the last: {last['clean']:.1%}, "
+        f"{last['robust']:.1%}"
+    )
     record = {
         "epochs": training.epochs,
+        "kept": kept,
         "best_epoch": best["epoch"],
-        "validation": {"clean": best["clean"], "robust": best["robust"]},
+        "last_epoch": last["epoch"],
+        "validation": {"clean": chosen["clean"], "robust": chosen["robust"]},
+        "best": {"clean": best["clean"], "robust": best["robust"]},
         "last": {"clean": last["clean"], "robust": last["robust"]},
-        # Set where the watch has ended the training: the epoch whose robust accuracy had fallen.
-        "collapsed": last["epoch"] if _collapsed(history, watch) else None,
+        "collapsed": collapsed,
         "seconds": seconds,
     }
-    return Fitted(model, last_weights, record)
+    return best_weights, last_weights, record
 
 
-class _Network:
+class Trainee:
     """A network in training, and all that its steps change."""
 
     def __init__(self, model: nn.Module, training: Training, world: World) -> None:
-        if training.mixes:
-            mix(model)
         self._format = torch.channels_last if training.channels_last else torch.contiguous_format
         model.to(memory_format=self._format)
         self._model, self._training, self._world = model, training, world
@@ -168,7 +224,8 @@ class _Network:
 
     def _loss(self, called: nn.Module, crafted: Tensor, batch: Batch) -> Tensor:
         forward, training = Forward(self._model, called, batch.images, self._format), self._training
-        with self._cast():
+        # Seeded for dropout; what AWP moves the weights along has the same mask.
+        with self._cast(), seeded(batch.seed, "model", device=self._world.device):
             return training.method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
 
     def _cast(self) -> torch.autocast:
@@ -266,15 +323,12 @@ def _collapsed(history: list[dict[str, Any]], watch: float) -> bool:
 
 
 def _check_branches(model: nn.Module) -> None:
-    unused = [
-        name for name, parameter in model.named_parameters() if parameter.grad is None and parameter.requires_grad
-    ]
-    for branch in ("clean", "adversarial"):
-        if any(f".{branch}." in f".{name}" for name in unused):
-            raise InputError(
-                f"No image goes through the {branch} batch norm of the mixture; set train.clean_weight above 0, or "
-                "train.norm to 'batch'."
-            )
+    advice = {
+        "clean": "set train.clean_weight above 0, or train.norm to 'batch'",
+        "adversarial": "take a method that crafts examples, or set train.norm to 'batch'",
+    }
+    for branch in sorted(unused_branches(model)):
+        raise InputError(f"No image goes through the {branch} batch norm of the mixture; {advice[branch]}.")
 
 
 def _on(device: torch.device, value: Any) -> Any:

@@ -37,7 +37,9 @@ class Forward:
         for known, logits in self._known:
             if known is images:
                 return logits
-        with through(self._model, "clean" if images is self._clean else "adversarial"):
+        # Also a detached clean image is clean.
+        clean = images.data_ptr() == self._clean.data_ptr()
+        with through(self._model, "clean" if clean else "adversarial"):
             logits = self._wrapped(images.contiguous(memory_format=self._format)).float()
         self._known.append((images, logits))
         return logits
@@ -69,17 +71,17 @@ def moved_weights(
     if not gamma:
         yield
         return
-    weights = [weight for weight in model.parameters() if weight.dim() > 1]
+    weights = [weight for weight in model.parameters() if weight.dim() > 1 and weight.requires_grad]
     kept = [weight.detach().clone() for weight in weights]
     buffers = [buffer.clone() for buffer in model.buffers()]
-    gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
+        # One message for all of them.
+        averaged = mean(torch.cat([gradient.flatten() for gradient in gradients]))
         for buffer, value in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(value)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            if gradient is not None:
-                gradient = mean(gradient)
-                weight.add_(gradient, alpha=gamma * float(weight.norm() / gradient.norm().clamp_min(1e-20)))
+        for weight, gradient in zip(weights, averaged.split([weight.numel() for weight in weights]), strict=True):
+            weight.add_(gradient.view_as(weight) * (gamma * weight.norm() / gradient.norm().clamp_min(1e-20)))
     try:
         yield
     finally:

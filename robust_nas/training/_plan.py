@@ -160,8 +160,25 @@ class Training:
             check_choice("train.norm", self.norm, Norm)
         if self.phases and (total := sum(phase.epochs for phase in self.phases)) != self.epochs:
             raise InputError(
-                f"train.phases have {total} epochs together, but train.epochs is {self.epochs}; set it so."
+                f"train.phases have {total} epochs together, but train.epochs is {self.epochs}; set that to {total}."
             )
+        for name, schedule, given in (
+            ("knots", "linear", bool(self.knots)),
+            ("milestones", "piecewise", self.milestones != (0.75, 0.9)),
+            ("cycles", "cyclic", self.cycles != 1),
+        ):
+            if given and self.schedule != schedule:
+                raise InputError(
+                    f"train.{name} is of the schedule '{schedule}', but train.schedule is '{self.schedule}'."
+                )
+        if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise InputError(
+                "train.milestones are shares of the epochs, rising and between 0 and 1, but got "
+                f"{list(self.milestones)}."
+            )
+        rates = [knot.learning_rate for knot in self.knots]
+        if rates and not (min(rates) >= 0 and max(rates) > 0):
+            raise InputError(f"train.knots must have learning rates of at least 0, and one above it, but got {rates}.")
         if self.schedule == "linear":
             epochs = [knot.epoch for knot in self.knots]
             if len(epochs) < 2 or epochs != sorted(set(epochs)) or epochs[0] != 0 or epochs[-1] != self.epochs:
@@ -169,6 +186,15 @@ class Training:
                     f"train.knots of the linear schedule must have rising epochs from 0 to {self.epochs} "
                     f"(train.epochs), but got {epochs}."
                 )
+        if getattr(self.method, "fixed_size", False) and len({(p.size, p.batch_size) for p in self.phases}) > 1:
+            raise InputError(
+                "train.phases change the size of images or batches, but what this method carries from batch to "
+                "batch has one size; leave them out, or take another method."
+            )
+        if self.compile and getattr(self.method, "differentiates_twice", False):
+            raise InputError(
+                "train.compile cannot be used where the loss has a gradient in it (grad_align); leave it out."
+            )
         if self.serve == "clean" and not self.mixes:
             raise InputError("train.serve 'clean' chooses a branch of a mixture; set train.norm to 'mixture' as well.")
 

@@ -64,6 +64,11 @@ class Fast:
             raise InputError(f"Fast.watch is a fall in accuracy and must be in [0, 1], but got {self.watch}.")
 
     @property
+    def differentiates_twice(self) -> bool:
+        """Whether the loss has a gradient in it."""
+        return self.grad_align > 0
+
+    @property
     def stays_in_ball(self) -> bool:
         """Whether what is crafted is inside the threat model."""
         return self.start != "n_fgsm"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +35,8 @@ class Free:
         InputError: for a value outside its range.
     """
 
+    fixed_size: ClassVar[bool] = True
+
     replays: int = 8
     carry: Carry = "batch"
     step_size: Pixels | None = None
@@ -46,15 +48,20 @@ class Free:
             object.__setattr__(self, "step_size", check_pixels("Free.step_size", self.step_size))
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the images with the carried perturbations, inside the threat model."""
-        return batch.threat.around(batch.images).project(batch.images + self._carried(batch))
+        """Return the images with the carried perturbations, inside the threat model.
 
-    def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy at the crafted images; its backward pass moves the carried perturbations."""
-        points = crafted.detach().requires_grad_()
+        The backward pass through them moves the perturbations.
+        """
+        points = (
+            batch.threat.around(batch.images).project(batch.images + self._carried(batch)).detach().requires_grad_()
+        )
         # Only a pass that accumulates into leaves comes by here: the gradient of the weights alone does not.
         points.register_hook(lambda gradient: self._ascend(points.detach(), gradient.detach(), batch))
-        return F.cross_entropy(forward(points), batch.targets)
+        return points
+
+    def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy at the crafted images."""
+        return F.cross_entropy(forward(crafted), batch.targets)
 
     def _ascend(self, points: Tensor, gradient: Tensor, batch: Batch) -> None:
         """Move the carried perturbations by one step from `points`, up the gradient of the loss there."""

@@ -29,8 +29,8 @@ class SPROUT:
 
     The label of class y is drawn from Dir(concentration ((1 - alpha) y + alpha beta)). The network goes down the loss;
     after every `interval` of its steps beta, which starts at 1 for all classes, goes one step up. The defaults are
-    those of the authors' code, where the distribution is Dir(10 y + beta). The threat model is not looked at, and mixed
-    images are outside of it.
+    those of the authors' code, where the distribution is Dir(10 y + beta); there, the network's steps in between are
+    all on one batch, on which beta then moves. The threat model is not looked at, and mixed images are outside of it.
 
     Args:
         noise: standard deviation of the Gaussian noise, in pixel units of [0, 1].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ class TRADES:
     (algorithm 1; beta is their 1/lambda). The gradient flows through both predictions.
 
     Args:
-        attack: crafts x'; its `batch_norm` says whether it sees batch or running statistics. Published are 10 steps of
-            0.007 at epsilon 0.031; here a step is a quarter of any epsilon, if not given.
+        attack: crafts x'; PGD always climbs the divergence (loss "kl"), and its `batch_norm` says whether it sees batch
+            or running statistics. Published are 10 steps of 0.007 at epsilon 0.031; here a step is a quarter of any
+            epsilon, if not given.
         beta: weight of the divergence; 0 is standard training, for which nothing is crafted.
         noise: standard deviation of the normal noise from which the ascent starts, in pixel units of [0, 1]; at the
             image itself the divergence has no gradient. An attack that cannot start at given points starts as it does.
@@ -44,6 +45,8 @@ class TRADES:
         if not self.beta >= 0:
             raise InputError(f"TRADES.beta must be at least 0, but got {self.beta}.")
         object.__setattr__(self, "noise", check_pixels("TRADES.noise", self.noise))
+        if isinstance(self.attack, PGD) and self.attack.loss != "kl":
+            object.__setattr__(self, "attack", replace(self.attack, loss="kl"))
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the images at which the prediction differs most from the clean one, as far as the attack finds."""
@@ -54,6 +57,7 @@ class TRADES:
             return self.attack.perturb(model, images, labels, threat, seed=batch.seed)
         generator = generator_at(images.device, batch.seed, "trades")
         normal = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
+        # In a mixture, the attack sees the adversarial batch norm only: its clean prediction is not quite the loss's.
         start = threat.around(images).project(images + self.noise * normal)
         return self.attack.continue_from(model, start, images, labels, threat, seed=batch.seed)
 

@@ -29,3 +29,12 @@ def test_the_given_architecture_is_the_one_that_is_derived():
 def test_an_architecture_of_another_space_is_refused():
     with pytest.raises(InputError, match="nor_conv_5x5"):
         _found(CELL.replace("nor_conv_3x3~2", "nor_conv_5x5~2"))
+
+
+def test_a_cell_through_which_nothing_flows_is_refused():
+    with pytest.raises(InputError, match="must lead from the input to the output"):
+        _found("000000")
+
+
+def test_nothing_but_the_given_architecture_is_derived_however_many_are_asked_for():
+    assert len(distinct(_found(CELL), 3)) == 1

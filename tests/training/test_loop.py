@@ -97,8 +97,11 @@ def test_the_best_epoch_by_validation_robust_accuracy_is_kept(data, tmp_path):
 def test_the_last_epoch_is_kept_where_that_is_asked_for(data):
     fitted = fit(_model(), data, THREAT, dataclasses.replace(QUICK, keep="last"), _stage())
     assert all(torch.equal(value, fitted.model.state_dict()[name]) for name, value in fitted.last.items())
-    assert fitted.record["best_epoch"] == 3
+    assert (fitted.record["kept"], fitted.record["last_epoch"]) == ("last", 3)
     assert fitted.record["validation"] == fitted.record["last"]
+    best = fit(_model(), data, THREAT, QUICK, _stage())
+    assert fitted.record["best"] == best.record["validation"]
+    assert all(torch.equal(value, best.model.state_dict()[name]) for name, value in fitted.best.items())
 
 
 def test_the_test_split_is_never_looked_at(data):
@@ -231,7 +234,7 @@ def test_two_runs_with_a_memory_differ_from_one_whose_memory_is_lost(data, tmp_p
     whole = fit(_model(), data, THREAT, plan, _stage())
     fit(_model(), data, THREAT, dataclasses.replace(plan, epochs=1), _stage(tmp_path))
     state = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")
-    state["state"]["network"]["memory"]["tables"]["perturbations"].zero_()
+    state["state"]["trainee"]["memory"]["tables"]["perturbations"].zero_()
     save_state(tmp_path / "checkpoints" / "train-0.state.safetensors", state)
     forgetful = fit(_model(), data, THREAT, plan, _stage(tmp_path))
     assert not torch.equal(whole.last["0.weight"], forgetful.last["0.weight"])
@@ -252,6 +255,45 @@ def test_a_trained_mixture_is_the_plain_network_with_the_branch_that_was_asked_f
     assert differing == {"1.weight", "1.bias", "1.running_mean", "1.running_var"}
 
 
+def test_a_mixture_needs_batch_norms_and_images_through_both(data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(InputError, match="this network has none"):
+        fit(model, data, THREAT, dataclasses.replace(QUICK, norm="mixture"), _stage())
+    with pytest.raises(InputError, match="adversarial batch norm of the mixture; take a method"):
+        fit(_model(), data, THREAT, dataclasses.replace(QUICK, norm="mixture", method=Standard()), _stage())
+
+
+def test_a_training_that_fails_leaves_the_network_plain(data):
+    model = _model()
+    with pytest.raises(InputError, match="lower learning rate"):
+        fit(
+            model,
+            data,
+            THREAT,
+            dataclasses.replace(QUICK, norm="mixture", clean_weight=1.0, learning_rate=1e25),
+            _stage(),
+        )
+    assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_dropout_is_drawn_from_the_seed_alone(data):
+    def trained(noise: int) -> torch.Tensor:
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+        with seeded(0, "m"):
+            model[2].reset_parameters()
+        torch.manual_seed(noise)
+        return fit(model, data, THREAT, dataclasses.replace(QUICK, epochs=1), _stage()).last["2.weight"]
+
+    assert torch.equal(trained(1), trained(2))
+
+
+def test_a_state_of_an_earlier_version_is_refused(data, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    save_state(tmp_path / "checkpoints" / "train-0.state.safetensors", {"step": 1, "state": {"model": {}}})
+    with pytest.raises(InputError, match="of an earlier version"):
+        fit(_model(), data, THREAT, QUICK, _stage(tmp_path))
+
+
 def test_a_mixture_of_which_a_branch_is_never_trained_is_refused(data):
     with pytest.raises(InputError, match="No image goes through the clean batch norm"):
         fit(_model(), data, THREAT, dataclasses.replace(QUICK, norm="mixture"), _stage())
@@ -263,11 +305,14 @@ def test_the_watch_stops_a_training_that_collapses_and_keeps_the_best_epoch(data
     plan = Training(method=Fast(watch=0.2), epochs=12, batch_size=32, schedule="linear", knots=knots)
     fitted = fit(_model(), data, THREAT, plan, _stage(tmp_path))
     rows = [row["validation_robust"] for row in read_metrics(tmp_path / "metrics.jsonl")]
-    assert fitted.record["collapsed"] == len(rows) < 12
+    assert fitted.record["collapsed"]
+    assert fitted.record["last_epoch"] == len(rows) < 12
     assert rows[-2] - rows[-1] >= 0.2
     assert fitted.record["validation"]["robust"] == max(rows)
-    # Resumed, it stays stopped.
-    assert fit(_model(), data, THREAT, plan, _stage(tmp_path)).record["collapsed"] == len(rows)
+    # Resumed, it stays stopped; and what has collapsed is not kept, even where the last epoch is asked for.
+    again = fit(_model(), data, THREAT, dataclasses.replace(plan, keep="last"), _stage(tmp_path))
+    assert (again.record["last_epoch"], again.record["kept"]) == (len(rows), "best")
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in fitted.best.items())
 
 
 def _larger(part: ImageSet) -> ImageSet:
@@ -304,8 +349,8 @@ def _collapse(start: str, watch: float) -> Fitted:
 def test_one_step_without_a_random_start_overfits_catastrophically_and_the_watch_catches_it():
     fitted = _collapse("none", watch=0.15)
     record = fitted.record
-    assert record["collapsed"] is not None
-    assert record["collapsed"] > record["best_epoch"]
+    assert record["collapsed"]
+    assert record["last_epoch"] > record["best_epoch"]
     assert record["validation"]["robust"] >= record["last"]["robust"] + 0.15
     # What was kept is the good state: attacked again, it has the robust accuracy that was recorded.
     images = _larger(datasets.load("digits").validation)
@@ -319,13 +364,13 @@ def test_one_step_without_a_random_start_overfits_catastrophically_and_the_watch
 
 @pytest.mark.slow
 def test_from_a_random_start_the_same_training_does_not_collapse():
-    assert _collapse("uniform", watch=0.15).record["collapsed"] is None
+    assert _collapse("uniform", watch=0.15).record["collapsed"] is False
 
 
 def test_the_network_is_evaluated_with_its_average_weights(data, tmp_path):
     plan = dataclasses.replace(QUICK, ema=0.5, epochs=1)
     fitted = fit(_model(), data, THREAT, plan, _stage(tmp_path))
-    kept = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")["state"]["network"]
+    kept = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")["state"]["trainee"]
     assert all(torch.equal(fitted.last[name], value) for name, value in kept["average"]["values"].items())
     assert not torch.equal(fitted.last["0.weight"], kept["model"]["0.weight"])
 

@@ -14,6 +14,8 @@ from robust_nas.training._loop import _smoothed
 from robust_nas.training._optimisers import make_optimiser
 from robust_nas.training._options import Average, Forward, added_losses, moved_weights
 from robust_nas.training._plan import Knot, Phase, Training
+from robust_nas.training.fast import Fast
+from robust_nas.training.free import Free
 
 
 def _model() -> nn.Module:
@@ -178,6 +180,17 @@ def test_a_cycle_rises_as_long_as_it_falls():
         ({"ema": 1.0}, r"train.ema must be in \[0, 1\)"),
         ({"awp": -0.1}, "train.awp must not be negative"),
         ({"optimiser": "adam"}, "train.optimiser must be one of sgd, adamw, lars, lamb"),
+        ({"milestones": (5,), "schedule": "piecewise"}, "milestones are shares of the epochs"),
+        ({"milestones": (0.5,)}, "milestones is of the schedule 'piecewise', but train.schedule is 'one_cycle'"),
+        (
+            {"schedule": "linear", "knots": (Knot(epoch=0, learning_rate=0.1), Knot(epoch=50, learning_rate=-0.1))},
+            "knots must have learning rates of at least 0",
+        ),
+        (
+            {"method": Free(), "epochs": 2, "phases": (Phase(epochs=1, size=8), Phase(epochs=1))},
+            "what this method carries from batch to batch has one size",
+        ),
+        ({"method": Fast(grad_align=0.2), "compile": True}, "train.compile cannot be true"),
         ({"norm": "none"}, "train.norm must be one of batch, mixture"),
     ],
 )
