@@ -50,7 +50,7 @@ CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_poo
 # What differs between the data sets: sizes are what two cores can train and attack.
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"epsilon": "0.15", "stages": 2, "epochs": 16, "replays": 4, "batch_size": 64, "autoattack_images": 100},
-    "mnist": {"epsilon": "0.2", "stages": 3, "epochs": 6, "replays": 3, "batch_size": 32, "autoattack_images": 24},
+    "mnist": {"epsilon": "0.2", "stages": 3, "epochs": 6, "replays": 3, "batch_size": 32, "autoattack_images": 12},
     "cifar10": {"epsilon": "8/255", "stages": 3, "epochs": 6, "replays": 3, "batch_size": 32, "autoattack_images": 24},
 }
 AUGMENTATION = {"cifar10": {"padding": 4, "flip": True}}
@@ -148,7 +148,7 @@ def train(name: str, row: str, seed: int, data: Dataset, out: Path) -> None:
 
 def cost(name: str, data: Dataset, out: Path) -> None:
     """Write every row's processor time per epoch over that of standard training, and its forward-equivalents."""
-    part = dataclasses.replace(data, train=data.train[:512], validation=data.validation[:1])
+    part = dataclasses.replace(data, train=data.train[:256], validation=data.validation[:1])
     rows: dict[str, dict[str, float]] = {}
     threat = rn.ThreatModel(epsilon=SETTINGS[name]["epsilon"])
 
