@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import robust_nas as rn
+from robust_nas.errors import InputError
 from robust_nas.outcomes import read_outcomes
 from robust_nas.run_dir import RunDir, load_state, read_metrics, unfinished_stages
 
@@ -348,3 +349,18 @@ def test_the_epoch_that_is_not_kept_is_attacked_too(tmp_path: Path) -> None:
         assert kept["clean"] != beside["clean"]
         assert {item["name"] for item in beside["attacks"]} <= {item["name"] for item in kept["attacks"]}
         assert f"the {other} epoch" in (run.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.norm=mixture", "clean_weight"),
+        ("train.method={name='fast', start='n_fgsm'} threat.norm=l2", "is for linf"),
+        ("train.method=cat threat.norm=l2", "CAT is for linf"),
+        ("train.padding=8", "leaves nothing of images of 8"),
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_before_the_search(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rn.run("digits", *override.rsplit(" ", 1 if " threat" in override else 0), out=tmp_path)
+    assert not any(tmp_path.iterdir())
