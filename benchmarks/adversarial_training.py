@@ -46,8 +46,8 @@ from robust_nas.training._plan import Training
 
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|"
 
-# What differs between the data sets: sizes are what two cores can train and attack. "images" are those that PGD-20 sees,
-# and AutoAttack.
+# What differs between the data sets: sizes are what two cores can train and attack. "images" are those that PGD-20
+# sees, and those that AutoAttack sees.
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"epsilon": "0.15", "stages": 2, "epochs": 16, "replays": 4, "batch_size": 64, "images": (500, 100)},
     "mnist": {"epsilon": "0.2", "stages": 3, "epochs": 6, "replays": 3, "batch_size": 16, "images": (300, 12)},
