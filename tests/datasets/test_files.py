@@ -168,17 +168,26 @@ def test_workers_end_when_the_iterator_is_dropped(files: ImageFiles) -> None:
 
 
 def test_workers_end_on_ctrl_c_though_the_traceback_is_kept(files: ImageFiles) -> None:
+    stopped = threading.Event()
+
     def interrupt() -> None:
-        for worker in multiprocessing.active_children():  # a terminal interrupts them as well
-            os.kill(int(worker.pid or 0), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        # Again and again, as a user does: Python drops an interrupt that reaches it inside a finaliser.
+        while not stopped.wait(0.5):
+            for worker in multiprocessing.active_children():  # a terminal interrupts them as well
+                os.kill(int(worker.pid or 0), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
     many = ImageFiles(files.paths, files.labels, 256, workers=2)
-    timer = threading.Timer(0.5, interrupt)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        timer.start()
-        list(many.batches([torch.arange(20)] * 2000))
-    assert caught.traceback and not multiprocessing.active_children()
+    threading.Thread(target=interrupt, daemon=True).start()
+    caught = None
+    try:
+        for _ in many.batches([torch.arange(20)] * 20_000):
+            pass
+    except KeyboardInterrupt as error:
+        stopped.set()
+        caught = error
+    assert caught is not None and caught.__traceback__ is not None
+    assert not multiprocessing.active_children()
 
 
 # --- what is in the files ---------------------------------------------------------------------------------------------

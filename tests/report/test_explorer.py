@@ -571,24 +571,36 @@ def test_fifteen_thousand_points_are_drawn_and_found_without_lag(published: Page
     assert published_page.stat().st_size < 1_500_000
     published.find("#strings").click()
     # Reading a pixel waits until the drawing is done.
-    redraw, hit = published.run("""
+    redraw, plain, hit = published.run("""
         const context = document.getElementById("points").getContext("2d");
         const { clientWidth: width, clientHeight: height } = document.getElementById("plot");
-        const times = [];
+        const other = document.createElement("canvas").getContext("2d");
+        [other.canvas.width, other.canvas.height] = [context.canvas.width, context.canvas.height];
+        function plainly() {
+          for (let n = 0; n < 15625; n++) {
+            other.beginPath();
+            other.arc((n * 37) % other.canvas.width, (n * 91) % other.canvas.height, 3, 0, 7);
+            other.fill();
+          }
+        }
+        const times = [[], []];
         for (let n = 0; n < 15; n++) {
-          const start = performance.now();
-          window.explorer.draw();
-          context.getImageData(0, 0, 1, 1);
-          times.push(performance.now() - start);
+          for (const [which, [work, on]] of [[window.explorer.draw, context], [plainly, other]].entries()) {
+            const start = performance.now();
+            work();
+            on.getImageData(0, 0, 1, 1);
+            times[which].push(performance.now() - start);
+          }
         }
         const start = performance.now();
         for (let n = 0; n < 1000; n++) window.explorer.nearest((n * 37) % width, (n * 91) % height);
         // The fastest: what else the machine does is not the page's lag.
-        return [Math.min(...times), (performance.now() - start) / 1000];
+        return [Math.min(...times[0]), Math.min(...times[1]), (performance.now() - start) / 1000];
     """)
-    print(f"redraw {redraw:.1f} ms, hit {hit:.4f} ms, page {published_page.stat().st_size:,} bytes")
-    assert redraw < 50
-    assert hit < 1
+    print(f"redraw {redraw:.1f} ms, one by one {plain:.1f} ms, hit {hit:.4f} ms")
+    # In parts of what drawing the same number of discs one by one takes here: not in milliseconds of some machine.
+    assert redraw < 1.5 * plain
+    assert hit < plain / 10
 
 
 @pytest.mark.parametrize("width", [390, 1280])
