@@ -16,7 +16,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -208,8 +207,8 @@ def table(name: str, out: Path) -> str:
             values, count = [entry[which][key] for entry in entries], sum(entry[which][images] for entry in entries)
             mean = statistics.mean(values)
             low, high = wilson_interval(round(mean * count), count)
-            spread = statistics.stdev(values) if len(values) > 1 else math.nan
-            cells.append(f"{mean:.1%} ± {spread:.1%} ({low:.0%} to {high:.0%})")
+            spread = f" ± {statistics.stdev(values):.1%}" if len(values) > 1 else ""
+            cells.append(f"{mean:.1%}{spread} ({low:.0%} to {high:.0%})")
         known = costs.get(row, {})
         cells += [f"{known[key]:.2f}" if key in known else "" for key in ("relative_seconds", "forward_equivalents")]
         lines.append(f"| {' | '.join(cells)} |")
