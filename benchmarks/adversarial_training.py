@@ -223,7 +223,8 @@ def speed(name: str, folder: Path) -> None:
     settings = SETTINGS[name]
     threat = rn.ThreatModel(epsilon=settings["epsilon"])
     augmentation: dict[str, Any] = AUGMENTATION.get(name, {})
-    count, batch_size = 512, 64
+    batch_size = 64
+    count = min(512, len(data.train)) // batch_size * batch_size
     part = dataclasses.replace(data, train=data.train[:count], validation=data.validation[:1])
     attack = {"name": "pgd", "steps": 7, "step_size": threat.epsilon / 4}
     start = network(name, data, 0)
