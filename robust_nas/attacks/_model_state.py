@@ -17,6 +17,9 @@ from robust_nas.errors import InputError
 BatchNorm = Literal["running", "batch"]
 """Whether batch norm uses its running statistics (evaluation mode) or the attacked batch's own."""
 
+LOOK_EVERY = 10
+"""Steps between two looks at who can leave the batch, where looking waits."""
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits [B, K] and what they are compared with ([B, ...], mostly labels) to losses [B]; attacks make them larger."""
 
@@ -236,9 +239,14 @@ def superseded(fooled: Tensor, copies: int) -> Tensor:
     return (fooled.view(copies, -1).cumsum(0) > 0).flatten()
 
 
+def looking_is_free(points: Tensor) -> bool:
+    """Return whether values can be looked at without waiting: an accelerator would first finish what it was given."""
+    return points.device.type == "cpu"
+
+
 def due(points: Tensor, step: int) -> bool:
-    """Return whether to look for samples that can leave the batch: on an accelerator, looking waits for it."""
-    return points.device.type == "cpu" or step % 10 == 0
+    """Return whether to look for samples that can leave the batch."""
+    return looking_is_free(points) or step % LOOK_EVERY == 0
 
 
 def per_sample(values: Tensor) -> Tensor:

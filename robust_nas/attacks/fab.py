@@ -15,6 +15,7 @@ from robust_nas.attacks._model_state import (
     due,
     frozen,
     input_gradient,
+    looking_is_free,
     margin,
     misclassified,
     next_best,
@@ -31,7 +32,7 @@ _LARGEST_ALPHA = 0.1  # alpha_max, the most weight of the original image
 _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta
 _SEARCH_STEPS = 3
-_NEWTON_STEPS = 50
+_NEWTON_STEPS = 20  # those of the worst sample of some thousand, on digits and MNIST in linf and l2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +240,7 @@ def _to_plane(points: Tensor, normal: Tensor, value: Tensor, norm: Norm) -> Tens
             moving = (speed * (length < room)).sum(1, keepdim=True)
             # With nothing left to move, the corner is the end.
             later = (time + missing.clamp_min(0) / moving.clamp_min(1e-30)).clamp_max(1e30)
-            arrived = (later <= time * (1 + 1e-6)).all()
-            time, length = later, torch.minimum(rate * later, room)
-            if arrived:
+            before, time, length = time, later, torch.minimum(rate * later, room)
+            if looking_is_free(points) and (time <= before * (1 + 1e-6)).all():
                 break
     return (sign * length).view_as(points)

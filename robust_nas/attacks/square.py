@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._model_state import (
+    LOOK_EVERY,
     cheap_batch,
     check_at_least,
     check_finite,
+    choose,
     frozen,
+    looking_is_free,
     margin,
     misclassified,
     scores,
@@ -139,25 +142,37 @@ class _Samples:
         self.total = torch.zeros((), device=images.device)  # of all margins: a NaN stays in it
 
     def search(self, side: int, queries: range, propose: _Propose) -> None:
-        """Make the proposals `queries` for every sample that is not fooled. Waits for the device at each pass."""
+        """Make the proposals `queries` for every sample that is not fooled.
+
+        Who leaves, and how many tries are made at once, is looked at after every pass, or after `LOOK_EVERY` of them
+        where looking waits; a sample that is through before the others is then tried in vain.
+        """
         next_query = torch.full_like(self._labels, queries.start)
         while True:
             left = ((next_query < queries.stop) & ~self.fooled).nonzero().squeeze(1)
             if len(left) == 0:
                 return
             tries = max(min(self._tries, cheap_batch(self._images) // len(left), len(queries)), 1)
-            query = next_query[left].unsqueeze(1) + torch.arange(tries, device=left.device)
-            taken = self._propose(left, query, queries.stop, side, propose)
-            next_query[left] = query[:, 0] + taken
+            passes, used = 1, torch.zeros((), device=left.device)
+            if not looking_is_free(left):
+                passes = min(LOOK_EVERY, math.ceil((queries.stop - int(next_query[left].min())) / tries))
+            for _ in range(passes):
+                query = next_query[left].unsqueeze(1) + torch.arange(tries, device=left.device)
+                taken = self._propose(left, query, queries.stop, side, propose)
+                next_query[left] = query[:, 0] + taken
+                used = used + taken.sum()
             # Many at once pay while few are kept: those that come after a kept one were looked at in vain.
-            useful = float(taken.sum()) / query.numel()
+            useful = float(used) / (passes * len(left) * tries)
             if useful > 0.75:
                 self._tries = min(2 * tries, _MOST_TRIES)
             elif useful < 0.4:
                 self._tries = max(tries // 2, 1)
 
     def _propose(self, left: Tensor, query: Tensor, stop: int, side: int, propose: _Propose) -> Tensor:
-        """Look at the proposals `query` [N, tries] for the samples `left` [N]; return how many each sample used [N]."""
+        """Look at the proposals `query` [N, tries] for the samples `left` [N]; return how many each sample used [N].
+
+        Nothing waits for the device, so a fooled sample may still be there; it stays as it is.
+        """
         tries = query.shape[1]
         each = left.repeat_interleave(tries)
         images, labels, points = self._images[each], self._labels[each], self.points[each]
@@ -168,12 +183,14 @@ class _Samples:
         values, wrong = margin(logits, labels), misclassified(logits, labels)
         self.total = self.total + values.sum()
         # Lines 7-9: keep the first that is better.
-        better = ((values > self.highest[each]) | wrong).view(query.shape) & (query < stop)
-        first = better.to(torch.uint8).argmax(1)
-        kept = better.any(1)
-        chosen = (torch.arange(len(left), device=left.device) * tries + first)[kept]
-        self.points[left[kept]], self.highest[left[kept]] = candidates[chosen], values[chosen]
-        self.fooled[left[kept]] = wrong[chosen]
+        points, highest, fooled = self.points[left], self.highest[left], self.fooled[left]
+        better = ((values > self.highest[each]) | wrong).view(query.shape)
+        better = better & (query < stop) & ~fooled.unsqueeze(1)
+        first, kept = better.to(torch.uint8).argmax(1), better.any(1)
+        chosen = torch.arange(len(left), device=left.device) * tries + first
+        self.points[left] = choose(kept, candidates[chosen], points)
+        self.highest[left] = torch.where(kept, values[chosen], highest)
+        self.fooled[left] = fooled | (kept & wrong[chosen])
         return torch.where(kept, first + 1, tries)
 
 
