@@ -137,6 +137,15 @@ class Ball(Protocol):
     def contains(self, points: Tensor) -> Tensor:
         """Return [B] booleans: whether each point is allowed, in exact arithmetic on the float32 values."""
 
+    def least(self, slopes: Tensor) -> Tensor:
+        """Return the least <slopes, d>, [B, ...], over the allowed changes d, for slopes [B, ..., C * H * W].
+
+        What is returned is never above the minimum, up to rounding, and its gradient is where the minimum is.
+        """
+
+    def least_at(self, slopes: Tensor) -> Tensor:
+        """Return an allowed change d [B, ..., C * H * W] at which <slopes, d> is least."""
+
 
 class _Around:
     """What the balls share."""
@@ -158,6 +167,18 @@ class _Around:
 
     def at(self, uniform: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def least(self, slopes: Tensor) -> Tensor:
+        least: Tensor = (slopes * self.least_at(slopes.detach())).sum(-1)
+        return least
+
+    def least_at(self, slopes: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _room(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far [B, ..., D] every pixel can go down and up in [0, 1], shaped to go with `slopes`."""
+        pixels = self._images.to(slopes.dtype).reshape(len(slopes), *[1] * (slopes.ndim - 2), slopes.shape[-1])
+        return pixels, 1 - pixels
 
 
 class LinfBall(_Around):
@@ -188,6 +209,15 @@ class LinfBall(_Around):
         inside = (points.double() - self._images.double()).abs() <= self._epsilon
         return (inside & (points >= 0) & (points <= 1)).flatten(1).all(1)
 
+    def least(self, slopes: Tensor) -> Tensor:
+        rows = slopes.reshape(len(slopes), -1, slopes.shape[-1])
+        down, up = (room.clamp_max(self._epsilon).transpose(1, 2) for room in self._room(rows))
+        return (rows @ ((up - down) / 2) - rows.abs() @ ((up + down) / 2)).view(slopes.shape[:-1])
+
+    def least_at(self, slopes: Tensor) -> Tensor:
+        down, up = (room.clamp_max(self._epsilon) for room in self._room(slopes))
+        return -down * (slopes > 0) + up * (slopes < 0)
+
 
 class L2Ball(_Around):
     """The Euclidean ball of each image, cut with [0, 1] (projection onto the ball, then onto the box)."""
@@ -216,6 +246,41 @@ class L2Ball(_Around):
     def contains(self, points: Tensor) -> Tensor:
         length = (points.double() - self._images.double()).flatten(1).norm(dim=1)
         return (length <= self._epsilon) & ((points >= 0) & (points <= 1)).flatten(1).all(1)
+
+    def least(self, slopes: Tensor) -> Tensor:
+        # Weak duality: min <s, d> + mu/2 (|d|^2 - epsilon^2) over the box alone is below the minimum for any mu >= 0.
+        change, multiplier = self._least(slopes.detach())
+        slack = change.square().sum(-1) - self._epsilon**2
+        least: Tensor = (slopes * change).sum(-1) + multiplier / 2 * slack
+        return least
+
+    def least_at(self, slopes: Tensor) -> Tensor:
+        change, _ = self._least(slopes)
+        return change * (self._epsilon / change.norm(dim=-1, keepdim=True).clamp_min(self._epsilon))
+
+    def _least(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the changes clamp(-s / mu) [B, ..., D] that minimise the Lagrangian, and the best mu [B, ...]."""
+        import torch
+
+        down, up = self._room(slopes)
+
+        def at(multiplier: Tensor) -> Tensor:
+            # Where mu is 0, a pixel goes to its end.
+            change = torch.minimum(torch.maximum(-slopes / multiplier.clamp_min(1e-300), -down), up)
+            return torch.where(slopes == 0, 0.0, change)
+
+        def too_long(multiplier: Tensor) -> Tensor:
+            return at(multiplier).norm(dim=-1, keepdim=True) > self._epsilon
+
+        # Without the box, the change has length |s| / mu.
+        low, high = torch.zeros_like(slopes[..., :1]), slopes.norm(dim=-1, keepdim=True) / self._epsilon
+        to_corner = ~too_long(low)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            longer = too_long(middle)
+            low, high = torch.where(longer, middle, low), torch.where(longer, high, middle)
+        multiplier = torch.where(to_corner, 0.0, high)
+        return at(multiplier), multiplier.squeeze(-1)
 
 
 class L1Ball(_Around):
@@ -274,6 +339,20 @@ class L1Ball(_Around):
     def contains(self, points: Tensor) -> Tensor:
         length = (points.double() - self._images.double()).abs().flatten(1).sum(1)
         return (length <= self._epsilon) & ((points >= 0) & (points <= 1)).flatten(1).all(1)
+
+    def least_at(self, slopes: Tensor) -> Tensor:
+        import torch
+
+        # The steepest pixels go to their ends, one after the other, until epsilon is used up.
+        down, up = self._room(slopes)
+        steepness, order = slopes.abs().sort(dim=-1, descending=True)
+        room = torch.where(slopes > 0, down, up).gather(-1, order) * (steepness > 0)
+        spent = room.cumsum(-1)
+        taken = torch.minimum(room, (self._epsilon - (spent - room)).clamp_min(0))
+        return torch.zeros_like(slopes).scatter(-1, order, taken) * -slopes.sign()
+
+
+_BISECTIONS = 60
 
 
 def _symmetric(uniform: Tensor, like: Tensor) -> Tensor:

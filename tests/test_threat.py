@@ -182,3 +182,46 @@ def test_images_outside_0_1_are_refused(images):
 def test_byte_images_are_refused():
     with pytest.raises(InputError, match="floating point"):
         ThreatModel(epsilon=0.1).around(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+
+
+def _allowed_changes(images, epsilon, norm):
+    """Return [n, D] changes of one image of few pixels: a grid over the box, as far as it is in the ball."""
+    import itertools
+
+    pixels = images.flatten()
+    ends = [torch.linspace(max(-epsilon, -float(x)), min(epsilon, 1 - float(x)), 41, dtype=torch.float64).tolist() for x in pixels]
+    grid = torch.tensor(list(itertools.product(*ends)), dtype=torch.float64)
+    order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
+    return grid[grid.norm(p=order, dim=1) <= epsilon]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("epsilon", [0.1, 0.5, 0.9])
+def test_the_least_of_a_linear_function_is_a_brute_force_grids(norm, epsilon):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 1, 1, 3, dtype=torch.float64, generator=generator)
+    slopes = torch.randn(6, 4, 3, dtype=torch.float64, generator=generator)
+    slopes[0, 0] = 0.0
+    slopes[1, 1, 2] = 0.0
+    ball = ThreatModel(norm=norm, epsilon=epsilon).around(images)
+    least, change = ball.least(slopes), ball.least_at(slopes)
+    for image in range(6):
+        grid = _allowed_changes(images[image], epsilon, norm)
+        found = (slopes[image] @ grid.T).amin(1)
+        # No point of the grid is below the bound, and the grid comes as near as it is fine.
+        assert (found >= least[image] - 1e-9).all()
+        assert (found - least[image] <= slopes[image].abs().sum(1) * epsilon / 20).all()
+    torch.testing.assert_close((slopes * change).sum(-1), least, atol=1e-7, rtol=0)
+    points = images.unsqueeze(1) + change.view(6, 4, 1, 1, 3)
+    order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
+    assert ((points >= -1e-12) & (points <= 1 + 1e-12)).all()
+    assert (change.norm(p=order, dim=-1) <= epsilon + 1e-9).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_gradient_of_the_least_is_where_it_is(norm):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 1, 2, 3, dtype=torch.float64, generator=generator)
+    slopes = torch.randn(2, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    ball = ThreatModel(norm=norm, epsilon=0.3).around(images)
+    assert torch.autograd.gradcheck(ball.least, [slopes], atol=1e-6)

@@ -25,16 +25,24 @@ class LinearMargins:
         offsets: [N, K], one margin per image and class; the entry of the label's own class is +inf.
         slopes: [N, K, D] with D the number of pixels, or None for bounds that do not depend on d (interval bounds).
         clean: [N, K], the margins of the images themselves (d = 0), or None; an ensemble scales its members by them.
+        images: [N, C, H, W], what the ball is around, where perturbed images are in [0, 1] as well; None for the whole
+            ball, which is what RobBoost's paper bounds.
     """
 
     offsets: Tensor
     slopes: Tensor | None = None
     clean: Tensor | None = None
+    images: Tensor | None = None
 
     def lower(self, threat: ThreatModel) -> Tensor:
-        """Return the margins' lower bounds [N, K] over the ball: offsets - epsilon * |slopes|_q, q dual to p."""
+        """Return the margins' lower bounds [N, K]: offsets plus the least of <slopes, d> over the allowed changes d.
+
+        Over the whole ball that is offsets - epsilon * |slopes|_q, q dual to p.
+        """
         if self.slopes is None:
             return self.offsets
+        if self.images is not None:
+            return self.offsets + threat.around(self.images).least(self.slopes)
         dual = {"linf": 1.0, "l2": 2.0, "l1": math.inf}[threat.norm]
         return self.offsets - threat.epsilon * self.slopes.norm(p=dual, dim=-1)
 

@@ -11,9 +11,10 @@ module has for it sees the change; a box that shares memory with another (a view
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,26 +22,57 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import resolve_name
 
+from robust_nas.bounds._graph import Affine, Convolution, Leaf, Node, Relu, convolution, linear_pull, linear_push
+from robust_nas.bounds._memory import memory
 from robust_nas.errors import InputError
+from robust_nas.models.cells import neighbourhood_sums, reciprocal_counts
 
 _Rule = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class LinearTerm:
-    """A summand `hidden @ weight.T + bias` of logits, with `hidden` anywhere in its own box.
+Refine = Callable[[Node, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A ReLU's input and its lower and upper bounds [B, *shape] to bounds that are at least as tight."""
+
+
+class Trace:
+    """What turns ReLUs into nodes of the graph; without one, a ReLU's result is known by its bounds alone.
+
+    ReLUs of the same value are one node: apart, their lines would be chosen apart.
 
     Args:
-        lower: [B, F], the hidden features' lower bounds.
-        upper: [B, F], their upper bounds.
-        weight: [K, F].
-        bias: [K] or [B, K], or a number.
+        refine: gives the bounds of a ReLU's input; its interval bounds, if None.
     """
 
-    lower: Tensor
-    upper: Tensor
-    weight: Tensor
-    bias: Tensor | float
+    def __init__(self, refine: Refine | None = None) -> None:
+        self._refine = refine
+        self.relus: dict[tuple[Node, float], Relu] = {}
+
+    def relu(self, box: Box, slope: float) -> Relu:
+        """Return the node of max(z, slope z)."""
+        if (box.node, slope) not in self.relus:
+            lower, upper = box.lower, box.upper
+            if self._refine is not None:
+                lower, upper = self._refine(box.node, lower, upper)
+            memory().hold(_RELU * lower.numel(), len(lower))
+            self.relus[box.node, slope] = Relu(box.lower.shape, box.node, lower, upper, slope)
+        return self.relus[box.node, slope]
+
+
+_RELU = 8
+"""Numbers that are held for every one that goes through a ReLU: bounds, lines, and what is made of them."""
+
+
+_TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)
+
+
+@contextlib.contextmanager
+def tracing(trace: Trace) -> Iterator[None]:
+    """Let ReLUs of boxes be nodes of the graph."""
+    token = _TRACE.set(trace)
+    try:
+        yield
+    finally:
+        _TRACE.reset(token)
 
 
 class Box(Tensor):
@@ -49,23 +81,24 @@ class Box(Tensor):
     Args:
         lower: the lower bounds, of any shape.
         upper: the upper bounds, of the same shape and type.
-        terms: where the values are known to be a sum of linear functions of boxes (a network's logits, or an
-            ensemble's), those functions: margins between logits are tighter on them than on the logits' own box.
+        node: what the values were computed from: margins between logits are tighter on that than on the logits' own
+            box. If not given, the values are known by their bounds alone.
     """
 
     lower: Tensor
     upper: Tensor
-    terms: tuple[LinearTerm, ...]
+    node: Node
     shares_memory: bool
 
     @staticmethod
-    def __new__(cls, lower: Tensor, upper: Tensor, terms: Sequence[LinearTerm] = ()) -> Box:
+    def __new__(cls, lower: Tensor, upper: Tensor, node: Node | None = None) -> Box:
         box: Box = torch.Tensor._make_wrapper_subclass(cls, lower.shape, dtype=lower.dtype, device=lower.device)
         return box
 
-    def __init__(self, lower: Tensor, upper: Tensor, terms: Sequence[LinearTerm] = ()) -> None:
+    def __init__(self, lower: Tensor, upper: Tensor, node: Node | None = None) -> None:
         assert lower.shape == upper.shape and lower.dtype == upper.dtype
-        self.lower, self.upper, self.terms, self.shares_memory = lower, upper, tuple(terms), False
+        self.lower, self.upper, self.shares_memory = lower, upper, False
+        self.node = Leaf(lower.shape, lower, upper) if node is None else node
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Box(lower={self.lower}, upper={self.upper})"
@@ -116,7 +149,7 @@ def _assign(box: Any, result: Box, name: str) -> Box:
     """Let `box` become `result`, as an operation in place does."""
     if not isinstance(box, Box) or box.shares_memory or box.shape != result.shape or box.dtype != result.dtype:
         raise _no_rule(f"{name}, in place on a constant or on a tensor that has views")
-    box.lower, box.upper, box.terms = result.lower, result.upper, result.terms
+    box.lower, box.upper, box.node = result.lower, result.upper, result.node
     return box
 
 
@@ -127,8 +160,8 @@ def _centre_and_radius(box: Box) -> tuple[Tensor, Tensor]:
     return (box.lower + box.upper) / 2, (box.upper - box.lower) / 2
 
 
-def _around(centre: Tensor, radius: Tensor, terms: Sequence[LinearTerm] = ()) -> Box:
-    return Box(centre - radius, centre + radius, terms)
+def _around(centre: Tensor, radius: Tensor, node: Node | None = None) -> Box:
+    return Box(centre - radius, centre + radius, node)
 
 
 def _conv2d(
@@ -141,17 +174,27 @@ def _conv2d(
     groups: int = 1,
 ) -> Box:
     centre, radius = _centre_and_radius(input)
-    return _around(
-        F.conv2d(centre, weight, bias, stride, padding, dilation, groups),
-        F.conv2d(radius, weight.abs(), None, stride, padding, dilation, groups),
-    )
+    centre = F.conv2d(centre, weight, bias, stride, padding, dilation, groups)
+    node = None
+    if not isinstance(padding, str) and centre.ndim == 4:
+        constant = None if bias is None else bias.view(1, -1, 1, 1)
+        options = _pair(stride), _pair(padding), _pair(dilation), groups
+        node = convolution(input.node, weight, constant, centre.shape, options)
+    return _around(centre, F.conv2d(radius, weight.abs(), None, stride, padding, dilation, groups), node)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, *rest = value if isinstance(value, list | tuple) else (value,)
+    return first, (rest[0] if rest else first)
 
 
 def _linear(input: Box, weight: Tensor, bias: Tensor | None = None) -> Box:
     centre, radius = _centre_and_radius(input)
-    term = LinearTerm(input.lower, input.upper, weight, 0.0 if bias is None else bias)
-    terms = (term,) if input.lower.ndim == 2 else ()
-    return _around(F.linear(centre, weight, bias), F.linear(radius, weight.abs()), terms)
+    centre = F.linear(centre, weight, bias)
+    node = Affine(
+        centre.shape, (input.node,), lambda g: [g @ weight], lambda directions: F.linear(directions[0], weight), bias
+    )
+    return _around(centre, F.linear(radius, weight.abs()), node)
 
 
 def _batch_norm(
@@ -168,31 +211,52 @@ def _batch_norm(
         # The batch's own statistics move with the perturbation, and the images of a batch with each other.
         raise _no_rule("batch normalisation with batch statistics")
     centre, radius = _centre_and_radius(input)
+    # Not F.batch_norm, which has no gradient for the statistics: certified training shares those of a clean batch.
     scale = (running_var + eps).rsqrt()
-    scale = scale.abs() if weight is None else (scale * weight).abs()
-    return _around(
-        F.batch_norm(centre, running_mean, running_var, weight, bias, False, momentum, eps),
-        radius * scale.view(-1, *[1] * (radius.ndim - 2)),
-    )
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    channels = (1, -1, *[1] * (centre.ndim - 2))
+    scale, shift = scale.view(channels), shift.view(channels)
+    return _around(centre * scale + shift, radius * scale.abs(), _scaled_node(input.node, scale, shift, centre.shape))
+
+
+def _scaled_node(node: Node, scale: Tensor, shift: Tensor, shape: torch.Size) -> Node:
+    """Return the node of scale * value + shift, both [1, C, 1, ...]; a convolution takes them in."""
+    if isinstance(node, Convolution):
+        constant = shift if node.constant is None else shift + scale * node.constant
+        return convolution(node.parents[0], node.weight * scale.view(-1, 1, 1, 1), constant, shape, node.options)
+    return Affine(shape, (node,), lambda g: [g * scale], lambda directions: directions[0] * scale, shift)
 
 
 # --- operations that never decrease: the bounds pass through --------------------------------------------------------
 
 
-def _both(box: Box, function: Callable[[Tensor], Tensor]) -> Box:
-    return Box(function(box.lower), function(box.upper))
+def _both(box: Box, function: Callable[[Tensor], Tensor], *, linear: bool = False) -> Box:
+    """Return the box between the function's values at both bounds.
+
+    Args:
+        linear: whether the function is linear, so that the result is a node of the graph.
+    """
+    lower, upper = function(box.lower), function(box.upper)
+    if not linear:
+        return Box(lower, upper)
+    pull = linear_pull(function, box.lower.shape, box.lower)
+    return Box(lower, upper, Affine(lower.shape, (box.node,), pull, linear_push(function)))
 
 
 def _relu(input: Box, inplace: bool = False) -> Box:
-    result = _both(input, F.relu)
-    return _assign(input, result, "relu") if inplace else result
+    return _leaky_relu(input, 0.0, inplace)
 
 
 def _leaky_relu(input: Box, negative_slope: float = 0.01, inplace: bool = False) -> Box:
-    if not negative_slope >= 0:
-        raise _no_rule("leaky_relu with a negative slope below 0")
-    result = _both(input, lambda bound: F.leaky_relu(bound, negative_slope))
-    return _assign(input, result, "leaky_relu") if inplace else result
+    if not 0 <= negative_slope <= 1:
+        raise _no_rule("leaky_relu with a negative slope outside [0, 1]")
+    trace = _TRACE.get()
+    node = trace.relu(input, negative_slope) if trace else None
+    bounds = (input.lower, input.upper) if node is None else (node.lower, node.upper)
+    lower, upper = (F.leaky_relu(bound, negative_slope) if negative_slope else F.relu(bound) for bound in bounds)
+    result = Box(lower, upper, node)
+    return _assign(input, result, "leaky_relu" if negative_slope else "relu") if inplace else result
 
 
 def _hardtanh(input: Box, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Box:
@@ -216,7 +280,36 @@ def _avg_pool2d(
     if divisor_override is not None and divisor_override <= 0:
         raise _no_rule("avg_pool2d with a negative divisor")
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return _both(input, lambda bound: F.avg_pool2d(bound, *options))
+
+    if options == (3, 1, 1, False, False, None) and input.ndim == 4:
+        return _neighbourhood_mean(input)
+    lower, upper = (F.avg_pool2d(bound, *options) for bound in (input.lower, input.upper))
+
+    def pull(coefficients: Tensor) -> list[Tensor]:
+        flat = coefficients.flatten(0, 1)
+        zeros = flat.new_zeros(len(flat), *input.shape[1:])
+        adjoint = torch.func.vjp(lambda images: F.avg_pool2d(images, *options), zeros)[1]
+        return [adjoint(flat)[0].unflatten(0, coefficients.shape[:2])]
+
+    def push(directions: Sequence[Tensor]) -> Tensor:
+        flat = F.avg_pool2d(directions[0].flatten(0, 1), *options)
+        return flat.unflatten(0, directions[0].shape[:2])
+
+    return Box(lower, upper, Affine(lower.shape, (input.node,), pull, push) if lower.ndim == 4 else None)
+
+
+def _neighbourhood_mean(input: Box) -> Box:
+    """The operation `avg_pool_3x3`: the sums of neighbourhoods, which are their own adjoint, times counts."""
+    counts = reciprocal_counts(*input.shape[2:], input.dtype, input.device)
+    lower, upper = (neighbourhood_sums(bound) * counts for bound in (input.lower, input.upper))
+
+    def pull(coefficients: Tensor) -> list[Tensor]:
+        return [neighbourhood_sums((coefficients * counts).flatten(0, 1)).unflatten(0, coefficients.shape[:2])]
+
+    def push(directions: Sequence[Tensor]) -> Tensor:
+        return neighbourhood_sums(directions[0].flatten(0, 1)).unflatten(0, directions[0].shape[:2]) * counts
+
+    return Box(lower, upper, Affine(lower.shape, (input.node,), pull, push))
 
 
 def _max_pool2d(
@@ -228,27 +321,38 @@ def _max_pool2d(
     return _both(input, lambda bound: F.max_pool2d(bound, kernel_size, stride, padding, dilation, ceil_mode))
 
 
-def _passes_through(function: Callable[..., Tensor]) -> _Rule:
+def _passes_through(function: Callable[..., Tensor], *, linear: bool = False) -> _Rule:
     """Return the rule of a function that does not decrease in its first argument and gives new memory."""
 
     def rule(input: Box, *args: Any, **kwargs: Any) -> Box:
         # A narrower type would round the bounds; `out` would write to somebody's tensor.
         if {"dtype", "out"} & kwargs.keys() or any(isinstance(arg, torch.dtype) for arg in args):
             raise _no_rule(f"{function.__name__} with dtype or out")
-        return _both(input, lambda bound: function(bound, *args, **kwargs))
+        return _both(input, lambda bound: function(bound, *args, **kwargs), linear=linear)
 
     return rule
+
+
+def _pad(input: Box, pad: Any, mode: str = "constant", value: float | None = None) -> Box:
+    return _both(input, lambda bound: F.pad(bound, pad, mode, value), linear=not value)
 
 
 def _view(function: Callable[..., Tensor]) -> _Rule:
     """Return the rule of a function whose result may share its argument's memory."""
 
     def rule(input: Box, *args: Any, **kwargs: Any) -> Box:
-        result: Box = _passes_through(function)(input, *args, **kwargs)
+        result: Box = _passes_through(function, linear=True)(input, *args, **kwargs)
+        if function in _KEEP_ORDER and result.shape[:1] == input.shape[:1] and isinstance(result.node, Affine):
+            result.node.pull = lambda g: [g.reshape(g.shape[0], *input.shape)]
+            result.node.push = lambda directions: directions[0].reshape(-1, *result.shape)
         input.shares_memory = result.shares_memory = True
         return result
 
     return rule
+
+
+_KEEP_ORDER = (Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.contiguous, Tensor.detach)
+"""Views whose elements are in the order of their argument's."""
 
 
 def _dropout(input: Box, p: float = 0.5, training: bool = True, inplace: bool = False) -> Box:
@@ -268,9 +372,20 @@ def _join(function: Callable[..., Tensor]) -> _Rule:
     """Return the rule of `torch.cat` or `torch.stack`."""
 
     def rule(tensors: Sequence[Tensor], dim: int = 0) -> Box:
-        lower = [tensor.lower if isinstance(tensor, Box) else tensor for tensor in tensors]
-        upper = [tensor.upper if isinstance(tensor, Box) else tensor for tensor in tensors]
-        return Box(function(lower, dim), function(upper, dim))
+        boxes = [tensor if isinstance(tensor, Box) else Box(tensor, tensor) for tensor in tensors]
+        lower, upper = (function([getattr(box, end) for box in boxes], dim) for end in ("lower", "upper"))
+        along = dim % lower.ndim + 1
+        sizes = [1] * len(boxes) if function is torch.stack else [box.shape[along - 1] for box in boxes]
+
+        def pull(coefficients: Tensor) -> list[Tensor]:
+            parts = coefficients.split(sizes, along)
+            return [part.squeeze(along) if function is torch.stack else part for part in parts]
+
+        def push(directions: Sequence[Tensor]) -> Tensor:
+            return function(directions, along)
+
+        nodes = tuple(box.node for box in boxes)
+        return Box(lower, upper, Affine(lower.shape, nodes, pull, push) if along > 1 else None)
 
     return rule
 
@@ -288,9 +403,8 @@ def _check_operand(value: Any) -> None:
 
 
 def _neg(input: Box) -> Box:
-    return Box(
-        -input.upper, -input.lower, [replace(term, weight=-term.weight, bias=-term.bias) for term in input.terms]
-    )
+    node = Affine(input.shape, (input.node,), lambda g: [-g], lambda directions: -directions[0])
+    return Box(-input.upper, -input.lower, node)
 
 
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Box:
@@ -300,14 +414,24 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Box:
         other = _mul(other, alpha) if isinstance(other, Box) else other * alpha
     if isinstance(input, Box) and isinstance(other, Box):
         lower, upper = input.lower + other.lower, input.upper + other.upper
-        known = bool(input.terms and other.terms) and input.lower.shape == other.lower.shape
-        return Box(lower, upper, input.terms + other.terms if known else ())
+        return Box(lower, upper, _sum([input, other], lower.shape))
     box, constant = (input, other) if isinstance(input, Box) else (other, input)
     lower, upper = box.lower + constant, box.upper + constant
-    terms: tuple[LinearTerm, ...] = ()
-    if box.terms and lower.shape == box.lower.shape:
-        terms = (replace(box.terms[0], bias=box.terms[0].bias + constant), *box.terms[1:])
-    return Box(lower, upper, terms)
+    return Box(lower, upper, _sum([box], lower.shape, constant))
+
+
+def _sum(boxes: Sequence[Box], shape: torch.Size, constant: Tensor | float | None = None) -> Affine:
+    """Return the node of a sum of boxes and a constant, broadcast to a shape."""
+    pulls = [linear_pull(lambda values: values.expand(shape), box.shape, box.lower) for box in boxes]
+
+    def pull(coefficients: Tensor) -> list[Tensor]:
+        each = zip(boxes, pulls, strict=True)
+        return [coefficients if box.shape == shape else one(coefficients)[0] for box, one in each]
+
+    def push(directions: Sequence[Tensor]) -> Tensor:
+        return sum(one.expand(-1, *shape) for one in directions)  # type: ignore[return-value]
+
+    return Affine(shape, tuple(box.node for box in boxes), pull, push, constant)
 
 
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Box:
@@ -330,22 +454,22 @@ def _mul(input: Any, other: Any) -> Box:
             torch.maximum(torch.maximum(ends[0], ends[1]), torch.maximum(ends[2], ends[3])),
         )
     box, constant = (input, other) if isinstance(input, Box) else (other, input)
-    return _scaled(box, constant, lambda value: value * constant)
+    return _scaled(box, lambda value: value * constant)
 
 
 def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Box:
     _check_operand(other)
     if rounding_mode is not None or not isinstance(input, Box) or isinstance(other, Box):
         raise _no_rule("a division that rounds or has a perturbed divisor")
-    return _scaled(input, other, lambda value: value / other)
+    return _scaled(input, lambda value: value / other)
 
 
-def _scaled(box: Box, constant: Tensor | float, scale: Callable[[Any], Any]) -> Box:
+def _scaled(box: Box, scale: Callable[[Any], Any]) -> Box:
     ends = scale(box.lower), scale(box.upper)
-    terms: Sequence[LinearTerm] = ()
-    if not isinstance(constant, Tensor) or (constant.numel() == 1 and constant.ndim <= 2):
-        terms = [replace(term, weight=scale(term.weight), bias=scale(term.bias)) for term in box.terms]
-    return Box(torch.minimum(*ends), torch.maximum(*ends), terms)
+    # Coefficients that keep the value's shape are scaled as it is.
+    pull = (lambda g: [scale(g)]) if ends[0].shape == box.shape else linear_pull(scale, box.shape, box.lower)
+    node = Affine(ends[0].shape, (box.node,), pull, linear_push(scale))
+    return Box(torch.minimum(*ends), torch.maximum(*ends), node)
 
 
 # --- the rules, by the operation's name in torch, torch.Tensor and torch.nn.functional ------------------------------
@@ -377,12 +501,12 @@ _RULES: dict[str, _Rule] = {
     "__rsub__": _rsub,
     "mul": _mul,
     "div": _div,
-    "pad": _passes_through(F.pad),
-    "adaptive_avg_pool2d": _passes_through(F.adaptive_avg_pool2d),
+    "pad": _pad,
+    "adaptive_avg_pool2d": _passes_through(F.adaptive_avg_pool2d, linear=True),
     "sigmoid": _passes_through(torch.sigmoid),
     "tanh": _passes_through(torch.tanh),
-    "mean": _passes_through(torch.mean),
-    "sum": _passes_through(torch.sum),
+    "mean": _passes_through(torch.mean, linear=True),
+    "sum": _passes_through(torch.sum, linear=True),
     **{
         name: _view(getattr(Tensor, name))
         for name in ("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import has_torch_function_unary
 
 from robust_nas.errors import InputError
 
@@ -33,8 +34,10 @@ class AveragePool3x3(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if has_torch_function_unary(x):  # such as bounds, which know the function by torch's name
+            return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
         height, width = x.shape[2:]
-        counts = _reciprocal_counts(height, width, x.dtype, x.device)
+        counts = reciprocal_counts(height, width, x.dtype, x.device)
         mean: Tensor = _NeighbourhoodMean.apply(x, counts)
         return mean
 
@@ -50,7 +53,7 @@ class _NeighbourhoodMean(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, counts: Tensor) -> Tensor:
-        return _neighbourhood_sums(x) * counts
+        return neighbourhood_sums(x) * counts
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -60,22 +63,23 @@ class _NeighbourhoodMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (counts,) = ctx.saved_tensors
-        return _neighbourhood_sums(gradient * counts), None
+        return neighbourhood_sums(gradient * counts), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (counts,) = ctx.saved_tensors
-        return _neighbourhood_sums(tangent) * counts
+        return neighbourhood_sums(tangent) * counts
 
 
-def _neighbourhood_sums(x: Tensor) -> Tensor:
+def neighbourhood_sums(x: Tensor) -> Tensor:
+    """Return the sums over every pixel's 3 x 3 neighbourhood, [B, C, H, W] to the same shape."""
     padded = F.pad(x, (1, 1, 1, 1))
     rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
     return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
 
 
 @functools.lru_cache(maxsize=64)
-def _reciprocal_counts(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def reciprocal_counts(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return [H, W]: one over how many pixels the 3 x 3 neighbourhood of each pixel has inside the image."""
 
     def inside(size: int) -> Tensor:

@@ -1,0 +1,77 @@
+"""What the linear bounds share: the pass through the network, and bounds of its values by substitution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.bounds import LinearMargins
+from robust_nas.bounds._box import Box, Refine, Trace, tracing
+from robust_nas.bounds._graph import Affine, Leaf, Node, Relu, lower_bound
+from robust_nas.bounds._margins import box_around
+from robust_nas.threat import ThreatModel
+
+
+class Region:
+    """The images [B, C, H, W] that are bounded: the ball around each, cut with [0, 1] or not.
+
+    Args:
+        clip: whether it is.
+    """
+
+    def __init__(self, images: Tensor, threat: ThreatModel, *, clip: bool) -> None:
+        self.images, self.threat, self.clip = images, threat, clip
+        self.relus: list[Relu] = []
+        self.box = box_around(images, threat) if clip else Box(images - threat.epsilon, images + threat.epsilon)
+
+    @property
+    def source(self) -> Leaf:
+        """The network's input."""
+        assert isinstance(self.box.node, Leaf)
+        return self.box.node
+
+    def logits(self, network: nn.Module, refine: Refine | None) -> Tensor:
+        """Return the network's logits as a box, with ReLUs as nodes of its graph."""
+        trace = Trace(refine)
+        with tracing(trace):
+            logits: Tensor = network(self.box)
+        self.relus = list(trace.relus.values())
+        return logits
+
+    def margins(self, offsets: Tensor, slopes: Tensor | None) -> LinearMargins:
+        """Return bounds that are linear in the image as bounds that are linear in the perturbation."""
+        if slopes is None:
+            return LinearMargins(offsets)
+        at_images = torch.einsum("bkd,bd->bk", slopes, self.images.flatten(1))
+        return LinearMargins(offsets + at_images, slopes, images=self.images if self.clip else None)
+
+    def refined(self, node: Node, lower: Tensor, upper: Tensor, *, rows: int) -> tuple[Tensor, Tensor]:
+        """Return bounds of a value [B, *shape] that are at least as tight as `lower` and `upper`, by substitution.
+
+        Only elements that may have either sign are bounded again.
+
+        Args:
+            rows: numbers of one value's coefficients that are held at once.
+        """
+        flat_lower, flat_upper = lower.flatten(1), upper.flatten(1)
+        for places in undecided(flat_lower, flat_upper).split(max(1, rows // (2 * lower.numel())), dim=1):
+            one_hot = lower.new_zeros(places.shape[1], *flat_lower.shape).scatter_(2, places.T.unsqueeze(2), 1.0)
+            coefficients = torch.cat([one_hot, -one_hot]).unflatten(2, lower.shape[1:])
+            bound = lower_bound(node, coefficients, self.source)
+            least, most = self.margins(*bound).lower(self.threat).chunk(2, dim=1)
+            flat_lower = flat_lower.scatter_reduce(1, places, least, "amax")
+            flat_upper = flat_upper.scatter_reduce(1, places, -most, "amin")
+        return flat_lower.view_as(lower), flat_upper.view_as(upper)
+
+
+def undecided(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the places [B, S] of the elements [B, D] that may have either sign; of others too where B differ in S."""
+    either = ~((lower >= 0) | (upper <= 0))
+    return either.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : int(either.sum(1).max())]
+
+
+def of_the_input_alone(node: Node, source: Leaf) -> bool:
+    """Whether a value is an affine function of the input and of nothing else."""
+    return node is source or (
+        isinstance(node, Affine) and all(of_the_input_alone(parent, source) for parent in node.parents)
+    )

@@ -1,0 +1,144 @@
+"""From a network's logits, as a box, to lower bounds of its margins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.bounds import LinearMargins
+from robust_nas.bounds._box import Box
+from robust_nas.bounds._graph import Leaf, Node, largest_value, lower_bound
+from robust_nas.bounds._memory import TooManyImages, limited
+from robust_nas.errors import InputError
+from robust_nas.threat import ThreatModel, check_images
+
+Precision = Literal["float64", "float32"]
+
+LowerBound = Callable[[Node, Tensor, Leaf | None], tuple[Tensor, Tensor | None]]
+
+ROWS = 2**20
+"""Numbers of one value's coefficients that are held at once, where only memory and speed depend on it."""
+
+
+def box_around(images: Tensor, threat: ThreatModel) -> Box:
+    """Return the smallest box that holds the ball (of any norm), cut with the valid images [0, 1]."""
+    return Box((images - threat.epsilon).clamp(0, 1), (images + threat.epsilon).clamp(0, 1))
+
+
+def margin_bounds(
+    logits: Tensor, labels: Tensor, source: Leaf | None = None, bound: LowerBound = lower_bound
+) -> tuple[Tensor, Tensor | None]:
+    """Return offsets [B, K] and slopes [B, K, D]: f_y(x) - f_j(x) >= <slopes_j, x> + offsets_j for all x in the box.
+
+    For j = y the offset is +inf, and the slopes are 0.
+
+    Args:
+        logits: [B, K], a box, or a plain tensor where the network does not look at its input.
+        labels: y, [B].
+        source: the network's input; without it, slopes are None, and the offsets are bounds over the whole box.
+        bound: bounds linear functions of the logits.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        raise InputError(
+            "Bounds need a model that maps images to one tensor of logits [B, K]; wrap the model so that it does."
+        )
+    batch, num_classes = logits.shape
+    if not ((labels >= 0) & (labels < num_classes)).all():
+        raise InputError(f"Labels must be from 0 to {num_classes - 1}, the model's classes, but got others.")
+    own = labels[:, None]
+    if not isinstance(logits, Box):
+        return (logits.gather(1, own) - logits).scatter(1, own, torch.inf), None
+    # Row s is for the wrong class s where s < y, and s + 1 elsewhere.
+    classes = torch.arange(num_classes - 1, device=labels.device).expand(batch, -1)
+    classes = classes + (classes >= own).long()
+    like, parts = logits.lower, []
+    for rows in classes.split(max(1, ROWS // largest_value(logits.node)), dim=1):
+        margins = like.new_zeros(rows.shape[1], batch, num_classes)
+        margins = margins.scatter(2, own.expand(rows.shape[1], -1, -1), 1.0).scatter(2, rows.T.unsqueeze(2), -1.0)
+        parts.append(bound(logits.node, margins, source))
+    offsets = like.new_full((batch, num_classes), torch.inf)
+    if not parts:
+        return offsets, None
+    offsets = offsets.scatter(1, classes, torch.cat([offset for offset, _ in parts], 1))
+    slopes = None
+    if all(part is not None for _, part in parts):
+        found = torch.cat([part for _, part in parts if part is not None], 1)
+        places = classes.unsqueeze(2).expand(found.shape)
+        slopes = found.new_zeros(batch, num_classes, found.shape[2]).scatter(1, places, found)
+    return offsets, slopes
+
+
+def in_chunks(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    bound: Callable[[nn.Module, Tensor, Tensor], LinearMargins],
+) -> LinearMargins:
+    """Return what `bound` says about every image, in the settings' arithmetic and without gradients.
+
+    `model` is copied, in evaluation mode, and left as it was.
+
+    Raises:
+        InputError: for images outside [0, 1], or labels that do not go with the images.
+    """
+    check_images(images)
+    if len(images) == 0 or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"Bounds need one label for each of at least one image, but got {len(labels)} for {len(images)}."
+        )
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    network = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+    images = images.detach().to(dtype)
+    parts: list[LinearMargins] = []
+    clean: list[Tensor] = []
+    done, size = 0, settings.batch_size
+    with torch.no_grad():
+        while done < len(images):
+            some, own = images[done : done + size], labels[done : done + size]
+            try:
+                with limited(settings.memory * 2**30 / dtype.itemsize):
+                    parts.append(bound(network, some, own))
+            except TooManyImages:
+                size = max(1, len(some) // 2)
+                continue
+            clean.append(margin_bounds(network(some), own)[0])
+            done += len(some)
+    sloped = [part.slopes for part in parts if part.slopes is not None]
+    return LinearMargins(
+        torch.cat([part.offsets for part in parts]),
+        torch.cat(sloped) if len(sloped) == len(parts) else None,
+        torch.cat(clean),
+        images if parts[0].images is not None else None,
+    )
+
+
+class Settings(Protocol):
+    """What every kind of bound can be told."""
+
+    @property
+    def dtype(self) -> Precision:
+        """Arithmetic."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are bounded at once, at most."""
+
+    @property
+    def memory(self) -> float:
+        """GiB that intermediate values may take."""
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise InputError for another `dtype` than there is, a `batch_size` below 1, or no `memory`."""
+    name = type(settings).__name__
+    if settings.dtype not in get_args(Precision):
+        raise InputError(f"{name}.dtype must be one of {', '.join(get_args(Precision))}, but got '{settings.dtype}'.")
+    if settings.batch_size < 1:
+        raise InputError(f"{name}.batch_size must be at least 1, but got {settings.batch_size}.")
+    if not settings.memory > 0:
+        raise InputError(f"{name}.memory must be a number of GiB above 0, but got {settings.memory}.")
