@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_nas import bounds
-from robust_nas.bounds import Bound
+from robust_nas.bounds import TOLERANCE, Bound
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -22,9 +23,6 @@ from robust_nas.registry import name_of
 from robust_nas.run_dir import Stage
 from robust_nas.threat import Norm, ThreatModel
 
-TOLERANCE = 1e-6
-"""A margin counts as positive above this: bounds hold up to rounding, and logits are computed in float32."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Certification:
@@ -32,21 +30,27 @@ class Certification:
 
     Args:
         method: the kind of bound.
+        dtype: its arithmetic.
         norm: the ball's norm.
         epsilon: its radius in pixel units.
         labels: [N].
         margin: [N], float64: a lower bound of the least margin f_y - f_j over the wrong classes j and the ball.
         clean_correct: [N] booleans: whether the image itself is classified correctly.
         seconds: what the bounds took, on all processes together.
+        methods: N names: the kind of bound that proved most about an image.
+        seconds_each: [N], float64: the part of `seconds` that is an image's, in equal shares of its chunk's.
     """
 
     method: str
+    dtype: str
     norm: Norm
     epsilon: float
     labels: Tensor
     margin: Tensor
     clean_correct: Tensor
     seconds: float
+    methods: tuple[str, ...]
+    seconds_each: Tensor
 
     @property
     def certified(self) -> Tensor:
@@ -70,16 +74,23 @@ class Certification:
             "count": count,
             "mean_margin": float(self.margin.mean()),
             "seconds": self.seconds,
+            "proved_by": dict(Counter(compress(self.methods, self.certified.tolist()))),
         }
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row of certificates.parquet per image; `image` is its place in the data that was certified."""
-        outcomes = (self.labels, self.margin, self.certified, self.clean_correct)
-        columns = zip(*(values.tolist() for values in outcomes), strict=True)
-        place = {"method": self.method, "norm": self.norm, "epsilon": self.epsilon}
+        columns = {
+            "method": list(self.methods),
+            "label": self.labels.tolist(),
+            "margin": self.margin.tolist(),
+            "certified": self.certified.tolist(),
+            "clean_correct": self.clean_correct.tolist(),
+            "seconds": self.seconds_each.tolist(),
+        }
+        place = {"norm": self.norm, "epsilon": self.epsilon, "dtype": self.dtype}
         return [
-            {**place, "image": image, "label": label, "margin": margin, "certified": certified, "clean_correct": clean}
-            for image, (label, margin, certified, clean) in enumerate(columns)
+            {**place, "image": image, **dict(zip(columns, values, strict=True))}
+            for image, values in enumerate(zip(*columns.values(), strict=True))
         ]
 
 
@@ -129,45 +140,65 @@ def certify(
         )
     margins: list[Tensor] = [state["margins"]] if state else []
     clean: list[Tensor] = [state["clean"]] if state else []
-    seconds: Tensor = state["seconds"] if state else torch.zeros(len(threats), dtype=torch.float64)
+    seconds: list[Tensor] = [state["seconds"]] if state else []
+    methods: list[list[str]] = state["methods"] if state else [[] for _ in threats]
     # One chunk per process, then all results come together: the state counts chunks and fits any number of processes.
     firsts = range(done, len(chunks), world.size)
     for first in stage.progress.steps(firsts, stage.name, done=-(-done // world.size)) if stage else firsts:
         here = chunks[first : first + world.size]
         results = [_certify_chunk(network, chunk.to(device), threats, chosen) for chunk in world.shard(here)]
-        for chunk_margins, chunk_clean, chunk_seconds in world.gather_shards(results, len(here)):
-            margins.append(chunk_margins)
-            clean.append(chunk_clean)
-            seconds = seconds + chunk_seconds
+        for found in world.gather_shards(results, len(here)):
+            margins.append(found.margins)
+            clean.append(found.clean)
+            seconds.append(found.seconds)
+            methods = [known + new for known, new in zip(methods, found.methods, strict=True)]
         if stage:
-            finished = {"margins": torch.cat(margins, 1), "clean": torch.cat(clean), "seconds": seconds}
-            stage.save(first + len(here), {"settings": settings, **finished})
+            finished = {"margins": torch.cat(margins, 1), "clean": torch.cat(clean), "seconds": torch.cat(seconds, 1)}
+            stage.save(first + len(here), {"settings": settings, **finished, "methods": methods})
     return [
         Certification(
             method=name_of(chosen),
+            dtype=getattr(chosen, "dtype", "float64"),
             norm=at.norm,
             epsilon=at.epsilon,
             labels=data.labels.cpu(),
             margin=margin,
             clean_correct=torch.cat(clean),
-            seconds=float(took),
+            seconds=float(took.sum()),
+            methods=tuple(names),
+            seconds_each=took,
         )
-        for at, margin, took in zip(threats, torch.cat(margins, 1), seconds, strict=True)
+        for at, margin, took, names in zip(threats, torch.cat(margins, 1), torch.cat(seconds, 1), methods, strict=True)
     ]
 
 
-def _certify_chunk(
-    network: nn.Module, chunk: ImageSet, threats: Sequence[ThreatModel], bound: Bound
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return least margins [E, B], clean outcomes [B] and seconds [E] for the E radii, on the CPU."""
-    images = chunk.images
+@dataclass(frozen=True)
+class _Chunk:
+    """What was found about B images at E radii.
+
+    Args:
+        margins: the least ones, [E, B].
+        clean: whether the images themselves are classified correctly, [B].
+        seconds: [E, B].
+        methods: E lists of B names.
+    """
+
+    margins: Tensor
+    clean: Tensor
+    seconds: Tensor
+    methods: list[list[str]]
+
+
+def _certify_chunk(network: nn.Module, chunk: ImageSet, threats: Sequence[ThreatModel], bound: Bound) -> _Chunk:
+    images, count = chunk.images, len(chunk)
     with torch.no_grad():
         clean = network(images).argmax(1) == chunk.labels
-    margins, seconds = [], []
+    margins, seconds, methods = [], [], []
     for threat in threats:
         started = time.monotonic()
-        lower = bound.margins(network, images, chunk.labels, threat).lower(threat)
+        found = bound.margins(network, images, chunk.labels, threat)
         # The least is NaN where any margin is: nothing is proved about an image with a bound that is not a number.
-        margins.append(lower.amin(1).double().cpu())
-        seconds.append(time.monotonic() - started)
-    return torch.stack(margins), clean.cpu(), torch.tensor(seconds, dtype=torch.float64)
+        margins.append(found.lower(threat).amin(1).double().cpu())
+        seconds.append(torch.full((count,), (time.monotonic() - started) / count, dtype=torch.float64))
+        methods.append(list(found.methods or [name_of(bound)] * count))
+    return _Chunk(torch.stack(margins), clean.cpu(), torch.stack(seconds), methods)

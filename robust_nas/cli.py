@@ -9,13 +9,15 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from robust_nas import __version__, table_cli
 from robust_nas.commands import Commands, argument
 from robust_nas.errors import InputError
+
+T = TypeVar("T")
 
 app = Commands(
     "robust-nas",
@@ -226,10 +228,31 @@ def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, ou
         print(listing.describe(str(folder)))
 
 
-@app.command(RUN)
-def certify(run: Path) -> None:
-    """Certify the trained models on the test images."""
-    _work(_resume(run, []), "certify")
+@app.command(
+    RUN,
+    argument(
+        "--epsilon",
+        dest="epsilons",
+        action="append",
+        metavar="EPSILON",
+        help="radius, such as 0.1 or 2/255; repeatable (the recipe's)",
+    ),
+    argument("--method", metavar="NAME", help="kind of bound, such as crown or auto[memory=4] (the recipe's)"),
+    argument("--memory", type=float, metavar="GIB", help="what the bounds may take of the memory (2)"),
+    argument("--images", type=int, help="test images to certify, the first ones (the recipe's)"),
+)
+def certify(run: Path, **options: Any) -> None:
+    """Certify the trained models on the test images, as the recipe says; or as the options say, beside that."""
+    given = {name: value for name, value in options.items() if value is not None}
+    job = _resume(run, [])
+    if not given:
+        _work(job, "certify")
+        return
+    from robust_nas import listing, recipe
+
+    plan = recipe.certification_from(job.recipe.certification, **given)
+    folder = _finish(job, lambda pipeline: pipeline.certify_beside(job, plan))
+    job.say(listing.describe_certified(run / folder))
 
 
 @app.command(RUN)
@@ -295,16 +318,24 @@ def _resume(path: Path, overrides: Sequence[str]) -> Any:
 
 
 def _work(job: Any, function: str) -> None:
-    """Call a function of the pipeline with a job, and say how to go on if it is interrupted."""
-    from robust_nas import listing, pipeline
+    """Call a function of the pipeline with a job, and say what the run has found."""
+    from robust_nas import listing
+
+    again = f"Go on with: robust-nas run --resume {job.folder.path}"
+    _finish(job, lambda pipeline: getattr(pipeline, function)(job), again)
+    job.say(listing.describe_run(job.folder.path))
+
+
+def _finish(job: Any, work: Callable[[Any], T], again: str = "The same command goes on where it ended.") -> T:
+    """Return what `work` returns for the module `pipeline`; say how to go on if it is interrupted."""
+    from robust_nas import pipeline
 
     job.say(f"run folder: {job.folder.path}")
     try:
-        getattr(pipeline, function)(job)
+        return work(pipeline)
     except KeyboardInterrupt:
-        job.say(f"Stopped. Go on with: robust-nas run --resume {job.folder.path}")
+        job.say(f"Stopped. {again}")
         raise SystemExit(130) from None
     finally:
         job.folder.unlock()
         job.world.stop()
-    job.say(listing.describe_run(job.folder.path))

@@ -155,6 +155,23 @@ def describe_attacked(path: Path) -> str:
     return "\n".join(lines)
 
 
+def describe_certified(path: Path) -> str:
+    """Return what was certified by another plan than the recipe's, a line per model and radius."""
+    found = read_json(path / "certification.json")
+    lines = [
+        f"certified by {found['method']} bounds, {found['num_images']} test images: {path / 'certificates.parquet'}"
+    ]
+    for model, results in found["models"].items():
+        for item in results:
+            proved = ", ".join(f"{count} by {kind}" for kind, count in item["proved_by"].items())
+            lines.append(
+                f"{model}: {100 * item['certified']:.1f} % at {format_pixels(item['epsilon'])} "
+                f"[{100 * item['low']:.1f}, {100 * item['high']:.1f}] in {item['seconds']:.0f} s"
+                + (f" ({proved})" if proved else "")
+            )
+    return "\n".join(lines)
+
+
 def _nearest(model: str, item: dict[str, Any]) -> str:
     parts = ", ".join(
         f"{100 * float(share):g} % {'-' if value is None else f'{value:.4g}'}"

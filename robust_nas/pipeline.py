@@ -6,6 +6,8 @@ exists is read back instead of computed, and a stage that was interrupted contin
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.progress import Progress
-from robust_nas.recipe import Recipe
+from robust_nas.recipe import CertificationPlan, Recipe
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seeded
@@ -318,12 +320,30 @@ def certify(job: Job) -> None:
         _certify_one(job, name, model)
 
 
-def _certify_one(job: Job, name: str, model: nn.Module) -> None:
+def certify_beside(job: Job, plan: CertificationPlan) -> str:
+    """Certify every model of a run, the ensembles too, by another plan than the recipe's.
+
+    Returns:
+        The folder in the run that has the results, named by the plan: the same plan goes on where it ended.
+    """
+    settings = json.dumps(config.to_dict(plan), sort_keys=True)
+    folder = f"certify-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
+    models = load_models(job)
+    joined = _ensembles(job, models) if job.has("ensemble.json") else {}
+    for name, model in {**models, **joined}.items():
+        _certify_one(job, name, model, plan, folder)
+    return folder
+
+
+def _certify_one(
+    job: Job, name: str, model: nn.Module, plan: CertificationPlan | None = None, folder: str = "."
+) -> None:
     """Certify one model and add it to certification.json, unless it is there."""
     from robust_nas.outcomes import add_outcomes
 
-    done = job.read("certification.json") if job.has("certification.json") else {"models": {}}
-    plan, stage = job.recipe.certification, job.stage(f"certify-{name}")
+    results, plan = f"{folder}/certification.json", plan or job.recipe.certification
+    done = job.read(results) if job.has(results) else {"models": {}}
+    stage = job.stage(f"certify-{name}" if folder == "." else f"{folder}-{name}")
     if name in done["models"]:
         stage.finish()
         return
@@ -338,15 +358,16 @@ def _certify_one(job: Job, name: str, model: nn.Module) -> None:
         stage=stage,
     )
     if job.world.is_main:
-        add_outcomes(job.folder / "certificates.parquet", name, [row for c in certificates for row in c.rows()])
+        rows = [row for certificate in certificates for row in certificate.rows()]
+        add_outcomes(job.folder / folder / "certificates.parquet", name, rows)
     everything = {
         **done,
         "method": certificates[0].method,
-        "dtype": "float64",
+        "dtype": certificates[0].dtype,
         "num_images": len(images),
         "models": {**done["models"], name: [certificate.summary() for certificate in certificates]},
     }
-    job.write("certification.json", everything)
+    job.write(results, everything)
     stage.finish()
 
 
@@ -381,11 +402,18 @@ def ensemble(job: Job) -> None:
                 "seconds": time.monotonic() - started,
             },
         )
-    saved = job.read("ensemble.json")
-    for name, rule in {"uniform": saved["uniform"], "ensemble": saved}.items():
-        joined = Ensemble(list(models.values()), rule["weights"], rule["scales"]).to(job.world.device).eval()
+    for name, joined in _ensembles(job, models).items():
         _attack_one(job, name, joined, strongest=name == "ensemble")
         _certify_one(job, name, joined)
+
+
+def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the uniform average and the fitted ensemble as models."""
+    saved = job.read("ensemble.json")
+    return {
+        name: Ensemble(list(models.values()), rule["weights"], rule["scales"]).to(job.world.device).eval()
+        for name, rule in {"uniform": saved["uniform"], "ensemble": saved}.items()
+    }
 
 
 def record(job: Job) -> None:

@@ -17,6 +17,7 @@ from robust_nas.ensembles import EnsembleRule
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.errors import InputError, suggest
 from robust_nas.evaluation.plan import EvaluationPlan
+from robust_nas.pixels import parse_pixels
 from robust_nas.searches import Search
 from robust_nas.spaces import Space
 from robust_nas.threat import Pixels, ThreatModel
@@ -48,6 +49,38 @@ class CertificationPlan:
         check_at_least("certification.batch_size", self.batch_size, 1)
         if self.num_images is not None:
             check_at_least("certification.num_images", self.num_images, 1)
+
+
+def certification_from(
+    plan: CertificationPlan,
+    *,
+    epsilons: Sequence[str] | None = None,
+    method: str | None = None,
+    memory: float | None = None,
+    images: int | None = None,
+) -> CertificationPlan:
+    """Return a plan with what the command line says in place of its own.
+
+    Args:
+        epsilons: radii as text.
+        method: a kind of bound, with settings as in "auto[memory=4]".
+        memory: GiB that the bound may take.
+        images: how many of the test images.
+
+    Raises:
+        InputError: for what is no radius, kind of bound or setting.
+    """
+    table = config.to_dict(plan)
+    if epsilons is not None:
+        table["epsilons"] = [parse_pixels(epsilon) for epsilon in epsilons]
+    if method is not None:
+        table["bound"] = config.component(method)
+    if memory is not None:
+        bound = table["bound"]
+        table["bound"] = {**({"name": bound} if isinstance(bound, str) else bound), "memory": memory}
+    if images is not None:
+        table["num_images"] = images
+    return config.build(CertificationPlan, table)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
-from robust_nas.certification import Certification, certify
+from robust_nas.certification import Certification, _Chunk, certify
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -52,15 +52,16 @@ def test_margins_and_certificates_are_the_closed_form_at_every_radius() -> None:
 def test_summary_and_rows_say_what_the_run_folder_holds() -> None:
     (found,) = certify(two_classes(), pixels_and_labels(), THREAT.with_epsilon(0.05))
     summary = found.summary()
-    assert set(summary) == {"epsilon", "certified", "low", "high", "count", "mean_margin", "seconds"}
+    assert set(summary) == {"epsilon", "certified", "low", "high", "count", "mean_margin", "seconds", "proved_by"}
+    assert summary["proved_by"] == {"interval": 3}
     assert (summary["certified"], summary["count"]) == (0.75, 4)
     assert (summary["low"], summary["high"]) == wilson_interval(3, 4)
     assert summary["mean_margin"] == pytest.approx(0.1 / 4, abs=1e-6)
     rows = found.rows()
     assert [row["image"] for row in rows] == [0, 1, 2, 3] and [row["label"] for row in rows] == [0, 0, 1, 0]
     assert rows[3] == {
-        "method": "interval", "norm": "linf", "epsilon": 0.05, "image": 3, "label": 0,
-        "margin": pytest.approx(-1.0), "certified": False, "clean_correct": False,
+        "method": "interval", "dtype": "float64", "norm": "linf", "epsilon": 0.05, "image": 3, "label": 0,
+        "margin": pytest.approx(-1.0), "certified": False, "clean_correct": False, "seconds": rows[3]["seconds"],
     }  # fmt: skip
 
 
@@ -68,8 +69,9 @@ def test_summary_and_rows_say_what_the_run_folder_holds() -> None:
 def test_a_margin_that_is_not_clearly_positive_proves_nothing(margin: float) -> None:
     one = torch.ones(1, dtype=torch.bool)
     made = Certification(
-        method="interval", norm="linf", epsilon=0.1, labels=torch.zeros(1), margin=torch.tensor([margin]).double(),
-        clean_correct=one, seconds=0.0,
+        method="interval", dtype="float64", norm="linf", epsilon=0.1, labels=torch.zeros(1),
+        margin=torch.tensor([margin]).double(), clean_correct=one, seconds=0.0, methods=("interval",),
+        seconds_each=torch.zeros(1),
     )  # fmt: skip
     assert not made.certified.any()
 
@@ -115,7 +117,8 @@ def test_processes_share_the_chunks_and_get_the_result_of_one(monkeypatch: pytes
 
     for start in (0, 2):
         part = certify(two_classes(), data[start + 1 : start + 2], THREAT)[0]
-        results.append([(part.margin[None], part.clean_correct, torch.zeros(1, dtype=torch.float64))])
+        chunk = _Chunk(part.margin[None], part.clean_correct, part.seconds_each[None], [list(part.methods)])
+        results.append([chunk])
     monkeypatch.setattr(World, "gather", gather)
     monkeypatch.setattr(World, "barrier", lambda self: None)
     mine = Interrupted()
@@ -130,3 +133,20 @@ def test_no_images_or_radii_are_refused() -> None:
         certify(two_classes(), data[:0], THREAT)
     with pytest.raises(InputError, match="at least one radius"):
         certify(two_classes(), data, THREAT, epsilons=[])
+
+
+def test_an_image_is_proved_by_the_cheapest_kind_that_can() -> None:
+    # A ReLU network whose margins intervals lose by the ReLUs' common input, and that nothing proves far out.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [1.0]]))
+        model[1].bias.zero_()
+        model[3].weight.copy_(torch.tensor([[1.0, -0.8], [0.0, 0.0]]))
+        model[3].bias.zero_()
+    images = torch.tensor([0.9, 0.3, 0.9]).view(-1, 1, 1, 1)
+    data = ImageSet.of(images, torch.tensor([0, 0, 1]))
+    (found,) = certify(model, data, ThreatModel(epsilon=0.08), bound="auto")
+    # x - 0.8 x: intervals need 0.98 x > 1.8 epsilon, linear bounds x > epsilon; the last image is misclassified.
+    assert found.certified.tolist() == [True, True, False]
+    assert found.methods[0] == "interval" and found.methods[1] == "crown_ibp" and found.methods[2] == "interval"
+    torch.testing.assert_close(found.margin[1], torch.tensor(0.2 * 0.22, dtype=torch.float64))

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 
+TOLERANCE = 1e-6
+"""A margin counts as positive above this: bounds hold up to rounding, and logits are computed in float32."""
+
+
 @dataclass(frozen=True)
 class LinearMargins:
     """Linear lower bounds of the margins: f_y(x + d) - f_j(x + d) >= <slopes_j, d> + offsets_j over the ball.
@@ -27,12 +31,14 @@ class LinearMargins:
         clean: [N, K], the margins of the images themselves (d = 0), or None; an ensemble scales its members by them.
         images: [N, C, H, W], what the ball is around, where perturbed images are in [0, 1] as well; None for the whole
             ball, which is what RobBoost's paper bounds.
+        methods: N names: the kind of bound that an image's are of, where there are several.
     """
 
     offsets: Tensor
     slopes: Tensor | None = None
     clean: Tensor | None = None
     images: Tensor | None = None
+    methods: tuple[str, ...] | None = None
 
     def lower(self, threat: ThreatModel) -> Tensor:
         """Return the margins' lower bounds [N, K]: offsets plus the least of <slopes, d> over the allowed changes d.
