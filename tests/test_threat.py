@@ -186,11 +186,9 @@ def test_byte_images_are_refused():
 
 def _allowed_changes(images, epsilon, norm):
     """Return [n, D] changes of one image of few pixels: a grid over the box, as far as it is in the ball."""
-    import itertools
-
     pixels = images.flatten()
-    ends = [torch.linspace(max(-epsilon, -float(x)), min(epsilon, 1 - float(x)), 41, dtype=torch.float64).tolist() for x in pixels]
-    grid = torch.tensor(list(itertools.product(*ends)), dtype=torch.float64)
+    limits = [(max(-epsilon, -float(x)), min(epsilon, 1 - float(x))) for x in pixels]
+    grid = torch.cartesian_prod(*(torch.linspace(*ends, 41, dtype=torch.float64) for ends in limits))
     order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
     return grid[grid.norm(p=order, dim=1) <= epsilon]
 

@@ -12,6 +12,7 @@ module has for it sees the change; a box that shares memory with another (a view
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -117,7 +118,7 @@ class Box(Tensor):
         if rule is None or namespace not in _NAMESPACES:
             raise _no_rule(name)
         try:
-            call = inspect.signature(rule).bind(*args, **kwargs)
+            call = _signature(rule).bind(*args, **kwargs)
         except TypeError:
             raise _no_rule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})") from None
         num_operands = 2 if rule in _OF_TWO else 1
@@ -132,6 +133,9 @@ class Box(Tensor):
     ) -> Any:
         # Reached only by code that goes round __torch_function__, such as compiled operations.
         raise _no_rule(str(func))
+
+
+_signature = functools.cache(inspect.signature)
 
 
 def _no_rule(operation: str) -> InputError:

@@ -110,14 +110,11 @@ class Relu(Node):
     @cached_property
     def lines(self) -> tuple[Tensor, Tensor, Tensor]:
         """CROWN's slopes of the lower line, and the slopes and intercepts of the upper line, each [B, *shape]."""
-        undecided = self.undecided
-        width = torch.where(undecided, self.upper - self.lower, 1.0)
-        decided = torch.where(self.lower >= 0, torch.ones_like(width), self.slope)
-        above = torch.where(undecided, (self.upper - self.slope * self.lower) / width, decided)
-        intercept = torch.where(undecided, -(1 - self.slope) * self.lower * self.upper / width, 0.0)
-        # NaN in the bounds makes the width one, and so all that is undecided.
-        below = torch.where(undecided & (self.upper > -self.lower), 1.0, decided) + torch.where(undecided, 0 * width, 0)
-        return below, above, intercept
+        # u / (u - l) where z may have either sign; 1 where it is positive, 0 where it is negative, NaN where either is.
+        most, least = self.upper.clamp(min=0), self.lower.clamp(max=0)
+        share = most / (most - least).clamp_min(torch.finfo(most.dtype).tiny)
+        rise = 1 - self.slope
+        return self.slope + rise * (share > 0.5).to(share.dtype), self.slope + rise * share, -rise * share * least
 
     def lower_slopes(self) -> Tensor:
         """Return the slopes of the lower line."""
@@ -213,9 +210,10 @@ def lower_bound(node: Node, coefficients: Tensor, source: Leaf | None = None) ->
             offset = offset + _least(g, node.lower, node.upper)
         elif isinstance(node, Relu):
             _, above, intercept = node.lines
-            negative = g.clamp(max=0)
+            below, negative = node.lower_slopes(), g.clamp(max=0)
             offset = offset + _dot(negative, intercept)
-            _add(pending, node.parent, (g - negative) * node.lower_slopes() + negative * above)
+            # The lower line where g is positive, and the upper one where it is negative.
+            _add(pending, node.parent, torch.addcmul(g * below, negative, above - below))
         elif isinstance(node, Affine):
             if node.constant is not None:
                 offset = offset + _constant(g, node.constant)

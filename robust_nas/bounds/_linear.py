@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box, Refine, Trace, tracing
 from robust_nas.bounds._graph import Affine, Leaf, Node, Relu, lower_bound
-from robust_nas.bounds._margins import box_around
+from robust_nas.bounds._margins import Network, box_around
 from robust_nas.threat import ThreatModel
 
 
@@ -30,7 +30,7 @@ class Region:
         assert isinstance(self.box.node, Leaf)
         return self.box.node
 
-    def logits(self, network: nn.Module, refine: Refine | None) -> Tensor:
+    def logits(self, network: Network, refine: Refine | None) -> Tensor:
         """Return the network's logits as a box, with ReLUs as nodes of its graph."""
         trace = Trace(refine)
         with tracing(trace):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -17,6 +17,9 @@ from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel, check_images
 
 Precision = Literal["float64", "float32"]
+
+Network = Callable[[Tensor], Tensor]
+"""Images [B, C, H, W], or a box of them, to logits [B, K]."""
 
 LowerBound = Callable[[Node, Tensor, Leaf | None], tuple[Tensor, Tensor | None]]
 
@@ -77,11 +80,11 @@ def in_chunks(
     images: Tensor,
     labels: Tensor,
     settings: Settings,
-    bound: Callable[[nn.Module, Tensor, Tensor], LinearMargins],
+    bound: Callable[[Network, Tensor, Tensor], LinearMargins],
 ) -> LinearMargins:
     """Return what `bound` says about every image, in the settings' arithmetic and without gradients.
 
-    `model` is copied, in evaluation mode, and left as it was.
+    `model` is used in evaluation mode and left as it was.
 
     Raises:
         InputError: for images outside [0, 1], or labels that do not go with the images.
@@ -92,12 +95,11 @@ def in_chunks(
             f"Bounds need one label for each of at least one image, but got {len(labels)} for {len(images)}."
         )
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    network = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     images = images.detach().to(dtype)
     parts: list[LinearMargins] = []
     clean: list[Tensor] = []
     done, size = 0, settings.batch_size
-    with torch.no_grad():
+    with torch.no_grad(), _evaluated(model, dtype) as network:
         while done < len(images):
             some, own = images[done : done + size], labels[done : done + size]
             try:
@@ -115,6 +117,25 @@ def in_chunks(
         torch.cat(clean),
         images if parts[0].images is not None else None,
     )
+
+
+@contextlib.contextmanager
+def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
+    """Give the network in evaluation mode, computing with parameters and buffers of another type.
+
+    Not a copy of the model, which would cost more than the bounds of one image.
+    """
+    tensors = {
+        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield lambda images: torch.func.functional_call(model, tensors, (images,))
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Settings(Protocol):

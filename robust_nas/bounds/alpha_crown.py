@@ -11,7 +11,7 @@ from robust_nas.attacks._model_state import check_at_least
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Leaf, Node, lower_bound
 from robust_nas.bounds._linear import Region
-from robust_nas.bounds._margins import Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._margins import Network, Precision, check_settings, in_chunks, margin_bounds
 from robust_nas.bounds.crown import refined_logits
 from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
@@ -54,14 +54,14 @@ class AlphaCROWN:
     def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
         """Return linear lower bounds of the margins over the ball around each of `images` [N, C, H, W].
 
-        `model` is copied, in evaluation mode, and left as it was; `labels` is [N].
+        `model` is used in evaluation mode and left as it was; `labels` is [N].
 
         Raises:
             InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
                 model that mixes the images of a batch.
         """
 
-        def bound(network: nn.Module, some: Tensor, own: Tensor) -> LinearMargins:
+        def bound(network: Network, some: Tensor, own: Tensor) -> LinearMargins:
             region, logits = refined_logits(network, some, threat, clip=self.clip)
 
             def best(node: Node, coefficients: Tensor, source: Leaf | None) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Node
 from robust_nas.bounds._linear import Region
-from robust_nas.bounds._margins import ROWS, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._margins import ROWS, Network, Precision, check_settings, in_chunks, margin_bounds
 from robust_nas.bounds._zonotope import Zonotopes
 from robust_nas.threat import ThreatModel
 
@@ -44,21 +44,21 @@ class CROWN:
     def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
         """Return linear lower bounds of the margins over the ball around each of `images` [N, C, H, W].
 
-        `model` is copied, in evaluation mode, and left as it was; `labels` is [N].
+        `model` is used in evaluation mode and left as it was; `labels` is [N].
 
         Raises:
             InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
                 model that mixes the images of a batch.
         """
 
-        def bound(network: nn.Module, some: Tensor, own: Tensor) -> LinearMargins:
+        def bound(network: Network, some: Tensor, own: Tensor) -> LinearMargins:
             region, logits = refined_logits(network, some, threat, clip=self.clip)
             return region.margins(*margin_bounds(logits, own, region.source))
 
         return in_chunks(model, images, labels, self, bound)
 
 
-def refined_logits(network: nn.Module, images: Tensor, threat: ThreatModel, *, clip: bool) -> tuple[Region, Tensor]:
+def refined_logits(network: Network, images: Tensor, threat: ThreatModel, *, clip: bool) -> tuple[Region, Tensor]:
     """Return the network's logits with CROWN's bounds before every ReLU.
 
     Zonotopes, of which all come from one pass, say first what can be said about the signs before a ReLU; what they

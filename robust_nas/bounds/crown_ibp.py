@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Node
 from robust_nas.bounds._linear import Region, of_the_input_alone
-from robust_nas.bounds._margins import ROWS, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._margins import ROWS, Network, Precision, check_settings, in_chunks, margin_bounds
 from robust_nas.threat import ThreatModel
 
 
@@ -46,23 +46,29 @@ class CROWNIBP:
     def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
         """Return linear lower bounds of the margins over the ball around each of `images` [N, C, H, W].
 
-        `model` is copied, in evaluation mode, and left as it was; `labels` is [N].
+        `model` is used in evaluation mode and left as it was; `labels` is [N].
 
         Raises:
             InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
                 model that mixes the images of a batch.
         """
 
-        def bound(network: nn.Module, some: Tensor, own: Tensor) -> LinearMargins:
+        def bound(network: Network, some: Tensor, own: Tensor) -> LinearMargins:
             return crown_ibp_margins(network, some, own, threat, clip=self.clip)
 
         return in_chunks(model, images, labels, self, bound)
 
 
 def crown_ibp_margins(
-    network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, clip: bool = True
+    network: Network, images: Tensor, labels: Tensor, threat: ThreatModel, *, clip: bool = True
 ) -> LinearMargins:
     """Return linear lower bounds of the margins over the ball around each image [B, C, H, W], with their gradient."""
+    region, logits = linear_logits(network, images, threat, clip=clip)
+    return region.margins(*margin_bounds(logits, labels, region.source))
+
+
+def linear_logits(network: Network, images: Tensor, threat: ThreatModel, *, clip: bool = True) -> tuple[Region, Tensor]:
+    """Return the network's logits, with interval bounds before every ReLU."""
     region = Region(images, threat, clip=clip)
 
     def refine(node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,4 +77,4 @@ def crown_ibp_margins(
             return region.refined(node, lower, upper, rows=ROWS)
         return lower, upper
 
-    return region.margins(*margin_bounds(region.logits(network, refine), labels, region.source))
+    return region, region.logits(network, refine)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robust_nas.bounds import LinearMargins
-from robust_nas.bounds._margins import Precision, box_around, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._margins import Network, Precision, box_around, check_settings, in_chunks, margin_bounds
 from robust_nas.threat import ThreatModel
 
 
@@ -43,19 +43,19 @@ class Interval:
     def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
         """Return constant lower bounds of the margins over the ball around each of `images` [N, C, H, W].
 
-        `model` is copied, in evaluation mode, and left as it was; `labels` is [N]. The bounds have no slopes.
+        `model` is used in evaluation mode and left as it was; `labels` is [N]. The bounds have no slopes.
 
         Raises:
             InputError: for images outside [0, 1], labels that are not classes, or an operation without a sound rule.
         """
 
-        def bound(network: nn.Module, some: Tensor, own: Tensor) -> LinearMargins:
+        def bound(network: Network, some: Tensor, own: Tensor) -> LinearMargins:
             return LinearMargins(interval_margins(network, some, own, threat))
 
         return in_chunks(model, images, labels, self, bound)
 
 
-def interval_margins(network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+def interval_margins(network: Network, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
     """Return the margins' lower bounds [B, K] over the ball, +inf for the label's own class, with their gradient."""
     offsets, _ = margin_bounds(network(box_around(images, threat)), labels)
     return offsets

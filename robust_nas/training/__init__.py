@@ -86,6 +86,7 @@ class Batch:
         batch_size: images of the global batch.
         memory: what the method keeps; the same object in every step.
         mean: the mean of a tensor over all ranks.
+        growth: how far epsilon has grown, in [0, 1]; 0 while it has not begun to.
     """
 
     images: Tensor
@@ -99,6 +100,7 @@ class Batch:
     batch_size: int
     memory: Memory
     mean: Callable[[Tensor], Tensor] = lambda value: value
+    growth: float = 1.0
 
 
 @runtime_checkable
@@ -109,7 +111,9 @@ class Method(Protocol):
     the robust accuracy must fall below the best epoch's for the training to stop; `norm = "mixture"`, where clean and
     adversarial images are to have batch norms of their own; `stays_in_ball = False`, where what is crafted may leave
     the threat model; `fixed_size = True`, where images and batches must keep their size; `differentiates_twice = True`,
-    where the loss has a gradient in it, through which compiled networks cannot be differentiated.
+    where the loss has a gradient in it, through which compiled networks cannot be differentiated; `bounds_network =
+    True`, where the loss bounds the network with the clean images' batch norms, which is neither compiled nor has
+    mixtures; `prepare(model, seed)`, which changes the network before its first step.
     """
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -119,7 +123,8 @@ class Method(Protocol):
         """Return the batch's scalar loss.
 
         `forward` maps images to logits [B, K] with the model in training mode. It remembers its result for a tensor,
-        so that what is added to a method's loss costs no pass of its own.
+        so that what is added to a method's loss costs no pass of its own. It is the model itself, or has it as
+        `forward.model`, for what is not an ordinary pass.
         """
 
 

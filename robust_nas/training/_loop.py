@@ -94,6 +94,8 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
         epochs=1,
         phases=(),
         batch_size=count,
+        epsilon_warm_up=0.0,  # so that what bounds the network does
+        epsilon_ramp=0.0,
         compile=False,
         schedule="one_cycle",
         knots=(),
@@ -110,8 +112,10 @@ def _train(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Return the weights of the best and of the last epoch, and what there is to say about the training."""
     world, watch = stage.world, getattr(training.method, "watch", 0.0)
-    trainee = Trainee(model, training, world)
     done, state = stage.resume()
+    if state is None and (prepare := getattr(training.method, "prepare", None)) is not None:
+        prepare(model, seed_at(stage.seed, stage.name, "prepare"))
+    trainee = Trainee(model, training, world)
     history: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
     seconds, started = 0.0, time.monotonic()
@@ -217,6 +221,9 @@ class Trainee:
             group["lr"] = training.learning_rate_at(share)
             if "momentum" in group:
                 group["momentum"] = training.momentum_at(share)
+        if training.gradient_clip:
+            self._scaler.unscale_(self._optimiser)
+            nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self.average.update()
@@ -281,7 +288,7 @@ def _batches(
             targets = _smoothed(targets, num_classes, training.label_smoothing)
         for replay in range(replays):
             step = iteration * replays + replay
-            ramped = threat.ramped((epoch + step / steps) / training.epochs, training.epsilon_ramp)
+            growth = training.growth_at((epoch + step / steps) / training.epochs)
             # The first replay of a batch draws what a method without replays draws.
             again = (replay,) if replay else ()
             seed = seed_at(stage.seed, *place, *again, "craft")
@@ -291,7 +298,7 @@ def _batches(
                     images=images,
                     labels=part.labels,
                     targets=targets,
-                    threat=ramped,
+                    threat=threat.ramped(growth, 1.0),
                     seed=seed,
                     ids=ids.to(world.device),
                     places=places,
@@ -299,6 +306,7 @@ def _batches(
                     batch_size=size,
                     memory=memory,
                     mean=world.mean,
+                    growth=growth,
                 ),
             )
 

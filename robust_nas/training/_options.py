@@ -29,7 +29,7 @@ class Forward:
     """
 
     def __init__(self, model: nn.Module, wrapped: nn.Module, clean: Tensor, memory_format: torch.memory_format) -> None:
-        self._model, self._wrapped, self._clean, self._format = model, wrapped, clean, memory_format
+        self.model, self._wrapped, self._clean, self._format = model, wrapped, clean, memory_format
         self._known: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Forward:
                 return logits
         # Also a detached clean image is clean.
         clean = images.data_ptr() == self._clean.data_ptr()
-        with through(self._model, "clean" if clean else "adversarial"):
+        with through(self.model, "clean" if clean else "adversarial"):
             logits = self._wrapped(images.contiguous(memory_format=self._format)).float()
         self._known.append((images, logits))
         return logits

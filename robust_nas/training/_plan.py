@@ -74,6 +74,7 @@ class Training:
         nesterov: whether their momentum is Nesterov's.
         weight_decay: of all parameters.
         epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
+        epsilon_warm_up: share of the steps before that, in which epsilon is almost 0.
         padding: random crops from images padded by this many zeros; 0 for none.
         flip: random mirroring, left to right.
         cutout: side of a square hole in each image, in pixels; 0 for none (arXiv:1708.04552).
@@ -95,6 +96,8 @@ class Training:
             projections and weights are float32.
         channels_last: whether images and weights lie in memory channel by channel last, which convolutions of
             accelerators prefer.
+        gradient_clip: the largest Euclidean length of the gradient of all parameters, to which a longer one is scaled;
+            0 for none. Certified training is published with 10.
         compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
         selection_attack: attacks the validation split after each epoch.
         keep: "best": the trained network is that of the epoch with the best robust accuracy on the validation split;
@@ -119,6 +122,7 @@ class Training:
     nesterov: bool = True
     weight_decay: float = 5e-4
     epsilon_ramp: float = 0.0
+    epsilon_warm_up: float = 0.0
     padding: int = 0
     flip: bool = False
     cutout: int = 0
@@ -132,6 +136,7 @@ class Training:
     ema: float = 0.0
     precision: Precision = "float32"
     channels_last: bool = False
+    gradient_clip: float = 0.0
     compile: bool = False
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
     keep: Literal["best", "last"] = "best"
@@ -142,10 +147,10 @@ class Training:
                 raise InputError(f"train.{name} must be at least 1, but got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise InputError(f"train.learning_rate must be above 0, but got {self.learning_rate}.")
-        for name in ("warm_up", "momentum", "epsilon_ramp", "label_smoothing", "ema"):
+        for name in ("warm_up", "momentum", "epsilon_ramp", "epsilon_warm_up", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} must be in [0, 1), but got {getattr(self, name)}.")
-        for name in ("weight_decay", "padding", "cutout", "mix_up", "clean_weight", "pairing", "awp"):
+        for name in ("weight_decay", "padding", "cutout", "mix_up", "clean_weight", "pairing", "awp", "gradient_clip"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"train.{name} must not be negative, but got {getattr(self, name)}.")
         for name, choices in (
@@ -195,6 +200,16 @@ class Training:
             raise InputError(
                 "train.compile cannot be used where the loss has a gradient in it (grad_align); leave it out."
             )
+        if getattr(self.method, "bounds_network", False) and (self.compile or self.mixes):
+            raise InputError(
+                "This method bounds the network as it is, with the batch norms of the clean images; leave out "
+                "train.compile and train.norm 'mixture'."
+            )
+        if self.epsilon_warm_up + self.epsilon_ramp > 1:
+            raise InputError(
+                f"train.epsilon_warm_up and train.epsilon_ramp must be at most 1 together, but got "
+                f"{self.epsilon_warm_up} and {self.epsilon_ramp}; epsilon would not reach its full size."
+            )
         if self.serve == "clean" and not self.mixes:
             raise InputError("train.serve 'clean' chooses a branch of a mixture; set train.norm to 'mixture' as well.")
 
@@ -238,6 +253,13 @@ class Training:
         falling = (share - self.warm_up) / (1 - self.warm_up)
         left_over = 1 - falling if self.schedule == "one_cycle" else (1 + math.cos(math.pi * falling)) / 2
         return self.learning_rate * left_over
+
+    def growth_at(self, share: float) -> float:
+        """Return how much of epsilon there is when a share of the epochs, in [0, 1], is done."""
+        begun = share - self.epsilon_warm_up
+        if begun >= self.epsilon_ramp:
+            return 1.0
+        return begun / self.epsilon_ramp if begun > 0 else 0.0
 
     def momentum_at(self, share: float) -> float:
         """Return the momentum when a share of the epochs, in [0, 1], is done."""
