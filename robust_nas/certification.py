@@ -138,67 +138,49 @@ def certify(
             f"The stage {stage.name} was interrupted under other settings ({state['settings']}), but is now "
             f"{settings}; restore them, or start a new run."
         )
-    margins: list[Tensor] = [state["margins"]] if state else []
-    clean: list[Tensor] = [state["clean"]] if state else []
-    seconds: list[Tensor] = [state["seconds"]] if state else []
-    methods: list[list[str]] = state["methods"] if state else [[] for _ in threats]
-    # One chunk per process, then all results come together: the state counts chunks and fits any number of processes.
-    firsts = range(done, len(chunks), world.size)
-    for first in stage.progress.steps(firsts, stage.name, done=-(-done // world.size)) if stage else firsts:
-        here = chunks[first : first + world.size]
-        results = [_certify_chunk(network, chunk.to(device), threats, chosen) for chunk in world.shard(here)]
-        for found in world.gather_shards(results, len(here)):
-            margins.append(found.margins)
-            clean.append(found.clean)
-            seconds.append(found.seconds)
-            methods = [known + new for known, new in zip(methods, found.methods, strict=True)]
+    found: list[Tensor] = [state["found"]] if state else []
+    kinds = [name_of(chosen), *bounds.names()]
+    # In rounds of one chunk per process and worker; the number of them may have changed since an interruption.
+    size = world.size * world.workers
+    firsts = range(done, len(chunks), size)
+    for first in stage.progress.steps(firsts, stage.name, done=-(-done // size)) if stage else firsts:
+        here = chunks[first : first + size]
+        results = world.each(
+            lambda chunk: _certify_chunk(network, chunk.to(device), threats, chosen, kinds), world.shard(here)
+        )
+        found = [torch.cat([*found, *world.gather_shards(results, len(here))], 2)]
         if stage:
-            finished = {"margins": torch.cat(margins, 1), "clean": torch.cat(clean), "seconds": torch.cat(seconds, 1)}
-            stage.save(first + len(here), {"settings": settings, **finished, "methods": methods})
+            stage.save(first + len(here), {"settings": settings, "found": found[0]})
     return [
         Certification(
-            method=name_of(chosen),
+            method=kinds[0],
             dtype=getattr(chosen, "dtype", "float64"),
             norm=at.norm,
             epsilon=at.epsilon,
             labels=data.labels.cpu(),
             margin=margin,
-            clean_correct=torch.cat(clean),
-            seconds=float(took.sum()),
-            methods=tuple(names),
-            seconds_each=took,
+            clean_correct=clean.bool(),
+            seconds=float(seconds.sum()),
+            methods=tuple(kinds[int(kind)] for kind in kind_numbers),
+            seconds_each=seconds,
         )
-        for at, margin, took, names in zip(threats, torch.cat(margins, 1), torch.cat(seconds, 1), methods, strict=True)
+        for at, (margin, seconds, kind_numbers, clean) in zip(threats, found[0], strict=True)
     ]
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """What was found about B images at E radii.
-
-    Args:
-        margins: the least ones, [E, B].
-        clean: whether the images themselves are classified correctly, [B].
-        seconds: [E, B].
-        methods: E lists of B names.
-    """
-
-    margins: Tensor
-    clean: Tensor
-    seconds: Tensor
-    methods: list[list[str]]
-
-
-def _certify_chunk(network: nn.Module, chunk: ImageSet, threats: Sequence[ThreatModel], bound: Bound) -> _Chunk:
-    images, count = chunk.images, len(chunk)
+def _certify_chunk(
+    network: nn.Module, chunk: ImageSet, threats: Sequence[ThreatModel], bound: Bound, kinds: Sequence[str]
+) -> Tensor:
+    """Return [E, 4, B], for E radii: least margins, seconds, places in `kinds`, and whether the image is right."""
+    images, count, rows = chunk.images, len(chunk), []
     with torch.no_grad():
-        clean = network(images).argmax(1) == chunk.labels
-    margins, seconds, methods = [], [], []
+        clean = (network(images).argmax(1) == chunk.labels).double().cpu()
     for threat in threats:
         started = time.monotonic()
         found = bound.margins(network, images, chunk.labels, threat)
         # The least is NaN where any margin is: nothing is proved about an image with a bound that is not a number.
-        margins.append(found.lower(threat).amin(1).double().cpu())
-        seconds.append(torch.full((count,), (time.monotonic() - started) / count, dtype=torch.float64))
-        methods.append(list(found.methods or [name_of(bound)] * count))
-    return _Chunk(torch.stack(margins), clean.cpu(), torch.stack(seconds), methods)
+        least = found.lower(threat).amin(1).double().cpu()
+        seconds = torch.full_like(least, (time.monotonic() - started) / count)
+        numbers = [kinds.index(name) for name in found.methods or [kinds[0]] * count]
+        rows.append(torch.stack([least, seconds, torch.tensor(numbers).double(), clean]))
+    return torch.stack(rows)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust_nas import config, derivation, intake, recipe
 from robust_nas.architecture import Architecture
+from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import certify as certify_model
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import Dataset, DataSource, ImageSet
@@ -33,6 +34,7 @@ from robust_nas.recipe import CertificationPlan, Recipe
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seeded
+from robust_nas.threat import ThreatModel
 
 
 @dataclass
@@ -378,11 +380,10 @@ def ensemble(job: Job) -> None:
         job.say("ensemble: left out, as one network is no ensemble")
         return
     if not job.has("ensemble.json"):
-        threat, bound, validation = job.recipe.ensemble_threat, job.recipe.certification.bound, job.data.validation
-        started = time.monotonic()
-        images, labels = validation.images, validation.labels
+        threat, bound = job.recipe.ensemble_threat, plan.bound or job.recipe.certification.bound
+        validation, started = job.data.validation[: plan.num_images], time.monotonic()
         bounds = [
-            bound.margins(model, images, labels, threat)
+            _margins(job, bound, model, validation, threat)
             for model in job.progress.steps(list(models.values()), "ensemble: bounds on validation images")
         ]
         fitted, uniform = plan.rule.fit(bounds, threat), Uniform().fit(bounds, threat)
@@ -405,6 +406,20 @@ def ensemble(job: Job) -> None:
     for name, joined in _ensembles(job, models).items():
         _attack_one(job, name, joined, strongest=name == "ensemble")
         _certify_one(job, name, joined)
+
+
+def _margins(job: Job, bound: Bound, model: nn.Module, images: ImageSet, threat: ThreatModel) -> LinearMargins:
+    """Return a model's bounds on all images, which processes and workers share out."""
+    world = job.world
+    size = -(-len(images) // (world.size * world.workers))
+    chunks = [images[start : start + size] for start in range(0, len(images), size)]
+
+    def packed(chunk: ImageSet) -> Tensor:
+        found = bound.margins(model, chunk.images, chunk.labels, threat)
+        return found.packed().cpu()
+
+    parts = world.gather_shards(world.each(packed, world.shard(chunks)), len(chunks))
+    return LinearMargins.unpacked(torch.cat(parts), images.images)
 
 
 def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -90,10 +90,19 @@ class EnsemblePlan:
     Args:
         rule: gives the members' weights, from their bounds on the validation images.
         epsilon: the radius of these bounds, in pixel units; the smallest certified one, if not given.
+        bound: the kind of these bounds; that of the certification, if not given. Linear ones are joined before they are
+            made the least over the ball, which is what RobBoost gains by.
+        num_images: validation images that are bounded, the first ones; all, if not given.
     """
 
     rule: EnsembleRule = field(default_factory=RobBoost)
     epsilon: Pixels | None = None
+    bound: Bound | None = None
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_images is not None:
+            check_at_least("ensemble.num_images", self.num_images, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
-from robust_nas.certification import Certification, _Chunk, certify
+from robust_nas.certification import Certification, certify
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -117,8 +117,8 @@ def test_processes_share_the_chunks_and_get_the_result_of_one(monkeypatch: pytes
 
     for start in (0, 2):
         part = certify(two_classes(), data[start + 1 : start + 2], THREAT)[0]
-        chunk = _Chunk(part.margin[None], part.clean_correct, part.seconds_each[None], [list(part.methods)])
-        results.append([chunk])
+        rows = part.margin, part.seconds_each, torch.zeros(1), part.clean_correct
+        results.append([torch.stack([row.double() for row in rows])[None]])
     monkeypatch.setattr(World, "gather", gather)
     monkeypatch.setattr(World, "barrier", lambda self: None)
     mine = Interrupted()

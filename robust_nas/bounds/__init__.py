@@ -52,6 +52,22 @@ class LinearMargins:
         dual = {"linf": 1.0, "l2": 2.0, "l1": math.inf}[threat.norm]
         return self.offsets - threat.epsilon * self.slopes.norm(p=dual, dim=-1)
 
+    def packed(self) -> Tensor:
+        """Return all but images and methods as one tensor [N, K, 3 + D], float64, to be sent to another process."""
+        import torch
+
+        clean = self.offsets if self.clean is None else self.clean
+        columns = [self.offsets, clean, torch.full_like(clean, float(self.images is not None))]
+        slopes = [] if self.slopes is None else [self.slopes]
+        return torch.cat([torch.stack(columns, 2), *slopes], 2).double()
+
+    @classmethod
+    def unpacked(cls, packed: Tensor, images: Tensor) -> LinearMargins:
+        """Return the margins of `packed`, and images [N, C, H, W] that they are around."""
+        offsets, clean, cut = packed[..., :3].unbind(2)
+        inside = images.to(packed) if bool(cut.any()) else None
+        return cls(offsets, packed[..., 3:] if packed.shape[2] > 3 else None, clean, inside)
+
 
 @runtime_checkable
 class Bound(Protocol):

@@ -422,3 +422,14 @@ def _count_padding(model: nn.Module, x: Tensor) -> None:
                 setattr(parent, name, Pool(*sizes[child]))
             elif isinstance(child, nn.AvgPool2d):
                 setattr(parent, name, nn.AvgPool2d(2, 2))
+
+
+@pytest.mark.parametrize("kind", [Interval, CROWNIBP, lambda: CROWNIBP(clip=False)])
+def test_margins_are_the_same_after_they_were_sent_to_another_process(kind: Any) -> None:
+    model, x, y = convolutional(), images(), labels()
+    sent = kind().margins(model, x, y, THREATS[0])
+    found = bounds.LinearMargins.unpacked(sent.packed(), x)
+    torch.testing.assert_close(found.lower(THREATS[0]), sent.lower(THREATS[0]), atol=0, rtol=0)
+    assert found.clean is not None
+    torch.testing.assert_close(found.clean, sent.clean, atol=0, rtol=0)
+    assert (found.images is None) == (sent.images is None) and (found.slopes is None) == (sent.slopes is None)
