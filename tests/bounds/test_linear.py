@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import robust_nas as rn
+from robust_nas import bounds
 from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.bounds._box import Box, Trace, tracing
