@@ -125,13 +125,12 @@ def network(name: str, data: Dataset, weights: Path, certified: bool) -> nn.Modu
     return model.eval()
 
 
-def measure(
-    name: str, kind: str, who: str, size: int, turns: int, folder: Path, weights: Path, certified: bool
-) -> None:
-    """Print one process's measurement as JSON."""
+def measure(words: str, folder: Path, weights: Path, certified: bool) -> None:
+    """Print one process's measurement as JSON; the words are network, kind, who, batch and turns."""
     torch.set_num_threads(1)
+    name, kind, who, size, turns = words.split(",")
     data = load(name, folder)
-    model, part = network(name, data, weights, certified), data.test[torch.arange(size)]
+    model, part = network(name, data, weights, certified), data.test[torch.arange(int(size))]
     make, method = (ours, kind) if who == "ours" else (theirs, KINDS[kind])
     call = make(model, part.images, part.labels, EPSILONS[name], method)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -396,6 +396,7 @@ def ensemble(job: Job) -> None:
                 "scales": fitted.scales.tolist(),
                 "epsilon": threat.epsilon,
                 "objective": fitted.objective,
+                "least_objective": fitted.lower,
                 "uniform": {"weights": uniform.weights.tolist(), "scales": uniform.scales.tolist()},
                 "uniform_objective": uniform.objective,
                 "best_single": best_single(job),

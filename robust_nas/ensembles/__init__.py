@@ -32,11 +32,13 @@ class EnsembleWeights:
         weights: w, [T], float64, at least 0, with sum 1.
         scales: Z, [T], float64, above 0: what each member's logits are divided by.
         objectives: the objective at the start and after every step of the rule; the last one is the result's.
+        lower: what the objective is at least for any weights of the members kept, or None if the rule does not know.
     """
 
     weights: Tensor
     scales: Tensor
     objectives: tuple[float, ...]
+    lower: float | None = None
 
     @property
     def objective(self) -> float:
@@ -104,19 +106,46 @@ def joint_margins(
 
     <sum_t a_t A_t, d> + sum_t a_t c_t is the weighted sum of the members' bounds at every perturbation d, so its
     minimum over the ball is at least the weighted sum of their minima. A member without slopes has slopes 0. The
-    factors a are `logit_factors`.
+    factors a are `logit_factors`. The clean margins are joined alike, where all members bring them.
 
     Args:
-        bounds: the members' bounds, offsets [N, K] and slopes [N, K, D] or None.
+        bounds: the members' bounds, offsets [N, K] and slopes [N, K, D] or None. Those with slopes have the same
+            images, or none has any.
         weights: w, [T], at least 0, not all 0; they need not sum to 1.
         scales: Z, [T], above 0.
 
     Raises:
-        InputError: for negative weights, scales that are not positive, or numbers of members that differ.
+        InputError: for negative weights, scales that are not positive, numbers of members that differ, or members
+            bounded around different images.
     """
     factors = logit_factors(weights, scales, len(bounds))
     # A member of weight 0 is left out: 0 times the label's own +inf is not a number.
     members = [(factor, bound) for bound, factor in zip(bounds, factors, strict=True) if factor > 0]
     offsets = sum(factor * bound.offsets for factor, bound in members)
     slopes = sum(factor * bound.slopes for factor, bound in members if bound.slopes is not None)
-    return LinearMargins(offsets, None if isinstance(slopes, int) else slopes)  # type: ignore[arg-type]
+    clean = sum(factor * bound.clean for factor, bound in members if bound.clean is not None)
+    return LinearMargins(
+        offsets,  # type: ignore[arg-type]
+        None if isinstance(slopes, int) else slopes,
+        clean=None if any(bound.clean is None for _, bound in members) else clean,  # type: ignore[arg-type]
+        images=common_images([bound for _, bound in members]),
+    )
+
+
+def common_images(bounds: Sequence[LinearMargins]) -> Tensor | None:
+    """Return the images that the members with slopes are bounded around, inside [0, 1], or None for the whole ball.
+
+    Raises:
+        InputError: if these differ, or some members with slopes have images and others do not.
+    """
+    sloped = [(t, bound.images) for t, bound in enumerate(bounds) if bound.slopes is not None]
+    first, images = sloped[0] if sloped else (0, None)
+    for t, own in sloped[1:]:
+        if (own is None and images is None) or own is images:
+            continue
+        if own is None or images is None or own.shape != images.shape or bool((own != images).any()):
+            raise InputError(
+                f"Member {t} is bounded around other images than member {first}, or only one of them inside [0, 1]; "
+                "bound all in the same way."
+            )
+    return images

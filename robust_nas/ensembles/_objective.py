@@ -2,43 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.linalg import vecdot
 
 from robust_nas.bounds import LinearMargins
-from robust_nas.ensembles import EnsembleWeights
+from robust_nas.ensembles import EnsembleWeights, common_images
 from robust_nas.errors import InputError
-from robust_nas.threat import ThreatModel
+from robust_nas.threat import Ball, Norm, ThreatModel, check_images
+
+Hinge = Literal["target", "example"]
+Array = NDArray[np.float64]
+Weights = Sequence[float] | Array
+
+CHUNK = 1_000_000
+"""Numbers of the members' slopes that are in memory in double precision at a time."""
+
+GROUPS = 50
+"""Terms, at most, that the objective is taken apart into; each has cutting planes of its own."""
 
 
 @dataclass(frozen=True, eq=False)
 class MarginHinge:
-    """L(w) = mean over images k and wrong classes j of max(1 - M_kj(w), 0), convex in w.
+    """L(w), the mean hinge of the ensemble's certified margins, convex in w.
 
-    M_kj(w) = -epsilon |sum_t w_t A_tkj|_q + sum_t w_t c_tkj, with the members' bounds divided by their scales. The
-    paper takes the sum; the mean has the same minima and does not grow with the number of images.
+    M_kj(w) = min over the allowed changes d of <sum_t w_t A_tkj, d> + sum_t w_t c_tkj is the margin of image k over the
+    wrong class j, with the members' bounds divided by their scales. "target" is the mean over images and wrong classes
+    of max(1 - M_kj(w), 0); the paper takes the sum, which has the same minima. "example" is the mean over images of
+    max_j max(1 - M_kj(w), 0).
+
+    A pair of an image and a wrong class with M_kj >= 1 for every member alone is not evaluated: M_kj is concave, so its
+    hinge is 0 for all weights. One with a negative margin for every member is, because opposite slopes cancel. The
+    members' slopes are neither copied nor converted as a whole.
 
     Args:
-        offsets: c, one [M] per member, over the M pairs of an image and a wrong class.
-        slopes: A, one [M, D] per member, or None if no member has slopes.
-        epsilon: the ball's radius.
-        order: q, 1 for the linf ball and 2 for the l2 ball.
-        scales: Z, what the members' bounds were divided by.
+        offsets: c, [T, M], float64, over the M pairs that are evaluated, in the images' order.
+        slopes: the members' own [N * K, D], as given and not divided by the scales, None for a member without slopes.
+        rows: [M], the pairs' rows in `slopes`.
+        images: [M], the pairs' images.
+        scales: Z, [T], float64.
+        allowed: the changes that keep the N images in [0, 1], or None for the whole ball of `threat`. For linf, they
+            are a box: its centre and radius, [N, D] each, float64.
+        threat: the ball.
+        hinge: "target" or "example".
+        num_terms: what the sum of hinges is divided by: the pairs or the images, those that are not evaluated included.
+        chunks: the pairs that are evaluated together; an image's are in one chunk.
+        parts: the same, cut where a group of terms ends, and the group.
     """
 
-    offsets: tuple[Tensor, ...]
-    slopes: tuple[Tensor, ...] | None
-    epsilon: float
-    order: int
-    scales: tuple[float, ...]
+    offsets: Tensor
+    slopes: tuple[Tensor | None, ...]
+    rows: Tensor
+    images: Tensor
+    scales: Tensor
+    allowed: Ball | tuple[Tensor, Tensor] | None
+    threat: ThreatModel
+    hinge: Hinge
+    num_terms: int
+    chunks: tuple[slice, ...]
+    parts: tuple[tuple[slice, int], ...]
 
     @classmethod
-    def of(cls, bounds: Sequence[LinearMargins], threat: ThreatModel, *, normalise: bool = True) -> MarginHinge:
+    def of(
+        cls,
+        bounds: Sequence[LinearMargins],
+        threat: ThreatModel,
+        *,
+        hinge: Hinge = "target",
+        normalise: bool = True,
+        chunk: int = CHUNK,
+        groups: int = GROUPS,
+    ) -> MarginHinge:
         """Return the objective for members with these bounds.
 
         Z_t is the mean size of the clean margins |f_y - f_j| over the images and wrong classes (of |c_t|, where the
@@ -46,40 +85,43 @@ class MarginHinge:
         linear bounds is a bound at the image itself. Interval bounds have no such c_t: theirs are for the whole ball,
         can have a negative mean, by which dividing would turn a network round, and differ between networks by
         powers of ten that say nothing about their logits.
+
+        Raises:
+            InputError: for no members, members bounded on different images, or bounds that are not finite.
         """
-        if not bounds:
-            raise InputError("An ensemble needs at least one member, but got none.")
-        wrong = ~torch.isposinf(bounds[0].offsets)
-        for t, bound in enumerate(bounds):
-            if bound.offsets.shape != wrong.shape or not torch.equal(~torch.isposinf(bound.offsets), wrong):
-                raise InputError(
-                    f"Member {t} is bounded on other images or labels than member 0; bound all on the same images."
-                )
-            if not bound.offsets[wrong].isfinite().all():
-                raise InputError(
-                    f"Member {t} has bounds that are not finite; choose a smaller epsilon, or leave it out."
-                )
-        offsets = [bound.offsets[wrong].double() for bound in bounds]
-        if not offsets[0].numel():
-            raise InputError("An ensemble is fitted on at least one image with two classes, but got none.")
+        wrong = _wrong_classes(bounds)
+        sizes = [bound.offsets if bound.clean is None else bound.clean for bound in bounds]
         # A member whose margins are all 0 has nothing to be divided by.
-        sizes = [
-            c if bound.clean is None else bound.clean[wrong].double() for c, bound in zip(offsets, bounds, strict=True)
-        ]
-        scales = [float(size.abs().mean()) or 1.0 for size in sizes] if normalise else [1.0] * len(bounds)
-        slopes = None
-        if any(bound.slopes is not None for bound in bounds):
-            shape = next(bound.slopes[wrong].shape for bound in bounds if bound.slopes is not None)
-            slopes = tuple(
-                offsets[0].new_zeros(shape) if bound.slopes is None else bound.slopes[wrong].double() / scale
-                for bound, scale in zip(bounds, scales, strict=True)
-            )
-        return cls(
-            offsets=tuple(c / scale for c, scale in zip(offsets, scales, strict=True)),
+        scales = [float(size[wrong].double().abs().mean()) or 1.0 if normalise else 1.0 for size in sizes]
+        offsets = torch.stack([bound.offsets[wrong].double() / z for bound, z in zip(bounds, scales, strict=True)])
+        around = common_images(bounds)
+        rows = wrong.flatten().nonzero().squeeze(1)
+        images = rows // wrong.shape[1]
+        slopes = tuple(None if bound.slopes is None else bound.slopes.detach().flatten(0, 1) for bound in bounds)
+        sloped = [s for s in slopes if s is not None]
+        pairs_at_a_time = chunk // max(1, sum(s.shape[1] for s in sloped))
+        every = cls(
+            offsets=offsets,
             slopes=slopes,
-            epsilon=threat.epsilon,
-            order=1 if slopes is None else _order(threat),
-            scales=tuple(scales),
+            rows=rows,
+            images=images,
+            scales=offsets.new_tensor(scales),
+            allowed=None if around is None else _allowed(around, threat),
+            threat=threat,
+            hinge=hinge,
+            num_terms=len(rows) if hinge == "target" else len(images.unique()),
+            chunks=_chunks(images, pairs_at_a_time),
+            parts=(),
+        )
+        open_ = ~every._closed()
+        images = images[open_]
+        return replace(
+            every,
+            offsets=offsets[:, open_],
+            rows=rows[open_],
+            images=images,
+            chunks=_chunks(images, pairs_at_a_time),
+            parts=_parts(images, pairs_at_a_time, groups),
         )
 
     @property
@@ -87,86 +129,208 @@ class MarginHinge:
         """T."""
         return len(self.offsets)
 
-    def at(self, weights: Sequence[float]) -> float:
+    def at(self, weights: Weights) -> float:
         """Return L(w)."""
-        return self.on_segment(weights, weights)(0.0)[0]
+        members = [t for t in self._sloped if weights[t] > 0]
+        w, total = self._tensor(weights), 0.0
+        for part, slopes in self._slopes(members, self.chunks):
+            _, margins = self._worst(self._joint(w, members, slopes), w @ self.offsets[:, part], part)
+            total += float(self._counted(margins, part) @ (1 - margins))
+        return total / self.num_terms
 
-    def result(self, weights: Sequence[float], objectives: Sequence[float]) -> EnsembleWeights:
+    def planes(self, weights: Weights) -> Array:
+        """Return a tangent plane at w of each term of L, as its heights at the corners of the simplex, [G, T].
+
+        The terms are the groups' shares of L. A plane's height at v, heights @ v, is nowhere above the term, and is the
+        term at w. With d the change that is worst for the ensemble, M_kj(v) <= sum_t v_t (<A_tkj, d> + c_tkj).
+        """
+        w, members = self._tensor(weights), self._sloped
+        parts, groups = [part for part, _ in self.parts], [group for _, group in self.parts]
+        # Where no pair is evaluated, there is one term, and it is 0.
+        heights = np.zeros((1 + max(groups, default=0), self.num_members))
+        for group, (part, slopes) in zip(groups, self._slopes(members, parts), strict=True):
+            change, margins = self._worst(self._joint(w, members, slopes), w @ self.offsets[:, part], part)
+            counted = self._counted(margins, part)
+            height = (1 - self.offsets[:, part]) @ counted
+            change = (change * counted[:, None]).flatten()
+            height[members] -= slopes.flatten(1) @ change / self.scales[members]
+            heights[group] += height.cpu().numpy()
+        return heights / self.num_terms
+
+    def towards(self, t: int, others: Weights) -> Segment:
+        """Return L on the segment from `others` (q = 0) to member t alone (q = 1)."""
+        members = [s for s in self._sloped if others[s] > 0]
+        w = self._tensor(others)
+        joints = [self._joint(w, members, slopes) for _, slopes in self._slopes(members, self.chunks)]
+        return Segment(self, t, joints, w @ self.offsets)
+
+    def result(self, weights: Weights, objectives: Sequence[float], lower: float | None = None) -> EnsembleWeights:
         """Return a rule's result, on the CPU."""
         return EnsembleWeights(
-            weights=torch.tensor(weights, dtype=torch.float64),
-            scales=torch.tensor(self.scales, dtype=torch.float64),
+            weights=torch.tensor([float(w) for w in weights], dtype=torch.float64),
+            scales=self.scales.cpu(),
             objectives=tuple(objectives),
+            lower=lower,
         )
 
-    def on_segment(self, start: Sequence[float], end: Sequence[float]) -> Segment:
-        """Return L on the segment from `start` (q = 0) to `end` (q = 1), two points of the simplex."""
-        (c0, a0), (c1, a1) = self._combined(start), self._combined(end)
-        return Segment(c0, c1, a0, a1, self.epsilon, self.order)
+    @property
+    def _sloped(self) -> list[int]:
+        return [t for t, slopes in enumerate(self.slopes) if slopes is not None]
 
-    def _combined(self, weights: Sequence[float]) -> tuple[Tensor, Tensor | None]:
-        used = [t for t, weight in enumerate(weights) if weight > 0]
-        offsets = torch.stack([weights[t] * self.offsets[t] for t in used]).sum(0)
-        if self.slopes is None:
-            return offsets, None
-        slopes = weights[used[0]] * self.slopes[used[0]]
-        for t in used[1:]:
-            slopes.add_(self.slopes[t], alpha=weights[t])
-        return offsets, slopes
+    def _tensor(self, weights: Weights) -> Tensor:
+        return self.offsets.new_tensor([float(w) for w in weights])
+
+    def _slopes(self, members: Sequence[int], parts: Sequence[slice]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield each part with these members' slopes [S, P, D] in double precision, valid until the next part."""
+        kept = [slopes for t in members if (slopes := self.slopes[t]) is not None]
+        pixels = next((slopes.shape[1] for slopes in self.slopes if slopes is not None), 0)
+        most = max((part.stop - part.start for part in parts), default=0)
+        buffer = self.offsets.new_empty(len(kept) * most * pixels)
+        for part in parts:
+            rows = self.rows[part]
+            loaded = buffer[: len(kept) * len(rows) * pixels].view(len(kept), len(rows), pixels)
+            for target, slopes in zip(loaded, kept, strict=True):
+                target.copy_(slopes[rows])
+            yield part, loaded
+
+    def _joint(self, w: Tensor, members: Sequence[int], slopes: Tensor) -> Tensor:
+        """Return sum_t w_t A_t / Z_t, [P, D]."""
+        return torch.tensordot(w[members] / self.scales[members], slopes, 1)
+
+    def _worst(self, slopes: Tensor, offsets: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Return the allowed changes d [P, D] at which <slopes, d> is least, and the margins [P] there."""
+        if slopes.shape[1] == 0:
+            change = slopes
+        elif self.allowed is None:
+            change = -self.threat.epsilon * _steepest(slopes, self.threat.norm)
+        elif isinstance(self.allowed, tuple):
+            centre, radius = (of_images[self.images[part]] for of_images in self.allowed)
+            change = centre - radius * slopes.sign()
+        else:
+            change = self.allowed[self.images[part]].least_at(slopes)
+        return change, (slopes * change).sum(-1) + offsets
+
+    def _counted(self, margins: Tensor, part: slice) -> Tensor:
+        """Return how much each pair's 1 - M [P] counts in the sum of hinges."""
+        open_ = (margins < 1).to(margins)
+        if self.hinge == "target":
+            return open_
+        image = self.images[part] - self.images[part.start]
+        least = margins.new_full((int(image[-1]) + 1,), torch.inf).scatter_reduce(0, image, margins, "amin")
+        # Of classes that are equally bad, each counts in part: any average of subgradients is one.
+        worst = (margins == least[image]).to(margins)
+        return open_ * worst / torch.zeros_like(least).scatter_add(0, image, worst)[image]
+
+    def _closed(self) -> Tensor:
+        """Return [M] booleans: whether the margin is at least 1 for every member alone.
+
+        Raises:
+            InputError: for members whose margins are not finite.
+        """
+        members = self._sloped
+        closed = (self.offsets[[t for t in range(self.num_members) if t not in members]] >= 1).all(0)
+        for part, slopes in self._slopes(members, self.chunks):
+            for t, own in zip(members, slopes, strict=True):
+                _, margins = self._worst(own / self.scales[t], self.offsets[t, part], part)
+                if not margins.isfinite().all():
+                    raise InputError(_NOT_FINITE.format(t))
+                closed[part] &= margins >= 1
+        return closed
 
 
-def _order(threat: ThreatModel) -> int:
-    """Return q of the norm that is dual to the threat's.
+def _allowed(images: Tensor, threat: ThreatModel) -> Ball | tuple[Tensor, Tensor]:
+    """Return the changes that keep `images` in the ball and in [0, 1]."""
+    if threat.norm != "linf":
+        return threat.around(images)
+    check_images(images)
+    pixels = images.double().flatten(1)
+    down, up = (room.clamp_max(threat.epsilon) for room in (pixels, 1 - pixels))
+    return (up - down) / 2, (up + down) / 2
 
-    Raises:
-        InputError: for the l1 ball, whose dual norm the exact minimisation does not handle.
+
+def _steepest(slopes: Tensor, norm: Norm) -> Tensor:
+    """Return the change [P, D] of norm 1 that <slopes, d> grows fastest along; 0 where the slopes are."""
+    if norm == "linf":
+        return slopes.sign()
+    if norm == "l2":
+        length = slopes.norm(dim=1, keepdim=True)
+        return slopes / torch.where(length > 0, length, 1.0)
+    largest = slopes.abs().argmax(1, keepdim=True)
+    return torch.zeros_like(slopes).scatter(1, largest, slopes.gather(1, largest).sign())
+
+
+def _wrong_classes(bounds: Sequence[LinearMargins]) -> Tensor:
+    """Return [N, K] booleans: which classes are wrong, on which all members must agree."""
+    if not bounds:
+        raise InputError("An ensemble needs at least one member, but got none.")
+    wrong = ~torch.isposinf(bounds[0].offsets)
+    for t, bound in enumerate(bounds):
+        if bound.offsets.shape != wrong.shape or not torch.equal(~torch.isposinf(bound.offsets), wrong):
+            raise InputError(
+                f"Member {t} is bounded on other images or labels than member 0; bound all on the same images."
+            )
+        if not bound.offsets[wrong].isfinite().all():
+            raise InputError(_NOT_FINITE.format(t))
+    if not wrong.any():
+        raise InputError("An ensemble is fitted on at least one image with two classes, but got none.")
+    return wrong
+
+
+_NOT_FINITE = "Member {} has bounds that are not finite; choose a smaller epsilon, or leave it out."
+
+
+def _chunks(images: Tensor, most: int) -> tuple[slice, ...]:
+    return tuple(part for part, _ in _parts(images, most, 1))
+
+
+def _parts(images: Tensor, most: int, groups: int) -> tuple[tuple[slice, int], ...]:
+    """Return slices of at most `most` pairs, but of whole images, and the group of images that each belongs to.
+
+    Args:
+        images: [M], the pairs' images, in ascending order.
     """
-    orders = {"linf": 1, "l2": 2}
-    if threat.norm not in orders:
-        raise InputError(
-            f"RobBoost joins linear bounds for the norms linf and l2, but the threat's is {threat.norm}; "
-            "use interval bounds."
-        )
-    return orders[threat.norm]
+    _, counts = images.unique_consecutive(return_counts=True)
+    sizes = counts.tolist()
+    parts: list[tuple[slice, int]] = []
+    stop = 0
+    for i, size in enumerate(sizes):
+        group = i * min(groups, len(sizes)) // len(sizes)
+        if parts and parts[-1][1] == group and stop + size - parts[-1][0].start <= most:
+            parts[-1] = (slice(parts[-1][0].start, stop + size), group)
+        else:
+            parts.append((slice(stop, stop + size), group))
+        stop += size
+    return tuple(parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The objective on a segment of the simplex: q in [0, 1] to its value and a subgradient.
+    """The objective on a segment of the simplex that ends at one member: q in [0, 1] to its value and a subgradient.
 
     Args:
-        start_offsets: sum_t w_t c_t at q = 0, [M]; `end_offsets` at q = 1.
-        start_slopes: sum_t w_t A_t at q = 0, [M, D], or None; `end_slopes` at q = 1.
-        epsilon: the ball's radius.
-        order: q of the dual norm, 1 or 2.
+        objective: L.
+        t: the member at q = 1.
+        slopes: the joint slopes at q = 0, [P, D] for each chunk of the objective's pairs.
+        offsets: the joint offsets at q = 0, [M].
     """
 
-    start_offsets: Tensor
-    end_offsets: Tensor
-    start_slopes: Tensor | None
-    end_slopes: Tensor | None
-    epsilon: float
-    order: int
-
-    @cached_property
-    def _turn(self) -> Tensor | None:
-        return None if self.start_slopes is None or self.end_slopes is None else self.end_slopes - self.start_slopes
+    objective: MarginHinge
+    t: int
+    slopes: list[Tensor]
+    offsets: Tensor
 
     def __call__(self, q: float) -> tuple[float, float]:
-        change = self.end_offsets - self.start_offsets
-        margins = self.start_offsets + q * change
-        if self.start_slopes is not None and self._turn is not None:
-            slopes = torch.add(self.start_slopes, self._turn, alpha=q)
-            if self.order == 1:
-                signs = slopes.sign()
-                norm, norm_change = vecdot(signs, slopes), vecdot(signs, self._turn)
-            else:
-                norm = slopes.norm(dim=1)
-                # The norm has the subgradient 0 where it is 0.
-                norm_change = vecdot(slopes, self._turn) / torch.where(norm > 0, norm, 1.0)
-            margins, change = margins - self.epsilon * norm, change - self.epsilon * norm_change
-        hinge = 1 - margins
-        return float(hinge.clamp(min=0).mean()), float(torch.where(hinge > 0, -change, 0.0).mean())
+        objective, t = self.objective, self.t
+        member = [t] if t in objective._sloped else []
+        value = slope = 0.0
+        for start, (part, own) in zip(self.slopes, objective._slopes(member, objective.chunks), strict=True):
+            turn = own[0] / objective.scales[t] - start if member else -start
+            change = objective.offsets[t, part] - self.offsets[part]
+            worst, margins = objective._worst(start + q * turn, self.offsets[part] + q * change, part)
+            counted = objective._counted(margins, part)
+            value += float(counted @ (1 - margins))
+            slope -= float(counted @ ((turn * worst).sum(-1) + change))
+        return value / objective.num_terms, slope / objective.num_terms
 
     def minimum(self) -> tuple[float, float]:
         """Return the q in [0, 1] with the least value, and the value.

@@ -7,7 +7,7 @@ from scipy.optimize import linprog
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.ensembles import joint_margins
-from robust_nas.ensembles._objective import MarginHinge, Segment
+from robust_nas.ensembles._objective import MarginHinge
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.errors import InputError
@@ -50,9 +50,13 @@ def hinge(bounds: list[LinearMargins], weights: np.ndarray, threat: ThreatModel)
 
 def linear_programme(bounds: list[LinearMargins], threat: ThreatModel) -> float:
     """Return the least objective over the simplex for intervals or the linf ball, by an independent solver."""
-    objective = MarginHinge.of(bounds, threat)
-    c = torch.stack(objective.offsets).numpy()
-    a = np.zeros((*c.shape, 1)) if objective.slopes is None else torch.stack(objective.slopes).numpy()
+    wrong = np.isfinite(bounds[0].offsets.numpy())
+    c = np.stack([bound.offsets.numpy()[wrong] for bound in bounds])
+    scales = np.abs(c).mean(1)
+    a = np.zeros((*c.shape, 1))
+    if bounds[0].slopes is not None:
+        a = np.stack([bound.slopes.numpy()[wrong] for bound in bounds if bound.slopes is not None])
+    c, a = c / scales[:, None], a / scales[:, None, None]
     num, pairs, pixels = a.shape
     # Variables: w [T], the hinges h [M], and u [M, D] >= |sum_t w_t A_t|.
     width = num + pairs + pairs * pixels
@@ -89,30 +93,38 @@ def test_the_objective_is_the_papers_formula(kind: str) -> None:
 def test_the_line_search_finds_what_a_dense_grid_and_all_break_points_find(kind: str, seed: int) -> None:
     bounds, threat = members(3, kind, seed)
     start, end = [0.0, 0.4, 0.6], [1.0, 0.0, 0.0]
-    segment = MarginHinge.of(bounds, threat).on_segment(start, end)
+    segment = MarginHinge.of(bounds, threat).towards(0, start)
     q, value = segment.minimum()
     assert 0 <= q <= 1 and value == pytest.approx(segment(q)[0], abs=1e-15)
     grid = np.linspace(0, 1, 401)
     at = lambda q: hinge(bounds, (1 - q) * np.array(start) + q * np.array(end), threat)  # noqa: E731
     assert value <= min(map(at, grid)) + 1e-12
     if kind != "l2":
-        assert value == pytest.approx(min(map(at, break_points(segment))), abs=1e-12)
+        assert value == pytest.approx(min(map(at, break_points(bounds, start, threat.epsilon))), abs=1e-12)
 
 
-def break_points(segment: Segment) -> list[float]:
-    """Return all q in [0, 1] where the piecewise linear objective can bend: a slope changes sign, or a hinge opens."""
-    (c0, c1), (a0, a1) = [x.numpy() for x in (segment.start_offsets, segment.end_offsets)], (None, None)
+def break_points(bounds: list[LinearMargins], start: list[float], epsilon: float) -> list[float]:
+    """Return all q in [0, 1] where the objective on the way from `start` to member 0 can bend.
+
+    There a slope changes its sign, or a hinge opens.
+    """
+    wrong = np.isfinite(bounds[0].offsets.numpy())
+    scales = [np.abs(bound.offsets.numpy()[wrong]).mean() for bound in bounds]
+
+    def ends(of: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        scaled = [part / z for part, z in zip(of, scales, strict=True)]
+        return sum(w * part for w, part in zip(start, scaled, strict=True)), scaled[0]
+
+    c0, c1 = ends([bound.offsets.numpy()[wrong] for bound in bounds])
+    slopes = [bound.slopes.numpy()[wrong] for bound in bounds if bound.slopes is not None]
+    a0, a1 = ends(slopes) if slopes else np.zeros((2, len(c0), 1))
     points = [0.0, 1.0]
     for m in range(len(c0)):
-        inner = [0.0, 1.0]
-        if segment.start_slopes is not None:
-            a0, a1 = segment.start_slopes[m].numpy(), segment.end_slopes[m].numpy()
-            inner += [float(s / (s - e)) for s, e in zip(a0, a1, strict=True) if s != e and 0 < s / (s - e) < 1]
-        inner.sort()
+        crossings = [float(s / (s - e)) for s, e in zip(a0[m], a1[m], strict=True) if s != e and 0 < s / (s - e) < 1]
+        inner = sorted([0.0, 1.0, *crossings])
 
-        def margin(q: float, m: int = m, a0=a0, a1=a1) -> float:
-            norm = 0 if a0 is None else np.abs((1 - q) * a0 + q * a1).sum()
-            return (1 - q) * c0[m] + q * c1[m] - segment.epsilon * norm
+        def margin(q: float, m: int = m) -> float:
+            return (1 - q) * c0[m] + q * c1[m] - epsilon * np.abs((1 - q) * a0[m] + q * a1[m]).sum()
 
         points += inner
         # Between two sign changes the margin is linear: it meets 1 at most once.
@@ -127,7 +139,7 @@ def break_points(segment: Segment) -> list[float]:
 @pytest.mark.parametrize("order", ["cyclic", "random"])
 def test_the_objective_never_rises_and_the_weights_stay_on_the_simplex(kind: str, order: str) -> None:
     bounds, threat = members(6, kind, seed=3)
-    fitted = RobBoost(order=order, sweeps=5).fit(bounds, threat)  # type: ignore[arg-type]
+    fitted = RobBoost(solver="coordinate", order=order, sweeps=5).fit(bounds, threat)  # type: ignore[arg-type]
     assert all(later <= earlier for earlier, later in itertools.pairwise(fitted.objectives))
     assert fitted.objectives[0] == Uniform().fit(bounds, threat).objective
     assert fitted.objective < fitted.objectives[0]
@@ -139,7 +151,7 @@ def test_the_objective_never_rises_and_the_weights_stay_on_the_simplex(kind: str
 @pytest.mark.parametrize("seed", range(4))
 def test_two_members_get_the_best_weights_of_a_fine_grid(kind: str, seed: int) -> None:
     bounds, threat = members(2, kind, seed)
-    fitted = RobBoost().fit(bounds, threat)
+    fitted = RobBoost(solver="coordinate").fit(bounds, threat)
     grid = min(hinge(bounds, np.array([q, 1 - q]), threat) for q in np.linspace(0, 1, 501))
     assert grid - 1e-2 <= fitted.objective <= grid + 1e-12
 
@@ -151,7 +163,7 @@ def test_three_members_get_weights_near_the_best_of_a_grid_over_the_simplex(kind
         hinge(bounds, np.array([i, j, 40 - i - j]) / 40, threat) for i in range(41) for j in range(41 - i)
     )  # fmt: skip
     # Coordinate descent may stop above the minimum of a function that is not smooth.
-    assert RobBoost(sweeps=10).fit(bounds, threat).objective <= 1.05 * best
+    assert RobBoost(solver="coordinate", sweeps=10).fit(bounds, threat).objective <= 1.05 * best
 
 
 @pytest.mark.parametrize("kind", ["intervals", "linf"])
@@ -159,7 +171,7 @@ def test_three_members_get_weights_near_the_best_of_a_grid_over_the_simplex(kind
 def test_the_objective_is_the_linear_programmes_for_two_members_and_no_better_for_more(kind: str, seed: int) -> None:
     for num in (2, 4):
         bounds, threat = members(num, kind, seed)
-        optimum, fitted = linear_programme(bounds, threat), RobBoost(sweeps=10).fit(bounds, threat)
+        optimum, fitted = linear_programme(bounds, threat), RobBoost(solver="coordinate", sweeps=10).fit(bounds, threat)
         assert optimum - 1e-9 <= fitted.objective <= fitted.objectives[0]
         if num == 2:
             assert fitted.objective == pytest.approx(optimum, abs=1e-9)
@@ -170,7 +182,7 @@ def test_images_on_which_every_member_fails_count_because_opposite_slopes_cancel
     labels = torch.tensor([[torch.inf, 0.5]], dtype=torch.float64)
     slopes = torch.tensor([[[0.0], [100.0]]], dtype=torch.float64)
     bounds = [LinearMargins(labels, slopes), LinearMargins(labels, -slopes), LinearMargins(labels, -3 * slopes)]
-    fitted = RobBoost(sweeps=20).fit(bounds, LINF)
+    fitted = RobBoost(solver="coordinate", sweeps=20).fit(bounds, LINF)
     joint = joint_margins(bounds, fitted.weights, fitted.scales).lower(LINF)[0, 1]
     assert joint == pytest.approx(0.5, abs=1e-6)
     single = [bound.lower(LINF)[0, 1] for bound in bounds]
@@ -182,7 +194,7 @@ def test_a_start_at_one_member_alone_does_not_divide_by_zero() -> None:
     offsets = torch.tensor([[torch.inf, 1.0, 1.0]], dtype=torch.float64)
     bounds = [LinearMargins(offsets), LinearMargins(-offsets.abs()), LinearMargins(-offsets.abs())]
     bounds = [bounds[0], *(LinearMargins(b.offsets.where(offsets < torch.inf, torch.inf)) for b in bounds[1:])]
-    fitted = RobBoost(sweeps=3).fit(bounds, LINF)
+    fitted = RobBoost(solver="coordinate", sweeps=3).fit(bounds, LINF)
     assert fitted.weights.tolist() == [1.0, 0.0, 0.0] and fitted.objective == 0
 
 
@@ -211,7 +223,7 @@ def test_random_orders_are_those_of_the_seed() -> None:
     bounds, threat = members(6, "linf", seed=5)
 
     def objectives(seed: int) -> tuple[float, ...]:
-        return RobBoost(order="random", seed=seed).fit(bounds, threat).objectives
+        return RobBoost(solver="coordinate", order="random", seed=seed).fit(bounds, threat).objectives
 
     state = torch.get_rng_state()
     assert objectives(1) == objectives(1) != objectives(2)
