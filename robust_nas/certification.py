@@ -126,6 +126,11 @@ def certify(
     if not threats:
         raise InputError("certify needs at least one radius, but epsilons is empty; leave it out for the threat's own.")
     chosen: Bound = bounds.get(bound)() if isinstance(bound, str) else bound
+    if getattr(chosen, "dtype", "float64") != "float64":
+        raise InputError(
+            f"A certificate needs bounds in float64, but {name_of(chosen)} has dtype '{chosen.dtype}': "  # type: ignore[attr-defined]
+            "float32 rounds bounds up by more than they are required to be above 0."
+        )
     network = copy.deepcopy(model).eval()
     world = stage.world if stage else World()
     device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), data.labels.device)
@@ -154,7 +159,7 @@ def certify(
     return [
         Certification(
             method=kinds[0],
-            dtype=getattr(chosen, "dtype", "float64"),
+            dtype="float64",
             norm=at.norm,
             epsilon=at.epsilon,
             labels=data.labels.cpu(),

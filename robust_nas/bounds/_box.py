@@ -178,6 +178,7 @@ def _conv2d(
     groups: int = 1,
 ) -> Box:
     centre, radius = _centre_and_radius(input)
+    weight, bias = _like(input, weight), _like(input, bias)
     centre = F.conv2d(centre, weight, bias, stride, padding, dilation, groups)
     node = None
     if not isinstance(padding, str) and centre.ndim == 4:
@@ -187,6 +188,11 @@ def _conv2d(
     return _around(centre, F.conv2d(radius, weight.abs(), None, stride, padding, dilation, groups), node)
 
 
+def _like(box: Box, value: Any) -> Any:
+    """Return a tensor of the network in the box's arithmetic, which one that is no parameter may not be in."""
+    return value.to(box.lower.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 def _pair(value: Any) -> tuple[int, int]:
     first, *rest = value if isinstance(value, list | tuple) else (value,)
     return first, (rest[0] if rest else first)
@@ -194,9 +200,15 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _linear(input: Box, weight: Tensor, bias: Tensor | None = None) -> Box:
     centre, radius = _centre_and_radius(input)
+    weight, bias = _like(input, weight), _like(input, bias)
     centre = F.linear(centre, weight, bias)
     node = Affine(
-        centre.shape, (input.node,), lambda g: [g @ weight], lambda directions: F.linear(directions[0], weight), bias
+        centre.shape,
+        (input.node,),
+        lambda g: [g @ weight],
+        lambda directions: F.linear(directions[0], weight),
+        bias,
+        (weight, bias),
     )
     return _around(centre, F.linear(radius, weight.abs()), node)
 
@@ -376,7 +388,10 @@ def _join(function: Callable[..., Tensor]) -> _Rule:
     """Return the rule of `torch.cat` or `torch.stack`."""
 
     def rule(tensors: Sequence[Tensor], dim: int = 0) -> Box:
-        boxes = [tensor if isinstance(tensor, Box) else Box(tensor, tensor) for tensor in tensors]
+        first = next(tensor for tensor in tensors if isinstance(tensor, Box))
+        # A constant is copied: it may be written to before the bounds are there.
+        copies = [tensor if isinstance(tensor, Box) else _like(first, tensor).clone() for tensor in tensors]
+        boxes = [copy if isinstance(copy, Box) else Box(copy, copy) for copy in copies]
         lower, upper = (function([getattr(box, end) for box in boxes], dim) for end in ("lower", "upper"))
         along = dim % lower.ndim + 1
         sizes = [1] * len(boxes) if function is torch.stack else [box.shape[along - 1] for box in boxes]
@@ -392,6 +407,11 @@ def _join(function: Callable[..., Tensor]) -> _Rule:
         return Box(lower, upper, Affine(lower.shape, nodes, pull, push) if along > 1 else None)
 
     return rule
+
+
+def _clone(input: Box, *, memory_format: Any = None) -> Box:
+    node = Affine(input.shape, (input.node,), lambda g: [g], lambda directions: directions[0])
+    return Box(input.lower.clone(), input.upper.clone(), node)
 
 
 def _zeros_like(input: Box) -> Box:
@@ -420,6 +440,7 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Box:
         lower, upper = input.lower + other.lower, input.upper + other.upper
         return Box(lower, upper, _sum([input, other], lower.shape))
     box, constant = (input, other) if isinstance(input, Box) else (other, input)
+    constant = _like(box, constant)
     lower, upper = box.lower + constant, box.upper + constant
     return Box(lower, upper, _sum([box], lower.shape, constant))
 
@@ -435,7 +456,7 @@ def _sum(boxes: Sequence[Box], shape: torch.Size, constant: Tensor | float | Non
     def push(directions: Sequence[Tensor]) -> Tensor:
         return sum(one.expand(-1, *shape) for one in directions)  # type: ignore[return-value]
 
-    return Affine(shape, tuple(box.node for box in boxes), pull, push, constant)
+    return Affine(shape, tuple(box.node for box in boxes), pull, push, constant, (constant,))
 
 
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Box:
@@ -458,21 +479,23 @@ def _mul(input: Any, other: Any) -> Box:
             torch.maximum(torch.maximum(ends[0], ends[1]), torch.maximum(ends[2], ends[3])),
         )
     box, constant = (input, other) if isinstance(input, Box) else (other, input)
-    return _scaled(box, lambda value: value * constant)
+    constant = _like(box, constant)
+    return _scaled(box, lambda value: value * constant, constant)
 
 
 def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Box:
     _check_operand(other)
     if rounding_mode is not None or not isinstance(input, Box) or isinstance(other, Box):
         raise _no_rule("a division that rounds or has a perturbed divisor")
-    return _scaled(input, lambda value: value / other)
+    divisor = _like(input, other)
+    return _scaled(input, lambda value: value / divisor, divisor)
 
 
-def _scaled(box: Box, scale: Callable[[Any], Any]) -> Box:
+def _scaled(box: Box, scale: Callable[[Any], Any], constant: Any) -> Box:
     ends = scale(box.lower), scale(box.upper)
     # Coefficients that keep the value's shape are scaled as it is.
     pull = (lambda g: [scale(g)]) if ends[0].shape == box.shape else linear_pull(scale, box.shape, box.lower)
-    node = Affine(ends[0].shape, (box.node,), pull, linear_push(scale))
+    node = Affine(ends[0].shape, (box.node,), pull, linear_push(scale), None, (constant,))
     return Box(torch.minimum(*ends), torch.maximum(*ends), node)
 
 
@@ -499,6 +522,7 @@ _RULES: dict[str, _Rule] = {
     "cat": _join(torch.cat),
     "stack": _join(torch.stack),
     "zeros_like": _zeros_like,
+    "clone": _clone,
     "neg": _neg,
     "add": _add,
     "sub": _sub,

@@ -62,12 +62,30 @@ class Affine(Node):
         pull: the adjoint of its linear part.
         push: its linear part.
         constant: what is added, shaped to go with the value; None for nothing.
+        reads: tensors of the network that `pull`, `push` and `constant` read.
     """
 
     parents: tuple[Node, ...]
     pull: Pull
     push: Push
     constant: Tensor | float | None = None
+    reads: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._versions = [_version(tensor) for tensor in self.reads]
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if a tensor that was read in the forward pass has been written to since."""
+        if [_version(tensor) for tensor in self.reads] != self._versions:
+            raise InputError(
+                "Bounds need a model that leaves its weights and constants as they are; this one writes to one of them "
+                "in place after it was used."
+            )
+
+
+def _version(tensor: Any) -> int | None:
+    """Return a number that changes whenever a tensor is written to; None for what is no such tensor."""
+    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else None
 
 
 @dataclass(eq=False)
@@ -151,8 +169,12 @@ def linear_push(function: Callable[[Tensor], Tensor]) -> Push:
     return lambda directions: torch.vmap(function)(directions[0])
 
 
+class MixedImages(InputError):
+    """The network mixes the images of a batch."""
+
+
 def mixed_images() -> InputError:
-    return InputError(
+    return MixedImages(
         "Linear bounds need a model that treats every image of a batch by itself, [B, ...] all the way; this one "
         "changes or mixes the first dimension. Use interval bounds."
     )
@@ -180,7 +202,7 @@ def convolution(parent: Node, weight: Tensor, constant: Tensor | None, shape: to
         flat = F.conv2d(directions[0].flatten(0, 1), weight, None, stride, padding, dilation, groups)
         return flat.unflatten(0, directions[0].shape[:2])
 
-    return Convolution(shape, (parent,), pull, push, constant, weight, options)
+    return Convolution(shape, (parent,), pull, push, constant, (weight, constant), weight, options)
 
 
 def lower_bound(node: Node, coefficients: Tensor, source: Leaf | None = None) -> tuple[Tensor, Tensor | None]:
@@ -215,6 +237,7 @@ def lower_bound(node: Node, coefficients: Tensor, source: Leaf | None = None) ->
             # The lower line where g is positive, and the upper one where it is negative.
             _add(pending, node.parent, torch.addcmul(g * below, negative, above - below))
         elif isinstance(node, Affine):
+            node.check_unchanged()
             if node.constant is not None:
                 offset = offset + _constant(g, node.constant)
             for parent, pulled in zip(node.parents, node.pull(g), strict=True):
@@ -250,7 +273,9 @@ def _dot(coefficients: Tensor, values: Tensor) -> Tensor:
 
 def _constant(coefficients: Tensor, constant: Tensor | float) -> Tensor:
     """Return [B, S] sums of the products with a constant that is broadcast to [B, *shape]."""
-    if isinstance(constant, Tensor) and constant.ndim == 4 and constant.shape[:1] + constant.shape[2:] == (1, 1, 1):
+    channels = coefficients.shape[2:3]
+    per_channel = isinstance(constant, Tensor) and coefficients.ndim == 5 and constant.shape == (1, *channels, 1, 1)
+    if per_channel and isinstance(constant, Tensor) and constant.dtype == coefficients.dtype:
         sums: Tensor = coefficients.flatten(3).sum(3) @ constant.flatten()
         return sums.T
     sums = (coefficients * constant).flatten(2).sum(2) if coefficients.ndim > 2 else coefficients * constant

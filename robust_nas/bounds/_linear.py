@@ -7,8 +7,8 @@ from torch import Tensor
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box, Refine, Trace, tracing
-from robust_nas.bounds._graph import Affine, Leaf, Node, Relu, lower_bound
-from robust_nas.bounds._margins import Network, box_around
+from robust_nas.bounds._graph import Affine, Leaf, Node, Relu, largest_value, lower_bound
+from robust_nas.bounds._margins import Network, box_around, rows_at_once
 from robust_nas.threat import ThreatModel
 
 
@@ -23,12 +23,9 @@ class Region:
         self.images, self.threat, self.clip = images, threat, clip
         self.relus: list[Relu] = []
         self.box = box_around(images, threat) if clip else Box(images - threat.epsilon, images + threat.epsilon)
-
-    @property
-    def source(self) -> Leaf:
-        """The network's input."""
         assert isinstance(self.box.node, Leaf)
-        return self.box.node
+        # The network may change its input in place, and the box with it.
+        self.source = self.box.node
 
     def logits(self, network: Network, refine: Refine | None) -> Tensor:
         """Return the network's logits as a box, with ReLUs as nodes of its graph."""
@@ -45,16 +42,13 @@ class Region:
         at_images = torch.einsum("bkd,bd->bk", slopes, self.images.flatten(1))
         return LinearMargins(offsets + at_images, slopes, images=self.images if self.clip else None)
 
-    def refined(self, node: Node, lower: Tensor, upper: Tensor, *, rows: int) -> tuple[Tensor, Tensor]:
+    def refined(self, node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return bounds of a value [B, *shape] that are at least as tight as `lower` and `upper`, by substitution.
 
         Only elements that may have either sign are bounded again.
-
-        Args:
-            rows: numbers of one value's coefficients that are held at once.
         """
-        flat_lower, flat_upper = lower.flatten(1), upper.flatten(1)
-        for places in undecided(flat_lower, flat_upper).split(max(1, rows // (2 * lower.numel())), dim=1):
+        flat_lower, flat_upper, largest = lower.flatten(1), upper.flatten(1), largest_value(node)
+        for places in undecided(flat_lower, flat_upper).split(max(1, rows_at_once() // (2 * largest)), dim=1):
             one_hot = lower.new_zeros(places.shape[1], *flat_lower.shape).scatter_(2, places.T.unsqueeze(2), 1.0)
             coefficients = torch.cat([one_hot, -one_hot]).unflatten(2, lower.shape[1:])
             bound = lower_bound(node, coefficients, self.source)

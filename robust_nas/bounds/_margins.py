@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box
-from robust_nas.bounds._graph import Leaf, Node, largest_value, lower_bound
-from robust_nas.bounds._memory import TooManyImages, limited
+from robust_nas.bounds._graph import Leaf, MixedImages, Node, largest_value, lower_bound
+from robust_nas.bounds._memory import TooManyImages, limited, memory
 from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel, check_images
 
@@ -23,8 +23,13 @@ Network = Callable[[Tensor], Tensor]
 
 LowerBound = Callable[[Node, Tensor, Leaf | None], tuple[Tensor, Tensor | None]]
 
-ROWS = 2**20
-"""Numbers of one value's coefficients that are held at once, where only memory and speed depend on it."""
+_ROWS = 2**20
+"""Numbers of one value's coefficients that are held at once where memory allows it: more are slower on a CPU."""
+
+
+def rows_at_once() -> int:
+    """Return how many numbers of one value's coefficients to hold at once; a dozen times as many are then in use."""
+    return int(min(_ROWS, memory().numbers / 16))
 
 
 def box_around(images: Tensor, threat: ThreatModel) -> Box:
@@ -59,10 +64,15 @@ def margin_bounds(
     classes = torch.arange(num_classes - 1, device=labels.device).expand(batch, -1)
     classes = classes + (classes >= own).long()
     like, parts = logits.lower, []
-    for rows in classes.split(max(1, ROWS // largest_value(logits.node)), dim=1):
+    for rows in classes.split(max(1, rows_at_once() // largest_value(logits.node)), dim=1):
         margins = like.new_zeros(rows.shape[1], batch, num_classes)
         margins = margins.scatter(2, own.expand(rows.shape[1], -1, -1), 1.0).scatter(2, rows.T.unsqueeze(2), -1.0)
-        parts.append(bound(logits.node, margins, source))
+        try:
+            parts.append(bound(logits.node, margins, source))
+        except MixedImages:
+            if source is not None:
+                raise
+            return (logits.lower.gather(1, own) - logits.upper).scatter(1, own, torch.inf), None
     offsets = like.new_full((batch, num_classes), torch.inf)
     if not parts:
         return offsets, None
@@ -94,6 +104,8 @@ def in_chunks(
         raise InputError(
             f"Bounds need one label for each of at least one image, but got {len(labels)} for {len(images)}."
         )
+    if labels.is_floating_point():
+        raise InputError(f"Labels must be whole numbers, but got {labels.dtype}.")
     dtype: torch.dtype = getattr(torch, settings.dtype)
     images = images.detach().to(dtype)
     parts: list[LinearMargins] = []
@@ -108,7 +120,9 @@ def in_chunks(
             except TooManyImages:
                 size = max(1, len(some) // 2)
                 continue
-            clean.append(margin_bounds(network(some), own)[0])
+            # A copy: a network may change its input in place.
+            clean.append(margin_bounds(network(some.clone()), own)[0])
+            _check_at_image(parts[-1], clean[-1])
             done += len(some)
     sloped = [part.slopes for part in parts if part.slopes is not None]
     return LinearMargins(
@@ -117,6 +131,16 @@ def in_chunks(
         torch.cat(clean),
         images if parts[0].images is not None else None,
     )
+
+
+def _check_at_image(found: LinearMargins, clean: Tensor) -> None:
+    """Raise InputError if a bound is above the margin of the image itself, which is in the ball."""
+    excess = torch.where(clean.isposinf(), -torch.inf, found.offsets - clean)
+    if (excess > 1e-3 * (1 + clean.abs())).any():
+        raise InputError(
+            "The network's own output at an image contradicts its bounds: it does not compute the same function every "
+            "time (randomness, or a state that changes), and cannot be bounded."
+        )
 
 
 @contextlib.contextmanager
@@ -131,8 +155,10 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
     }
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    device = next((tensor.device.type for tensor in tensors.values()), "cpu")
     try:
-        yield lambda images: torch.func.functional_call(model, tensors, (images,))
+        with torch.autocast(device, enabled=False):
+            yield lambda images: torch.func.functional_call(model, tensors, (images,))
     finally:
         for module, training in modes:
             module.training = training

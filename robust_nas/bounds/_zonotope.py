@@ -69,6 +69,7 @@ class Zonotopes:
         if isinstance(node, Relu):
             return None if (value := self._of(node.parent)) is None else self._relu(node, value)
         assert isinstance(node, Affine)
+        node.check_unchanged()
         values = [value for parent in node.parents if (value := self._of(parent)) is not None]
         if len(values) < len(node.parents):
             return None

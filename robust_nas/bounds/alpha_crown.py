@@ -12,6 +12,7 @@ from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Leaf, Node, lower_bound
 from robust_nas.bounds._linear import Region
 from robust_nas.bounds._margins import Network, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._memory import memory
 from robust_nas.bounds.crown import refined_logits
 from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
@@ -78,6 +79,8 @@ class AlphaCROWN:
         if slopes is None or not relus:
             return offset, slopes
         functions = len(coefficients)
+        # Slopes, their gradients and Adam's two averages, and the graph that they are differentiated through.
+        memory().hold(12 * functions * sum(relu.lower.numel() for relu in relus), coefficients.shape[1])
         with torch.enable_grad():
             for relu in relus:
                 chosen = relu.lines[0].expand(functions, *relu.shape)
@@ -91,6 +94,8 @@ class AlphaCROWN:
                 found_offset, found_slopes = lower_bound(node, coefficients, region.source)
                 assert found_slopes is not None
                 found = region.margins(found_offset, found_slopes).lower(region.threat)
+                if not found.requires_grad:  # none of these ReLUs is behind the margins
+                    break
                 better = found.detach() > best
                 best = torch.where(better, found.detach(), best)
                 offset = torch.where(better, found_offset.detach(), offset)

@@ -38,6 +38,9 @@ class Auto:
     def __post_init__(self) -> None:
         if not self.kinds:
             raise InputError("Auto.kinds must name at least one kind of bound, but got none.")
+        for kind in self.kinds:
+            if getattr(kind, "dtype", "float64") != "float64":
+                raise InputError(f"Auto.kinds must compute in float64, but {name_of(kind)} has dtype '{kind.dtype}'.")  # type: ignore[attr-defined]
         if not self.memory > 0:
             raise InputError(f"Auto.memory must be a number of GiB above 0, but got {self.memory}.")
 
@@ -59,7 +62,7 @@ class Auto:
                 inside = images.detach().to(found.offsets.dtype)
                 best = replace(found, images=inside, methods=(name_of(kind),) * len(images))
                 continue
-            open_ = best.lower(threat).amin(1) <= TOLERANCE
+            open_ = ~(best.lower(threat).amin(1) > TOLERANCE)
             if best.clean is not None:
                 open_ &= best.clean.amin(1) > 0
             places = open_.nonzero().squeeze(1)
@@ -78,7 +81,8 @@ class Auto:
 def _best(best: LinearMargins, found: LinearMargins, name: str, places: Tensor, threat: ThreatModel) -> LinearMargins:
     """Return `best` with what was found for the images at `places`, where that is better."""
     assert best.methods is not None
-    better = found.lower(threat).amin(1) > best.lower(threat).amin(1)[places]
+    before = best.lower(threat).amin(1)[places]
+    better = (found.lower(threat).amin(1) > before) | before.isnan()
     chosen = places[better]
     offsets, slopes, methods = best.offsets.clone(), best.slopes, list(best.methods)
     offsets[chosen] = found.offsets[better].to(offsets)

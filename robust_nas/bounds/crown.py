@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Node
 from robust_nas.bounds._linear import Region
-from robust_nas.bounds._margins import ROWS, Network, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._margins import Network, Precision, check_settings, in_chunks, margin_bounds
 from robust_nas.bounds._zonotope import Zonotopes
 from robust_nas.threat import ThreatModel
 
@@ -68,6 +68,6 @@ def refined_logits(network: Network, images: Tensor, threat: ThreatModel, *, cli
     zonotopes = Zonotopes(region)
 
     def refine(node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        return region.refined(node, *zonotopes.bounds(node, lower, upper), rows=ROWS)
+        return region.refined(node, *zonotopes.bounds(node, lower, upper))
 
     return region, region.logits(network, refine)

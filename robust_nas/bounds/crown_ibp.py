@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Node
 from robust_nas.bounds._linear import Region, of_the_input_alone
-from robust_nas.bounds._margins import ROWS, Network, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._margins import Network, Precision, check_settings, in_chunks, margin_bounds
 from robust_nas.threat import ThreatModel
 
 
@@ -74,7 +74,7 @@ def linear_logits(network: Network, images: Tensor, threat: ThreatModel, *, clip
     def refine(node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         # The box around an l2 or l1 ball is much larger than the ball; on an affine function, substitution is exact.
         if threat.norm != "linf" and of_the_input_alone(node, region.source):
-            return region.refined(node, lower, upper, rows=ROWS)
+            return region.refined(node, lower, upper)
         return lower, upper
 
     return region, region.logits(network, refine)

@@ -68,6 +68,11 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
             )
     if training.precision == "float16" and stage.world.device.type == "cpu":
         stage.progress.say(f"{stage.name}: float16 is slow on a CPU; train.precision=float32 is faster")
+    if getattr(training.method, "bounds_network", False) and not training.epsilon_ramp:
+        stage.progress.say(
+            f"{stage.name}: bounds of a network that has not learned yet teach it nothing; let epsilon grow, such as "
+            "with train.epsilon_warm_up=0.1 train.epsilon_ramp=0.5 train.keep=last"
+        )
     if training.mixes and not mix(model) and training.norm == "mixture":
         raise InputError(
             "train.norm 'mixture' puts two batch norms in place of each nn.BatchNorm2d, but this network has none; set "
