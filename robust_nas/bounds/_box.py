@@ -257,7 +257,7 @@ def _both(box: Box, function: Callable[[Tensor], Tensor], *, linear: bool = Fals
     if not linear:
         return Box(lower, upper)
     pull = linear_pull(function, box.lower.shape, box.lower)
-    return Box(lower, upper, Affine(lower.shape, (box.node,), pull, linear_push(function)))
+    return Box(lower, upper, Affine(lower.shape, (box.node,), pull, linear_push(function, box.lower.shape, box.lower)))
 
 
 def _relu(input: Box, inplace: bool = False) -> Box:
@@ -495,7 +495,7 @@ def _scaled(box: Box, scale: Callable[[Any], Any], constant: Any) -> Box:
     ends = scale(box.lower), scale(box.upper)
     # Coefficients that keep the value's shape are scaled as it is.
     pull = (lambda g: [scale(g)]) if ends[0].shape == box.shape else linear_pull(scale, box.shape, box.lower)
-    node = Affine(ends[0].shape, (box.node,), pull, linear_push(scale), None, (constant,))
+    node = Affine(ends[0].shape, (box.node,), pull, linear_push(scale, box.shape, box.lower), None, (constant,))
     return Box(torch.minimum(*ends), torch.maximum(*ends), node)
 
 

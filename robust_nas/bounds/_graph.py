@@ -148,15 +148,7 @@ def linear_pull(function: Callable[[Tensor], Tensor], shape: torch.Size, like: T
     """
 
     def pull(coefficients: Tensor) -> list[Tensor]:
-        numbers = torch.arange(1, shape[0] + 1, dtype=like.dtype, device=like.device)
-
-        def scaled(values: Tensor) -> Tensor:
-            return values * numbers.view(-1, *[1] * (values.ndim - 1))
-
-        with torch.no_grad():
-            result = function(scaled(like.new_ones(shape)))
-            if len(result) != shape[0] or not torch.allclose(result, scaled(result[:1])):
-                raise mixed_images()
+        _check_apart(function, shape, like)
         adjoint = torch.func.vjp(function, like.new_zeros(shape))[1]
         pulled: Tensor = torch.vmap(lambda one: adjoint(one)[0])(coefficients)
         return [pulled]
@@ -164,9 +156,35 @@ def linear_pull(function: Callable[[Tensor], Tensor], shape: torch.Size, like: T
     return pull
 
 
-def linear_push(function: Callable[[Tensor], Tensor]) -> Push:
-    """Return a linear function of one value for many directions."""
-    return lambda directions: torch.vmap(function)(directions[0])
+def linear_push(function: Callable[[Tensor], Tensor], shape: torch.Size, like: Tensor) -> Push:
+    """Return a linear function of values of `shape`, for many directions.
+
+    Raises:
+        InputError: by the function, if it mixes the images of a batch: a direction is for every image by itself.
+    """
+
+    def push(directions: Sequence[Tensor]) -> Tensor:
+        _check_apart(function, shape, like)
+        return torch.vmap(function)(directions[0])
+
+    return push
+
+
+def _check_apart(function: Callable[[Tensor], Tensor], shape: torch.Size, like: Tensor) -> None:
+    """Raise InputError unless a linear function treats every image of a batch by itself.
+
+    Then to scale the images is to scale its results, image by image.
+    """
+    numbers = torch.arange(1, shape[0] + 1, dtype=like.dtype, device=like.device)
+
+    def scaled(values: Tensor) -> Tensor:
+        return values * numbers.view(-1, *[1] * (values.ndim - 1))
+
+    with torch.no_grad():
+        ones = like.new_ones(shape)
+        result = function(ones)
+        if result.shape[:1] != shape[:1] or not torch.allclose(function(scaled(ones)), scaled(result)):
+            raise mixed_images()
 
 
 class MixedImages(InputError):

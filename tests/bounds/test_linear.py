@@ -278,6 +278,7 @@ AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     "stack": lambda x: torch.stack([x, -x], 2),
     "arithmetic": lambda x: 3 - (x - ramp(5)) / 2 + x * ramp(2, 1, 1),
     "broadcast sum": lambda x: x[:, :1] + x,
+    "image by image": lambda x: x * ramp(3, 1, 1, 1),
     "wider by a constant": lambda x: x[:, :1] * ramp(1, 3, 1, 1),
 }
 
@@ -344,6 +345,17 @@ def test_a_network_that_mixes_the_images_of_a_batch_is_refused(mixed: Callable[[
 
     with pytest.raises(InputError, match="mixes"):
         CROWNIBP().margins(Network(), images(2), labels(2), THREATS[0])
+
+
+def test_images_that_are_mixed_where_only_bounds_are_looked_at_are_refused() -> None:
+    # Behind max pooling, margins never meet the mixed values; the bounds before the ReLU do.
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = F.relu(x - x.flip(0) if not isinstance(x, Box) else x - x[[1, 0]])
+            return F.max_pool2d(z, 4).flatten(1)[:, :3]
+
+    with pytest.raises(InputError, match="mixes"):
+        CROWN().margins(Network(), images(2), labels(2), THREATS[0])
 
 
 @pytest.mark.parametrize("kind", [Interval, *KINDS])
