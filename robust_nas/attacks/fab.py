@@ -32,7 +32,7 @@ _LARGEST_ALPHA = 0.1  # alpha_max, the most weight of the original image
 _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta
 _SEARCH_STEPS = 3
-_NEWTON_STEPS = 20  # those of the worst sample of some thousand, on digits and MNIST in linf and l2
+_NEWTON_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
