@@ -28,6 +28,7 @@ _FROM = {
     "load_run": "api",
     "run": "api",
     "search": "api",
+    "smooth": "api",
     "train": "api",
     "write_report": "api",
 }
@@ -66,6 +67,7 @@ __all__ = [
     "samplers",
     "search",
     "searches",
+    "smooth",
     "spaces",
     "tables",
     "train",
@@ -87,7 +89,18 @@ if TYPE_CHECKING:
         tables,
         training,
     )
-    from robust_nas.api import build_ensemble, certify, derive, evaluate, load_run, run, search, train, write_report
+    from robust_nas.api import (
+        build_ensemble,
+        certify,
+        derive,
+        evaluate,
+        load_run,
+        run,
+        search,
+        smooth,
+        train,
+        write_report,
+    )
     from robust_nas.architecture import Architecture
     from robust_nas.errors import InputError
     from robust_nas.intake import load_models

@@ -237,7 +237,12 @@ def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, ou
         metavar="EPSILON",
         help="radius, such as 0.1 or 2/255; repeatable (the recipe's)",
     ),
-    argument("--method", metavar="NAME", help="kind of bound, such as crown or auto[memory=4] (the recipe's)"),
+    argument(
+        "--method",
+        metavar="NAME",
+        help="kind of bound, such as crown or auto[memory=4] (the recipe's); or smoothing[sigma=0.25], for l2 "
+        "certificates of the networks' smoothed classifiers",
+    ),
     argument("--memory", type=float, metavar="GIB", help="what the bounds may take of the memory (2)"),
     argument("--images", type=int, help="test images to certify, the first ones (the recipe's)"),
 )

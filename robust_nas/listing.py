@@ -33,8 +33,9 @@ SECTIONS = {
     "train": "training._plan.Training",
     "derive": "derivation.Derivation",
     "evaluation": "evaluation.plan.EvaluationPlan",
+    "smoothing": "smoothing.Smoothing",
 }
-"""The sections of a recipe that are no component."""
+"""The settings that are of no component: a recipe's sections, and those of `certify --method smoothing[...]`."""
 
 
 def names(what: str) -> list[str]:
@@ -69,7 +70,8 @@ def describe(thing: str) -> str:
         return answers.overview(tables.load(thing)).text()
     if thing in SECTIONS:
         module, _, name = SECTIONS[thing].rpartition(".")
-        return _describe_component("section of a recipe", getattr(import_module(f"robust_nas.{module}"), name), thing)
+        kind = "method of certify" if thing == "smoothing" else "section of a recipe"
+        return _describe_component(kind, getattr(import_module(f"robust_nas.{module}"), name), thing)
     # A data set and a recipe, or a table and a recipe, may share a name: all are shown.
     found = []
     if thing in catalogue.files("tables"):
@@ -158,6 +160,8 @@ def describe_attacked(path: Path) -> str:
 def describe_certified(path: Path) -> str:
     """Return what was certified by another plan than the recipe's, a line per model and radius."""
     found = read_json(path / "certification.json")
+    if found["method"] == "smoothing":
+        return "\n".join(_smoothed(found, path))
     lines = [
         f"certified by {found['method']} bounds, {found['num_images']} test images: {path / 'certificates.parquet'}"
     ]
@@ -170,6 +174,27 @@ def describe_certified(path: Path) -> str:
                 + (f" ({proved})" if proved else "")
             )
     return "\n".join(lines)
+
+
+def _smoothed(found: dict[str, Any], path: Path) -> list[str]:
+    """Return what was certified of smoothed classifiers, a line per model and radius."""
+    lines = [
+        f"smoothed classifiers (sigma {format_pixels(found['sigma'])}, {found['num_samples']} samples), certified in "
+        f"{found['norm']} up to {found['largest_radius']:.3g}, {found['num_images']} test images: "
+        f"{path / 'certificates.parquet'}"
+    ]
+    for model, results in found["models"].items():
+        first = results[0]
+        lines.append(
+            f"{model}, smoothed: {100 * first['correct']:.1f} % right, {100 * first['abstained']:.1f} % abstained, "
+            f"average radius {first['average_radius']:.3f}, in {first['seconds']:.0f} s"
+        )
+        lines += [
+            f"{model}, smoothed: {100 * item['certified']:.1f} % at {format_pixels(item['epsilon'])} "
+            f"[{100 * item['low']:.1f}, {100 * item['high']:.1f}]"
+            for item in results
+        ]
+    return lines
 
 
 def _nearest(model: str, item: dict[str, Any]) -> str:

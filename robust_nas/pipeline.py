@@ -30,10 +30,11 @@ from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.progress import Progress
-from robust_nas.recipe import CertificationPlan, Recipe
+from robust_nas.recipe import CertificationPlan, Recipe, SmoothingPlan
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seeded
+from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
 from robust_nas.threat import ThreatModel
 
 
@@ -322,19 +323,53 @@ def certify(job: Job) -> None:
         _certify_one(job, name, model)
 
 
-def certify_beside(job: Job, plan: CertificationPlan) -> str:
-    """Certify every model of a run, the ensembles too, by another plan than the recipe's.
+def certify_beside(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
+    """Certify every model of a run, the ensembles too, by another plan than the recipe's, or its smoothed classifier.
 
     Returns:
         The folder in the run that has the results, named by the plan: the same plan goes on where it ended.
     """
-    settings = json.dumps(config.to_dict(plan), sort_keys=True)
+    table = config.to_dict(plan)
+    if isinstance(plan, SmoothingPlan):
+        del table["epsilons"]  # read off the images' radii: other ones cost nothing
+    settings = json.dumps(table, sort_keys=True)
     folder = f"certify-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
     models = load_models(job)
     joined = _ensembles(job, models) if job.has("ensemble.json") else {}
     for name, model in {**models, **joined}.items():
-        _certify_one(job, name, model, plan, folder)
+        if isinstance(plan, SmoothingPlan):
+            _smooth_one(job, name, model, plan, folder)
+        else:
+            _certify_one(job, name, model, plan, folder)
     return folder
+
+
+def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, folder: str) -> None:
+    """Certify one model's smoothed classifier, unless its rows are there; say in certification.json what they say."""
+    from robust_nas.outcomes import add_outcomes, read_outcomes
+
+    results, rows_file = f"{folder}/certification.json", job.folder / folder / "certificates.parquet"
+    done = job.read(results) if job.has(results) else {"models": {}}
+    stage, smoothing, images = job.stage(f"{folder}-{name}"), plan.smoothing, job.data.test[: plan.num_images]
+    if name in done["models"]:
+        rows = [row for row in read_outcomes(rows_file).to_pylist() if row["model"] == name]
+        found = SmoothedCertification.of_rows(smoothing, rows)
+    else:
+        found = SmoothedClassifier(model, smoothing).certify(images, stage=stage)
+        if job.world.is_main:
+            add_outcomes(rows_file, name, found.rows())
+    everything = {
+        "method": "smoothing",
+        "of": "the smoothed classifier of each network, not the network",
+        "norm": NORM,
+        **config.to_dict(smoothing),
+        "largest_radius": smoothing.largest_radius,
+        "dtype": "float32",
+        "num_images": len(images),
+        "models": {**done["models"], name: [found.summary(epsilon) for epsilon in plan.radii]},
+    }
+    job.write(results, everything)
+    stage.finish()
 
 
 def _certify_one(

@@ -19,6 +19,7 @@ from robust_nas.errors import InputError, suggest
 from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.pixels import parse_pixels
 from robust_nas.searches import Search
+from robust_nas.smoothing import NORM, Smoothing
 from robust_nas.spaces import Space
 from robust_nas.threat import Pixels, ThreatModel
 from robust_nas.training._plan import Training
@@ -51,6 +52,33 @@ class CertificationPlan:
             check_at_least("certification.num_images", self.num_images, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SmoothingPlan:
+    """What is certified on the test images of the smoothed classifiers, in l2 whatever the run's own threat model is.
+
+    Args:
+        smoothing: the noise and the samples.
+        epsilons: l2 radii, in pixel units, at which the certified accuracy is said; sigma's half, itself and its
+            double, if there are none. What is computed does not depend on them: an image has a radius of its own.
+        num_images: test images to certify, the first ones; all, if not given.
+    """
+
+    smoothing: Smoothing
+    epsilons: tuple[Pixels, ...] = ()
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for epsilon in self.epsilons:
+            ThreatModel(norm=NORM, epsilon=epsilon)
+        if self.num_images is not None:
+            check_at_least("certification.num_images", self.num_images, 1)
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The radii, ascending."""
+        return tuple(sorted(set(self.epsilons))) or tuple(share * self.smoothing.sigma for share in (0.5, 1.0, 2.0))
+
+
 def certification_from(
     plan: CertificationPlan,
     *,
@@ -58,23 +86,34 @@ def certification_from(
     method: str | None = None,
     memory: float | None = None,
     images: int | None = None,
-) -> CertificationPlan:
+) -> CertificationPlan | SmoothingPlan:
     """Return a plan with what the command line says in place of its own.
 
     Args:
         epsilons: radii as text.
-        method: a kind of bound, with settings as in "auto[memory=4]".
+        method: a kind of bound, with settings as in "auto[memory=4]"; or "smoothing[sigma=0.25]", which is no bound of
+            the network: the plan is one for its smoothed classifier, and takes only the number of images from `plan`.
         memory: GiB that the bound may take.
         images: how many of the test images.
 
     Raises:
         InputError: for what is no radius, kind of bound or setting.
     """
+    named = {} if method is None else config.component(method)
+    if named.get("name") == "smoothing":
+        if memory is not None:
+            raise InputError("--memory is what bounds may take, but smoothing has none; set its batch_size instead.")
+        given = {key: value for key, value in named.items() if key != "name"}
+        return SmoothingPlan(
+            smoothing=config.build(Smoothing, given, "smoothing"),
+            epsilons=tuple(parse_pixels(epsilon) for epsilon in epsilons or ()),
+            num_images=plan.num_images if images is None else images,
+        )
     table = config.to_dict(plan)
     if epsilons is not None:
         table["epsilons"] = [parse_pixels(epsilon) for epsilon in epsilons]
     if method is not None:
-        table["bound"] = config.component(method)
+        table["bound"] = named
     if memory is not None:
         bound = table["bound"]
         table["bound"] = {**({"name": bound} if isinstance(bound, str) else bound), "memory": memory}

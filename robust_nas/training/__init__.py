@@ -110,10 +110,11 @@ class Method(Protocol):
     What else the loop and the tests look for in it: `replays`, how many steps each batch is taken for; `watch`, how far
     the robust accuracy must fall below the best epoch's for the training to stop; `norm = "mixture"`, where clean and
     adversarial images are to have batch norms of their own; `stays_in_ball = False`, where what is crafted may leave
-    the threat model; `fixed_size = True`, where images and batches must keep their size; `differentiates_twice = True`,
-    where the loss has a gradient in it, through which compiled networks cannot be differentiated; `bounds_network =
-    True`, where the loss bounds the network with the clean images' batch norms, which is neither compiled nor has
-    mixtures; `prepare(model, seed)`, which changes the network before its first step.
+    the threat model, and `stays_in_pixels = False`, where it may leave [0, 1] as well; `fixed_size = True`, where
+    images and batches must keep their size; `differentiates_twice = True`, where the loss has a gradient in it, through
+    which compiled networks cannot be differentiated; `bounds_network = True`, where the loss bounds the network with
+    the clean images' batch norms, which is neither compiled nor has mixtures; `prepare(model, seed)`, which changes the
+    network before its first step.
     """
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -1,0 +1,51 @@
+"""Gaussian noise on the images: training for smoothing (Cohen et al. 2019, arXiv:1902.02918, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nas.errors import InputError
+from robust_nas.seeds import generator_at
+from robust_nas.threat import Pixels
+from robust_nas.training import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """Cross-entropy on images with Gaussian noise, such as smoothing with the same `sigma` shows the network.
+
+    The noise is not clipped to [0, 1], as it is not there. The threat model is not looked at. Validation attacks the
+    network itself, not the smoothed classifier that it is for, so let the last epoch be kept: `train.keep=last`.
+
+    Args:
+        sigma: standard deviation of the noise, in pixel units of [0, 1].
+
+    Raises:
+        InputError: if `sigma` is not above 0.
+    """
+
+    stays_in_ball: ClassVar[bool] = False
+    stays_in_pixels: ClassVar[bool] = False
+
+    sigma: Pixels = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < math.inf:
+            raise InputError(f"Gaussian.sigma must be a length in pixel units above 0, but got {self.sigma}.")
+
+    def craft(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the images with noise."""
+        device = batch.images.device
+        noise = torch.randn(batch.images.shape, device=device, generator=generator_at(device, batch.seed, "noise"))
+        return batch.images + self.sigma * noise
+
+    def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy at the noisy images."""
+        return F.cross_entropy(forward(crafted), batch.targets)
