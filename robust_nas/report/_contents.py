@@ -215,6 +215,15 @@ class Contents(Measurements):
         return dict((self.stages["certify"] or {"models": {}})["models"])
 
     @cached_property
+    def smoothed(self) -> list[dict[str, Any]]:
+        """What certification.json says of smoothed classifiers, for each noise that `certify --method` was given."""
+        found = [read_json(path) for path in self.path.glob("certify-*/certification.json")]
+        return sorted(
+            (item for item in found if item["method"] == "smoothing"),
+            key=lambda item: (item["sigma"], item["num_samples"], item["num_images"]),
+        )
+
+    @cached_property
     def models(self) -> list[str]:
         """The names of all models that were trained or measured: the networks, the uniform average, the ensemble."""
         last = {"uniform": 1, "ensemble": 2}

@@ -272,12 +272,15 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
         found.append(("Certification", _about_certification(contents)))
     if contents.stages["ensemble"] and contents.certified:
         found += _about_weights(contents)
+    if contents.smoothed:
+        found.append(("Smoothing", _about_smoothing(contents)))
     found.append(("Selection", _about_selection(contents)))
+    norms = "norms (apart from smoothed classifiers)" if contents.smoothed else "norms"
     found.append(
         (
             "Scope",
             f"One data set ({contents.data}) and {threats_in_words(contents.threats or [contents.threat])}. Other "
-            "norms, corruptions, shifts of the data and other search or training methods were not measured here.",
+            f"{norms}, corruptions, shifts of the data and other search or training methods were not measured here.",
         )
     )
     return found
@@ -376,6 +379,15 @@ def _about_weights(contents: Contents) -> list[tuple[str, str]]:
     ]
 
 
+def _about_smoothing(contents: Contents) -> str:
+    failures = enumerate_in_words(sorted({f"{found['failure']:g}" for found in contents.smoothed}))
+    return (
+        f"Each certificate of a smoothed classifier may be wrong with a probability of {failures}, by the noise that was "
+        "drawn, and each is about real numbers, while networks compute in float32. Whoever wants what is certified has "
+        "to answer with the smoothed classifier, at the price of its samples."
+    )
+
+
 def _about_selection(contents: Contents) -> str:
     text = "Validation images"
     if contents.stages["derive"]:
@@ -387,5 +399,6 @@ def _about_selection(contents: Contents) -> str:
         "the ensemble's weights": bool(contents.stages["ensemble"]),
     }
     text += f" selected {enumerate_in_words([what for what, is_chosen in chosen.items() if is_chosen]) or 'nothing'}; "
-    text += "test images only measured. " if contents.attacked else "test images have not been looked at. "
+    measured = contents.attacked or contents.certified or contents.smoothed
+    text += "test images only measured. " if measured else "test images have not been looked at. "
     return text + "Validation accuracies are of what was selected on them, so they are optimistic."

@@ -32,6 +32,7 @@ from robust_nas.report._page import (
 )
 from robust_nas.report._pictures import confusion, examples, over_epsilon
 from robust_nas.report._results import distances, results
+from robust_nas.report._smoothed import smoothed
 from robust_nas.report.drawing import describe_cell, draw_cell
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
 from robust_nas.run_dir import STAGE_FILES, RunDir, unfinished_stages, write_text
@@ -61,6 +62,7 @@ def page(contents: Contents) -> Html:
         ("Confusion under attack", confusion(contents)),
         ("Adversarial examples", examples(contents)),
         ("Ensemble", _ensemble(contents)),
+        ("Smoothed classifiers", smoothed(contents)),
         ("Checks", checks(contents)),
         ("What was and was not measured", explained(limits(contents))),
         ("Configuration and environment", _setup(contents)),
