@@ -41,12 +41,15 @@ from robust_nas.evaluation import wilson_interval
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.seeds import generator_at
-from robust_nas.threat import Norm, Pixels, check_images
+from robust_nas.threat import Norm, Pixels, check_images, check_pixels
 
 ABSTAIN = -1
 """The answer of a smoothed classifier that abstains."""
 
 NORM: Norm = "l2"
+
+LARGEST_SIGMA = 10.0
+"""The most noise that is accepted."""
 
 SAMPLES_PER_SAVE = 10_000
 """Noisy images after which a process saves what it has found, if nothing else is said."""
@@ -74,8 +77,7 @@ class Smoothing:
     batch_size: int = 500
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise InputError(f"Smoothing.sigma must be a length in pixel units above 0, but got {self.sigma}.")
+        object.__setattr__(self, "sigma", check_pixels("Smoothing.sigma", self.sigma, high=LARGEST_SIGMA))
         for name in ("num_selection", "num_samples", "batch_size"):
             check_at_least(f"Smoothing.{name}", getattr(self, name), 1)
         if not 0 < self.failure < 1:

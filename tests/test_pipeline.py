@@ -13,11 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import robust_nas as rn
 from robust_nas.errors import InputError
 from robust_nas.outcomes import read_outcomes
+from robust_nas.report._contents import Contents
+from robust_nas.report.findings import check_consistency
 from robust_nas.run_dir import RunDir, load_state, read_metrics, unfinished_stages
 
 # A run of a few seconds that goes through every stage; the search space and the data are the real ones.
@@ -272,6 +276,44 @@ def test_stages_run_one_by_one_give_the_numbers_of_the_whole(command: Command, f
     one_by_one, whole = results(run), results(finished)
     for name in whole:
         assert one_by_one[name] == whole[name], name
+
+
+def test_smoothed_classifiers_are_certified_beside_the_run_and_compared_with_no_attack_on_the_networks(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(finished, run)
+    smoothing, before = "smoothing[sigma=0.25,num_samples=100]", Contents.read(RunDir.open(run))
+    done = in_process(command, "certify", run, "--method", smoothing, "--images", 6, "--epsilon", 0.1)
+    assert "certified in l2" in done.stderr and "model-1, smoothed:" in done.stderr
+    (folder,) = run.glob("certify-*")
+    rows = read_outcomes(folder / "certificates.parquet").to_pandas()
+    models = {"model-0", "model-1", "uniform", "ensemble"}
+    assert len(rows) == 6 * 4 and set(rows.model) == models and set(rows.norm) == {"l2"}
+    # An interrupted command, another radius: what is there is read, and what is missing computed to the same rows.
+    kept = rows[rows.model != "uniform"]
+    pq.write_table(pa.Table.from_pandas(kept, preserve_index=False), folder / "certificates.parquet")
+    said = json.loads((folder / "certification.json").read_text())
+    del said["models"]["uniform"]
+    (folder / "certification.json").write_text(json.dumps(said))
+    in_process(command, "certify", run, "--method", smoothing, "--images", 6, "--epsilon", 0.2, "--epsilon", 0.1)
+    again = read_outcomes(folder / "certificates.parquet").to_pandas()
+    order = ["model", "image"]
+    columns = [column for column in rows.columns if column != "seconds"]
+    assert again.sort_values(order)[columns].values.tolist() == rows.sort_values(order)[columns].values.tolist()
+    assert again[again.model != "uniform"].seconds.tolist() == kept.seconds.tolist()
+    said = json.loads((folder / "certification.json").read_text())
+    assert (said["method"], said["norm"], said["sigma"], said["num_images"]) == ("smoothing", "l2", 0.25, 6)
+    for model in models:
+        radius = rows[(rows.model == model) & rows.correct].radius
+        certified = {item["epsilon"]: item["certified"] for item in said["models"][model]}
+        assert certified == {0.1: (radius > 0.1).sum() / 6, 0.2: (radius > 0.2).sum() / 6}
+    # The report shows them apart; what it compares with attacks, and its certified accuracies, are the networks'.
+    after = Contents.read(RunDir.open(run))
+    assert after.certified == before.certified and check_consistency(after) == check_consistency(before)
+    in_process(command, "report", run)
+    text = (run / "report.html").read_text()
+    assert 'id="smoothed-classifiers"' in text and "100 samples of each of 6 test images" in text
 
 
 def test_a_run_is_not_resumed_under_another_configuration(command: Command, finished: Path) -> None:

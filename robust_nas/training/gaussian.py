@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.errors import InputError
 from robust_nas.seeds import generator_at
-from robust_nas.threat import Pixels
+from robust_nas.threat import Pixels, check_pixels
 from robust_nas.training import Batch
 
 
@@ -28,7 +26,7 @@ class Gaussian:
         sigma: standard deviation of the noise, in pixel units of [0, 1].
 
     Raises:
-        InputError: if `sigma` is not above 0.
+        InputError: if `sigma` is outside (0, 10].
     """
 
     stays_in_ball: ClassVar[bool] = False
@@ -37,8 +35,7 @@ class Gaussian:
     sigma: Pixels = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise InputError(f"Gaussian.sigma must be a length in pixel units above 0, but got {self.sigma}.")
+        object.__setattr__(self, "sigma", check_pixels("Gaussian.sigma", self.sigma, high=10))
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the images with noise."""
