@@ -12,7 +12,7 @@ The noise leaves [0, 1] and is not clipped: the theorem needs Gaussian noise on 
 would be about another network, one that clips first. The radius holds for every image in the ball, in [0, 1] or not.
 
 The probability is known from samples, so that a certificate holds with probability 1 - `failure` over the noise, for
-each image by itself: of N certificates, `failure` N false ones are to be expected at most. The theorem is about real
+each image by itself: of N images, `failure` N false ones are to be expected at most. The theorem is about real
 numbers, while noise and logits are float32, as is usual.
 """
 
