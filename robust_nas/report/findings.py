@@ -382,8 +382,8 @@ def _about_weights(contents: Contents) -> list[tuple[str, str]]:
 def _about_smoothing(contents: Contents) -> str:
     failures = enumerate_in_words(sorted({f"{found['failure']:g}" for found in contents.smoothed}))
     return (
-        f"Each certificate of a smoothed classifier may be wrong with a probability of up to {failures}, by the "
-        "noise that was drawn, and each is about real numbers, while networks compute in float32. Whoever wants what is "
+        f"Each certificate of a smoothed classifier may be wrong with a probability of up to {failures}, by the noise "
+        "that was drawn, and each is about real numbers, while networks compute in float32. Whoever wants what is "
         "certified has to answer with the smoothed classifier, at the price of its samples."
     )
 
