@@ -147,7 +147,7 @@ def to_toml(table: Mapping[str, Any]) -> str:
 def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Return `table` with `key=value` assignments applied; keys are dotted, values are TOML or plain text.
 
-    `train.epochs=3`, `threat.epsilon=8/255`, `search.attack.steps=2`, `data=mnist` (a new component drops the old
+    `train.epochs=3`, `threat.epsilon=8/255`, `search.batch_size=32`, `data=mnist` (a new component drops the old
     one's options).
 
     Raises:

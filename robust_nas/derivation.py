@@ -1,13 +1,13 @@
 """From a search's belief to architectures: the most probable one and the best of the functionally different next ones.
 
 Candidates are taken in the order of the posterior, one per equivalence class; all but the first are then ranked by
-adversarial accuracy on the validation split with the weights they inherit from the supernet.
+adversarial or certified accuracy on the validation split with the weights they inherit from the supernet.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import nn
 from robust_nas.architecture import Architecture
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
+from robust_nas.bounds import Bound
+from robust_nas.certification import certify
 from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
@@ -37,8 +39,9 @@ class Derivation:
 
     Args:
         count: architectures to choose.
-        pool: how many classes, in the order of the posterior, are ranked by adversarial validation accuracy.
-        attack: attacks the candidates.
+        pool: how many classes, in the order of the posterior, are ranked by validation accuracy.
+        attack: attacks the candidates, which are ranked by their accuracy under it.
+        bound: certifies the candidates, which are then ranked by their certified accuracy.
         calibration_batches: training batches over which a candidate's batch-norm statistics are measured anew: those
             of the supernet belong to the mixture.
         batch_size: of these batches.
@@ -50,6 +53,7 @@ class Derivation:
     count: int = 3
     pool: int = 12
     attack: Attack = field(default_factory=lambda: PGD(steps=10))
+    bound: Bound | None = None
     calibration_batches: int = 8
     batch_size: int = 64
 
@@ -69,12 +73,13 @@ class Candidate:
     log_posterior: float
     validation_clean: float | None = None
     validation_robust: float | None = None
+    validation_certified: float | None = None
 
 
 def derive(
     found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, derivation: Derivation, stage: Stage
 ) -> list[Candidate]:
-    """Return the pool of candidates, chosen ones first: the argmax, then by adversarial validation accuracy.
+    """Return the pool of candidates, chosen ones first: the argmax, then by robust validation accuracy.
 
     Architectures whose output does not depend on the input are left out. A search without a supernet keeps the
     order of its posterior.
@@ -87,13 +92,27 @@ def derive(
         network = space.network(candidate.architecture, data, affine=False).to(stage.world.device)
         inherit(network, found.supernet, candidate.architecture)  # type: ignore[arg-type]
         _measure_statistics(network, data, derivation, stage.world, stage.seed)
-        result = evaluate(network, data.validation, threat, [derivation.attack], stage=stage.within("validation"))
+        within = stage.within("validation")
+        result = evaluate(network, data.validation, threat, [derivation.attack], stage=within)
+        certified = None
+        if derivation.bound is not None:
+            (certificates,) = certify(network, data.validation, threat, bound=derivation.bound, stage=within)
+            certified = certificates.accuracy
         scored.append(
-            Candidate(candidate.architecture, candidate.log_posterior, result.clean_accuracy, result.robust_accuracy)
+            replace(
+                candidate,
+                validation_clean=result.clean_accuracy,
+                validation_robust=result.robust_accuracy,
+                validation_certified=certified,
+            )
         )
     first, *others = scored
-    others.sort(key=lambda candidate: (-(candidate.validation_robust or 0.0), -candidate.log_posterior))
-    return [first, *others]
+    return [first, *sorted(others, key=_standing, reverse=True)]
+
+
+def _standing(candidate: Candidate) -> tuple[float, float, float]:
+    """Return what candidates are ranked by: certified accuracy where there is one, accuracy under attack, posterior."""
+    return candidate.validation_certified or 0.0, candidate.validation_robust or 0.0, candidate.log_posterior
 
 
 def distinct(found: SearchResult, count: int) -> list[Candidate]:
@@ -139,6 +158,7 @@ def to_record(
                 "log_posterior": candidate.log_posterior,
                 "validation_clean": candidate.validation_clean,
                 "validation_robust": candidate.validation_robust,
+                "validation_certified": candidate.validation_certified,
                 "rank": rank if rank <= derivation.count else None,
             }
             for rank, candidate in enumerate(candidates, start=1)

@@ -24,7 +24,7 @@ from robust_nas.spaces import Space
 from robust_nas.threat import Pixels, ThreatModel
 from robust_nas.training._plan import Training
 
-VERSION = 1
+VERSION = 2
 """The configuration's form; a change that older files do not fit raises it."""
 
 

@@ -43,6 +43,17 @@ def check_pixels(name: str, value: float | str, *, low: float = 0.0, high: float
     return length
 
 
+def growth_at(done: float, warm_up: float, ramp: float) -> float:
+    """Return how much of epsilon there is when a share `done` of a training is over, in [0, 1].
+
+    It is 0 in the first `warm_up` share and grows linearly to 1 over the next `ramp` share.
+    """
+    begun = done - warm_up
+    if begun >= ramp:
+        return 1.0
+    return begun / ramp if begun > 0 else 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
     """All images within `epsilon` of the original in a norm, and inside [0, 1].
@@ -76,12 +87,9 @@ class ThreatModel:
         """Return this threat model at another radius."""
         return replace(self, epsilon=parse_pixels(epsilon))
 
-    def ramped(self, done: float, ramp: float) -> ThreatModel:
-        """Return this threat model when a share `done` of a training is over whose first `ramp` share is a ramp.
-
-        Epsilon grows linearly from almost 0 to its full size.
-        """
-        return self if done >= ramp else self.with_epsilon(self.epsilon * max(done / ramp, 1e-6))
+    def grown(self, growth: float) -> ThreatModel:
+        """Return this threat model with a share of its epsilon, which is never quite 0 (see `growth_at`)."""
+        return self if growth >= 1 else self.with_epsilon(self.epsilon * max(growth, 1e-6))
 
     def around(self, images: Tensor) -> Ball:
         """Return the allowed images around each of `images` [B, C, H, W].

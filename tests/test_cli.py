@@ -36,7 +36,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
         (["run", "digits", "threat.epsilon=8"], "did you mean 8/255?"),
         (["run", "digits", "threat.epsilon=51"], "did you mean 51/255?"),
         (["run", "digits", "train.epoch=3"], "no key 'epoch'. Did you mean 'epochs'?"),
-        (["run", "digits", "search.attack=pdg"], "has no 'pdg'. Did you mean 'pgd'?"),
+        (["run", "digits", "search.objective.attack=pdg"], "has no 'pdg'. Did you mean 'pgd'?"),
         (["run", "digits", "data=digitz"], "has no 'digitz'. Did you mean 'digits'?"),
         (
             ["run", "digits", "space.name=nasbench202"],
@@ -48,7 +48,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
         (["run", "digits", "train.batch_size=5000"], "train.batch_size of 5000 is larger than the 1077 images"),
         (["run", "digits", "device=cuda"], "device=cpu"),
         (["run", "digits", "device=tpu"], "device must be"),
-        (["run", "digits", "version=0"], "version 0, but this robust-nas reads version 1"),
+        (["run", "digits", "version=0"], "version 0, but this robust-nas reads version 2"),
         (["run", "mnist", "data.download=false", "--data-root", "/nonexistent"], "--data-root"),
         (["run", "--resume", "nowhere"], "not a run folder"),
         (["derive", "nowhere"], "not a run folder"),
@@ -139,7 +139,7 @@ def test_a_half_written_result_is_named(command: Command, run: Path) -> None:
 def test_a_configuration_of_an_older_version_is_refused(command: Command, run: Path) -> None:
     config = run / "config.toml"
     whole = config.read_text()
-    config.write_text(whole.replace("version = 1", "version = 0", 1))
+    config.write_text(whole.replace("version = 2", "version = 0", 1))
     assert "version 0" in refused(command("derive", run))
     config.write_text(whole.replace("[train]", "[train", 1))
     assert "not valid TOML" in refused(command("derive", run))

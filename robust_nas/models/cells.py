@@ -177,17 +177,19 @@ class CellNetwork(nn.Module):
     ) -> None:
         super().__init__()
         image_channels, height, width = data.image_shape
-        if min(height, width) < 2 ** (space.stages - 1):
+        least = space.stem_stride * 2 ** (space.stages - 1)
+        if min(height, width) < least:
             raise InputError(
-                f"{space.stages} stages need images of at least {2 ** (space.stages - 1)} pixels a side, "
-                f"but {data.name} has {height} x {width}; set space.stages lower."
+                f"{space.stages} stages behind a stem of stride {space.stem_stride} need images of at least {least} "
+                f"pixels a side, but {data.name} has {height} x {width}; set space.stages lower."
             )
         mean, std = data.channel_statistics
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
         channels = space.channels
         self.stem = nn.Sequential(
-            nn.Conv2d(image_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels, affine=affine)
+            nn.Conv2d(image_channels, channels, 3, space.stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
         )
         self.layers = nn.ModuleList()
         for stage in range(space.stages):

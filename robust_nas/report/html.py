@@ -130,6 +130,12 @@ def _candidates(contents: Contents) -> Content:
     derive = contents.stages["derive"]
     if not derive:
         return None
+    # Certified accuracy is there where candidates are ranked by it.
+    kinds = [
+        kind
+        for kind in ("clean", "robust", "certified")
+        if any(candidate.get(f"validation_{kind}") is not None for candidate in derive["candidates"])
+    ] or ["clean", "robust"]
     rows = []
     for candidate in derive["candidates"]:
         rows.append(
@@ -140,13 +146,13 @@ def _candidates(contents: Contents) -> Content:
                 element("td", f"{candidate['log_posterior']:.2f}".replace("-", "\N{MINUS SIGN}")),
                 [
                     element("td", DASH if value is None else percent(value))
-                    for value in (candidate["validation_clean"], candidate["validation_robust"])
+                    for value in (candidate[f"validation_{kind}"] for kind in kinds)
                 ],
             )
         )
-    heads = ("Rank", "Architecture", "Log posterior", "Clean, %", "Robust, %")
+    heads = ("Rank", "Architecture", "Log posterior", *(f"{kind.capitalize()}, %" for kind in kinds))
     caption = (
-        f"The candidates: the most probable architectures that compute different functions, then by robust accuracy "
+        f"The candidates: the most probable architectures that compute different functions, then by {kinds[-1]} accuracy "
         f"with the supernet's weights on {derive.get('num_validation', '?')} validation images. Inherited "
         "weights rank, they do not predict the accuracy after training. Those with a rank were trained."
     )
@@ -194,6 +200,8 @@ def _search(contents: Contents) -> Content:
             f"Supernet on validation images: clean {percent(clean[-1])} %, robust {percent(robust[-1])} % at the end."
         )
         head = element("h3", "Supernet ", element("small", "validation accuracy"))
+        if "certified" in trajectory[-1]["validation"]:
+            name += f" Certified by intervals: {percent(trajectory[-1]['validation']['certified'])} %."
         figure = plots.curve_plot(epochs, clean, robust, "supernet", name)
         figures.append(element("figure", head, figure, _curve_legend()))
     held = {True: "held fixed", False: "drawn again"}.get(search.get("hold_sample"))
@@ -201,6 +209,9 @@ def _search(contents: Contents) -> Content:
         f"Dirichlet concentrations of the operations on each edge, over {epochs[-1]} epochs of search"
         f" ({duration(search.get('seconds'))}). The operation that ends highest is drawn thicker."
     ]
+    objective = search.get("search", {}).get("objective")
+    if objective is not None:
+        note.append(f" Both levels minimise the loss of {objective['name']}.")
     if held:
         note.append(f" The Dirichlet sample was {held} between crafting an adversarial example and its loss.")
     if "validation" in trajectory[0]:

@@ -13,20 +13,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
+from robust_nas.certification import certify
 from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
+from robust_nas.registry import name_of
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seed_at, seeded
 from robust_nas.supernet.dirichlet import DirichletRelaxation
+from robust_nas.threat import growth_at
+from robust_nas.training import Batch, Memory, Method
+from robust_nas.training._options import Forward
+from robust_nas.training.pgd_at import PGDAT
 
 if TYPE_CHECKING:
-    from robust_nas.datasets import Dataset, ImageSet
+    from robust_nas.datasets import Dataset, ImageSet, TrainingImages
     from robust_nas.run_dir import Stage
     from robust_nas.spaces import Space
     from robust_nas.supernet import Supernet
@@ -40,7 +45,8 @@ class Dirichlet:
     Args:
         epochs: passes over the training split.
         batch_size: global batch of either level.
-        attack: crafts the examples of both levels.
+        objective: what both levels minimise: a training method, with its examples and its loss. `standard` searches on
+            clean images, `pgd_at` on adversarial ones, `ibp` on a bound of the loss over the ball.
         hold_sample: whether the loss uses the Dirichlet sample that its examples were crafted against, or a fresh one.
         learning_rate: of the weights (SGD, momentum 0.9), falling to `final_learning_rate` along a cosine.
         final_learning_rate: where the cosine ends.
@@ -50,7 +56,8 @@ class Dirichlet:
         anchor: "l2" holds alpha near 0, "kl" holds each edge's distribution near the uniform one.
         anchor_scale: the anchor's weight.
         alpha_frozen: share of the iterations, from the start, in which only the weights learn.
-        epsilon_ramp: share of the iterations over which epsilon grows linearly from 0 to its full size.
+        epsilon_warm_up: share of the iterations, from the start, in which epsilon is almost 0.
+        epsilon_ramp: share of the iterations after that, over which epsilon grows linearly to its full size.
         validation_attack: attacks the supernet at the Dirichlet mean after each epoch.
 
     Raises:
@@ -59,7 +66,7 @@ class Dirichlet:
 
     epochs: int = 50
     batch_size: int = 64
-    attack: Attack = field(default_factory=lambda: FGSM(random_start=True, batch_norm="batch"))
+    objective: Method = field(default_factory=lambda: PGDAT(attack=FGSM(random_start=True, batch_norm="batch")))
     hold_sample: bool = True
     learning_rate: float = 0.025
     final_learning_rate: float = 0.001
@@ -69,6 +76,7 @@ class Dirichlet:
     anchor: Literal["l2", "kl"] = "l2"
     anchor_scale: float = 1e-3
     alpha_frozen: float = 0.0
+    epsilon_warm_up: float = 0.0
     epsilon_ramp: float = 0.0
     validation_attack: Attack = field(default_factory=lambda: PGD(steps=10))
 
@@ -76,7 +84,7 @@ class Dirichlet:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
-        for name in ("alpha_frozen", "epsilon_ramp"):
+        for name in ("alpha_frozen", "epsilon_warm_up", "epsilon_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"search.{name} is a share and must be in [0, 1], but got {getattr(self, name)}.")
         for name in ("final_learning_rate", "weight_decay", "anchor_scale"):
@@ -85,6 +93,12 @@ class Dirichlet:
         for name in ("learning_rate", "alpha_learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise InputError(f"search.{name} must be above 0, but got {getattr(self, name)}.")
+        for name in ("replays", "norm"):
+            if hasattr(self.objective, name):
+                raise InputError(
+                    f"search.objective cannot be '{name_of(self.objective)}': replayed batches and mixtures of batch "
+                    "norms are for trainings; take another method, such as pgd_at."
+                )
 
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
         """Search `space`; see `Search.search`.
@@ -95,6 +109,8 @@ class Dirichlet:
         world, started = stage.world, time.monotonic()
         with seeded(stage.seed, "search", "weights"):
             supernet = space.supernet(data).to(world.device)
+        if (prepare := getattr(self.objective, "prepare", None)) is not None:
+            prepare(supernet, seed_at(stage.seed, "search", "prepare"))
         wrapped = world.wrap(supernet)
         relaxation = DirichletRelaxation(len(space.edges), len(space.operations), seed=seed_at(stage.seed, "search"))
         weight_optimiser = torch.optim.SGD(
@@ -103,6 +119,7 @@ class Dirichlet:
         alpha_optimiser = torch.optim.Adam([relaxation.alpha], self.alpha_learning_rate, betas=(0.5, 0.999))
 
         done, state = stage.resume()
+        memory = {"alpha": Memory(), "weights": Memory()}
         seconds, trajectory = 0.0, []
         if state is None:
             trajectory = [self._snapshot(0, supernet, relaxation, data.validation, threat, stage)]
@@ -111,6 +128,8 @@ class Dirichlet:
             relaxation.alpha.data.copy_(state["alpha"])
             weight_optimiser.load_state_dict(state["weight_optimiser"])
             alpha_optimiser.load_state_dict(state["alpha_optimiser"])
+            for level, kept in state["memory"].items():
+                memory[level] = Memory(shared=kept["shared"], tables=kept["tables"])
             seconds, trajectory = state["seconds"], state["trajectory"]
 
         for epoch in stage.progress.steps(range(done, self.epochs), "search", total=self.epochs, done=done):
@@ -119,27 +138,28 @@ class Dirichlet:
             losses = []
             for iteration, indices in enumerate(train):
                 share = (epoch + iteration / len(train)) / self.epochs
-                ramped = threat.ramped(share, self.epsilon_ramp)
+                growth = growth_at(share, self.epsilon_warm_up, self.epsilon_ramp)
                 for group in weight_optimiser.param_groups:
                     group["lr"] = self._learning_rate(share)
                 place = (epoch, iteration)
+                step = _Step(supernet, relaxation, threat.grown(growth), growth, stage, place)
                 if share >= self.alpha_frozen:
                     chosen = self._validation_batch(len(data.validation), stage, epoch, iteration)
-                    loss = self._loss(
-                        supernet, supernet, relaxation, data.validation[chosen], ramped, stage, "alpha", *place
-                    )
+                    loss = self._loss(step, "alpha", supernet, data.validation, chosen, memory["alpha"])
                     loss = loss + self.anchor_scale * relaxation.anchor(self.anchor).to(loss)
                     # Only alpha's gradient is computed here; the weights and their clip never see it.
                     (gradient,) = torch.autograd.grad(loss, [relaxation.alpha])
                     relaxation.alpha.grad = world.mean(gradient.to(world.device)).cpu()
                     alpha_optimiser.step()
-                loss = self._loss(supernet, wrapped, relaxation, data.train[indices], ramped, stage, "weights", *place)
+                loss = self._loss(step, "weights", wrapped, data.train, indices, memory["weights"])
                 weight_optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(supernet.parameters(), self.gradient_clip)
                 weight_optimiser.step()
                 losses.append(loss.detach())
             world.mean_buffers(supernet)
+            for kept in memory.values():
+                kept.merge(world)
             mean_loss = float(world.mean(torch.stack(losses).mean()))
             if not math.isfinite(mean_loss):
                 raise InputError(
@@ -158,6 +178,7 @@ class Dirichlet:
                     "alpha": relaxation.alpha,
                     "weight_optimiser": weight_optimiser.state_dict(),
                     "alpha_optimiser": alpha_optimiser.state_dict(),
+                    "memory": {level: {"shared": kept.shared, "tables": kept.tables} for level, kept in memory.items()},
                     "seconds": seconds,
                     "trajectory": trajectory,
                 },
@@ -177,26 +198,35 @@ class Dirichlet:
         return epoch_batches(count, size, stage.world, stage.seed, "search", "alpha", epoch, number)[place]
 
     def _loss(
-        self,
-        supernet: Supernet,
-        forward: nn.Module,
-        relaxation: DirichletRelaxation,
-        batch: ImageSet,
-        threat: ThreatModel,
-        stage: Stage,
-        level: str,
-        *place: int,
+        self, step: _Step, level: str, forward: nn.Module, data: TrainingImages, indices: Tensor, memory: Memory
     ) -> Tensor:
-        """Return the cross-entropy on examples crafted against the sampled supernet."""
-        mixture = relaxation.sample(seed_at(stage.seed, "search", level, *place)).to(stage.world.device)
-        attack_seed = seed_at(stage.seed, "search", level, *place, "rank", stage.world.rank)
-        images, labels = batch.images, batch.labels
-        adversarial = self.attack.perturb(supernet.at(mixture.detach()), images, labels, threat, seed=attack_seed)
+        """Return the objective on a batch, of the sampled supernet."""
+        world, seed = step.stage.world, step.stage.seed
+        place = ("search", level, *step.place)
+        mixture = step.relaxation.sample(seed_at(seed, *place)).to(world.device)
+        batch = Batch(
+            images=(chosen := data[indices]).images,
+            labels=chosen.labels,
+            targets=chosen.labels,
+            threat=step.threat,
+            seed=seed_at(seed, *place, "rank", world.rank),
+            ids=indices.to(world.device),
+            places=torch.arange(world.rank, len(indices) * world.size, world.size, device=world.device),
+            num_samples=len(data),
+            batch_size=len(indices) * world.size,
+            memory=memory,
+            mean=world.mean,
+            growth=step.growth,
+        )
+        crafted = self.objective.craft(step.supernet.at(mixture.detach()), batch)
         if not self.hold_sample:
-            mixture = relaxation.sample(seed_at(stage.seed, "search", level, *place, "loss")).to(stage.world.device)
+            mixture = step.relaxation.sample(seed_at(seed, *place, "loss")).to(world.device)
         if level == "weights":
             mixture = mixture.detach()
-        return F.cross_entropy(forward(adversarial, mixture), labels)
+        sampled = Forward(
+            step.supernet.at(mixture), lambda images: forward(images, mixture), batch.images, torch.contiguous_format
+        )
+        return self.objective.loss(sampled, crafted, batch)
 
     def _snapshot(
         self,
@@ -209,10 +239,26 @@ class Dirichlet:
     ) -> dict[str, Any]:
         """Return the concentrations and the validation accuracies at the Dirichlet mean, where nothing is drawn."""
         network = supernet.at(relaxation.mean().to(stage.world.device))
-        result = evaluate(network, validation, threat, [self.validation_attack], stage=stage.within("validation"))
+        within = stage.within("validation")
+        result = evaluate(network, validation, threat, [self.validation_attack], stage=within)
+        accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
+        if getattr(self.objective, "bounds_network", False):
+            accuracies["certified"] = certify(network, validation, threat, bound="interval", stage=within)[0].accuracy
         return {
             "epoch": epoch,
             "concentration": relaxation.concentration.tolist(),
             "entropy": relaxation.entropy(),
-            "validation": {"clean": result.clean_accuracy, "robust": result.robust_accuracy},
+            "validation": accuracies,
         }
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What both levels of an iteration share; `place` is (epoch, iteration)."""
+
+    supernet: Supernet
+    relaxation: DirichletRelaxation
+    threat: ThreatModel
+    growth: float
+    stage: Stage
+    place: tuple[int, int]

@@ -303,7 +303,7 @@ def _batches(
                     images=images,
                     labels=part.labels,
                     targets=targets,
-                    threat=threat.ramped(growth, 1.0),
+                    threat=threat.grown(growth),
                     seed=seed,
                     ids=ids.to(world.device),
                     places=places,

@@ -28,7 +28,9 @@ class Forward:
         clean: the batch's own images.
     """
 
-    def __init__(self, model: nn.Module, wrapped: nn.Module, clean: Tensor, memory_format: torch.memory_format) -> None:
+    def __init__(
+        self, model: nn.Module, wrapped: Callable[[Tensor], Tensor], clean: Tensor, memory_format: torch.memory_format
+    ) -> None:
         self.model, self._wrapped, self._clean, self._format = model, wrapped, clean, memory_format
         self._known: list[tuple[Tensor, Tensor]] = []
 

@@ -11,6 +11,7 @@ from robust_nas.attacks._model_state import check_choice
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
 from robust_nas.models.mixture_norm import Branch
+from robust_nas.threat import growth_at
 from robust_nas.training import Method
 from robust_nas.training.pgd_at import PGDAT
 
@@ -256,10 +257,7 @@ class Training:
 
     def growth_at(self, share: float) -> float:
         """Return how much of epsilon there is when a share of the epochs, in [0, 1], is done."""
-        begun = share - self.epsilon_warm_up
-        if begun >= self.epsilon_ramp:
-            return 1.0
-        return begun / self.epsilon_ramp if begun > 0 else 0.0
+        return growth_at(share, self.epsilon_warm_up, self.epsilon_ramp)
 
     def momentum_at(self, share: float) -> float:
         """Return the momentum when a share of the epochs, in [0, 1], is done."""

@@ -20,7 +20,7 @@ CHOSEN = ("323133", "431340", "302023")
 CERTIFIED = (0.002, 0.005, 0.01, 0.02)
 CURVE = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25)
 CONFIG = """\
-version = 1
+version = 2
 name = "digits"
 seed = 0
 device = "auto"
@@ -45,7 +45,10 @@ name = "dirichlet"
 epochs = 40
 alpha_learning_rate = 0.006  # <b>not bold</b> & "quoted"
 
-[search.attack]
+[search.objective]
+name = "pgd_at"
+
+[search.objective.attack]
 name = "fgsm"
 random_start = true
 

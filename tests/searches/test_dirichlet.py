@@ -6,6 +6,7 @@ import torch
 from robust_nas import datasets, spaces
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
+from robust_nas.bounds.interval import Interval
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
@@ -14,6 +15,11 @@ from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.seeds import seeded
 from robust_nas.supernet.dirichlet import DirichletRelaxation
 from robust_nas.threat import ThreatModel
+from robust_nas.training._certified import recorded, shared
+from robust_nas.training.cat import CAT
+from robust_nas.training.free import Free
+from robust_nas.training.ibp import IBP
+from robust_nas.training.standard import Standard
 
 THREAT = ThreatModel(epsilon=0.1)
 SEARCH = Dirichlet(epochs=2, batch_size=16, validation_attack=PGD(steps=1), alpha_learning_rate=0.05)
@@ -152,7 +158,7 @@ def test_the_first_step_moves_alpha_down_the_validation_loss(space, data, monkey
     search = Dirichlet(
         epochs=1,
         batch_size=16,
-        attack=PGD(steps=0, random_start=False),
+        objective=Standard(),
         validation_attack=PGD(steps=0),
         alpha_learning_rate=0.01,
         anchor_scale=1e-9,
@@ -179,6 +185,68 @@ def test_the_first_step_moves_alpha_down_the_validation_loss(space, data, monkey
         assert abs(moved) == pytest.approx(0.01, rel=0.05)
 
 
+def test_a_certified_search_moves_alpha_down_a_bound_of_the_loss(space, data, monkeypatch):
+    # As above, with the interval bound of the mixed network: the mixture is a constant that scales each operation's
+    # box, and finite differences in it are those of a bound that is written down for each mixture on its own.
+    def mean(alpha: torch.Tensor) -> torch.Tensor:
+        concentration = torch.nn.functional.elu(alpha) + 1
+        return concentration / concentration.sum(-1, keepdim=True)
+
+    monkeypatch.setattr(DirichletRelaxation, "sample", lambda self, seed: mean(self.alpha))
+    small = dataclasses.replace(data, train=data.train[:16], validation=data.validation[:16])
+    threat = ThreatModel(epsilon=0.01)
+    search = Dirichlet(
+        epochs=1,
+        batch_size=16,
+        objective=IBP(kappa=0.0),
+        validation_attack=PGD(steps=0),
+        alpha_learning_rate=0.01,
+        anchor_scale=1e-9,
+    )
+    found = search.search(space, small, threat, _stage())
+    start, end = (torch.tensor(row["concentration"], dtype=torch.float64) for row in found.record["trajectory"])
+    assert {"clean", "robust", "certified"} == set(found.record["trajectory"][0]["validation"])
+
+    with seeded(0, "search", "weights"):
+        supernet = space.supernet(small).double().train()
+    labels, images = small.validation.labels, small.validation.images.double()
+
+    def loss(concentration: torch.Tensor) -> float:
+        mixed = supernet.at(mean(concentration - 1).detach())
+        with torch.no_grad(), recorded(mixed) as statistics:
+            mixed(images)
+        with torch.no_grad(), shared(mixed, statistics):
+            frozen = mixed(images)  # evaluation mode, at the clean batch's statistics
+            margins = Interval().margins(mixed, images, labels, threat).offsets
+        assert (margins <= frozen.gather(1, labels[:, None]) - frozen + 1e-9).logical_or(margins.isinf()).all()
+        own = torch.nn.functional.one_hot(labels, 10).bool()
+        return float((-margins).masked_fill(own, 0.0).logsumexp(1).mean())
+
+    for edge, operation in ((0, 2), (2, 3), (3, 1), (5, 4)):
+        step = torch.zeros_like(start)
+        step[edge, operation] = 1e-5
+        slope = (loss(start + step) - loss(start - step)) / 2e-5
+        moved = float((end - start)[edge, operation])
+        assert abs(slope) > 1e-6
+        assert moved * slope < 0
+
+
+def test_a_method_that_remembers_resumes_to_the_same_search(space, data, tmp_path, monkeypatch):
+    search = dataclasses.replace(SEARCH, epochs=2, objective=CAT(), epsilon_warm_up=0.25)
+    whole = search.search(space, data, THREAT, _stage())
+    save = Stage.save
+
+    def killed_after(self, done, state):
+        save(self, done, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "save", killed_after)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(space, data, THREAT, _stage(tmp_path))
+    monkeypatch.undo()
+    assert search.search(space, data, THREAT, _stage(tmp_path)).probabilities == whole.probabilities
+
+
 def test_the_test_split_is_never_looked_at(space, data):
     blind = dataclasses.replace(data, test=None)
     assert (
@@ -193,6 +261,8 @@ def test_the_test_split_is_never_looked_at(space, data):
         ({"epochs": 0}, "search.epochs must be at least 1"),
         ({"alpha_frozen": 1.5}, r"must be in \[0, 1\]"),
         ({"learning_rate": 0}, "must be above 0"),
+        ({"epsilon_warm_up": -0.1}, r"must be in \[0, 1\]"),
+        ({"objective": Free()}, "search.objective cannot be 'free'"),
     ],
 )
 def test_a_wrong_setting_is_refused(options, message):
