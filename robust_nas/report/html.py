@@ -152,8 +152,8 @@ def _candidates(contents: Contents) -> Content:
         )
     heads = ("Rank", "Architecture", "Log posterior", *(f"{kind.capitalize()}, %" for kind in kinds))
     caption = (
-        f"The candidates: the most probable architectures that compute different functions, then by {kinds[-1]} accuracy "
-        f"with the supernet's weights on {derive.get('num_validation', '?')} validation images. Inherited "
+        "The candidates: the most probable architectures that compute different functions, then by "
+        f"{kinds[-1]} accuracy with the supernet's weights on {derive.get('num_validation', '?')} validation images. Inherited "
         "weights rank, they do not predict the accuracy after training. Those with a rank were trained."
     )
     table = element(
