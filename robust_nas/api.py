@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import config, derivation, ensembles, evaluation, intake, pipeline, searches, spaces
+from robust_nas import config, derivation, evaluation, intake, pipeline, searches, spaces
 from robust_nas.architecture import Architecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
@@ -231,10 +231,7 @@ def build_ensemble(
     `threat.epsilon` is the radius of the bounds: choose one at which they say something. Of large networks, `bound`
     "crown_ibp" is quicker.
     """
-    chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
-    bounds = [chosen.margins(model, validation.images, validation.labels, threat) for model in models]
-    fitted = config.build(ensembles.get(rule), options, "ensemble").fit(bounds, threat)
-    return Ensemble(list(models), fitted.weights, fitted.scales).eval()
+    return Ensemble(list(models)).fit(validation, threat, rule=rule, bound=bound, **options).eval()
 
 
 def write_report(path: Path | str) -> Path:

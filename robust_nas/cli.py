@@ -260,10 +260,43 @@ def certify(run: Path, **options: Any) -> None:
     job.say(listing.describe_certified(run / folder))
 
 
-@app.command(RUN)
-def ensemble(run: Path) -> None:
-    """Join the trained models; attack and certify the ensemble."""
-    _work(_resume(run, []), "ensemble")
+@app.command(
+    argument("run", metavar="RUN", help="a run folder; or build, with --from"),
+    OVERRIDES,
+    argument(
+        "--from",
+        dest="runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="with build: runs whose trained models are joined",
+    ),
+    argument(
+        "--epsilon", metavar="EPSILON", help="with build: radius of weights, attacks, certificates (the first run's)"
+    ),
+    argument("--members", type=int, help="with build: members with a weight, at most (no limit)"),
+    argument("--images", type=int, help="with build: test images, and validation images to fit the weights on"),
+    OUT,
+)
+def ensemble(run: str, overrides: Sequence[str], runs: Sequence[Path] | None, out: Path, **options: Any) -> None:
+    """Join the trained models of a run, attack and certify the ensemble; or build one from several runs."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if (run == "build") != (runs is not None):
+        raise InputError(
+            "An ensemble of several runs is written 'robust-nas ensemble build --from RUN RUN ...', and that of one "
+            "run 'robust-nas ensemble RUN'."
+        )
+    if runs is None:
+        if given:
+            raise InputError(f"--{next(iter(given))} belongs to 'ensemble build'; {run} has its recipe's settings.")
+        _work(_resume(Path(run), overrides), "ensemble")
+        return
+    from robust_nas import joining
+
+    names = [path for path in runs if not _OVERRIDE.match(str(path))]
+    # A KEY=VALUE behind --from is taken for one more run.
+    settings = [*overrides, *(str(path) for path in runs if path not in names)]
+    _work(joining.build(names, settings, out, _progress(), sys.argv[1:], **given), "run")
 
 
 @app.command(REPORTED)

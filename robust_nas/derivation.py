@@ -125,7 +125,8 @@ def distinct(found: SearchResult, count: int) -> list[Candidate]:
         if log_posterior <= math.log(LEAST_PROBABILITY):
             break
         if architecture.is_connected:
-            pool.setdefault(architecture.canonical, Candidate(architecture, log_posterior))
+            # As networks are built: a skip from a node without input, say, is no edge, which `canonical` does not see.
+            pool.setdefault(architecture.pruned.function, Candidate(architecture, log_posterior))
         if len(pool) == count:
             break
     return list(pool.values())

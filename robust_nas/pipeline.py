@@ -208,10 +208,10 @@ def load_models(job: Job) -> dict[str, nn.Module]:
         InputError: if they have not been trained, or their weights do not fit their architecture.
     """
     job.read("train.json")
-    space, checkpoints = job.recipe.space, job.folder / "checkpoints"
+    checkpoints = job.folder / "checkpoints"
     models = {
         name: intake.trained_network(space, architecture, job.data, checkpoints / f"{name}.safetensors")
-        for name, architecture in chosen_architectures(job).items()
+        for name, (space, architecture) in intake.chosen_networks(job.folder.path, job.recipe.space).items()
     }
     return {name: model.to(job.world.device) for name, model in models.items()}
 
@@ -421,7 +421,12 @@ def ensemble(job: Job) -> None:
             _margins(job, bound, model, validation, threat)
             for model in job.progress.steps(list(models.values()), "ensemble: bounds on validation images")
         ]
-        fitted, uniform = plan.rule.fit(bounds, threat), Uniform().fit(bounds, threat)
+        trained = job.read("train.json")["models"]
+        parameters, multiply_adds = ([model[cost] for model in trained] for cost in ("parameters", "multiply_adds"))
+        fitted = plan.rule.fit(bounds, threat, parameters=parameters, multiply_adds=multiply_adds)
+        uniform = Uniform().fit(bounds, threat)
+        if job.world.is_main:
+            Ensemble(list(models.values()), fitted.weights, fitted.scales).save(job.folder / "ensemble")
         job.write(
             "ensemble.json",
             {

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "robust_nas"
 # A module may import from its own layer and from the layers below.
 LAYERS = [
     {"__main__", "cli", "table_cli", "integrations"},
-    {"answers", "api", "assessment", "listing", "pipeline", "recipe", "scaling"},
+    {"answers", "api", "assessment", "joining", "listing", "pipeline", "recipe", "scaling"},
     {"searches", "training", "derivation", "evaluation", "certification", "ensembles", "report"}
     | {"samplers", "simulation", "smoothing"},
     {"attacks", "bounds", "supernet", "models", "proxies", "spaces", "datasets", "tables", "complexity", "intake"},

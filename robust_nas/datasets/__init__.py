@@ -178,6 +178,48 @@ class ImageSet:
         return replace(self, pixels=pixels if self.pixels.is_floating_point() else pixels.round().to(self.pixels.dtype))
 
 
+class NetworkData(Protocol):
+    """What of a data set a network is built from."""
+
+    @property
+    def name(self) -> str:
+        """What results on it are called."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, in the order of the labels."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+
+    @property
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, [C] each, in [0, 1] units."""
+
+
+@dataclass(frozen=True)
+class DataForm:
+    """The form of a data set, without its images: what a network is built from that saved weights are loaded into.
+
+    Args:
+        name: the data set's.
+        classes: the classes' names, in the order of the labels.
+        image_shape: channels, height and width.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Zeros and ones; the weights bring the normalisation that the network was trained with."""
+        import torch
+
+        return torch.zeros(self.image_shape[0]), torch.ones(self.image_shape[0])
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A data set's three splits.

@@ -50,11 +50,18 @@ class EnsembleWeights:
 class EnsembleRule(Protocol):
     """What every rule does."""
 
-    def fit(self, bounds: Sequence[LinearMargins], threat: ThreatModel) -> EnsembleWeights:
+    def fit(
+        self,
+        bounds: Sequence[LinearMargins],
+        threat: ThreatModel,
+        *,
+        parameters: Sequence[int] | None = None,
+        multiply_adds: Sequence[int] | None = None,
+    ) -> EnsembleWeights:
         """Return weights for the members whose margins are bounded by `bounds`, one per member.
 
         All members are bounded on the same validation images, over the same `threat`. The result depends on nothing
-        but the arguments.
+        but the arguments. What the members cost, `parameters` and `multiply_adds`, is for rules with limits on it.
 
         Raises:
             InputError: for no members, members bounded on different images, or bounds that are not finite.

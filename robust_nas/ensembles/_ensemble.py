@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
-from robust_nas.ensembles import logit_factors
+from robust_nas import bounds as bound_group
+from robust_nas import config, ensembles
+from robust_nas.architecture import Architecture
+from robust_nas.bounds import Bound
+from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.datasets import DataForm, ImageSet
+from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
+from robust_nas.errors import InputError
+from robust_nas.intake import load_weights
+from robust_nas.run_dir import atomic_path, read_json, write_json
+from robust_nas.spaces import BuiltFrom, Space
+from robust_nas.threat import ThreatModel
+
+VERSION = 1
+"""The form of a saved ensemble's config.json."""
 
 
 class Ensemble(nn.Module):
     """F(x) = sum_t a_t f_t(x), a model like its members: images [B, C, H, W] in [0, 1] to logits [B, K].
 
-    The factors a_t come from the weights and scales (`logit_factors`).
+        ensemble = Ensemble([first, second]).fit(data.validation, rn.ThreatModel(epsilon=0.03)).eval()
+        ensemble.predict(data.test.images)
+        ensemble.save("my-ensemble")
+
+    The factors a_t come from the weights and scales (`logit_factors`); without any, all members count alike.
 
     Members of weight 0 are kept, and not run. Interval bounds on this module are those of `joint_margins` on its
     members, because the members' last layers stay visible through the sum.
@@ -27,13 +49,142 @@ class Ensemble(nn.Module):
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor
+        self,
+        members: Sequence[nn.Module],
+        weights: Sequence[float] | Tensor | None = None,
+        scales: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.factors = logit_factors(weights, scales, len(members))
         self.members = nn.ModuleList(members)
+        self.fitted: EnsembleWeights | None = None
+        ones = [1.0] * len(members)
+        self._weigh(ones if weights is None else weights, ones if scales is None else scales)
+
+    def _weigh(self, weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor) -> None:
+        self.factors = logit_factors(weights, scales, len(self.members))
+        self.weights, self.scales = [float(w) for w in weights], [float(z) for z in scales]
 
     def forward(self, images: Tensor) -> Tensor:
         weighted = zip(self.factors, self.members, strict=True)
         terms = [factor * member(images) for factor, member in weighted if factor > 0]
         return sum(terms[1:], terms[0])
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the classes [N] of images [N, C, H, W], in evaluation mode, as the weights were fitted in."""
+        training = self.training
+        classes: Tensor = self.eval()(images).argmax(1)
+        self.train(training)
+        return classes
+
+    def fit(
+        self,
+        validation: ImageSet,
+        threat: ThreatModel,
+        *,
+        rule: EnsembleRule | str = "robboost",
+        bound: Bound | str = "crown",
+        **options: Any,
+    ) -> Self:
+        """Give the members the weights that a rule fits to bounds of their margins on validation images.
+
+        Args:
+            validation: images that no member was trained on and that nothing is measured on afterwards.
+            threat: its epsilon is the radius of the bounds: choose one at which they say something.
+            rule: gives the weights, or the name of one, whose fields `options` are.
+            bound: the kind of bound, or the name of one; of large networks, "crown_ibp" is quicker.
+
+        Raises:
+            InputError: for an unknown rule, bound or option, members that the bound cannot handle, or limits that no
+                member is within.
+        """
+        chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
+        fits = config.build(ensembles.get(rule), options, "ensemble") if isinstance(rule, str) else rule
+        shape = validation.image_shape
+        self.fitted = fits.fit(
+            [chosen.margins(member, validation.images, validation.labels, threat) for member in self.members],
+            threat,
+            parameters=[count_parameters(member) for member in self.members],
+            multiply_adds=[count_multiply_adds(member, shape) for member in self.members],
+        )
+        self._weigh(self.fitted.weights, self.fitted.scales)
+        return self
+
+    def save(self, folder: Path | str) -> Path:
+        """Write config.json and model.safetensors to a folder, without the members of weight 0, and return the folder.
+
+        Raises:
+            InputError: if it is a file.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"An ensemble is saved in a folder, but {folder} is a file; give another place.")
+        used = [t for t, factor in enumerate(self.factors) if factor > 0]
+        kept = Ensemble(
+            [self.members[t] for t in used], [self.weights[t] for t in used], [self.scales[t] for t in used]
+        )
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in kept.state_dict().items()}
+        with atomic_path(folder / "model.safetensors") as path:
+            save_file(state, path)
+        described = [_describe(getattr(member, "built_from", None)) for member in kept.members]
+        write_json(
+            folder / "config.json",
+            {"version": VERSION, "members": described, "weights": kept.weights, "scales": kept.scales},
+        )
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path | str, members: Sequence[nn.Module] | None = None) -> Self:
+        """Return the ensemble that `save` wrote, on the CPU and in evaluation mode.
+
+        Args:
+            members: modules to load the weights into, in the saved order; needed for those that no search space built.
+
+        Raises:
+            InputError: if there is none, it is damaged or of another version, or its weights do not fit.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds no saved ensemble: it has no config.json.")
+        saved = read_json(folder / "config.json")
+        if not isinstance(saved, dict) or saved.get("version") != VERSION:
+            raise InputError(f"{folder / 'config.json'} is no ensemble of version {VERSION}; save the ensemble again.")
+        if members is None:
+            if None in saved["members"]:
+                raise InputError(
+                    f"The ensemble in {folder} has members that no search space built; give all as "
+                    "Ensemble.load(folder, members=[...])."
+                )
+            members = [_build(description) for description in saved["members"]]
+        ensemble = cls(members, saved["weights"], saved["scales"])
+        load_weights(ensemble, folder / "model.safetensors", "give the members that were saved")
+        return ensemble.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Declared:
+    """A member's space, as a configuration names it."""
+
+    space: Space
+
+
+def _describe(source: BuiltFrom | None) -> dict[str, Any] | None:
+    if source is None:
+        return None
+    data = source.data
+    return {
+        "space": config.to_dict(_Declared(space=source.space))["space"],
+        "architecture": str(source.architecture),
+        "data": {"name": data.name, "classes": list(data.classes), "image_shape": list(data.image_shape)},
+    }
+
+
+def _build(described: dict[str, Any]) -> nn.Module:
+    space: Space = config.build(_Declared, {"space": described["space"]}).space
+    channels, height, width = described["data"]["image_shape"]
+    data = DataForm(described["data"]["name"], tuple(described["data"]["classes"]), (channels, height, width))
+    architecture: Architecture = space.parse(described["architecture"])
+    return space.network(architecture, data)

@@ -22,8 +22,15 @@ class Uniform:
 
     normalise: bool = True
 
-    def fit(self, bounds: Sequence[LinearMargins], threat: ThreatModel) -> EnsembleWeights:
-        """Return 1/T for every member, with RobBoost's objective at these weights.
+    def fit(
+        self,
+        bounds: Sequence[LinearMargins],
+        threat: ThreatModel,
+        *,
+        parameters: Sequence[int] | None = None,
+        multiply_adds: Sequence[int] | None = None,
+    ) -> EnsembleWeights:
+        """Return 1/T for every member, with RobBoost's objective at these weights; costs play no part.
 
         Raises:
             InputError: for no members, members bounded on different images, or bounds that are not finite.

@@ -12,7 +12,7 @@ the gradients vanish or the accuracy low, and call the model robust or bad for t
 """
 
 from robust_nas.intake.diagnosis import check_model, check_outputs, diagnose
-from robust_nas.intake.loading import chosen_architectures, files_of, load_models, trained_network
+from robust_nas.intake.loading import chosen_architectures, chosen_networks, files_of, load_models, trained_network
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised, prepared
 from robust_nas.intake.weights import load_weights
 
@@ -23,6 +23,7 @@ __all__ = [
     "check_model",
     "check_outputs",
     "chosen_architectures",
+    "chosen_networks",
     "diagnose",
     "files_of",
     "load_models",

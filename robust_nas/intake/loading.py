@@ -97,6 +97,13 @@ def _parts(spec: str) -> _Parts | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Declared:
+    """A space of its own, of a model that comes from another run."""
+
+    space: Space
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Sections:
     """What of a run's configuration its networks are built from."""
 
@@ -133,15 +140,12 @@ def _from_run(run: Path, weights: Sequence[Path]) -> dict[str, nn.Module]:
     """Return the models of a run that `weights`, files in its checkpoints, belong to."""
     table = config.read_toml(run / "config.toml")
     sections = config.build(_Sections, {key: table[key] for key in ("data", "space") if key in table})
-    chosen = chosen_architectures(run, sections.space)
+    chosen = chosen_networks(run, sections.space)
     for path in weights:
         if path.stem.removesuffix("-last") not in chosen:
             raise InputError(f"{path} is none of the models that {run / 'derive.json'} lists.")
     data = sections.data.load_splits()
-    return {
-        path.stem: trained_network(sections.space, chosen[path.stem.removesuffix("-last")], data, path)
-        for path in weights
-    }
+    return {path.stem: trained_network(*chosen[path.stem.removesuffix("-last")], data, path) for path in weights}
 
 
 def chosen_architectures(run: Path, space: Space) -> dict[str, Architecture]:
@@ -150,8 +154,22 @@ def chosen_architectures(run: Path, space: Space) -> dict[str, Architecture]:
     Raises:
         InputError: if none have been derived.
     """
-    chosen = read_json(run / "derive.json")["chosen"]
-    return {f"model-{index}": space.parse(text) for index, text in enumerate(chosen)}
+    return {name: architecture for name, (_, architecture) in chosen_networks(run, space).items()}
+
+
+def chosen_networks(run: Path, space: Space) -> dict[str, tuple[Space, Architecture]]:
+    """Return a run's architectures by model name, each with its space: `space`, unless it came from another run.
+
+    Raises:
+        InputError: if none have been derived.
+    """
+    derived = read_json(run / "derive.json")
+    tables = derived.get("spaces") or [None] * len(derived["chosen"])
+    spaces = [config.build(_Declared, {"space": table}).space if table else space for table in tables]
+    return {
+        f"model-{index}": (own, own.parse(text))
+        for index, (own, text) in enumerate(zip(spaces, derived["chosen"], strict=True))
+    }
 
 
 def trained_network(space: Space, architecture: Architecture, data: Dataset, weights: Path) -> nn.Module:

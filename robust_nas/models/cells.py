@@ -15,7 +15,8 @@ from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
     from robust_nas.architecture import Architecture
-    from robust_nas.datasets import Dataset
+    from robust_nas.datasets import NetworkData
+    from robust_nas.spaces import BuiltFrom
     from robust_nas.spaces.cell import CellSpace
 
 
@@ -171,9 +172,10 @@ class CellNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    built_from: BuiltFrom | None = None
 
     def __init__(
-        self, space: CellSpace, data: Dataset, make_edge: Callable[[int, int], nn.Module], affine: bool = True
+        self, space: CellSpace, data: NetworkData, make_edge: Callable[[int, int], nn.Module], affine: bool = True
     ) -> None:
         super().__init__()
         image_channels, height, width = data.image_shape

@@ -128,7 +128,7 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
 
 def _candidates(contents: Contents) -> Content:
     derive = contents.stages["derive"]
-    if not derive:
+    if not derive or not derive["candidates"]:
         return None
     # Certified accuracy is there where candidates are ranked by it.
     kinds = [
@@ -153,8 +153,8 @@ def _candidates(contents: Contents) -> Content:
     heads = ("Rank", "Architecture", "Log posterior", *(f"{kind.capitalize()}, %" for kind in kinds))
     caption = (
         "The candidates: the most probable architectures that compute different functions, then by "
-        f"{kinds[-1]} accuracy with the supernet's weights on {derive.get('num_validation', '?')} validation images. Inherited "
-        "weights rank, they do not predict the accuracy after training. Those with a rank were trained."
+        f"{kinds[-1]} accuracy with the supernet's weights on {derive.get('num_validation', '?')} validation images. "
+        "Inherited weights rank, they do not predict the accuracy after training. Those with a rank were trained."
     )
     table = element(
         "table",

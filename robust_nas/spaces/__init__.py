@@ -19,8 +19,23 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robust_nas.architecture import Architecture
-    from robust_nas.datasets import Dataset
+    from robust_nas.datasets import DataForm, Dataset, NetworkData
     from robust_nas.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class BuiltFrom:
+    """What a network can be built from again.
+
+    Args:
+        space: the search space.
+        architecture: one of its architectures.
+        data: the form of the images.
+    """
+
+    space: Space
+    architecture: Architecture
+    data: DataForm
 
 
 @runtime_checkable
@@ -42,8 +57,11 @@ class Space(Protocol):
     def parse(self, text: str) -> Architecture:
         """Read an architecture of this space."""
 
-    def network(self, architecture: Architecture, data: Dataset, *, affine: bool = True) -> nn.Module:
-        """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state."""
+    def network(self, architecture: Architecture, data: NetworkData, *, affine: bool = True) -> nn.Module:
+        """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state.
+
+        It says what it was built from as `built_from`.
+        """
 
     def supernet(self, data: Dataset) -> Supernet:
         """Return the network in which every edge is a mixture of all operations."""

@@ -9,7 +9,7 @@ from robust_nas.architecture import OPERATIONS, Architecture, edges_of
 from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
-    from robust_nas.datasets import Dataset
+    from robust_nas.datasets import Dataset, NetworkData
     from robust_nas.models.cells import CellNetwork
     from robust_nas.supernet import Supernet
 
@@ -70,19 +70,23 @@ class CellSpace:
             )
         return architecture
 
-    def network(self, architecture: Architecture, data: Dataset, *, affine: bool = True) -> CellNetwork:
+    def network(self, architecture: Architecture, data: NetworkData, *, affine: bool = True) -> CellNetwork:
         """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights.
 
         Edges that count as zero or do not lead to the output are left out (`Architecture.pruned`): their parameters
         would never get a gradient, or only add a constant.
         """
+        from robust_nas.datasets import DataForm
         from robust_nas.models.cells import CellNetwork, make_operation
+        from robust_nas.spaces import BuiltFrom
 
         assert architecture.num_nodes == self.num_nodes
         operations = architecture.pruned.operations
-        return CellNetwork(
+        network = CellNetwork(
             self, data, lambda edge, channels: make_operation(operations[edge], channels, affine), affine
         )
+        network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
+        return network
 
     def supernet(self, data: Dataset) -> Supernet:
         """Return the supernet: the skeleton with a mixture of all operations on every edge, batch norm not affine."""

@@ -1,11 +1,14 @@
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from robust_nas import datasets, spaces
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
+from robust_nas.complexity import count_parameters
 from robust_nas.ensembles import Ensemble, joint_margins
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.errors import InputError
@@ -100,3 +103,64 @@ def test_weights_and_scales_that_turn_a_member_round_are_refused(weights: list[f
         joint_margins([bound, bound], weights, scales)
     with pytest.raises(InputError, match="An ensemble"):
         Ensemble(networks(2), weights, scales)
+
+
+def _cells() -> tuple[list[nn.Module], datasets.Dataset]:
+    digits, space = datasets.load("digits"), spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    torch.manual_seed(0)
+    return [space.network(space.parse(text), digits).eval() for text in ("313131", "000300", "421100")], digits
+
+
+def test_a_saved_ensemble_is_the_same_function_without_the_members_of_weight_0(tmp_path: Path) -> None:
+    cells, digits = _cells()
+    ensemble = Ensemble(cells, [0.2, 0.0, 0.8], [2.0, 1.0, 0.5]).eval()
+    loaded = Ensemble.load(ensemble.save(tmp_path / "saved"))
+    images = digits.test.images[:32]
+    with torch.no_grad():
+        assert torch.equal(loaded(images), ensemble(images))
+    assert len(loaded.members) == 2 and (loaded.weights, loaded.scales) == ([0.2, 0.8], [2.0, 0.5])
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_members_that_no_space_built_are_given_when_their_ensemble_is_loaded(tmp_path: Path) -> None:
+    images, saved = torch.rand(4, 1, 2, 3), Ensemble(networks(2), [0.4, 0.6], [1.0, 3.0]).save(tmp_path)
+    with pytest.raises(InputError, match=r"give all as Ensemble\.load"):
+        Ensemble.load(saved)
+    torch.manual_seed(5)
+    others = [nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(2)]
+    expected = Ensemble(networks(2), [0.4, 0.6], [1.0, 3.0])(images)
+    assert torch.equal(Ensemble.load(saved, others)(images), expected)
+    with pytest.raises(InputError, match="do not fit the model"):
+        Ensemble.load(saved, [nn.Linear(6, 3), nn.Linear(6, 3)])
+
+
+def test_what_is_no_saved_ensemble_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        Ensemble.load(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="no ensemble of version 1"):
+        Ensemble.load(tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        Ensemble(networks(1)).save(tmp_path / "config.json")
+
+
+def test_fitted_weights_are_the_rules_own_and_limits_on_costs_hold() -> None:
+    cells, digits = _cells()
+    images, threat = digits.validation[:12], ThreatModel(epsilon=0.001)
+    bounds = [Interval().margins(cell, images.images, images.labels, threat) for cell in cells]
+    ensemble = Ensemble(cells).fit(images, threat, bound="interval")
+    expected = RobBoost().fit(bounds, threat)
+    assert ensemble.weights == expected.weights.tolist() and ensemble.scales == expected.scales.tolist()
+    assert ensemble.fitted is not None and ensemble.fitted.objective == expected.objective
+    # Of the three, the single convolution of 3 x 3 (36 weights) is not the one with the fewest parameters.
+    sizes = [count_parameters(cell) for cell in cells]
+    small = Ensemble(cells).fit(images, threat, bound="interval", parameters=min(sizes))
+    assert [weight > 0 for weight in small.weights] == [size == min(sizes) for size in sizes]
+
+
+def test_predictions_are_those_of_evaluation_mode_and_leave_the_mode_as_it_was() -> None:
+    cells, digits = _cells()
+    ensemble = Ensemble(cells)
+    expected = sum(cell(digits.test.images[:9]) for cell in cells).argmax(1)
+    assert torch.equal(ensemble.train().predict(digits.test.images[:9]), expected)
+    assert ensemble.training and all(member.training for member in ensemble.members)

@@ -44,6 +44,8 @@ def test_the_pool_has_one_architecture_per_class_and_none_that_is_constant():
     pool = distinct(SearchResult(OPERATIONS, [row] * 6, None, {}), 25)
     assert len(pool) == 25
     assert len({candidate.architecture.canonical for candidate in pool}) == 25
+    # Networks are built without what does not lead from the input to the output.
+    assert len({candidate.architecture.pruned for candidate in pool}) == 25
     assert all(candidate.architecture.is_connected for candidate in pool)
     posteriors = [candidate.log_posterior for candidate in pool]
     assert posteriors == sorted(posteriors, reverse=True)
