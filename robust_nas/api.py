@@ -62,6 +62,7 @@ def train(
     *,
     space: Space | str = "nasbench201",
     method: str | dict[str, Any] | Method | None = None,
+    beside: Sequence[nn.Module] = (),
     seed: int = 0,
     recipe: str | None = None,
     **options: Any,
@@ -75,13 +76,15 @@ def train(
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
             of `data`. A module is trained in place, from the weights that it has.
         method: how examples are crafted and what the loss is; `pgd_at`, if neither it nor a recipe is given.
+        beside: trained models that are frozen: the new one is trained for what it adds to an ensemble with them. Their
+            parameters lose their gradients.
         recipe: whose [train] section gives what is not given here.
         options: fields of the recipe's [train] section (`epochs`, `batch_size`, `learning_rate`, `awp`, ...).
 
     Raises:
         InputError: for an unknown or wrong option, a module that cannot be trained, or what the training raises.
     """
-    from robust_nas.training._loop import fit
+    from robust_nas.ensembles._boosting import fit_beside
     from robust_nas.training._plan import Training
 
     for name, value, kind in (("data", data, Dataset), ("threat", threat, ThreatModel)):
@@ -95,7 +98,7 @@ def train(
     stage = _stage("train", seed, data)
     if isinstance(architecture, nn.Module):
         _check_trainable(architecture, data)
-        return fit(architecture, data, threat, plan, stage).model
+        return fit_beside(beside, architecture, data, threat, plan, stage).model
     space = spaces.load(space) if isinstance(space, str) else space
     architecture = space.parse(architecture) if isinstance(architecture, str) else architecture
     if not isinstance(architecture, Architecture):
@@ -104,7 +107,7 @@ def train(
         )
     with seeded(seed, "train"):
         model = space.network(architecture, data).to(data.train.device)
-    return fit(model, data, threat, plan, stage).model
+    return fit_beside(beside, model, data, threat, plan, stage).model
 
 
 @overload

@@ -171,17 +171,19 @@ def chosen_architectures(job: Job) -> dict[str, Architecture]:
 
 def train(job: Job) -> None:
     """Train every derived architecture from scratch; write their weights and train.json."""
-    from robust_nas.training._loop import fit
+    from robust_nas.ensembles._boosting import fit_beside
 
     if job.has("train.json"):
         return
-    recipe, records = job.recipe, []
+    recipe = job.recipe
+    records: list[dict[str, Any]] = []
     for index, (name, architecture) in enumerate(chosen_architectures(job).items()):
         weights, stage = job.folder / "checkpoints" / f"{name}.safetensors", job.stage(f"train-{index}")
         if not job.has(f"checkpoints/{name}.safetensors"):
             with seeded(recipe.seed, "train", name):
                 model = recipe.space.network(architecture, job.data).to(job.world.device)
-            fitted = fit(model, job.data, recipe.threat, recipe.train, stage)
+            frozen = [load_model(job, other["name"]) for other in records] if recipe.train.boosting else []
+            fitted = fit_beside(frozen, model, job.data, recipe.threat, recipe.train, stage)
             facts = {
                 "name": name,
                 "architecture": str(architecture),
@@ -208,12 +210,18 @@ def load_models(job: Job) -> dict[str, nn.Module]:
         InputError: if they have not been trained, or their weights do not fit their architecture.
     """
     job.read("train.json")
-    checkpoints = job.folder / "checkpoints"
-    models = {
-        name: intake.trained_network(space, architecture, job.data, checkpoints / f"{name}.safetensors")
-        for name, (space, architecture) in intake.chosen_networks(job.folder.path, job.recipe.space).items()
-    }
-    return {name: model.to(job.world.device) for name, model in models.items()}
+    return {name: load_model(job, name) for name in chosen_architectures(job)}
+
+
+def load_model(job: Job, name: str) -> nn.Module:
+    """Return a trained model, in evaluation mode.
+
+    Raises:
+        InputError: if its weights are not there, or do not fit its architecture.
+    """
+    space, architecture = intake.chosen_networks(job.folder.path, job.recipe.space)[name]
+    weights = job.folder / "checkpoints" / f"{name}.safetensors"
+    return intake.trained_network(space, architecture, job.data, weights).to(job.world.device)
 
 
 def best_single(job: Job) -> str:

@@ -220,13 +220,14 @@ def absolute_weights(network: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def tight(network: nn.Module, seed: int) -> None:
-    """Draw all weights but the last layer's anew, so that intervals are about as wide behind a layer as before it.
+    """Draw all weights that learn, but the last layer's, anew: intervals then keep about their width behind a layer.
 
     Weights are normal with deviation sqrt(2 pi) / fan_in: then sum_i |w_i| is 2 on average, of which a ReLU takes half
     (Shi et al. 2021, arXiv:2103.17268). Biases and batch norms stay. The authors also halve the weights of
     layers behind a sum of two branches, which modules do not tell; a batch norm behind a layer undoes either scale.
     """
     with seeded(seed, "tight"):
-        for layer in layers(network)[:-1]:
+        learning = [layer for layer in layers(network) if layer.weight.requires_grad]
+        for layer in learning[:-1]:
             normal = torch.randn(layer.weight.shape, dtype=layer.weight.dtype)
             layer.weight.copy_(normal * math.sqrt(2 * math.pi) / layer.weight[0].numel())

@@ -100,6 +100,8 @@ class Training:
         gradient_clip: the largest Euclidean length of the gradient of all parameters, to which a longer one is scaled;
             0 for none. Certified training is published with 10.
         compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
+        boosting: whether every network of a run after the first is trained for what it adds to those before it, which
+            are frozen: loss, attacks and bounds are of all together, with equal weights (arXiv:1910.14655, section 4).
         selection_attack: attacks the validation split after each epoch.
         keep: "best": the trained network is that of the epoch with the best robust accuracy on the validation split;
             "last": that of the last epoch, as in publications that do not select.
@@ -139,6 +141,7 @@ class Training:
     channels_last: bool = False
     gradient_clip: float = 0.0
     compile: bool = False
+    boosting: bool = False
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
     keep: Literal["best", "last"] = "best"
 

@@ -1,0 +1,62 @@
+"""Boosting: a network trained for what it adds to others that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from torch import Tensor, nn
+
+from robust_nas.ensembles._ensemble import Ensemble
+from robust_nas.training._loop import Fitted, fit
+
+if TYPE_CHECKING:
+    from robust_nas.datasets import Dataset
+    from robust_nas.run_dir import Stage
+    from robust_nas.threat import ThreatModel
+    from robust_nas.training._plan import Training
+
+
+class Boosted(Ensemble):
+    """Frozen networks and one in training, with equal weights: bounds on this module are joint bounds.
+
+    Args:
+        frozen: trained networks f_1, ..., f_m; they stay in evaluation mode, and get no gradients any more.
+        learner: f_(m+1).
+    """
+
+    def __init__(self, frozen: Sequence[nn.Module], learner: nn.Module) -> None:
+        super().__init__([*frozen, learner])
+        for member in frozen:
+            member.requires_grad_(False)
+        self.train(learner.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the learner's mode; the frozen networks normalise as they were trained to."""
+        super().train(mode)
+        for member in list(self.members)[:-1]:
+            member.eval()
+        return self
+
+
+def fit_beside(
+    frozen: Sequence[nn.Module], model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
+) -> Fitted:
+    """Train `model` as the next member of an ensemble with frozen ones (RobBoost, arXiv:1910.14655, section 4).
+
+    The loss, its attack or its bound are those of all of them together, so that the new network is best where the
+    others are weak. Without others, this is `fit`.
+
+    Returns:
+        What `fit` gives, for `model`; the accuracies in the record are those of the ensemble.
+    """
+    if not frozen:
+        return fit(model, data, threat, training, stage)
+    fitted = fit(Boosted(frozen, model), data, threat, training, stage)
+    prefix = f"members.{len(frozen)}."
+
+    def own(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+    return replace(fitted, model=model.eval(), best=own(fitted.best), last=own(fitted.last))
