@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _FROM = {
     "Architecture": "architecture",
+    "Ensemble": "ensembles",
     "InputError": "errors",
     "ThreatModel": "threat",
     "build_ensemble": "api",
@@ -48,6 +49,7 @@ _MODULES = (
 
 __all__ = [
     "Architecture",
+    "Ensemble",
     "InputError",
     "ThreatModel",
     "__version__",
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from robust_nas.architecture import Architecture
+    from robust_nas.ensembles import Ensemble
     from robust_nas.errors import InputError
     from robust_nas.intake import load_models
     from robust_nas.threat import ThreatModel
