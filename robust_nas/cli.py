@@ -291,7 +291,8 @@ def export(run: Path, out: Path | None, **options: Any) -> None:
     job = _resume(run, [])
     from robust_nas.integrations import vnnlib
 
-    job.say(_finish(job, lambda _: vnnlib.export_run(job, out or run / "export", **given)))
+    folder = out or run / "export"
+    job.say(_finish(job, lambda _: vnnlib.export_run(job, folder, **given), "Nothing was written."))
 
 
 @app.command(RUN)

@@ -2,7 +2,7 @@
 
 Verifiers read few operations, and not all that their attributes say: auto_LiRPA's average pooling counts the padding
 whatever `count_include_pad` is and knows no `ceil_mode`, nnenum's list of linear operations has neither `Div` nor
-`BatchNormalization` nor `ReduceMean`, and Marabou's parser has no pooling but `MaxPool`, and no convolution in groups.
+`BatchNormalization` nor `ReduceMean`, Marabou's parsers have no pooling but `MaxPool`, one no groups.
 So that all of them see the same function, what is linear is written as convolutions and matrix products:
 
 - Average pooling is a convolution with equal weights, padded by the same number of zeros on both sides. Where windows
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 
 COMMON = frozenset({"Add", "Conv", "Flatten", "Gemm", "Mul", "Relu"})
-"""The operations that the readers named above have in common."""
+"""Operations that auto_LiRPA, nnenum and Marabou's Python parser have in common."""
 
 _CONSTANTS_PER_CHANNEL = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
 

@@ -82,7 +82,7 @@ def export_onnx(
     path, shape = Path(path), tuple(image_shape)
     if points is None:
         points = torch.rand(_NUM_POINTS, *shape, generator=generator_at("cpu", 0, "export"))
-    if len(shape) != 3 or points.shape[1:] != shape:
+    if len(shape) != 3 or points.shape[1:] != shape or len(points) == 0:
         raise InputError(
             f"export_onnx needs image_shape C, H, W and points [N, C, H, W] of it, but got {list(shape)} and "
             f"{list(points.shape)}."
@@ -112,7 +112,7 @@ def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> ModelProto:
     try:
         program = torch.onnx.export(
             network,
-            (torch.rand(1, *image_shape),),
+            (torch.zeros(1, *image_shape),),
             dynamo=True,
             opset_version=_TRACED_OPSET,
             input_names=["image"],
@@ -127,7 +127,10 @@ def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> ModelProto:
             )
         onnx.checker.check_model(model, full_check=True)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own says at which step it was, its first cause says why
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
         raise InputError(f"The model cannot be written as ONNX ({reason}); write it with other operations.") from error
     return model
 

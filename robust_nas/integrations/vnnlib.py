@@ -92,7 +92,7 @@ def write_vnnlib(path: Path | str, image: Tensor, label: int, num_classes: int, 
 def _check_box(threat: ThreatModel) -> None:
     if threat.norm != "linf":
         raise InputError(
-            f"VNN-LIB's properties are boxes, which are linf balls, but the threat's norm is {threat.norm}."
+            f"VNN-LIB describes boxes, which are linf balls, but the threat's norm is {threat.norm}; give one of linf."
         )
 
 
@@ -128,6 +128,7 @@ def write_benchmark(
     folder: Path | str,
     *,
     timeout: int = TIMEOUT,
+    about: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write networks and the properties of images in VNN-COMP's layout.
@@ -138,6 +139,7 @@ def write_benchmark(
         threats: linf balls.
         folder: gets its name when all of it is written; an earlier export there is replaced.
         timeout: seconds per instance.
+        about: where models and images are from, for export.json.
 
     Returns:
         The contents of export.json.
@@ -184,6 +186,7 @@ def write_benchmark(
         csv.writer(table, lineterminator="\n").writerows(instances)
         write_text(unfinished / "instances.csv", table.getvalue())
         found = {
+            **(about or {}),
             "networks": networks,
             "num_images": len(data),
             "norm": "linf",
@@ -208,6 +211,7 @@ def _points(data: ImageSet, threats: Sequence[ThreatModel]) -> Tensor:
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """Give an empty folder that replaces `folder` on success and is removed on failure."""
+    folder = folder.resolve()
     if folder.exists():
         others = {path.name for path in folder.iterdir()} - {"onnx", "vnnlib", "instances.csv", "export.json"}
         if others:
@@ -247,8 +251,9 @@ def export_run(
     plan = certification_from(job.recipe.certification, epsilons=epsilons, images=images)
     threats = [job.recipe.threat.with_epsilon(epsilon) for epsilon in plan.epsilons]
     models, data = load_models_and_ensembles(job), job.data.test[: plan.num_images]
+    about = {"run": job.folder.path.resolve().name, "data": job.data.name, "split": "test"}
     found = job.world.on_main(
-        lambda: write_benchmark(models, data, threats, folder, timeout=timeout, progress=job.progress)
+        lambda: write_benchmark(models, data, threats, folder, timeout=timeout, about=about, progress=job.progress)
     )
     lines = [f"exported {found['instances']} instances of {len(data)} images: {folder}"]
     for name, network in found["networks"].items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import subprocess
 from collections.abc import Callable, Mapping
@@ -17,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas import certification, datasets
+from robust_nas import certification, config, datasets
 from robust_nas.attacks.pgd import PGD
-from robust_nas.datasets import Dataset, ImageSet
+from robust_nas.datasets import Dataset
 from robust_nas.errors import InputError
 from robust_nas.integrations.onnx import classify
 from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib
+from robust_nas.recipe import load
+from robust_nas.run_dir import save_state, write_json, write_text
 from robust_nas.threat import ThreatModel
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -92,7 +93,7 @@ def model(digits: Dataset) -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10))
     optimiser, train = torch.optim.Adam(network.parameters(), lr=0.01), digits.train
-    for _ in range(60):
+    for _ in range(25):
         optimiser.zero_grad()
         F.cross_entropy(network(train.images), train.labels).backward()
         optimiser.step()
@@ -131,9 +132,7 @@ def test_the_box_is_the_smallest_of_float32_numbers_around_the_ball(epsilon: str
         assert upper == exact_upper or Fraction(float(np.nextafter(np.float32(upper), np.float32(0)))) < exact_upper
 
 
-def test_points_are_allowed_if_they_are_in_the_ball_and_not_if_they_are_outside(
-    folder: Path, digits: Dataset
-) -> None:
+def test_points_are_allowed_if_they_are_in_the_ball_and_not_if_they_are_outside(folder: Path, digits: Dataset) -> None:
     threat, image = ThreatModel(epsilon=0.02), digits.test[:1].images
     ball, found = threat.around(image), property_at(folder, 0, 0.02)
     generator = torch.Generator().manual_seed(0)
@@ -249,11 +248,46 @@ def test_what_is_no_box_no_image_or_no_class_is_refused(model: nn.Module, digits
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_is_exported_with_its_ensembles(command: Command, tmp_path: Path) -> None:
-    small = ["space.channels=2", "space.stages=1", "data.train_size=64", "data.validation_size=40", "threads=1"]
-    steps = [
-        ["search", "digits", "search.epochs=1", "search.batch_size=64", *small, "derive.count=2", "derive.pool=2"],
-        ["derive"],
-        ["train"],
-    ]
-    assert ImageSet and steps and math  # replaced below
+@pytest.fixture
+def run(tmp_path: Path, digits: Dataset) -> Path:
+    """A run folder with two networks that were never trained, and weights of which one is 0."""
+    recipe = load("digits", ["space.channels=2", "space.stages=1", "certification.epsilons=[0.01]"])
+    write_text(tmp_path / "run" / "config.toml", config.to_toml(recipe.to_dict()))
+    chosen = [recipe.space.parse(digits_) for digits_ in ("323133", "112041")]
+    write_json(tmp_path / "run" / "derive.json", {"chosen": [str(architecture) for architecture in chosen]})
+    for index, architecture in enumerate(chosen):
+        torch.manual_seed(index)
+        weights = recipe.space.network(architecture, digits).state_dict()
+        save_state(tmp_path / "run" / "checkpoints" / f"model-{index}.safetensors", {"weights": weights})
+    write_json(tmp_path / "run" / "train.json", {"models": [{"name": "model-0"}, {"name": "model-1"}]})
+    rule = {"weights": [0.0, 1.0], "scales": [1.0, 2.0], "uniform": {"weights": [0.5, 0.5], "scales": [1.0, 1.0]}}
+    write_json(tmp_path / "run" / "ensemble.json", rule)
+    return tmp_path / "run"
+
+
+def test_the_command_exports_a_runs_networks_and_ensembles(
+    command: Command, run: Path, digits: Dataset, tmp_path: Path
+) -> None:
+    done = command("export", run, "--epsilon", "2/255", "--images", "30", "--timeout", "9", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out" / "instances.csv").open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    images = digits.test[:30].images
+    logits = {name: classify(tmp_path / "out" / "onnx" / f"{name}.onnx", images) for name in NETWORKS}
+    assert {path.stem for path in (tmp_path / "out" / "onnx").iterdir()} == set(NETWORKS)
+    torch.testing.assert_close(logits["ensemble"], logits["model-1"])
+    torch.testing.assert_close(logits["uniform"], (logits["model-0"] + logits["model-1"]) / 2)
+    right = {name: (found.argmax(1) == digits.test[:30].labels).sum() for name, found in logits.items()}
+    assert len(rows) == sum(right.values()) and all(f"epsilon-{2 / 255}" in row[1] and row[2] == "9" for row in rows)
+    record = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
+    assert (record["run"], record["data"], record["split"], record["num_images"]) == ("run", "digits", "test", 30)
+    for name in NETWORKS:
+        assert f"{name}: onnx/{name}.onnx, {right[name]} of 30 images right" in done.stderr
+    refused = command("export", run, "--epsilon", "8", "--out", tmp_path / "no")
+    assert refused.returncode == 2 and "did you mean 8/255?" in refused.stderr
+    refused = command("export", run, "--images", "0", "--out", tmp_path / "no")
+    assert refused.returncode == 2 and "certification.num_images" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+NETWORKS = ("model-0", "model-1", "uniform", "ensemble")
