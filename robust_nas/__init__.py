@@ -25,13 +25,16 @@ _FROM = {
     "certify": "api",
     "derive": "api",
     "evaluate": "api",
+    "export_onnx": "integrations.onnx",
     "load_models": "intake",
     "load_run": "api",
     "run": "api",
     "search": "api",
     "smooth": "api",
     "train": "api",
+    "write_benchmark": "integrations.vnnlib",
     "write_report": "api",
+    "write_vnnlib": "integrations.vnnlib",
 }
 _MODULES = (
     "attacks",
@@ -62,6 +65,7 @@ __all__ = [
     "ensembles",
     "evaluate",
     "evaluation",
+    "export_onnx",
     "intake",
     "load_models",
     "load_run",
@@ -74,7 +78,9 @@ __all__ = [
     "tables",
     "train",
     "training",
+    "write_benchmark",
     "write_report",
+    "write_vnnlib",
 ]
 
 if TYPE_CHECKING:
@@ -107,6 +113,8 @@ if TYPE_CHECKING:
     from robust_nas.ensembles import Ensemble
     from robust_nas.errors import InputError
     from robust_nas.intake import load_models
+    from robust_nas.integrations.onnx import export_onnx
+    from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib
     from robust_nas.threat import ThreatModel
 
 

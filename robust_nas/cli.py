@@ -310,6 +310,29 @@ def report(run: Path) -> None:
     _work(_resume(run, []), "report")
 
 
+@app.command(
+    RUN,
+    argument(
+        "--epsilon",
+        dest="epsilons",
+        action="append",
+        metavar="EPSILON",
+        help="radius, such as 0.03 or 2/255; repeatable (those the recipe certifies)",
+    ),
+    argument("--images", type=int, help="test images, the first ones (those the recipe certifies)"),
+    argument("--timeout", type=int, metavar="SECONDS", help="what a verifier may take for an instance (300)"),
+    argument("--out", type=Path, metavar="FOLDER", help="folder to write (RUN/export)"),
+)
+def export(run: Path, out: Path | None, **options: Any) -> None:
+    """Write the trained models as ONNX and the balls around images as VNN-LIB, for other people's verifiers."""
+    given = {name: value for name, value in options.items() if value is not None}
+    job = _resume(run, [])
+    from robust_nas.integrations import vnnlib
+
+    folder = out or run / "export"
+    job.say(_finish(job, lambda _: vnnlib.export_run(job, folder, **given), "Nothing was written."))
+
+
 @app.command(RUN)
 def record(run: Path) -> None:
     """Add the trained networks to the table beside the run folder."""

@@ -342,9 +342,7 @@ def certify_beside(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
         del table["epsilons"]  # read off the images' radii: other ones cost nothing
     settings = json.dumps(table, sort_keys=True)
     folder = f"certify-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
-    models = load_models(job)
-    joined = _ensembles(job, models) if job.has("ensemble.json") else {}
-    for name, model in {**models, **joined}.items():
+    for name, model in load_models_and_ensembles(job).items():
         if isinstance(plan, SmoothingPlan):
             _smooth_one(job, name, model, plan, folder)
         else:
@@ -469,6 +467,12 @@ def _margins(job: Job, bound: Bound, model: nn.Module, images: ImageSet, threat:
 
     parts = world.gather_shards(world.each(packed, world.shard(chunks)), len(chunks))
     return LinearMargins.unpacked(torch.cat(parts), images.images)
+
+
+def load_models_and_ensembles(job: Job) -> dict[str, nn.Module]:
+    """Return the trained models and, where their weights are known, the ensembles, by name."""
+    models = load_models(job)
+    return {**models, **(_ensembles(job, models) if job.has("ensemble.json") else {})}
 
 
 def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -1,1 +1,1 @@
-"""Adapters to other tools and to what their users are used to; nothing in the package imports them."""
+"""Adapters to other tools and to what their users are used to; nothing below the command line imports them."""
