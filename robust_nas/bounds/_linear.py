@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box, Refine, Trace, tracing
 from robust_nas.bounds._graph import Affine, Leaf, Node, Relu, largest_value, lower_bound
-from robust_nas.bounds._margins import Network, box_around, rows_at_once
+from robust_nas.bounds._margins import Network, Precision, box_around, check_settings, in_chunks, rows_at_once
 from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearBound:
+    """What kinds of linear bounds have in common.
+
+    Args:
+        clip: perturbed images stay in [0, 1], which every image does; without it, the whole ball is bounded.
+        dtype: arithmetic.
+        batch_size: images that are bounded at once, at most.
+        memory: GiB that intermediate values may take; fewer images are bounded at once where they need more.
+
+    Raises:
+        InputError: for another `dtype`, a `batch_size` below 1, or no `memory`.
+    """
+
+    clip: bool = True
+    dtype: Precision = "float64"
+    batch_size: int = 16
+    memory: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        """Return linear lower bounds of the margins over the ball around each of `images` [N, C, H, W].
+
+        `model` is used in evaluation mode and left as it was; `labels` is [N].
+
+        Raises:
+            InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
+                model that mixes the images of a batch.
+        """
+        return in_chunks(model, images, labels, self, lambda network, some, own: self.bound(network, some, own, threat))
+
+    def bound(self, network: Network, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        """Return the bounds of a chunk of images, in its arithmetic."""
+        raise NotImplementedError
 
 
 class Region:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_nas.attacks._model_state import check_at_least
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Leaf, Node, lower_bound
-from robust_nas.bounds._linear import Region
-from robust_nas.bounds._margins import Network, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._linear import LinearBound, Region
+from robust_nas.bounds._margins import Network, margin_bounds
 from robust_nas.bounds._memory import memory
 from robust_nas.bounds.crown import refined_logits
 from robust_nas.errors import InputError
@@ -19,7 +19,7 @@ from robust_nas.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaCROWN:
+class AlphaCROWN(LinearBound):
     """CROWN with optimised lower lines (Xu et al. 2021, "Fast and Complete", arXiv:2011.13824, section 3.2).
 
     Every line through 0 with a slope in [0, 1] is below an undecided ReLU. From CROWN's choice on, the slopes follow
@@ -41,36 +41,21 @@ class AlphaCROWN:
 
     steps: int = 20
     step_size: float = 0.1
-    clip: bool = True
-    dtype: Precision = "float64"
-    batch_size: int = 16
-    memory: float = 2.0
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         check_at_least("AlphaCROWN.steps", self.steps, 1)
         if not self.step_size > 0:
             raise InputError(f"AlphaCROWN.step_size must be above 0, but got {self.step_size}.")
 
-    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
-        """Return linear lower bounds of the margins over the ball around each of `images` [N, C, H, W].
+    def bound(self, network: Network, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        """Return the bounds of a chunk of images, in its arithmetic."""
+        region, logits = refined_logits(network, images, threat, clip=self.clip)
 
-        `model` is used in evaluation mode and left as it was; `labels` is [N].
+        def best(node: Node, coefficients: Tensor, source: Leaf | None) -> tuple[Tensor, Tensor | None]:
+            return self._ascend(region, node, coefficients)
 
-        Raises:
-            InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
-                model that mixes the images of a batch.
-        """
-
-        def bound(network: Network, some: Tensor, own: Tensor) -> LinearMargins:
-            region, logits = refined_logits(network, some, threat, clip=self.clip)
-
-            def best(node: Node, coefficients: Tensor, source: Leaf | None) -> tuple[Tensor, Tensor | None]:
-                return self._ascend(region, node, coefficients)
-
-            return region.margins(*margin_bounds(logits, own, region.source, best))
-
-        return in_chunks(model, images, labels, self, bound)
+        return region.margins(*margin_bounds(logits, labels, region.source, best))
 
     def _ascend(self, region: Region, node: Node, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the best bound [B, S] of linear functions of a value that slopes of the lower lines give."""

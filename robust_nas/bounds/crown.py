@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Node
-from robust_nas.bounds._linear import Region
-from robust_nas.bounds._margins import Network, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._linear import LinearBound, Region
+from robust_nas.bounds._margins import Network, margin_bounds
 from robust_nas.bounds._zonotope import Zonotopes
 from robust_nas.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class CROWN:
+class CROWN(LinearBound):
     """CROWN (Zhang et al. 2018, arXiv:1811.00866), on general graphs (Xu et al. 2020, arXiv:2002.12920).
 
     As CROWN-IBP, but what is before each ReLU is bounded by substitution back to the pixels as well, where intervals
@@ -33,29 +33,10 @@ class CROWN:
         InputError: for another `dtype`, a `batch_size` below 1, or no `memory`.
     """
 
-    clip: bool = True
-    dtype: Precision = "float64"
-    batch_size: int = 16
-    memory: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
-        """Return linear lower bounds of the margins over the ball around each of `images` [N, C, H, W].
-
-        `model` is used in evaluation mode and left as it was; `labels` is [N].
-
-        Raises:
-            InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
-                model that mixes the images of a batch.
-        """
-
-        def bound(network: Network, some: Tensor, own: Tensor) -> LinearMargins:
-            region, logits = refined_logits(network, some, threat, clip=self.clip)
-            return region.margins(*margin_bounds(logits, own, region.source))
-
-        return in_chunks(model, images, labels, self, bound)
+    def bound(self, network: Network, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        """Return the bounds of a chunk of images, in its arithmetic."""
+        region, logits = refined_logits(network, images, threat, clip=self.clip)
+        return region.margins(*margin_bounds(logits, labels, region.source))
 
 
 def refined_logits(network: Network, images: Tensor, threat: ThreatModel, *, clip: bool) -> tuple[Region, Tensor]:

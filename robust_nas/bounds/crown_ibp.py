@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Node
-from robust_nas.bounds._linear import Region, of_the_input_alone
-from robust_nas.bounds._margins import Network, Precision, check_settings, in_chunks, margin_bounds
+from robust_nas.bounds._linear import LinearBound, Region, of_the_input_alone
+from robust_nas.bounds._margins import Network, margin_bounds
 from robust_nas.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class CROWNIBP:
+class CROWNIBP(LinearBound):
     """CROWN-IBP (Zhang et al. 2020, arXiv:1906.06316, section 3; Xu et al. 2020, arXiv:2002.12920).
 
     Interval bounds say between what every ReLU's input lies, and so the two lines that the ReLU is between. From the
@@ -35,28 +35,11 @@ class CROWNIBP:
         InputError: for another `dtype`, a `batch_size` below 1, or no `memory`.
     """
 
-    clip: bool = True
-    dtype: Precision = "float64"
     batch_size: int = 64
-    memory: float = 2.0
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
-        """Return linear lower bounds of the margins over the ball around each of `images` [N, C, H, W].
-
-        `model` is used in evaluation mode and left as it was; `labels` is [N].
-
-        Raises:
-            InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
-                model that mixes the images of a batch.
-        """
-
-        def bound(network: Network, some: Tensor, own: Tensor) -> LinearMargins:
-            return crown_ibp_margins(network, some, own, threat, clip=self.clip)
-
-        return in_chunks(model, images, labels, self, bound)
+    def bound(self, network: Network, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        """Return the bounds of a chunk of images, in its arithmetic."""
+        return crown_ibp_margins(network, images, labels, threat, clip=self.clip)
 
 
 def crown_ibp_margins(
