@@ -59,8 +59,8 @@ class Trace:
         return self.relus[box.node, slope]
 
 
-_RELU = 8
-"""Numbers that are held for every one that goes through a ReLU: bounds, lines, and what is made of them."""
+_RELU = 12
+"""Numbers that are held for every one that goes through a ReLU: bounds, lines, what is made of them, boxes around."""
 
 
 _TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box, Refine, Trace, tracing
-from robust_nas.bounds._graph import Affine, Leaf, Node, Relu, largest_value, lower_bound
+from robust_nas.bounds._graph import Affine, Leaf, Node, Relu, lower_bound
 from robust_nas.bounds._margins import Network, Precision, box_around, check_settings, in_chunks, rows_at_once
 from robust_nas.threat import ThreatModel
 
@@ -87,8 +87,9 @@ class Region:
 
         Only elements that may have either sign are bounded again.
         """
-        flat_lower, flat_upper, largest = lower.flatten(1), upper.flatten(1), largest_value(node)
-        for places in undecided(flat_lower, flat_upper).split(max(1, rows_at_once() // (2 * largest)), dim=1):
+        flat_lower, flat_upper = lower.flatten(1), upper.flatten(1)
+        # Two functions of every place: itself and its negative.
+        for places in undecided(flat_lower, flat_upper).split(max(1, rows_at_once(node) // 2), dim=1):
             one_hot = lower.new_zeros(places.shape[1], *flat_lower.shape).scatter_(2, places.T.unsqueeze(2), 1.0)
             coefficients = torch.cat([one_hot, -one_hot]).unflatten(2, lower.shape[1:])
             bound = lower_bound(node, coefficients, self.source)

@@ -27,9 +27,20 @@ _ROWS = 2**20
 """Numbers of one value's coefficients that are held at once where memory allows it: more are slower on a CPU."""
 
 
-def rows_at_once() -> int:
-    """Return how many numbers of one value's coefficients to hold at once; a dozen times as many are then in use."""
-    return int(min(_ROWS, memory().numbers / 16))
+_IN_USE = 64
+"""How many times the coefficients of the largest value a substitution has in use, as resident memory grows by it."""
+
+
+def rows_at_once(node: Node) -> int:
+    """Return how many functions of a value to bound at once.
+
+    Raises:
+        TooManyImages: if one takes more than there is, and there is more than one image.
+    """
+    largest, free = largest_value(node), memory().numbers - memory().held
+    if free < _IN_USE * largest and node.shape[0] > 1:
+        raise TooManyImages
+    return max(1, int(min(_ROWS, free / _IN_USE) // largest))
 
 
 def box_around(images: Tensor, threat: ThreatModel) -> Box:
@@ -64,7 +75,7 @@ def margin_bounds(
     classes = torch.arange(num_classes - 1, device=labels.device).expand(batch, -1)
     classes = classes + (classes >= own).long()
     like, parts = logits.lower, []
-    for rows in classes.split(max(1, rows_at_once() // largest_value(logits.node)), dim=1):
+    for rows in classes.split(rows_at_once(logits.node), dim=1):
         margins = like.new_zeros(rows.shape[1], batch, num_classes)
         margins = margins.scatter(2, own.expand(rows.shape[1], -1, -1), 1.0).scatter(2, rows.T.unsqueeze(2), -1.0)
         try:
