@@ -2,7 +2,7 @@
 
     python benchmarks/certified.py training digits          # one cell, every certified training method
     python benchmarks/certified.py search digits mnist      # clean, adversarial, certified search, then equal training
-    python benchmarks/certified.py ensemble digits          # RobBoost over the cells of the three searches
+    python benchmarks/certified.py ensemble digits          # RobBoost over these cells, and a random one
     python benchmarks/certified.py table digits mnist       # all that is there, as Markdown
 
 Every result is a file in `--out`, and what is there is not computed again: an interrupted program goes on, and further
@@ -181,9 +181,9 @@ def search(name: str, row: str, seed: int, data: Dataset, out: Path, work: Path)
 
 
 def ensemble(name: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
-    """Join the cells of one seed's three searches and write what is certified, beside members and uniform weights."""
+    """Join the cells of one seed and write what is certified of them, beside the members and uniform weights."""
     path = out / name / "ensemble" / f"{seed}.json"
-    entries = [out / name / "search" / f"{row}-{seed}.json" for row in OBJECTIVES]
+    entries = [out / name / "search" / f"{row}-{seed}.json" for row in SEARCHES]
     if path.exists() or not all(entry.exists() for entry in entries):
         return
     members = [
