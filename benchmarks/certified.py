@@ -3,6 +3,7 @@
     python benchmarks/certified.py training digits          # one cell, every certified training method
     python benchmarks/certified.py search digits mnist      # clean, adversarial, certified search, then equal training
     python benchmarks/certified.py ensemble digits          # RobBoost over these cells, and a random one
+    python benchmarks/certified.py boosting digits          # three networks one by one, or each for the joint bound
     python benchmarks/certified.py table digits mnist       # all that is there, as Markdown
 
 Every result is a file in `--out`, and what is there is not computed again: an interrupted program goes on, and further
@@ -31,6 +32,7 @@ from robust_nas.complexity import count_parameters
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble, joint_margins
+from robust_nas.ensembles._boosting import fit_beside
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.evaluation import wilson_interval
 from robust_nas.intake import load_weights
@@ -225,6 +227,37 @@ def ensemble(name: str, seed: int, data: Dataset, out: Path, work: Path) -> None
     print(path.read_text(), flush=True)
 
 
+def boosting(name: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
+    """Train one cell three times, alone or beside those before it, and write what is certified of either ensemble."""
+    path = out / name / "boosting" / f"{seed}.json"
+    if path.exists():
+        return
+    threat, space, bound = rn.ThreatModel(epsilon=SETTINGS[name]["epsilon"]), space_of(name), CROWNIBP()
+    first = trained(name, CELL, METHODS["ibp"], seed, data, work / name / f"ibp-{seed}.safetensors")
+    members = {"alone": [first], "boosted": [first]}
+    for index in (1, 2):
+        for row, others in members.items():
+            with seeded(seed, "train", index):
+                network = space.network(space.parse(CELL), data)
+            stage = Stage("train", seed + 1000 * index, World(), Progress(quiet=True))
+            frozen = others[:] if row == "boosted" else []
+            fit_beside(frozen, network, data, threat, training_of(name, METHODS["ibp"]), stage)
+            others.append(network)
+    found: dict[str, Any] = {"seed": seed, "images": len(data.test)}
+    for row, models in members.items():
+        validation, on_test = (
+            [bound.margins(model, images.images, images.labels, threat) for model in models]
+            for images in (data.validation[: SETTINGS[name]["validation"]], data.test)
+        )
+        weights = RobBoost().fit(validation, threat)
+        for kind, chosen in {"robboost": weights.weights.tolist(), "uniform": [1.0] * len(models)}.items():
+            scales = weights.scales if kind == "robboost" else [1.0] * len(models)
+            lower = joint_margins(on_test, chosen, scales).lower(threat).amin(1)
+            found[f"{row}_{kind}"] = float((lower > 1e-6).double().mean())
+    write_json(path, found)
+    print(path.read_text(), flush=True)
+
+
 def slug(row: str) -> str:
     """Return a row's name as a part of a file's."""
     return row.replace(", ", "-").replace(" ", "_")
@@ -247,6 +280,11 @@ def table(name: str, out: Path) -> str:
             )
             if kind == "search":
                 parts[-1] += "\n\n" + cells(entries)
+    if boosted := read_all(out / name / "boosting"):
+        names = ["alone_uniform", "alone_robboost", "boosted_uniform", "boosted_robboost"]
+        lines = ["| three networks | seeds | certified |", "|---|---|---|"]
+        lines += [f"| {key.replace('_', ', ')} | {len(boosted)} | {spread(boosted, key)} |" for key in names]
+        parts.append("\n".join(lines))
     if joined := read_all(out / name / "ensemble"):
         heads = ["seed", "RobBoost", "uniform", "members", "validation's best member", "clean", "PGD-20", "gap"]
         lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -302,7 +340,7 @@ def bootstrap(values: Sequence[float], draws: int = 10_000) -> tuple[float, floa
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["training", "search", "ensemble", "table"])
+    parser.add_argument("what", choices=["training", "search", "ensemble", "boosting", "table"])
     parser.add_argument("data_sets", nargs="+", choices=sorted(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", nargs="+", help="methods or searches (all)")
@@ -317,9 +355,9 @@ def main() -> None:
             continue
         data = load(name, chosen.data)
         for seed in chosen.seeds:
-            if chosen.what == "ensemble":
-                ensemble(name, seed, data, chosen.out, chosen.work)
-            rows = {"training": list(METHODS), "search": SEARCHES, "ensemble": []}[chosen.what]
+            if chosen.what in ("ensemble", "boosting"):
+                {"ensemble": ensemble, "boosting": boosting}[chosen.what](name, seed, data, chosen.out, chosen.work)
+            rows = {"training": list(METHODS), "search": SEARCHES}.get(chosen.what, [])
             for row in chosen.rows or rows:
                 {"training": train, "search": search}[chosen.what](name, row, seed, data, chosen.out, chosen.work)
 
