@@ -95,6 +95,10 @@ def train(
             )
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
     plan = config.build(Training, {**section, **({} if method is None else {"method": method}), **options}, "train")
+    if plan.boosting:
+        raise InputError("train.boosting is for runs; name the networks to train beside: beside=[...].")
+    if isinstance(beside, nn.Module) or not all(isinstance(model, nn.Module) for model in beside):
+        raise InputError(f"train takes a list of modules as beside, but got {beside!r}.")
     stage = _stage("train", seed, data)
     if isinstance(architecture, nn.Module):
         _check_trainable(architecture, data)

@@ -266,7 +266,6 @@ def certify(run: Path, **options: Any) -> None:
     argument(
         "--from",
         dest="runs",
-        type=Path,
         nargs="+",
         metavar="RUN",
         help="with build: runs whose trained models are joined",
@@ -276,9 +275,9 @@ def certify(run: Path, **options: Any) -> None:
     ),
     argument("--members", type=int, help="with build: members with a weight, at most (no limit)"),
     argument("--images", type=int, help="with build: test images, and validation images to fit the weights on"),
-    OUT,
+    argument("--out", type=Path, metavar="FOLDER", help="with build: folder for run folders (runs)"),
 )
-def ensemble(run: str, overrides: Sequence[str], runs: Sequence[Path] | None, out: Path, **options: Any) -> None:
+def ensemble(run: str, overrides: Sequence[str], runs: Sequence[str] | None, **options: Any) -> None:
     """Join the trained models of a run, attack and certify the ensemble; or build one from several runs."""
     given = {name: value for name, value in options.items() if value is not None}
     if (run == "build") != (runs is not None):
@@ -293,10 +292,10 @@ def ensemble(run: str, overrides: Sequence[str], runs: Sequence[Path] | None, ou
         return
     from robust_nas import joining
 
-    names = [path for path in runs if not _OVERRIDE.match(str(path))]
-    # A KEY=VALUE behind --from is taken for one more run.
-    settings = [*overrides, *(str(path) for path in runs if path not in names)]
-    _work(joining.build(names, settings, out, _progress(), sys.argv[1:], **given), "run")
+    # A KEY=VALUE behind --from is no run.
+    settings = [*overrides, *(word for word in runs if _OVERRIDE.match(word))]
+    paths, out = [Path(word) for word in runs if not _OVERRIDE.match(word)], given.pop("out", Path("runs"))
+    _work(joining.build(paths, settings, out, _progress(), sys.argv[1:], **given), "run")
 
 
 @app.command(REPORTED)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -510,19 +512,36 @@ def report(job: Job) -> None:
     job.world.barrier()
 
 
-def start(chosen: Recipe, root: Path, progress: Progress, arguments: list[str]) -> Job:
+def start(
+    chosen: Recipe,
+    root: Path,
+    progress: Progress,
+    arguments: list[str],
+    fill: Callable[[RunDir, Dataset], None] | None = None,
+) -> Job:
     """Make a new run folder for a recipe, on rank 0, and return the job.
 
     The data set is read first: a run that cannot start leaves no folder.
+
+    Args:
+        fill: writes what there is already, up to the training, which is then not rehearsed.
     """
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     data = load_data(chosen, world)
-    _rehearse_training(chosen, data)
+    if fill is None:
+        _rehearse_training(chosen, data)
 
     def make_folder() -> Path:
         folder = RunDir.create(root, chosen.name)
-        write_json(folder / "environment.json", describe_environment(world, arguments))
-        write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
+        try:
+            if fill is not None:
+                fill(folder, data)
+            write_json(folder / "environment.json", describe_environment(world, arguments))
+            # Last: with it, the folder is a run that can be resumed.
+            write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
+        except BaseException:
+            shutil.rmtree(folder.path)
+            raise
         return folder.path
 
     return _job(chosen, world.on_main(make_folder), world, progress, data)

@@ -177,6 +177,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
             raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
+        if self.train.boosting and self.derive.count == 1:
+            raise InputError(
+                "train.boosting trains every network after the first beside those before it, but derive.count is 1."
+            )
         radii = {
             "evaluation.curve_epsilons": self.evaluation.curve_epsilons,
             "certification.epsilons": self.certification.epsilons,

@@ -317,7 +317,8 @@ class RunDir:
             raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
         # What a process that was killed while writing has left.
         for temporary in self.path.rglob(".*.*"):
-            temporary.unlink()
+            if temporary.is_file():
+                temporary.unlink()
 
     def unlock(self) -> None:
         """Let other processes work on this run."""

@@ -7,12 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import robust_nas as rn
+from robust_nas import config
 from robust_nas.ensembles import Ensemble
+from robust_nas.joining import _check_common
+from robust_nas.recipe import from_table
 from robust_nas.run_dir import load_state
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -102,6 +108,49 @@ def test_the_limit_on_members_is_kept_and_the_saved_ensemble_is_the_one_that_was
         torch.testing.assert_close(saved(images), run.models[kept](images), rtol=0, atol=1e-6)
 
 
+def test_the_best_member_is_found_by_one_attack_at_the_joined_radius_whatever_the_runs_said(joined: Path) -> None:
+    run = rn.load_run(joined)
+    for record in run.read("train.json")["models"]:
+        validation = run.data.validation[:40]
+        expected = rn.evaluate(run.models[record["name"]], validation, run.threat, attacks=["pgd"])
+        assert record["validation"] == {"clean": expected.clean_accuracy, "robust": expected.robust_accuracy}
+
+
+def test_the_report_says_where_the_networks_come_from_and_claims_no_search(joined: Path, narrow: Path) -> None:
+    page = (joined / "report.html").read_text()
+    assert f"2 trained networks of {narrow.name} and" in page and f"{narrow.name}/model-0" in page
+    assert "given search" not in page and "one run with one seed" not in page
+
+
+def test_joining_that_fails_on_the_way_leaves_no_run(
+    command: Command, narrow: Path, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robust_nas.joining.write_json", mock.Mock(side_effect=KeyboardInterrupt))
+    assert command("ensemble", "build", "--from", narrow, wide, "--out", tmp_path).returncode == 130
+    assert not list(tmp_path.glob("*"))
+
+
+def test_runs_of_one_data_set_in_two_places_are_joined_only_if_the_images_are_the_same(
+    narrow: Path, tmp_path: Path
+) -> None:
+    for root, shift in {"first": 0, "copy": 0, "other": 9}.items():
+        for label, name in enumerate(("a", "b")):
+            folder = tmp_path / root / name
+            folder.mkdir(parents=True)
+            for image in range(12):
+                pixels = np.full((8, 8), 10 * image + 100 * label + shift, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{image}.png")
+    table = config.read_toml(narrow / "config.toml")
+    recipes = [
+        from_table({**table, "data": {"name": "folder", "root": str(tmp_path / root)}}, "")
+        for root in ("first", "copy", "other")
+    ]
+    first, copy, other = (tmp_path / name for name in ("first", "copy", "other"))
+    _check_common([first, copy], recipes[:2])
+    with pytest.raises(rn.InputError, match="was made with other data"):
+        _check_common([first, other], [recipes[0], recipes[2]])
+
+
 def test_a_joined_run_adds_nothing_to_the_table_that_its_members_are_in(joined: Path) -> None:
     assert not (joined.parent / "table").exists()
     assert json.loads((joined / "record.json").read_text())["rows"] == 0
@@ -115,8 +164,11 @@ def test_a_joined_run_adds_nothing_to_the_table_that_its_members_are_in(joined: 
         (["ensemble", "RUN", "--members", "2"], "--members belongs to 'ensemble build'"),
         (["ensemble", "build", "--from", "RUN"], "two trained models or more"),
         (["ensemble", "build", "--from", "RUN", "OTHER"], "was made with other data than"),
-        (["ensemble", "build", "--from", "RUN", "RUN", "--members", "0"], "RobBoost.members must be at least 1"),
-        (["ensemble", "build", "--from", "RUN", "RUN", "--epsilon", "8"], "did you mean 8/255"),
+        (["ensemble", "build", "--from", "RUN", "RUN"], "A run is joined once"),
+        (["ensemble", "build", "--from", "RUN", "AGAIN", "--members", "0"], "RobBoost.members must be at least 1"),
+        (["ensemble", "build", "--from", "RUN", "AGAIN", "--epsilon", "8"], "did you mean 8/255"),
+        (["ensemble", "build", "--from", "RUN", "AGAIN", "data.validation_size=500"], "cannot be set, but evaluation"),
+        (["ensemble", "build", "--from", "RUN", "SPOILED"], "model-0.safetensors"),
         (["ensemble", "build", "--from", "RUN", "UNTRAINED"], "There is no train.json"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -125,12 +177,14 @@ def test_a_mistake_in_joining_costs_one_sentence(
     command: Command, narrow: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     other, untrained = tmp_path / "other", tmp_path / "untrained"
-    for copy in (other, untrained):
+    again, spoiled = tmp_path / "again", tmp_path / "spoiled"
+    for copy in (other, untrained, again, spoiled):
         shutil.copytree(narrow, copy)
     (untrained / "train.json").unlink()
-    config = other / "config.toml"
-    config.write_text(config.read_text().replace('[data]\nname = "digits"', '[data]\nname = "mnist"\nroot = "x"'))
-    places = {"RUN": narrow, "OTHER": other, "UNTRAINED": untrained}
+    (spoiled / "checkpoints" / "model-0.safetensors").unlink()
+    settings = other / "config.toml"
+    settings.write_text(settings.read_text().replace('[data]\nname = "digits"', '[data]\nname = "mnist"\nroot = "x"'))
+    places = {"RUN": narrow, "OTHER": other, "UNTRAINED": untrained, "AGAIN": again, "SPOILED": spoiled}
     done = command(*(places.get(word, word) for word in words), "--out", tmp_path / "out")
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+import torch
 from torch import Tensor, nn
 
 from robust_nas.ensembles._ensemble import Ensemble
+from robust_nas.errors import InputError
+from robust_nas.evaluation import evaluate
 from robust_nas.training._loop import Fitted, fit
 
 if TYPE_CHECKING:
@@ -48,15 +51,37 @@ def fit_beside(
     The loss, its attack or its bound are those of all of them together, so that the new network is best where the
     others are weak. Without others, this is `fit`.
 
+    An attack that sees batch statistics sees those of the frozen networks too.
+
     Returns:
-        What `fit` gives, for `model`; the accuracies in the record are those of the ensemble.
+        What `fit` gives, for `model`. In the record, "validation" is of `model` alone, "beside" of all together, and so
+        are "best" and "last", which say how the epochs compare.
+
+    Raises:
+        InputError: for frozen networks that do not fit `model`, a mixture of batch norms, or what `fit` raises.
     """
     if not frozen:
         return fit(model, data, threat, training, stage)
+    if training.mixes:
+        raise InputError("A mixture of batch norms is not trained beside other networks; set train.norm to 'batch'.")
+    with torch.no_grad():
+        images = data.validation[:2].images
+        shapes = {tuple(network.eval()(images).shape) for network in (*frozen, model)}
+    if len(shapes) > 1:
+        raise InputError(
+            "A network and those it is trained beside must have the same classes, but outputs for two images are of "
+            f"shapes {' and '.join(str(list(shape)) for shape in sorted(shapes))}."
+        )
     fitted = fit(Boosted(frozen, model), data, threat, training, stage)
+    alone = evaluate(model.eval(), data.validation, threat, [training.selection_attack], stage=stage.within("alone"))
+    record = {
+        **fitted.record,
+        "validation": {"clean": alone.clean_accuracy, "robust": alone.robust_accuracy},
+        "beside": fitted.record["validation"],
+    }
     prefix = f"members.{len(frozen)}."
 
     def own(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
-    return replace(fitted, model=model.eval(), best=own(fitted.best), last=own(fitted.last))
+    return replace(fitted, model=model, best=own(fitted.best), last=own(fitted.last), record=record)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import config, ensembles
-from robust_nas.architecture import Architecture
+from robust_nas import config, ensembles, spaces
 from robust_nas.bounds import Bound
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import DataForm, ImageSet
@@ -20,7 +19,7 @@ from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
 from robust_nas.errors import InputError
 from robust_nas.intake import load_weights
 from robust_nas.run_dir import atomic_path, read_json, write_json
-from robust_nas.spaces import BuiltFrom, Space
+from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel
 
 VERSION = 1
@@ -72,9 +71,12 @@ class Ensemble(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Return the classes [N] of images [N, C, H, W], in evaluation mode, as the weights were fitted in."""
-        training = self.training
-        classes: Tensor = self.eval()(images).argmax(1)
-        self.train(training)
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            classes: Tensor = self.eval()(images).argmax(1)
+        finally:
+            for module, training in modes:
+                module.training = training
         return classes
 
     def fit(
@@ -98,6 +100,10 @@ class Ensemble(nn.Module):
             InputError: for an unknown rule, bound or option, members that the bound cannot handle, or limits that no
                 member is within.
         """
+        if options and not isinstance(rule, str):
+            raise InputError(
+                f"Options such as {next(iter(options))} are for a rule that is given by its name; set them in {rule}."
+            )
         chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
         fits = config.build(ensembles.get(rule), options, "ensemble") if isinstance(rule, str) else rule
         shape = validation.image_shape
@@ -132,7 +138,13 @@ class Ensemble(nn.Module):
         described = [_describe(getattr(member, "built_from", None)) for member in kept.members]
         write_json(
             folder / "config.json",
-            {"version": VERSION, "members": described, "weights": kept.weights, "scales": kept.scales},
+            {
+                "version": VERSION,
+                "members": described,
+                "weights": kept.weights,
+                "scales": kept.scales,
+                "sha256": _digest(folder / "model.safetensors"),
+            },
         )
         return folder
 
@@ -152,23 +164,24 @@ class Ensemble(nn.Module):
         saved = read_json(folder / "config.json")
         if not isinstance(saved, dict) or saved.get("version") != VERSION:
             raise InputError(f"{folder / 'config.json'} is no ensemble of version {VERSION}; save the ensemble again.")
-        if members is None:
-            if None in saved["members"]:
+        weights = folder / "model.safetensors"
+        # Of two files, one may be of an earlier ensemble.
+        if not weights.is_file() or _digest(weights) != saved.get("sha256"):
+            raise InputError(f"{weights} is not what {folder / 'config.json'} was saved with; save the ensemble again.")
+        try:
+            if members is None and None in saved["members"]:
                 raise InputError(
                     f"The ensemble in {folder} has members that no search space built; give all as "
                     "Ensemble.load(folder, members=[...])."
                 )
-            members = [_build(description) for description in saved["members"]]
-        ensemble = cls(members, saved["weights"], saved["scales"])
-        load_weights(ensemble, folder / "model.safetensors", "give the members that were saved")
+            built = members if members is not None else [_build(table) for table in saved["members"]]
+            ensemble = cls(built, saved["weights"], saved["scales"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{folder / 'config.json'} is damaged ({error!r}); save the ensemble again.") from None
+        load_weights(ensemble, weights, "give the members that were saved")
         return ensemble.eval()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Declared:
-    """A member's space, as a configuration names it."""
-
-    space: Space
 
 
 def _describe(source: BuiltFrom | None) -> dict[str, Any] | None:
@@ -176,15 +189,18 @@ def _describe(source: BuiltFrom | None) -> dict[str, Any] | None:
         return None
     data = source.data
     return {
-        "space": config.to_dict(_Declared(space=source.space))["space"],
+        "space": spaces.describe(source.space),
         "architecture": str(source.architecture),
         "data": {"name": data.name, "classes": list(data.classes), "image_shape": list(data.image_shape)},
     }
 
 
-def _build(described: dict[str, Any]) -> nn.Module:
-    space: Space = config.build(_Declared, {"space": described["space"]}).space
-    channels, height, width = described["data"]["image_shape"]
-    data = DataForm(described["data"]["name"], tuple(described["data"]["classes"]), (channels, height, width))
-    architecture: Architecture = space.parse(described["architecture"])
-    return space.network(architecture, data)
+def _build(table: dict[str, Any]) -> nn.Module:
+    form, space = table["data"], spaces.described(table["space"])
+    channels, height, width = form["image_shape"]
+    data = DataForm(str(form["name"]), tuple(form["classes"]), (channels, height, width))
+    return space.network(space.parse(table["architecture"]), data)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

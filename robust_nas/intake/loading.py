@@ -27,7 +27,7 @@ from robust_nas.intake.preparation import Normalised
 from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
 from robust_nas.run_dir import RunDir, read_json
 from robust_nas.seeds import seeded
-from robust_nas.spaces import Space
+from robust_nas.spaces import Space, described
 
 
 def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module]:
@@ -97,13 +97,6 @@ def _parts(spec: str) -> _Parts | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Declared:
-    """A space of its own, of a model that comes from another run."""
-
-    space: Space
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Sections:
     """What of a run's configuration its networks are built from."""
 
@@ -164,11 +157,10 @@ def chosen_networks(run: Path, space: Space) -> dict[str, tuple[Space, Architect
         InputError: if none have been derived.
     """
     derived = read_json(run / "derive.json")
-    tables = derived.get("spaces") or [None] * len(derived["chosen"])
-    spaces = [config.build(_Declared, {"space": table}).space if table else space for table in tables]
+    own = [described(table) for table in derived["spaces"]] if "spaces" in derived else [space] * len(derived["chosen"])
     return {
-        f"model-{index}": (own, own.parse(text))
-        for index, (own, text) in enumerate(zip(spaces, derived["chosen"], strict=True))
+        f"model-{index}": (each, each.parse(text))
+        for index, (each, text) in enumerate(zip(own, derived["chosen"], strict=True))
     }
 
 

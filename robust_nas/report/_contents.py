@@ -197,8 +197,14 @@ class Contents(Measurements):
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The operations that an edge can have."""
-        return tuple(self.config["space"].get("operations", OPERATIONS))
+        """The operations that an edge can have; in a joined run, in any of its networks' spaces."""
+        spaces = (self.stages["derive"] or {}).get("spaces", [self.config["space"]])
+        return tuple(dict.fromkeys(name for space in spaces for name in space.get("operations", OPERATIONS)))
+
+    @property
+    def joined(self) -> list[str]:
+        """The runs that the networks of a joined run come from; none in others."""
+        return list(dict.fromkeys(m["from"].partition("/")[0] for m in self.trained.values() if "from" in m))
 
     def parse(self, text: str) -> Architecture:
         """Read an architecture of the run's space."""

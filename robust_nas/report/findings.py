@@ -177,7 +177,10 @@ def summary(contents: Contents) -> list[str]:
         count = len(contents.trained)
         method = next(iter(contents.trained.values())).get("method", "")
         sentences.append(
-            f"{count} network{'s' * (count > 1)} of the space {config['space']['name']}, found by "
+            f"{count} trained networks of {enumerate_in_words(contents.joined)}, joined, and measured against {threat} "
+            f"on {data}."
+            if contents.joined
+            else f"{count} network{'s' * (count > 1)} of the space {config['space']['name']}, found by "
             f"{config['search']['name']} search and trained with {method} against {threat} on {data}."
         )
     else:
@@ -261,7 +264,11 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
     found.append(
         (
             "Seeds",
-            f"Everything comes from one run with one seed ({contents.seed}): another seed may find other "
+            "The networks come from runs with seeds of their own: other seeds may give others, and the difference "
+            "between two networks includes the noise of their training. The intervals on this page are about the "
+            "sample of images only."
+            if contents.joined
+            else f"Everything comes from one run with one seed ({contents.seed}): another seed may find other "
             "architectures, and the difference between two networks includes the noise of their training. "
             "The intervals on this page are about the sample of images only.",
         )
@@ -395,10 +402,12 @@ def _about_selection(contents: Contents) -> str:
     train, search = (contents.config.get(section, {}) for section in ("train", "search"))
     chosen = {
         "the architectures": not (isinstance(search, dict) and search.get("name") == "given"),
-        "each network's best epoch": train.get("keep", "best") == "best",
+        "each network's best epoch": train.get("keep", "best") == "best" and not contents.joined,
         "the ensemble's weights": bool(contents.stages["ensemble"]),
     }
     text += f" selected {enumerate_in_words([what for what, is_chosen in chosen.items() if is_chosen]) or 'nothing'}; "
     measured = contents.attacked or contents.certified or contents.smoothed
     text += "test images only measured. " if measured else "test images have not been looked at. "
+    if contents.joined:
+        text += "The runs that the networks come from have chosen on validation images before. "
     return text + "Validation accuracies are of what was selected on them, so they are optimistic."

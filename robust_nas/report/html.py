@@ -104,6 +104,8 @@ def _architectures(contents: Contents) -> Content:
 def _architecture_card(contents: Contents, name: str, text: str) -> Html:
     architecture, model, short = contents.parse(text), contents.trained.get(name, {}), _short(contents, text)
     facts: dict[str, str] = {}
+    if "from" in model:
+        facts["From"] = model["from"]
     if "parameters" in model:
         facts["Parameters"] = f"{model['parameters']:,}"
     if adds := model.get("multiply_adds", model.get("flops")):

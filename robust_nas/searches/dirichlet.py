@@ -87,6 +87,11 @@ class Dirichlet:
         for name in ("alpha_frozen", "epsilon_warm_up", "epsilon_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"search.{name} is a share and must be in [0, 1], but got {getattr(self, name)}.")
+        if self.epsilon_warm_up + self.epsilon_ramp > 1:
+            raise InputError(
+                f"search.epsilon_warm_up and search.epsilon_ramp must be at most 1 together, but got "
+                f"{self.epsilon_warm_up} and {self.epsilon_ramp}; epsilon would not reach its full size."
+            )
         for name in ("final_learning_rate", "weight_decay", "anchor_scale"):
             if getattr(self, name) < 0:
                 raise InputError(f"search.{name} must not be negative, but got {getattr(self, name)}.")
@@ -129,7 +134,7 @@ class Dirichlet:
             weight_optimiser.load_state_dict(state["weight_optimiser"])
             alpha_optimiser.load_state_dict(state["alpha_optimiser"])
             for level, kept in state["memory"].items():
-                memory[level] = Memory(shared=kept["shared"], tables=kept["tables"])
+                memory[level].load_state(kept, world.device)
             seconds, trajectory = state["seconds"], state["trajectory"]
 
         for epoch in stage.progress.steps(range(done, self.epochs), "search", total=self.epochs, done=done):
@@ -178,7 +183,7 @@ class Dirichlet:
                     "alpha": relaxation.alpha,
                     "weight_optimiser": weight_optimiser.state_dict(),
                     "alpha_optimiser": alpha_optimiser.state_dict(),
-                    "memory": {level: {"shared": kept.shared, "tables": kept.tables} for level, kept in memory.items()},
+                    "memory": {level: kept.state() for level, kept in memory.items()},
                     "seconds": seconds,
                     "trajectory": trajectory,
                 },

@@ -6,12 +6,13 @@ space of one's own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from robust_nas import catalogue
-from robust_nas.config import build, read_toml
+from robust_nas.config import build, read_toml, to_dict
 from robust_nas.errors import InputError, suggest
 from robust_nas.registry import Group
 
@@ -102,6 +103,23 @@ def load(name: str, **options: Any) -> Space:
     """
     kind, declared = _GROUP.resolve(name)
     space: Space = build(kind, {**declared, **options}, f"space {name}")
+    return space
+
+
+def describe(space: Space) -> dict[str, Any]:
+    """Return a space as a table with its kind and all of its settings, which needs no declaration to be read again."""
+    package, _, module = type(space).__module__.rpartition(".")
+    return {"kind": module if package == __name__ else type(space).__module__, **to_dict(space)}
+
+
+def described(table: Mapping[str, Any]) -> Space:
+    """Return the space of a table that `describe` gave.
+
+    Raises:
+        InputError: for an unknown kind, or a mistake in it.
+    """
+    settings = {key: value for key, value in table.items() if key != "kind"}
+    space: Space = build(Group(__name__, "Kind", "supernet").get(str(table.get("kind"))), settings, "space")
     return space
 
 

@@ -197,7 +197,9 @@ def _recipe_hash(config: Mapping[str, Any]) -> str:
 
 
 def _skeleton(space: Mapping[str, Any]) -> str:
-    pairs = ((key, value) for key, value in sorted(space.items()) if key not in _CELL)
+    # The stride that published skeletons have is not written, so that theirs are the same.
+    left_out = {*_CELL, *(["stem_stride"] if space.get("stem_stride") == 1 else [])}
+    pairs = ((key, value) for key, value in sorted(space.items()) if key not in left_out)
     return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in pairs)
 
 

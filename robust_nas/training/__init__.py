@@ -56,6 +56,14 @@ class Memory:
         self.tables[name][rows] = values.detach()
         self._written[name][rows] = True
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {"shared": self.shared, "tables": self.tables}
+
+    def load_state(self, state: dict[str, Any], device: Any) -> None:
+        """Go back to a checkpoint, on a device."""
+        self.shared, self.tables = (on_device(device, state[name]) for name in ("shared", "tables"))
+
     def merge(self, world: World) -> None:
         """Give every rank the rows that the others have written since the last time; each row has one writer."""
         import torch
@@ -67,6 +75,17 @@ class Memory:
             writers = world.sum(written.float()).view_as(mine)
             self.tables[name] = torch.where(writers > 0, total, table)
             written.zero_()
+
+
+def on_device(device: Any, value: Any) -> Any:
+    """Return nested tensors on a device."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: on_device(device, item) for key, item in value.items()}
+    return [on_device(device, item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

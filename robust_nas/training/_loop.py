@@ -21,7 +21,7 @@ from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unu
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.seeds import generator_at, seed_at, seeded
-from robust_nas.training import Batch, Memory
+from robust_nas.training import Batch, Memory, on_device
 from robust_nas.training._augment import crop_and_flip, cutout, mix_up
 from robust_nas.training._optimisers import make_optimiser
 from robust_nas.training._options import Average, Forward, added_losses, moved_weights
@@ -257,7 +257,7 @@ class Trainee:
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": {"values": self.average.values, "steps": self.average.steps},
-            "memory": {"shared": self.memory.shared, "tables": self.memory.tables},
+            "memory": self.memory.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -265,9 +265,9 @@ class Trainee:
         self._model.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
-        device, average, memory = self._world.device, state["average"], state["memory"]
-        self.average.values, self.average.steps = _on(device, average["values"]), average["steps"]
-        self.memory.shared, self.memory.tables = _on(device, memory["shared"]), _on(device, memory["tables"])
+        device, average = self._world.device, state["average"]
+        self.average.values, self.average.steps = on_device(device, average["values"]), average["steps"]
+        self.memory.load_state(state["memory"], device)
 
 
 def _batches(
@@ -342,12 +342,3 @@ def _check_branches(model: nn.Module) -> None:
     }
     for branch in sorted(unused_branches(model)):
         raise InputError(f"No image goes through the {branch} batch norm of the mixture; {advice[branch]}.")
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    """Return nested tensors on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _on(device, item) for key, item in value.items()}
-    return [_on(device, item) for item in value] if isinstance(value, list) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import robust_nas as rn
+from robust_nas import config
 from robust_nas.datasets import ImageSet
-from robust_nas.ensembles._boosting import Boosted
+from robust_nas.distributed import World
+from robust_nas.ensembles import Ensemble
+from robust_nas.ensembles._boosting import Boosted, fit_beside
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
 from robust_nas.training import Batch, Memory
+from robust_nas.training._plan import Training
 from robust_nas.training.crown_ibp import CROWNIBP
 from robust_nas.training.ibp import IBP
 
@@ -70,6 +77,37 @@ def test_frozen_members_are_the_same_bit_by_bit_after_training_with_batch_norms_
     # What it was trained for is the sum with the frozen one: alone, the same seed gives another network.
     alone = rn.train("000300", small, THREAT, space=space, epsilon_ramp=0.5, **options)
     assert any(not torch.equal(a, b) for a, b in zip(alone.parameters(), second.parameters(), strict=True))
+
+
+def test_what_is_said_of_a_boosted_network_is_its_own_and_what_all_do_together_is_told_apart() -> None:
+    digits = rn.datasets.load("digits")
+    small = dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:40])
+    space = rn.spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    torch.manual_seed(0)
+    first, second = (space.network(space.parse("000300"), digits) for _ in range(2))
+    training = config.build(Training, {"epochs": 2, "batch_size": 32, "method": "standard", "selection_attack": "fgsm"})
+    stage = Stage("train", 0, World(), Progress(quiet=True))
+    fitted = fit_beside([first.eval()], second, small, THREAT, training, stage)
+    for key, model in {"validation": second, "beside": Ensemble([first, second]).eval()}.items():
+        expected = rn.evaluate(model, small.validation, THREAT, attacks=["fgsm"])
+        assert fitted.record[key]["clean"] == expected.clean_accuracy
+        assert fitted.record[key]["robust"] == pytest.approx(expected.robust_accuracy, abs=0.05)
+    assert fitted.best.keys() == fitted.last.keys() == second.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("beside", "options", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}, "takes a list of modules as beside"),
+        ([nn.Sequential(nn.Flatten(), nn.Linear(64, 9))], {}, "must have the same classes"),
+        ([], {"boosting": True}, "name the networks to train beside"),
+        ([nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], {"norm": "mixture"}, "not trained beside other networks"),
+    ],
+)
+def test_a_mistake_in_what_to_train_beside_is_named(beside: Any, options: dict[str, Any], message: str) -> None:
+    space = rn.spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    with pytest.raises(rn.InputError, match=message):
+        rn.train("000300", rn.datasets.load("digits"), THREAT, space=space, beside=beside, epochs=1, **options)
 
 
 def test_a_boosted_network_learns_what_the_frozen_one_does_not_know() -> None:

@@ -140,6 +140,15 @@ def test_what_is_no_saved_ensemble_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match="no ensemble of version 1"):
         Ensemble.load(tmp_path)
+    saved = Ensemble(networks(1)).save(tmp_path)
+    whole = (saved / "config.json").read_text()
+    (saved / "config.json").write_text(whole.replace('"weights"', '"wieghts"'))
+    with pytest.raises(InputError, match="is damaged"):
+        Ensemble.load(saved, networks(1))
+    Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(6, 3))]).save(saved)
+    (saved / "config.json").write_text(whole)  # as if it had been interrupted between its two files
+    with pytest.raises(InputError, match=r"is not what .* was saved with"):
+        Ensemble.load(saved, networks(1))
     with pytest.raises(InputError, match="is a file"):
         Ensemble(networks(1)).save(tmp_path / "config.json")
 
@@ -162,5 +171,28 @@ def test_predictions_are_those_of_evaluation_mode_and_leave_the_mode_as_it_was()
     cells, digits = _cells()
     ensemble = Ensemble(cells)
     expected = sum(cell(digits.test.images[:9]) for cell in cells).argmax(1)
-    assert torch.equal(ensemble.train().predict(digits.test.images[:9]), expected)
-    assert ensemble.training and all(member.training for member in ensemble.members)
+    cells[0].train()
+    assert torch.equal(ensemble.predict(digits.test.images[:9]), expected)
+    assert ensemble.training and [member.training for member in ensemble.members] == [True, False, False]
+
+
+def test_an_ensemble_of_a_space_of_ones_own_is_loaded_where_its_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'kind = "cell"\nnum_nodes = 3\noperations = ["skip_connect", "nor_conv_3x3"]\nchannels = 2\nstages = 1\n'
+        "cells_per_stage = 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    digits, space = datasets.load("digits"), spaces.load("mine.toml")
+    member = space.network(space.parse("101"), digits).eval()
+    saved = Ensemble([member]).save(tmp_path / "saved")
+    (tmp_path / "mine.toml").unlink()
+    with torch.no_grad():
+        assert torch.equal(Ensemble.load(saved)(digits.test.images[:4]), member(digits.test.images[:4]))
+
+
+def test_options_beside_a_rule_that_is_made_already_are_refused() -> None:
+    cells, digits = _cells()
+    with pytest.raises(InputError, match="Options such as members are for a rule that is given by its name"):
+        Ensemble(cells).fit(digits.validation[:4], ThreatModel(epsilon=0.001), rule=RobBoost(), members=1)

@@ -262,6 +262,7 @@ def test_the_test_split_is_never_looked_at(space, data):
         ({"alpha_frozen": 1.5}, r"must be in \[0, 1\]"),
         ({"learning_rate": 0}, "must be above 0"),
         ({"epsilon_warm_up": -0.1}, r"must be in \[0, 1\]"),
+        ({"epsilon_warm_up": 0.8, "epsilon_ramp": 0.3}, "would not reach its full size"),
         ({"objective": Free()}, "search.objective cannot be 'free'"),
     ],
 )
