@@ -39,13 +39,15 @@ Margins = Callable[[Tensor], Tensor]
 class CertifiedTraining:
     """What the methods that bound the network have in common.
 
-    kappa CE(f(x), y) + (1 - kappa) robust loss, where kappa goes from 1 to its last value as epsilon goes from 0 to its
-    full size (`train.epsilon_warm_up` and `train.epsilon_ramp`, which all but tiny radii need): the first bounds of a
-    deep network are astronomically large, and all that they teach at once is to predict the same for every image.
+    kappa CE(f(x), y) + (1 - kappa) robust loss, where kappa goes from its first value to its last as epsilon goes from
+    0 to its full size (`train.epsilon_warm_up` and `train.epsilon_ramp`, which all but tiny radii need): the first
+    bounds of a deep network are astronomically large, and all that they teach at once is to predict the same for every
+    image.
     Published recipes clip gradients at 10 (`train.gradient_clip`) and keep the last epoch (`train.keep`).
 
     Args:
         kappa: weight of the clean images' loss when epsilon has its full size.
+        kappa_start: the same while epsilon is 0.
         l1: weight of the sum of the absolute weights of convolutions and linear layers, which is added to the loss.
         initialisation: "given" keeps the weights that the network comes with; "tight" draws them anew (see `tight`).
 
@@ -56,12 +58,14 @@ class CertifiedTraining:
     bounds_network: ClassVar[bool] = True
 
     kappa: float = 0.0
+    kappa_start: float = 1.0
     l1: float = 0.0
     initialisation: Initialisation = "given"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.kappa <= 1:
-            raise InputError(f"{type(self).__name__}.kappa must be in [0, 1], but got {self.kappa}.")
+        for name in ("kappa", "kappa_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{type(self).__name__}.{name} must be in [0, 1], but got {getattr(self, name)}.")
         if not self.l1 >= 0:
             raise InputError(f"{type(self).__name__}.l1 must not be negative, but got {self.l1}.")
         check_choice(f"{type(self).__name__}.initialisation", self.initialisation, Initialisation)
@@ -77,7 +81,7 @@ class CertifiedTraining:
 
     def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum of the clean images' and the robust loss."""
-        network, weight = network_of(forward), batch.growth * (1 - self.kappa)
+        network, weight = network_of(forward), 1 - (self.kappa_start + batch.growth * (self.kappa - self.kappa_start))
         with recorded(network) as statistics:
             loss = F.cross_entropy(forward(batch.images), batch.targets)
         if weight > 0:

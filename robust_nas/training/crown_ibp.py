@@ -26,6 +26,7 @@ class CROWNIBP(CertifiedTraining):
         beta: weight of the linear bounds when epsilon has its full size. Published are 0 for large radii and 1 for
             small ones.
         kappa: weight of the clean images' loss when epsilon has its full size.
+        kappa_start: the same while epsilon is 0; 0 where the bounds would grow out of hand before they count.
         l1: weight of the sum of the absolute weights of convolutions and linear layers, which is added to the loss.
         initialisation: "given" keeps the weights that the network comes with; "tight" draws those of all layers but
             the last anew, so that intervals keep their width from layer to layer (Shi et al. 2021, arXiv:2103.17268).

@@ -14,11 +14,12 @@ from robust_nas.training._certified import CertifiedTraining, interval, worst_cr
 class IBP(CertifiedTraining):
     """kappa CE(f(x), y) + (1 - kappa) CE(worst logits in the interval bounds, y).
 
-    Kappa goes from 1 to its last value as epsilon goes from 0 to its full size (`train.epsilon_warm_up` and
+    Kappa goes from `kappa_start` to `kappa` as epsilon goes from 0 to its full size (`train.epsilon_warm_up` and
     `train.epsilon_ramp`, which all but tiny radii need).
 
     Args:
         kappa: weight of the clean images' loss when epsilon has its full size; 0.5 as published.
+        kappa_start: the same while epsilon is 0; 0 where the bounds would grow out of hand before they count.
         l1: weight of the sum of the absolute weights of convolutions and linear layers, which is added to the loss.
         initialisation: "given" keeps the weights that the network comes with; "tight", which deep networks need, draws
             those of all layers but the last anew, so that intervals keep their width from layer to layer (Shi et al.

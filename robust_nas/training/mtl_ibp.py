@@ -36,7 +36,8 @@ class MTLIBP(CertifiedTraining):
         attack: crafts x'. The authors take one step to the boundary, as the default does; 8 of a quarter of the
             attack's radius for CIFAR-10 at 2/255.
         attack_radius: the attack's radius, as a multiple of epsilon; the authors have 2.1 for CIFAR-10 at 2/255.
-        kappa: weight of the clean images' loss when epsilon has its full size; at first it is 1.
+        kappa: weight of the clean images' loss when epsilon has its full size.
+        kappa_start: the same while epsilon is 0; 0 where the bounds would grow out of hand before they count.
         l1: weight of the sum of the absolute weights of convolutions and linear layers, which is added to the loss.
         initialisation: "given" keeps the weights that the network comes with; "tight", which deep networks need, draws
             those of all layers but the last anew, so that intervals keep their width from layer to layer (Shi et al.

@@ -27,7 +27,8 @@ class SABR(CertifiedTraining):
             MNIST at 0.3, 0.1 for CIFAR-10 at 2/255 and 0.4 for TinyImageNet at 1/255: smaller for more accuracy and
             harder certification.
         attack: finds the centre; 8 steps by default.
-        kappa: weight of the clean images' loss when epsilon has its full size; at first it is 1.
+        kappa: weight of the clean images' loss when epsilon has its full size.
+        kappa_start: the same while epsilon is 0; 0 where the bounds would grow out of hand before they count.
         l1: weight of the sum of the absolute weights of convolutions and linear layers, which is added to the loss.
         initialisation: "given" keeps the weights that the network comes with; "tight", which deep networks need, draws
             those of all layers but the last anew, so that intervals keep their width from layer to layer (Shi et al.

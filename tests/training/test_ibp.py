@@ -37,9 +37,9 @@ def _model() -> nn.Module:
         ).train()
 
 
-def _loss(kappa: float, growth: float = 1.0) -> float:
+def _loss(kappa: float, growth: float = 1.0, **options: float) -> float:
     batch = _batch(growth)
-    return float(IBP(kappa=kappa).loss(_model(), batch.images, batch))
+    return float(IBP(kappa=kappa, **options).loss(_model(), batch.images, batch))
 
 
 def test_the_bound_is_the_intervals_of_the_network_frozen_at_the_clean_statistics() -> None:
@@ -68,6 +68,10 @@ def test_kappa_goes_from_one_to_its_last_value_as_epsilon_grows() -> None:
     for growth in (0.0, 0.25, 1.0):
         kappa = 1 - 0.6 * growth
         assert _loss(kappa=0.4, growth=growth) == pytest.approx(kappa * clean + (1 - kappa) * bound, rel=1e-5)
+    for growth in (0.0, 0.25, 1.0):
+        kappa = 0.2 + 0.2 * growth
+        found = _loss(kappa=0.4, growth=growth, kappa_start=0.2)
+        assert found == pytest.approx(kappa * clean + (1 - kappa) * bound, rel=1e-5)
     with pytest.raises(InputError, match=r"IBP\.kappa must be in \[0, 1\]"):
         IBP(kappa=1.5)
 
