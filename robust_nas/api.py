@@ -97,6 +97,8 @@ def train(
     plan = config.build(Training, {**section, **({} if method is None else {"method": method}), **options}, "train")
     if plan.boosting:
         raise InputError("train.boosting is for runs; name the networks to train beside: beside=[...].")
+    if plan.start_from is not None:
+        raise InputError("train.start_from is for runs; give the module with its weights in place of an architecture.")
     if isinstance(beside, nn.Module) or not all(isinstance(model, nn.Module) for model in beside):
         raise InputError(f"train takes a list of modules as beside, but got {beside!r}.")
     stage = _stage("train", seed, data)

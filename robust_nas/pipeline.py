@@ -184,6 +184,8 @@ def train(job: Job) -> None:
         if not job.has(f"checkpoints/{name}.safetensors"):
             with seeded(recipe.seed, "train", name):
                 model = recipe.space.network(architecture, job.data).to(job.world.device)
+            if recipe.train.start_from is not None:
+                intake.load_weights(model, recipe.train.start_from, "name those of the same architecture and space")
             frozen = [load_model(job, other["name"]) for other in records] if recipe.train.boosting else []
             fitted = fit_beside(frozen, model, job.data, recipe.threat, recipe.train, stage)
             facts = {
@@ -551,6 +553,8 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
     """Raise InputError now for what the training would only refuse after the search."""
     from robust_nas.training._loop import rehearse
 
+    if chosen.train.start_from is not None:
+        intake.check_weights_file(chosen.train.start_from)
     operations = chosen.space.operations
     uniform = SearchResult(operations, [[1 / len(operations)] * len(operations)] * len(chosen.space.edges), None, {})
     any_architecture = derivation.distinct(uniform, 1)[0].architecture

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import robust_nas as rn
 from robust_nas.errors import InputError
@@ -276,6 +277,40 @@ def test_stages_run_one_by_one_give_the_numbers_of_the_whole(command: Command, f
     one_by_one, whole = results(run), results(finished)
     for name in whole:
         assert one_by_one[name] == whole[name], name
+
+
+def test_a_training_goes_on_from_given_weights_and_the_next_network_is_boosted(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    first = (finished / "architecture.txt").read_text().split()[0]
+    quick = [setting for setting in TINY if not setting.startswith(("search.", "derive."))]
+    given = [*quick, "search=given", f"search.architecture='{first}'", "derive.count=1", "derive.pool=1"]
+    weights = finished / "checkpoints" / "model-0.safetensors"
+    start = [f"train.start_from={weights}", "train.learning_rate=1e-9", "train.epochs=1", "train.keep=last"]
+    in_process(command, "search", "digits", *given, *start, "--out", tmp_path / "more")
+    run = only_run(tmp_path / "more")
+    in_process(command, "derive", run)
+    in_process(command, "train", run)
+    before, after = (load_state(path)["weights"] for path in (weights, run / "checkpoints" / "model-0.safetensors"))
+    for key in [key for key in before if "running" not in key and "num_batches" not in key]:
+        torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-6)
+
+    missing = in_process(
+        command, "run", "digits", *given, "train.start_from=no.safetensors", "--out", tmp_path / "no", code=2
+    )
+    assert "There are no weights no.safetensors" in missing.stderr and not (tmp_path / "no").exists()
+
+    boosted = tmp_path / "boosted"
+    shutil.copytree(finished, boosted)
+    for path in ("train.json", "checkpoints/model-1.safetensors"):
+        (boosted / path).unlink()
+    settings = boosted / "config.toml"
+    settings.write_text(settings.read_text().replace("boosting = false", "boosting = true"))
+    in_process(command, "train", boosted)
+    records = json.loads((boosted / "train.json").read_text())["models"]
+    assert "beside" not in records[0] and set(records[1]["beside"]) == {"clean", "robust"}
+    kept, frozen = (load_state(at / "checkpoints" / "model-0.safetensors")["weights"] for at in (finished, boosted))
+    assert all(torch.equal(kept[key], frozen[key]) for key in kept)
 
 
 def test_smoothed_classifiers_are_certified_beside_the_run_and_compared_with_no_attack_on_the_networks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from robust_nas.attacks import Attack
@@ -100,6 +101,8 @@ class Training:
         gradient_clip: the largest Euclidean length of the gradient of all parameters, to which a longer one is scaled;
             0 for none. Certified training is published with 10.
         compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
+        start_from: a safetensors file with weights of the same network, such as those in a run's checkpoints, which the
+            training goes on from instead of drawn ones: to a larger radius, say.
         boosting: whether every network of a run after the first is trained for what it adds to those before it, which
             are frozen: loss, attacks and bounds are of all together, with equal weights (arXiv:1910.14655, section 4).
         selection_attack: attacks the validation split after each epoch.
@@ -141,6 +144,7 @@ class Training:
     channels_last: bool = False
     gradient_clip: float = 0.0
     compile: bool = False
+    start_from: Path | None = None
     boosting: bool = False
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
     keep: Literal["best", "last"] = "best"
