@@ -11,6 +11,7 @@ from torch import nn
 import robust_nas as rn
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.errors import InputError
+from robust_nas.training.pgd_at import PGDAT
 
 
 def test_every_stage_is_a_call() -> None:
@@ -21,7 +22,8 @@ def test_every_stage_is_a_call() -> None:
     threat = rn.ThreatModel(norm="linf", epsilon="0.1")
     space = rn.spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
     # A component may be given by name, as a table, or as an object.
-    found = rn.search(space, data, threat, epochs=1, batch_size=32, attack=FGSM(), validation_attack="fgsm")
+    objective = PGDAT(attack=FGSM())
+    found = rn.search(space, data, threat, epochs=1, batch_size=32, objective=objective, validation_attack="fgsm")
     chosen = rn.derive(found, space, data, threat, count=2, pool=3, attack="fgsm")
     assert len({architecture.canonical for architecture in chosen}) == 2
     method = {"name": "pgd_at", "attack": {"name": "pgd", "steps": 1}}

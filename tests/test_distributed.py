@@ -26,6 +26,7 @@ from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.threat import ThreatModel
 from robust_nas.training._loop import fit
 from robust_nas.training._plan import Training
+from robust_nas.training.pgd_at import PGDAT
 
 
 def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path) -> None:
@@ -156,7 +157,9 @@ def _search(world: World) -> dict[str, Any]:
     identity = nn.BatchNorm2d.forward
     nn.BatchNorm2d.forward = lambda self, x: x  # type: ignore[method-assign]
     attack = PGD(steps=2, random_start=False)
-    search = Dirichlet(epochs=2, batch_size=16, attack=attack, validation_attack=attack, alpha_learning_rate=0.05)
+    search = Dirichlet(
+        epochs=2, batch_size=16, objective=PGDAT(attack=attack), validation_attack=attack, alpha_learning_rate=0.05
+    )
     stage = Stage("search", 0, world, Progress(quiet=True))
     found = search.search(space, data, ThreatModel(epsilon=0.1), stage)
     nn.BatchNorm2d.forward = identity  # type: ignore[method-assign]
