@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,20 @@ def test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
         export_onnx(Small(0), tmp_path / "model.onnx", SHAPE[:2])
     with pytest.raises(InputError, match=r"got \[2, 9, 7\] and \[5, 2, 9, 8\]"):
         export_onnx(Small(0), tmp_path / "model.onnx", SHAPE, points=torch.rand(5, 2, 9, 8))
+
+
+def test_forked_workers_can_differentiate_after_an_export(tmp_path: Path) -> None:
+    # In a process of its own, whose first backward pass would be behind the export.
+    program = f"""
+import torch
+import robust_nas as rn
+from robust_nas.distributed import World
+rn.export_onnx(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), {str(tmp_path / "m.onnx")!r}, (1, 2, 2))
+def slope(x):
+    y = x.clone().requires_grad_()
+    return torch.autograd.grad((y * y).sum(), [y])[0]
+slope(torch.ones(1))
+print(World(workers=2).each(slope, [torch.ones(1), 2 * torch.ones(1)]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "[tensor([2.]), tensor([4.])]" in done.stdout, done.stderr
