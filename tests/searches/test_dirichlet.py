@@ -146,13 +146,14 @@ def test_the_gradient_clip_of_the_weights_knows_nothing_of_alpha(space, data, mo
     assert len(clipped[0]) == len(list(found.supernet.parameters()))
 
 
+def mean(alpha: torch.Tensor) -> torch.Tensor:
+    concentration = torch.nn.functional.elu(alpha) + 1
+    return concentration / concentration.sum(-1, keepdim=True)
+
+
 def test_the_first_step_moves_alpha_down_the_validation_loss(space, data, monkeypatch):
     # With the mean in place of a sample and no attack, the loss is a plain function of alpha: finite differences tell
     # its gradient, and Adam's first step is the learning rate against the gradient's sign.
-    def mean(alpha: torch.Tensor) -> torch.Tensor:
-        concentration = torch.nn.functional.elu(alpha) + 1
-        return concentration / concentration.sum(-1, keepdim=True)
-
     monkeypatch.setattr(DirichletRelaxation, "sample", lambda self, seed: mean(self.alpha))
     small = dataclasses.replace(data, train=data.train[:16], validation=data.validation[:16])
     search = Dirichlet(
@@ -188,10 +189,6 @@ def test_the_first_step_moves_alpha_down_the_validation_loss(space, data, monkey
 def test_a_certified_search_moves_alpha_down_a_bound_of_the_loss(space, data, monkeypatch):
     # As above, with the interval bound of the mixed network: the mixture is a constant that scales each operation's
     # box, and finite differences in it are those of a bound that is written down for each mixture on its own.
-    def mean(alpha: torch.Tensor) -> torch.Tensor:
-        concentration = torch.nn.functional.elu(alpha) + 1
-        return concentration / concentration.sum(-1, keepdim=True)
-
     monkeypatch.setattr(DirichletRelaxation, "sample", lambda self, seed: mean(self.alpha))
     small = dataclasses.replace(data, train=data.train[:16], validation=data.validation[:16])
     threat = ThreatModel(epsilon=0.01)
