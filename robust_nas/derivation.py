@@ -21,7 +21,6 @@ from robust_nas.certification import certify
 from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
-from robust_nas.models.cells import inherit
 from robust_nas.searches import LEAST_PROBABILITY
 
 if TYPE_CHECKING:
@@ -89,8 +88,7 @@ def derive(
         return pool
     scored = []
     for candidate in stage.progress.steps(pool, stage.name):
-        network = space.network(candidate.architecture, data, affine=False).to(stage.world.device)
-        inherit(network, found.supernet, candidate.architecture)  # type: ignore[arg-type]
+        network = found.supernet.choose(candidate.architecture)
         _measure_statistics(network, data, derivation, stage.world, stage.seed)
         within = stage.within("validation")
         result = evaluate(network, data.validation, threat, [derivation.attack], stage=within)

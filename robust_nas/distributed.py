@@ -152,15 +152,22 @@ class World:
                 helper.join()
         return results
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return a module whose backward averages the gradients over all ranks; `model` itself in one process."""
+    def wrap(self, model: nn.Module, *, partly_used: bool = False) -> nn.Module:
+        """Return a module whose backward averages the gradients over all ranks; `model` itself in one process.
+
+        Args:
+            partly_used: whether there may be parameters that a loss does not depend on.
+        """
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Buffers are averaged when they are needed (`mean_buffers`): a broadcast at every forward would break crafting.
         wrapper = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
-        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        options: dict[str, Any] = {
+            "forward_sync_buffers" if renamed else "broadcast_buffers": False,
+            "find_unused_parameters": partly_used,
+        }
         return wrapper(model, device_ids=ids, **options)
 
     def mean(self, value: Tensor) -> Tensor:

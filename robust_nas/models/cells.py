@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.overrides import has_torch_function_unary
 from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
-    from robust_nas.architecture import Architecture
     from robust_nas.datasets import NetworkData
     from robust_nas.spaces import BuiltFrom
     from robust_nas.spaces.cell import CellSpace
@@ -100,6 +99,16 @@ class ReLUConvBN(nn.Sequential):
             nn.BatchNorm2d(out_channels, affine=affine),
         )
 
+    @property
+    def convolution(self) -> nn.Conv2d:
+        """The convolution."""
+        return cast(nn.Conv2d, self[1])
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The batch norm."""
+        return cast(nn.BatchNorm2d, self[2])
+
 
 def make_operation(name: str, channels: int, affine: bool) -> nn.Module:
     """Return the operation called `name`, [B, channels, H, W] to the same shape."""
@@ -126,15 +135,15 @@ class Cell(nn.Module):
         self.num_nodes = num_nodes
         self.edges = nn.ModuleList(make_edge(edge) for edge in range(num_nodes * (num_nodes - 1) // 2))
 
-    def forward(self, x: Tensor, mixture: Tensor | None = None) -> Tensor:
-        """Return the last node [B, C, H, W]; `mixture` [E, O] holds the edges' weights in a supernet."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last node [B, C, H, W]."""
         nodes, edge = [x], 0
         for _ in range(1, self.num_nodes):
             incoming = []
             for source in nodes:
                 operation = self.edges[edge]
                 if not isinstance(operation, Zero):
-                    incoming.append(operation(source) if mixture is None else operation(source, mixture[edge]))
+                    incoming.append(operation(source))
                 edge += 1
             nodes.append(sum(incoming[1:], incoming[0]) if incoming else torch.zeros_like(x))
         return nodes[-1]
@@ -163,7 +172,7 @@ class CellNetwork(nn.Module):
     Args:
         space: gives the skeleton's sizes.
         data: gives the number of classes, the image's channels, and the mean and deviation to normalise by.
-        make_edge: the module of edge number e of a cell with the given channels.
+        make_cell: a cell of the given channels.
         affine: whether batch norm outside the cells has weights of its own (not in a supernet).
 
     Raises:
@@ -175,7 +184,7 @@ class CellNetwork(nn.Module):
     built_from: BuiltFrom | None = None
 
     def __init__(
-        self, space: CellSpace, data: NetworkData, make_edge: Callable[[int, int], nn.Module], affine: bool = True
+        self, space: CellSpace, data: NetworkData, make_cell: Callable[[int], nn.Module], affine: bool = True
     ) -> None:
         super().__init__()
         image_channels, height, width = data.image_shape
@@ -199,16 +208,16 @@ class CellNetwork(nn.Module):
                 self.layers.append(Reduction(channels, 2 * channels, affine))
                 channels *= 2
             for _ in range(space.cells_per_stage):
-                self.layers.append(Cell(space.num_nodes, lambda edge, c=channels: make_edge(edge, c)))  # type: ignore[misc]
+                self.layers.append(make_cell(channels))
         self.last = nn.Sequential(nn.BatchNorm2d(channels, affine=affine), nn.ReLU())
         self.classifier = nn.Linear(channels, len(data.classes))
         _initialise(self)
 
-    def forward(self, images: Tensor, mixture: Tensor | None = None) -> Tensor:
-        """Return logits [B, K] of [0, 1] images [B, C, H, W]."""
+    def forward(self, images: Tensor, *mixture: Any) -> Tensor:
+        """Return logits [B, K] of [0, 1] images [B, C, H, W]; what a supernet's cells need more is `mixture`."""
         x = self.stem((images - self.mean) / self.std)
         for layer in self.layers:
-            x = layer(x, mixture) if mixture is not None and isinstance(layer, Cell) else layer(x)
+            x = layer(x) if isinstance(layer, Reduction) else layer(x, *mixture)
         return self.classifier(self.last(x).mean(dim=(2, 3)))
 
 
@@ -217,17 +226,3 @@ def _initialise(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def inherit(network: CellNetwork, supernet: CellNetwork, architecture: Architecture) -> None:
-    """Copy a supernet's parameters and statistics into the discrete network (built with `affine=False`)."""
-    weights = supernet.state_dict()
-    inherited = {}
-    for key in network.state_dict():
-        source = key
-        if ".edges." in key:
-            head, _, tail = key.partition(".edges.")
-            edge, _, rest = tail.partition(".")
-            source = f"{head}.edges.{edge}.operations.{architecture.operations[int(edge)]}.{rest}"
-        inherited[key] = weights[source]
-    network.load_state_dict(inherited)

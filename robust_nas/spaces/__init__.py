@@ -64,8 +64,8 @@ class Space(Protocol):
         It says what it was built from as `built_from`.
         """
 
-    def supernet(self, data: Dataset) -> Supernet:
-        """Return the network in which every edge is a mixture of all operations."""
+    def supernet(self, data: Dataset, *, partial: int = 1) -> Supernet:
+        """Return the network in which every edge is a mixture of all operations, on 1/`partial` of the channels."""
 
 
 @dataclass(frozen=True)

@@ -77,19 +77,21 @@ class CellSpace:
         would never get a gradient, or only add a constant.
         """
         from robust_nas.datasets import DataForm
-        from robust_nas.models.cells import CellNetwork, make_operation
+        from robust_nas.models.cells import Cell, CellNetwork, make_operation
         from robust_nas.spaces import BuiltFrom
 
         assert architecture.num_nodes == self.num_nodes
         operations = architecture.pruned.operations
-        network = CellNetwork(
-            self, data, lambda edge, channels: make_operation(operations[edge], channels, affine), affine
-        )
+
+        def cell(channels: int) -> Cell:
+            return Cell(self.num_nodes, lambda edge: make_operation(operations[edge], channels, affine))
+
+        network = CellNetwork(self, data, cell, affine)
         network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
         return network
 
-    def supernet(self, data: Dataset) -> Supernet:
+    def supernet(self, data: Dataset, *, partial: int = 1) -> Supernet:
         """Return the supernet: the skeleton with a mixture of all operations on every edge, batch norm not affine."""
         from robust_nas.supernet import Supernet
 
-        return Supernet(self, data)
+        return Supernet(self, data, partial)

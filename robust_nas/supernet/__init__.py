@@ -1,42 +1,109 @@
 """The supernet: a network that holds every architecture of a cell space, mixed edge by edge.
 
-The mixture is an argument, not a state: the same supernet serves a Dirichlet sample, the mean, or a one-hot choice.
+The mixture is an argument, not a state: the same supernet serves a sample, the mean, or a one-hot choice. What does
+change is its size, in progressive shrinking: operations are left out (`keep`), partial channels become more (`widen`).
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from robust_nas.models.cells import CellNetwork, make_operation
+from robust_nas.errors import InputError
+from robust_nas.models.cells import AveragePool3x3, CellNetwork, ReLUConvBN, Zero, make_operation
+
+Weights = Sequence[Tensor | None]
+"""The weights of an edge's operations; None is exactly 0."""
 
 if TYPE_CHECKING:
+    from robust_nas.architecture import Architecture
     from robust_nas.datasets import Dataset
     from robust_nas.spaces.cell import CellSpace
 
 
-class MixedOperation(nn.Module):
-    """sum_o w_o o(x) over the candidate operations o of an edge (DARTS, arXiv:1806.09055, equation 2)."""
-
-    def __init__(self, operations: tuple[str, ...], channels: int) -> None:
-        super().__init__()
-        self.operations = nn.ModuleDict({name: make_operation(name, channels, affine=False) for name in operations})
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        terms = [w * operation(x) for w, operation in zip(weights, self.operations.values(), strict=True)]
-        return sum(terms[1:], terms[0])
-
-
 class Supernet(CellNetwork):
-    """The skeleton of a cell space with a `MixedOperation` on every edge; one mixture [E, O] serves all cells."""
+    """The skeleton of a cell space with all operations on every edge; one mixture [E, O] serves all cells.
 
-    def __init__(self, space: CellSpace, data: Dataset) -> None:
-        super().__init__(space, data, lambda edge, channels: MixedOperation(space.operations, channels), affine=False)
+    Args:
+        partial: k: an edge's operations see 1/k of the channels, the others pass by (PC-DARTS, arXiv:1907.05737).
+
+    Raises:
+        InputError: if k does not divide the number of channels.
+    """
+
+    def __init__(self, space: CellSpace, data: Dataset, partial: int = 1) -> None:
+        if partial < 1 or space.channels % partial:
+            raise InputError(
+                f"Partial channels of 1/{partial} must divide space.channels, but got {space.channels} channels."
+            )
+        super().__init__(space, data, lambda channels: MixedCell(space, channels, partial), affine=False)
+        self.operations = space.operations
+
+    @property
+    def mixed_operations(self) -> list[tuple[int, MixedOperation]]:
+        """Every mixed operation of every cell, with its edge."""
+        cells = [layer for layer in self.layers if isinstance(layer, MixedCell)]
+        return [(edge, mixed) for cell in cells for edge, mixed in enumerate(cell.edges)]  # type: ignore[misc]
+
+    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
+        """Return logits [B, K] of [0, 1] images [B, C, H, W] at a mixture [E, O].
+
+        An operation whose weight is exactly 0 is not computed, unless the mixture is to be differentiated.
+        """
+        weights = [list(row.unbind()) for row in mixture]
+        if not mixture.requires_grad:
+            used = mixture.tolist()
+            weights = [
+                [w if number else None for w, number in zip(*pair, strict=True)]
+                for pair in zip(weights, used, strict=True)
+            ]
+        return super().forward(images, weights)
 
     def at(self, mixture: Tensor) -> SampledSupernet:
         """Return the network that the supernet is at a mixture [E, O]: what an attack is pointed at."""
         return SampledSupernet(self, mixture)
+
+    def choose(self, architecture: Architecture) -> SampledSupernet:
+        """Return an architecture's network with copies of the supernet's weights and statistics.
+
+        Raises:
+            InputError: if the supernet has an operation of it no more (`keep`).
+        """
+        rows = torch.tensor([self.operations.index(name) for name in architecture.pruned.operations])
+        mixture = F.one_hot(rows, len(self.operations)).bool()
+        alone = copy.deepcopy(self)
+        alone.keep(mixture)
+        return SampledSupernet(alone, mixture.to(self.mean))
+
+    def keep(self, active: Tensor) -> None:
+        """Leave out the operations that are not `active` [E, O], for good; a mixture must have no weight on them."""
+        for edge, mixed in self.mixed_operations:
+            mixed.keep(active[edge].nonzero().flatten().tolist())
+
+    def widen(self, partial: int) -> dict[Tensor, tuple[Tensor, int]]:
+        """Let the operations see 1/`partial` of the channels, without a change of what the supernet computes.
+
+        The new channels pass by at first, as they did: `passing`, 1 after this, is the share that still does, for
+        `pass_by`. A convolution's old outputs do not see its new inputs until they learn to.
+
+        Returns:
+            For every new parameter, the one in whose place it is, and where that one begins in it, along all
+            dimensions of channels.
+        """
+        return {
+            new: place for _, mixed in self.mixed_operations for new, place in mixed.widen(partial, self.mean).items()
+        }
+
+    def pass_by(self, share: float) -> None:
+        """Let the channels that the last widening brought pass by to this share; the rest comes from the operations."""
+        for _, mixed in self.mixed_operations:
+            mixed.passing = share
 
 
 class SampledSupernet(nn.Module):
@@ -48,3 +115,141 @@ class SampledSupernet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.supernet(images, self.mixture)
+
+
+class MixedCell(nn.Module):
+    """A cell whose nodes are the sums of mixed operations on all earlier nodes."""
+
+    def __init__(self, space: CellSpace, channels: int, partial: int = 1) -> None:
+        super().__init__()
+        self.num_nodes = space.num_nodes
+        # Neighbouring edges take different channels, so that all are mixed somewhere.
+        self.edges = nn.ModuleList(
+            MixedOperation(space.operations, channels, partial, edge) for edge in range(len(space.edges))
+        )
+
+    def forward(self, x: Tensor, weights: Sequence[Weights]) -> Tensor:
+        """Return the last node [B, C, H, W], for each edge's weights."""
+        nodes, edge = [_Node(x)], 0
+        for _ in range(1, self.num_nodes):
+            incoming = []
+            for source in nodes:
+                incoming.append(self.edges[edge].mix(source, weights[edge]))  # type: ignore[operator]
+                edge += 1
+            nodes.append(_Node(sum(incoming[1:], incoming[0])))
+        return nodes[-1].x
+
+
+class _Node:
+    """A node's features, and what several edges make of them alike: computed once, which is a third of a cell's time.
+
+    (`benchmarks/supernet_speed.py`.)
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @cached_property
+    def rectified(self) -> Tensor:
+        return F.relu(self.x)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        pooled: Tensor = AveragePool3x3()(self.x)
+        return pooled
+
+
+class MixedOperation(nn.Module):
+    """sum_o w_o o(x) over the candidate operations o of an edge (DARTS, arXiv:1806.09055, equation 2).
+
+    Args:
+        operations: the candidates' names.
+        channels: of x.
+        partial: k: the operations see 1/k of the channels; the others pass by.
+        block: which of the k blocks of channels that is, counted around.
+    """
+
+    fresh: Tensor
+
+    def __init__(self, operations: tuple[str, ...], channels: int, partial: int = 1, block: int = 0) -> None:
+        super().__init__()
+        self.names, self.channels = operations, channels
+        self.width = channels // partial
+        self.start = block % partial * self.width
+        self.operations = nn.ModuleDict({name: make_operation(name, self.width, affine=False) for name in operations})
+        self.passing = 0.0
+        self.register_buffer("fresh", torch.zeros(self.width), persistent=False)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.mix(_Node(x), list(weights.unbind()))
+
+    def mix(self, node: _Node, weights: Weights) -> Tensor:
+        """Return the mixture [B, C, H, W] of the operations on a node's features."""
+        if self.width == self.channels:
+            return self._mixed(node, weights)
+        start, end = self.start, self.start + self.width
+        return torch.cat([node.x[:, :start], self._mixed(node, weights), node.x[:, end:]], 1)
+
+    def _mixed(self, node: _Node, weights: Weights) -> Tensor:
+        terms = []
+        for name, operation in self.operations.items():
+            weight = weights[self.names.index(name)]
+            if weight is None:
+                continue
+            if isinstance(operation, ReLUConvBN):
+                terms.append(weight * operation.norm(operation.convolution(self._own(node.rectified))))
+            elif isinstance(operation, AveragePool3x3):
+                terms.append(weight * self._own(node.pooled))
+            elif not isinstance(operation, Zero):
+                terms.append(weight * operation(self._own(node.x)))
+        own = self._own(node.x)
+        mixed = sum(terms[1:], terms[0]) if terms else torch.zeros_like(own)
+        if self.passing:
+            mixed = mixed + (self.passing * self.fresh).view(-1, 1, 1) * (own - mixed)
+        return mixed
+
+    def _own(self, x: Tensor) -> Tensor:
+        return x if self.width == self.channels else x[:, self.start : self.start + self.width]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave out all operations but those at `places` of the space's list.
+
+        Raises:
+            InputError: if one of them was left out before.
+        """
+        kept = [self.names[place] for place in places]
+        if gone := [name for name in kept if name not in self.operations]:
+            raise InputError(f"The supernet has left out {', '.join(gone)} on an edge, and has no weights for it.")
+        for name in [name for name in self.operations if name not in kept]:
+            del self.operations[name]
+
+    def widen(self, partial: int, like: Tensor) -> dict[Tensor, tuple[Tensor, int]]:
+        """Let the operations see 1/`partial` of the channels; see `Supernet.widen`."""
+        width = self.channels // partial
+        start = self.start // width * width
+        offset = self.start - start
+        new: dict[Tensor, tuple[Tensor, int]] = {}
+        for name, old in self.operations.items():
+            if isinstance(old, ReLUConvBN):
+                wide = ReLUConvBN(width, width, old.convolution.kernel_size[0], affine=False).to(like)
+                _embed(wide, old, offset)
+                new[wide.convolution.weight] = old.convolution.weight, offset
+                self.operations[name] = wide.train(old.training)
+        self.fresh = torch.ones(width).to(like)
+        self.fresh[offset : offset + self.width] = 0
+        self.width, self.start, self.passing = width, start, 1.0
+        return new
+
+
+@torch.no_grad()
+def _embed(wide: ReLUConvBN, narrow: ReLUConvBN, offset: int) -> None:
+    """Put a convolution with its batch norm into a wider one, in which its outputs are what they were."""
+    end = offset + narrow.convolution.out_channels
+    weight = nn.init.kaiming_normal_(wide.convolution.weight, mode="fan_out", nonlinearity="relu")
+    weight[offset:end] = 0
+    weight[offset:end, offset:end] = narrow.convolution.weight
+    for name, statistic in narrow.norm.named_buffers():
+        if statistic.dim():
+            wide.norm.get_buffer(name)[offset:end] = statistic
+        else:
+            wide.norm.get_buffer(name).copy_(statistic)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from robust_nas.seeds import seeded
+from robust_nas.supernet._relaxation import Relaxation, Schedule
 
 
-class DirichletRelaxation:
+class DirichletRelaxation(Relaxation):
     """One Dirichlet distribution per edge, with concentration elu(alpha) + 1.
 
-    `alpha` [E, O] lives on the CPU, small as it is, so that a sample is the same on every device and rank.
+    At the start concentrations are about 1: the uniform distribution on the simplex. Operations that were left out have
+    no part in a sample; the rest of a Dirichlet sample, renormalised, is a Dirichlet sample of the rest.
 
     Args:
-        num_edges: E.
-        num_operations: O.
-        seed: draws the start, 1e-3 N(0, 1): concentrations about 1, the uniform distribution on the simplex.
+        sharpness: what concentrations are divided by when a mixture is sampled. The mean stays; samples above 1 are
+            sparser, near to single operations at 10.
     """
 
-    def __init__(self, num_edges: int, num_operations: int, *, seed: int) -> None:
-        with seeded(seed, "alpha"):
-            self.alpha = (1e-3 * torch.randn(num_edges, num_operations)).requires_grad_()
+    def __init__(self, num_edges: int, num_operations: int, *, seed: int, sharpness: Schedule = (1.0, 1.0)) -> None:
+        super().__init__(num_edges, num_operations, seed=seed)
+        self.sharpness = sharpness
 
     @property
     def concentration(self) -> Tensor:
@@ -32,25 +35,30 @@ class DirichletRelaxation:
 
     def sample(self, seed: int) -> Tensor:
         """Return a mixture [E, O], rows on the simplex, with the pathwise gradient to alpha."""
+        # In float64: samples of small concentrations come near to 0, where their gradient is delicate.
+        concentration = self.concentration.double() / self.scheduled(self.sharpness)
         with seeded(seed, "dirichlet"):
-            return Dirichlet(self.concentration).rsample()
+            drawn = [
+                torch.zeros_like(row).masked_scatter(active, Dirichlet(row[active]).rsample())
+                for row, active in zip(concentration, self.active, strict=True)
+            ]
+        return torch.stack(drawn).float()
 
-    def mean(self) -> Tensor:
-        """Return the mean mixture [E, O]: what validation and derivation use."""
-        concentration = self.concentration.detach()
+    def expected(self) -> Tensor:
+        """Return the mean mixture [E, O], differentiable in alpha."""
+        concentration = self.concentration * self.active
         return concentration / concentration.sum(dim=-1, keepdim=True)
 
-    def entropy(self) -> float:
-        """Return the entropy of the mean mixture in nats, averaged over edges; log O at the start, 0 when decided."""
-        mean = self.mean()
-        return float(torch.special.entr(mean).sum(dim=-1).mean())
+    def describe(self) -> dict[str, Any]:
+        """Return the concentrations."""
+        return {"concentration": self.concentration.tolist()}
 
-    def anchor(self, kind: str) -> Tensor:
+    def anchor(self, kind: Literal["l2", "kl"]) -> Tensor:
         """Return what holds the distribution near its start: |alpha|^2 / 2 ("l2"), or sum_e KL(Dir || Dir(1)) ("kl").
 
         The KL is taken edge by edge (section 3.3); flattening all edges into one Dirichlet would be another quantity.
         """
         if kind == "l2":
-            return self.alpha.square().sum() / 2
-        concentration = self.concentration
-        return kl_divergence(Dirichlet(concentration), Dirichlet(torch.ones_like(concentration))).sum()
+            return super().anchor(kind)
+        rows = [row[active] for row, active in zip(self.concentration, self.active, strict=True)]
+        return torch.stack([kl_divergence(Dirichlet(row), Dirichlet(torch.ones_like(row))) for row in rows]).sum()

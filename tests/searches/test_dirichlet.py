@@ -98,8 +98,8 @@ def test_the_loss_sees_the_sample_that_was_attacked_exactly_when_it_is_held(spac
 
     original = Supernet.forward
 
-    def note_used(self, images, mixture=None):
-        if torch.is_grad_enabled() and self.training and mixture is not None:
+    def note_used(self, images, mixture):
+        if torch.is_grad_enabled() and self.training:
             used.append(mixture.detach().clone())
         return original(self, images, mixture)
 

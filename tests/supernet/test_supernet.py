@@ -1,12 +1,15 @@
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from robust_nas import datasets, spaces
 from robust_nas.architecture import Architecture
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.models.cells import inherit
-from robust_nas.supernet import MixedOperation
+from robust_nas.errors import InputError
+from robust_nas.supernet import MixedCell, MixedOperation
 
 CODES = ["323133", "012340", "444444", "111111", "203142"]
 
@@ -44,6 +47,19 @@ def test_a_mixed_operation_is_the_weighted_sum_of_its_operations():
     torch.testing.assert_close(mixed(x, weights), expected)
 
 
+def _copy_weights(discrete: nn.Module, supernet: nn.Module, architecture: Architecture) -> None:
+    weights = supernet.state_dict()
+
+    def source(key: str) -> str:
+        if ".edges." not in key:
+            return key
+        head, tail = key.split(".edges.")
+        edge, rest = tail.split(".", 1)
+        return f"{head}.edges.{edge}.operations.{architecture.operations[int(edge)]}.{rest}"
+
+    discrete.load_state_dict({key: weights[source(key)] for key in discrete.state_dict()})
+
+
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("training", [False, True], ids=["running statistics", "batch statistics"])
 def test_one_hot_weights_select_one_operation(space, data, code, training):
@@ -53,11 +69,120 @@ def test_one_hot_weights_select_one_operation(space, data, code, training):
         if "running" in name:
             buffer.uniform_(0.5, 1.5)
     discrete = space.network(architecture, data, affine=False)
-    inherit(discrete, supernet, architecture)
+    _copy_weights(discrete, supernet, architecture)
     images = data.train.images
     supernet.train(training)
     discrete.train(training)
-    torch.testing.assert_close(supernet(images, _one_hot(space, architecture)), discrete(images))
+    expected = discrete(images)
+    torch.testing.assert_close(supernet.choose(architecture)(images), expected)
+    torch.testing.assert_close(supernet(images, _one_hot(space, architecture)), expected)
+    # With a gradient to the mixture every operation is computed, and nothing else is different.
+    mixture = _one_hot(space, architecture).requires_grad_()
+    torch.testing.assert_close(supernet(images, mixture), expected)
+
+
+def test_what_is_chosen_is_a_copy_that_holds_nothing_else(space, data):
+    supernet, architecture = space.supernet(data), Architecture.parse("323133")
+    chosen = supernet.choose(architecture)
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    chosen.train()(data.train.images).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
+    assert all(parameter.grad is None for parameter in supernet.parameters())
+    discrete = space.network(architecture, data, affine=False)
+    assert sum(p.numel() for p in chosen.parameters()) == sum(p.numel() for p in discrete.parameters())
+
+
+def test_a_mixed_cell_is_what_the_sum_over_edges_and_operations_says():
+    torch.manual_seed(0)
+    space = spaces.load("nasbench201", channels=4)
+    cell, mixture = MixedCell(space, 4).eval(), torch.rand(6, 5)
+    x = torch.randn(2, 4, 6, 6)
+    nodes, edge = [x], 0
+    for target in range(1, 4):
+        total = torch.zeros_like(x)
+        for source in range(target):
+            for weight, name in zip(mixture[edge], space.operations, strict=True):
+                total = total + weight * cell.edges[edge].operations[name](nodes[source])
+            edge += 1
+        nodes.append(total)
+    torch.testing.assert_close(cell(x, [list(row.unbind()) for row in mixture]), nodes[-1])
+
+
+def test_operations_without_weight_are_not_computed(space, data, monkeypatch):
+    computed = []
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: computed.append(self) or forward(self, x))
+    supernet = space.supernet(data).eval()
+    supernet(data.train.images, _one_hot(space, Architecture.parse("311111")))
+    # The stem, two reductions of three convolutions each, and one edge of six cells.
+    assert len(computed) == 1 + 2 * 3 + 6
+
+
+def test_partial_channels_pass_by_and_the_others_are_mixed():
+    torch.manual_seed(0)
+    names = ("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3")
+    x, weights = torch.randn(2, 8, 5, 5), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    mixed = MixedOperation(names, 8, partial=4, block=6).eval()
+    out = mixed(x, weights)
+    own = slice(4, 6)  # the third of four blocks of two channels
+    whole = MixedOperation(names, 2).eval()
+    whole.load_state_dict(mixed.state_dict())
+    torch.testing.assert_close(out[:, own], whole(x[:, own], weights))
+    others = [0, 1, 2, 3, 6, 7]
+    assert torch.equal(out[:, others], x[:, others])
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_widening_changes_nothing_until_the_new_channels_cease_to_pass_by(block):
+    torch.manual_seed(block)
+    names = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+    x, weights = torch.randn(3, 8, 5, 5), torch.rand(5)
+    mixed = MixedOperation(names, 8, partial=4, block=block)
+    mixed(x, weights)  # running statistics that are not those of the start
+    for training in (True, False):
+        narrow = copy.deepcopy(mixed).train(training)
+        wide = copy.deepcopy(narrow)
+        wide.widen(2, x)
+        torch.testing.assert_close(wide(x, weights), narrow(x, weights))
+    wide.passing = 0.5
+    halfway = wide(x, weights)
+    wide.passing = 0.0
+    # A share of the way in between, and in the end the plain mixture of half of the channels.
+    torch.testing.assert_close(halfway, (wide(x, weights) + narrow(x, weights)) / 2)
+    plain = MixedOperation(names, 8, partial=2, block=block // 2).eval()
+    plain.load_state_dict(wide.state_dict())
+    torch.testing.assert_close(wide(x, weights), plain(x, weights))
+
+
+def test_a_widened_supernet_computes_what_it_did_and_says_where_its_weights_came_from(space, data):
+    torch.manual_seed(0)
+    supernet, mixture = space.supernet(data, partial=4), torch.rand(6, 5)
+    expected = supernet(data.train.images, mixture)
+    old = {id(parameter) for parameter in supernet.parameters()}
+    places = supernet.widen(2)
+    torch.testing.assert_close(supernet(data.train.images, mixture), expected)
+    assert {id(p) for p in supernet.parameters()} - old == {id(p) for p in places}
+    for new, (before, offset) in places.items():
+        size = len(before)
+        assert len(new) == 2 * size
+        assert torch.equal(new[offset : offset + size, offset : offset + size], before)
+
+
+def test_an_operation_that_was_left_out_is_gone(space, data):
+    supernet = space.supernet(data)
+    active = torch.tensor([[False, True, False, True, False]] * 6)
+    mixture = torch.rand(6, 5) * active
+    expected = supernet(data.train.images, mixture)
+    supernet.keep(active)
+    torch.testing.assert_close(supernet(data.train.images, mixture), expected)
+    assert not any("nor_conv_1x1" in name for name in supernet.state_dict())
+    with pytest.raises(InputError, match="has left out nor_conv_1x1"):
+        supernet.choose(Architecture.parse("222222"))
+
+
+def test_channels_that_cannot_be_shared_out_are_refused(data):
+    with pytest.raises(InputError, match=r"must divide space\.channels, but got 6"):
+        spaces.load("nasbench201", channels=6).supernet(data, partial=4)
 
 
 def test_the_supernet_at_a_mixture_is_a_plain_network(space, data):

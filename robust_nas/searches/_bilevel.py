@@ -1,0 +1,416 @@
+"""Differentiable search: alpha and a supernet's weights by turns, each on examples crafted against the mixed network.
+
+Per iteration (DARTS, arXiv:1806.09055, algorithm 1): one step of alpha on a validation batch, then one step of the
+weights on a training batch. What is minimised is a training method's; what a mixture is, is a relaxation's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas.attacks import Attack
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
+from robust_nas.certification import certify
+from robust_nas.datasets._batches import epoch_batches
+from robust_nas.errors import InputError
+from robust_nas.evaluation import evaluate
+from robust_nas.registry import name_of
+from robust_nas.searches import SearchResult
+from robust_nas.seeds import seed_at, seeded
+from robust_nas.threat import growth_at
+from robust_nas.training import Batch, Memory, Method
+from robust_nas.training._options import Forward
+from robust_nas.training.pgd_at import PGDAT
+
+if TYPE_CHECKING:
+    from robust_nas.datasets import Dataset, TrainingImages
+    from robust_nas.run_dir import Stage
+    from robust_nas.spaces import Space
+    from robust_nas.supernet._relaxation import Relaxation
+    from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bilevel(ABC):
+    """What the differentiable searches share.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: global batch of either level.
+        objective: what both levels minimise: a training method, with its examples and its loss. `standard` searches on
+            clean images, `pgd_at` on adversarial ones, `ibp` on a bound of the loss over the ball.
+        hold_sample: whether the loss uses the mixture that its examples were crafted against, or a fresh one.
+        order: whether alpha's gradient takes the weights as they are ("first"), or as they are after a step on a
+            training batch, through which it is differentiated ("second"; DARTS, equation 7, without its
+            approximation). Twice the time and memory and more.
+        learning_rate: of the weights (SGD, momentum 0.9), falling to `final_learning_rate` along a cosine.
+        final_learning_rate: where the cosine ends.
+        weight_decay: of the weights.
+        gradient_clip: largest norm of the weights' gradient; alpha's gradient has no part in it.
+        alpha_learning_rate: of alpha (Adam, betas 0.5 and 0.999).
+        anchor_scale: the weight of |alpha|^2 / 2, which holds the mixtures near their start.
+        alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
+        kept_operations: progressive shrinking: how many operations an edge has in each stage of the search; stages take
+            equally many epochs. `[5, 3]` leaves out the two of the least weight at half-time. All, if not given.
+        partial_channels: k for each stage: operations see 1/k of the channels, the others pass by. `[4, 2]`.
+        widening: share of a stage's iterations over which the channels that it adds cease to pass by.
+        epsilon_warm_up: share of the iterations, from the start, in which epsilon is almost 0.
+        epsilon_ramp: share of the iterations after that, over which epsilon grows linearly to its full size.
+        validation_attack: attacks the supernet at the mean mixture after each epoch.
+        validation_images: how many of the validation split that is for, the first ones; all, if not given.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    epochs: int = 50
+    batch_size: int = 64
+    objective: Method = field(default_factory=lambda: PGDAT(attack=FGSM(random_start=True, batch_norm="batch")))
+    hold_sample: bool = True
+    order: Literal["first", "second"] = "first"
+    learning_rate: float = 0.025
+    final_learning_rate: float = 0.001
+    weight_decay: float = 3e-4
+    gradient_clip: float = 5.0
+    alpha_learning_rate: float = 3e-4
+    anchor_scale: float = 1e-3
+    alpha_frozen: float = 0.0
+    kept_operations: tuple[int, ...] = ()
+    partial_channels: tuple[int, ...] = ()
+    widening: float = 0.2
+    epsilon_warm_up: float = 0.0
+    epsilon_ramp: float = 0.0
+    validation_attack: Attack = field(default_factory=lambda: PGD(steps=10))
+    validation_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
+        for name in ("alpha_frozen", "epsilon_warm_up", "epsilon_ramp", "widening"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"search.{name} is a share and must be in [0, 1], but got {getattr(self, name)}.")
+        if self.epsilon_warm_up + self.epsilon_ramp > 1:
+            raise InputError(
+                f"search.epsilon_warm_up and search.epsilon_ramp must be at most 1 together, but got "
+                f"{self.epsilon_warm_up} and {self.epsilon_ramp}; epsilon would not reach its full size."
+            )
+        for name in ("final_learning_rate", "weight_decay", "anchor_scale"):
+            if getattr(self, name) < 0:
+                raise InputError(f"search.{name} must not be negative, but got {getattr(self, name)}.")
+        for name in ("learning_rate", "alpha_learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"search.{name} must be above 0, but got {getattr(self, name)}.")
+        if self.validation_images is not None and self.validation_images < 1:
+            raise InputError(f"search.validation_images must be at least 1, but got {self.validation_images}.")
+        if self.order == "second" and getattr(self.objective, "bounds_network", False):
+            raise InputError(
+                f"search.order 'second' differentiates a step of the weights, which '{name_of(self.objective)}' cannot "
+                "be taken through; set it to 'first'."
+            )
+        self._check_stages()
+        for name in ("replays", "norm"):
+            if hasattr(self.objective, name):
+                raise InputError(
+                    f"search.objective cannot be '{name_of(self.objective)}': replayed batches and mixtures of batch "
+                    "norms are for trainings; take another method, such as pgd_at."
+                )
+
+    def _check_stages(self) -> None:
+        stages = self.num_stages
+        for name, least in (("kept_operations", 1), ("partial_channels", 1)):
+            given = getattr(self, name)
+            if given and (len(given) != stages or list(given) != sorted(given, reverse=True) or given[-1] < least):
+                raise InputError(
+                    f"search.{name} has one number for each of the {stages} stages, {least} at least and none above "
+                    f"the one before, but got {list(given)}."
+                )
+        if any(now % later for now, later in itertools.pairwise(self.partial_channels)):
+            raise InputError(
+                f"search.partial_channels must each divide the one before, but got {list(self.partial_channels)}."
+            )
+        if self.epochs < stages:
+            raise InputError(
+                f"search.epochs must be at least 1 for each of the {stages} stages, but got {self.epochs}."
+            )
+
+    def check_schedule(self, name: str) -> None:
+        """Raise InputError unless both ends of a schedule are above 0."""
+        if min(getattr(self, name)) <= 0:
+            raise InputError(f"search.{name} must be above 0 at the start and the end, but got {getattr(self, name)}.")
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of progressive shrinking; 1 without it."""
+        return max(len(self.kept_operations), len(self.partial_channels), 1)
+
+    def first_epoch(self, stage: int) -> int:
+        """Return the epoch in which a stage of progressive shrinking begins."""
+        return -(-stage * self.epochs // self.num_stages)
+
+    @abstractmethod
+    def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
+        """Return what mixtures are drawn from."""
+
+    def learning_rate_at(self, share: float) -> float:
+        """Return the weights' learning rate when a share of the search is over."""
+        low, high = self.final_learning_rate, self.learning_rate
+        return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+    def anchored(self, relaxation: Relaxation) -> Tensor:
+        """Return what is added to alpha's loss, times `anchor_scale`."""
+        return relaxation.anchor("l2")
+
+    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+        """Search `space`; see `Search.search`.
+
+        Raises:
+            InputError: if a batch does not fit, or the loss is no longer a number.
+        """
+        at_work = _Search(self, space, data, threat, stage)
+        started = time.monotonic()
+        done, state = stage.resume()
+        seconds, trajectory = 0.0, []
+        if state is None:
+            trajectory = [at_work.snapshot(0)]
+        else:
+            at_work.load_state(state)
+            seconds, trajectory = state["seconds"], state["trajectory"]
+        for epoch in stage.progress.steps(range(done, self.epochs), "search", total=self.epochs, done=done):
+            mean_loss = at_work.learn(epoch)
+            if not math.isfinite(mean_loss):
+                raise InputError(
+                    f"The search's loss is {mean_loss} in epoch {epoch + 1}; set search.learning_rate lower "
+                    f"than {self.learning_rate}."
+                )
+            trajectory.append({**at_work.snapshot(epoch + 1), "loss": mean_loss})
+            seconds, started = seconds + time.monotonic() - started, time.monotonic()
+            stage.log(epoch + 1, **trajectory[-1], seconds=seconds)
+            stage.save(epoch + 1, {**at_work.state(), "seconds": seconds, "trajectory": trajectory})
+        record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": self.hold_sample}
+        return SearchResult(space.operations, at_work.relaxation.mean().tolist(), at_work.supernet, record)
+
+
+class _Search:
+    """A search at work: the supernet, the relaxation, and what trains them."""
+
+    def __init__(self, plan: Bilevel, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> None:
+        self.plan, self.data, self.threat, self.stage, self.world = plan, data, threat, stage, stage.world
+        with seeded(stage.seed, "search", "weights"):
+            partial = plan.partial_channels[0] if plan.partial_channels else 1
+            self.supernet = space.supernet(data, partial=partial).to(self.world.device)
+        if (prepare := getattr(plan.objective, "prepare", None)) is not None:
+            prepare(self.supernet, seed_at(stage.seed, "search", "prepare"))
+        seed = seed_at(stage.seed, "search")
+        self.relaxation = plan.relaxation(len(space.edges), len(space.operations), seed)
+        self.alpha_optimiser = torch.optim.Adam([self.relaxation.alpha], plan.alpha_learning_rate, betas=(0.5, 0.999))
+        self.memory = {"alpha": Memory(), "weights": Memory()}
+        self.number = -1
+        self.weight_optimiser = self._optimiser()
+        self._begin(0)
+
+    def _optimiser(self) -> torch.optim.SGD:
+        plan = self.plan
+        return torch.optim.SGD(self.supernet.parameters(), plan.learning_rate, 0.9, weight_decay=plan.weight_decay)
+
+    def _begin(self, number: int, active: Tensor | None = None) -> None:
+        """Begin a stage of progressive shrinking: fewer operations, more channels; the optimiser goes on.
+
+        Which operations are `active` [E, O] is decided by alpha, if it is not given.
+        """
+        plan, world = self.plan, self.world
+        self.number, places = number, {}
+        if number and plan.partial_channels and plan.partial_channels[number] < plan.partial_channels[number - 1]:
+            with seeded(self.stage.seed, "search", "widen", number):
+                places = self.supernet.widen(plan.partial_channels[number])
+        if active is not None:
+            self.relaxation.active.copy_(active)
+        elif plan.kept_operations:
+            self.relaxation.keep(plan.kept_operations[number])
+        self.supernet.keep(self.relaxation.active)
+        before, self.weight_optimiser = self.weight_optimiser, self._optimiser()
+        for parameter in self.supernet.parameters():
+            old, offset = places.get(parameter, (parameter, 0))
+            if old in before.state:
+                momentum = torch.zeros_like(parameter)
+                kept = before.state[old]["momentum_buffer"]
+                momentum[tuple(slice(offset, offset + size) for size in kept.shape[:2])] = kept
+                self.weight_optimiser.state[parameter]["momentum_buffer"] = momentum
+        self.forward = world.wrap(self.supernet, partly_used=True)
+
+    def learn(self, epoch: int) -> float:
+        """Go through the training split once; return the weights' mean loss."""
+        plan, world, seed = self.plan, self.world, self.stage.seed
+        while self.number + 1 < plan.num_stages and epoch >= plan.first_epoch(self.number + 1):
+            self._begin(self.number + 1)
+        first, last = plan.first_epoch(self.number), plan.first_epoch(self.number + 1)
+        self.supernet.train()
+        train = epoch_batches(len(self.data.train), plan.batch_size, world, seed, "search", "train", epoch)
+        losses = []
+        for iteration, indices in enumerate(train):
+            share = (epoch + iteration / len(train)) / plan.epochs
+            of_stage = (epoch + iteration / len(train) - first) / (last - first)
+            growth = growth_at(share, plan.epsilon_warm_up, plan.epsilon_ramp)
+            step = _Step(self.threat.grown(growth), growth, (epoch, iteration))
+            self.relaxation.share = share
+            if self.number and plan.partial_channels:
+                self.supernet.pass_by(max(0.0, 1 - of_stage / plan.widening) if plan.widening else 0.0)
+            for group in self.weight_optimiser.param_groups:
+                group["lr"] = plan.learning_rate_at(share)
+            if of_stage >= plan.alpha_frozen:
+                self._step_of_alpha(step, indices)
+            losses.append(self._step_of_weights(step, indices))
+        world.mean_buffers(self.supernet)
+        for kept in self.memory.values():
+            kept.merge(world)
+        return float(world.mean(torch.stack(losses).mean()))
+
+    def _step_of_alpha(self, step: _Step, train: Tensor) -> None:
+        """Move alpha along the gradient of the objective on a validation batch."""
+        plan, relaxation = self.plan, self.relaxation
+        chosen = self._validation_batch(*step.place)
+        if plan.order == "second":
+            loss = self._loss_after_a_step(step, train, chosen)
+        else:
+            mixture, batch, crafted = self._crafted(step, "alpha", self.data.validation, chosen)
+            loss = self._objective(self.supernet.at(mixture), crafted, batch)
+        loss = loss + plan.anchor_scale * plan.anchored(relaxation).to(loss)
+        # Only alpha's gradient is computed here; the weights and their clip never see it.
+        (gradient,) = torch.autograd.grad(loss, [relaxation.alpha], allow_unused=True, materialize_grads=True)
+        relaxation.alpha.grad = self.world.mean(gradient.to(self.world.device)).cpu()
+        self.alpha_optimiser.step()
+
+    def _step_of_weights(self, step: _Step, indices: Tensor) -> Tensor:
+        """Move the weights along the gradient of the objective on a training batch; return the loss, detached."""
+        mixture, batch, crafted = self._crafted(step, "weights", self.data.train, indices)
+        mixture = mixture.detach()
+        loss = self._objective(self.supernet.at(mixture), crafted, batch, lambda x: self.forward(x, mixture))
+        self.weight_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.supernet.parameters(), self.plan.gradient_clip)
+        self.weight_optimiser.step()
+        return loss.detach()
+
+    def _loss_after_a_step(self, step: _Step, train: Tensor, validation: Tensor) -> Tensor:
+        """Return the validation loss at the weights after a step on a training batch, as a function of alpha.
+
+        The step is the optimiser's own, momentum and decay included; its gradient is differentiated, not approximated
+        by differences. The statistics of batch norm are left as they are.
+        """
+        supernet, group = self.supernet, self.weight_optimiser.param_groups[0]
+        mixture, batch, crafted = self._crafted(step, "virtual", self.data.train, train)
+        parameters = dict(supernet.named_parameters())
+        statistics = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+
+        def forward(weights: Mapping[str, Tensor], mixture: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda images: torch.func.functional_call(supernet, {**weights, **statistics}, (images, mixture))
+
+        loss = self._objective(supernet.at(mixture), crafted, batch, forward(parameters, mixture))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
+        moved = {}
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            momentum = self.weight_optimiser.state[parameter].get("momentum_buffer")
+            update = group["weight_decay"] * parameter.detach()
+            update = update if gradient is None else update + gradient
+            update = update if momentum is None else update + group["momentum"] * momentum
+            moved[name] = parameter.detach() - group["lr"] * update
+        mixture, batch, crafted = self._crafted(step, "alpha", self.data.validation, validation)
+        return self._objective(supernet.at(mixture), crafted, batch, forward(moved, mixture))
+
+    def _crafted(self, step: _Step, level: str, data: TrainingImages, indices: Tensor) -> tuple[Tensor, Batch, Tensor]:
+        """Return a mixture, differentiable in alpha, a batch, and its examples, crafted against a sampled supernet."""
+        world, seed = self.world, self.stage.seed
+        place = ("search", level, *step.place)
+        mixture = self.relaxation.sample(seed_at(seed, *place)).to(world.device)
+        batch = Batch(
+            images=(chosen := data[indices]).images,
+            labels=chosen.labels,
+            targets=chosen.labels,
+            threat=step.threat,
+            seed=seed_at(seed, *place, "rank", world.rank),
+            ids=indices.to(world.device),
+            places=torch.arange(world.rank, len(indices) * world.size, world.size, device=world.device),
+            num_samples=len(data),
+            batch_size=len(indices) * world.size,
+            memory=self.memory["alpha" if level == "alpha" else "weights"],
+            mean=world.mean,
+            growth=step.growth,
+        )
+        crafted = self.plan.objective.craft(self.supernet.at(mixture.detach()), batch)
+        if not self.plan.hold_sample:
+            mixture = self.relaxation.sample(seed_at(seed, *place, "loss")).to(world.device)
+        return mixture, batch, crafted
+
+    def _objective(
+        self, model: nn.Module, crafted: Tensor, batch: Batch, forward: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the objective on a batch; `forward` computes what `model` does."""
+        passed = Forward(model, model if forward is None else forward, batch.images, torch.contiguous_format)
+        return self.plan.objective.loss(passed, crafted, batch)
+
+    def _validation_batch(self, epoch: int, iteration: int) -> Tensor:
+        """Return this rank's validation indices; a split smaller than the training one is gone through again."""
+        count, world = len(self.data.validation), self.world
+        size = min(self.plan.batch_size, count - count % world.size)
+        number, place = divmod(iteration, count // size)
+        return epoch_batches(count, size, world, self.stage.seed, "search", "alpha", epoch, number)[place]
+
+    def snapshot(self, epoch: int) -> dict[str, Any]:
+        """Return the mean mixture and the validation accuracies at it, where nothing is drawn."""
+        plan, relaxation = self.plan, self.relaxation
+        mean, images = relaxation.mean(), self.data.validation[: plan.validation_images]
+        network = self.supernet.at(mean.to(self.world.device))
+        within = self.stage.within("validation")
+        result = evaluate(network, images, self.threat, [plan.validation_attack], stage=within)
+        accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
+        if getattr(plan.objective, "bounds_network", False):
+            accuracies["certified"] = certify(network, images, self.threat, bound="interval", stage=within)[0].accuracy
+        return {
+            "epoch": epoch,
+            "mixture": mean.tolist(),
+            **relaxation.describe(),
+            "entropy": relaxation.entropy(),
+            "validation": accuracies,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "alpha": self.relaxation.alpha,
+            "active": self.relaxation.active,
+            "number": self.number,
+            "weight_optimiser": self.weight_optimiser.state_dict(),
+            "alpha_optimiser": self.alpha_optimiser.state_dict(),
+            "memory": {level: kept.state() for level, kept in self.memory.items()},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint: the stages' sizes first, then what is in them."""
+        while self.number < state["number"]:
+            self._begin(self.number + 1, state["active"])
+        self.supernet.load_state_dict(state["supernet"])
+        self.relaxation.alpha.data.copy_(state["alpha"])
+        self.weight_optimiser.load_state_dict(state["weight_optimiser"])
+        self.alpha_optimiser.load_state_dict(state["alpha_optimiser"])
+        for level, kept in state["memory"].items():
+            self.memory[level].load_state(kept, self.world.device)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What both levels of an iteration share; `place` is (epoch, iteration)."""
+
+    threat: ThreatModel
+    growth: float
+    place: tuple[int, int]

@@ -1,0 +1,31 @@
+"""DARTS (arXiv:1806.09055): each edge's mixture is the softmax of alpha; `order` is that of its gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from robust_nas.searches._bilevel import Bilevel
+from robust_nas.supernet.softmax import SoftmaxRelaxation
+
+if TYPE_CHECKING:
+    from robust_nas.supernet._relaxation import Relaxation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DARTS(Bilevel):
+    """Search with the softmax of alpha on every edge.
+
+    Args:
+        temperature: what alpha is divided by, at the start and at the end.
+    """
+
+    temperature: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_schedule("temperature")
+
+    def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
+        """Return what mixtures are made by."""
+        return SoftmaxRelaxation(num_edges, num_operations, seed=seed, temperature=self.temperature)
