@@ -91,10 +91,21 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
 
 
 @app.command(
-    argument("recipe", nargs="?", metavar="RECIPE", help="a recipe or an unfinished run folder"),
+    argument("recipe", nargs="?", metavar="RECIPE", help="a recipe, an unfinished run folder, or a search space"),
     OVERRIDES,
     OUT,
     DATA_ROOT,
+    argument("--data", metavar="NAME", help="with a search space: a data set that has a recipe, or a folder"),
+    argument(
+        "--threat", metavar="NORM:EPSILON", help="with a search space: such as linf:8/255 (the data set's recipe's)"
+    ),
+    argument("--relaxation", metavar="NAME", help="with a search space: dirichlet, softmax or gumbel (dirichlet)"),
+    argument(
+        "--progressive",
+        action="store_true",
+        default=None,
+        help="with a search space: leave out operations and widen partial channels at half-time",
+    ),
     argument("--on", metavar="table:NAME", help="search a table instead, by queries: what would a search have found?"),
     argument(
         "--objective",
@@ -109,13 +120,28 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
     argument("--workers", type=int, help="with --on: processes side by side (1)"),
 )
 def search(
-    recipe: str | None, overrides: Sequence[str], out: Path, data_root: Path | None, on: str | None, **simulated: Any
+    recipe: str | None,
+    overrides: Sequence[str],
+    out: Path,
+    data_root: Path | None,
+    on: str | None,
+    data: str | None,
+    threat: str | None,
+    relaxation: str | None,
+    progressive: bool | None,
+    **simulated: Any,
 ) -> None:
     """Train the supernet and its distributions over architectures; or simulate searches of a table."""
+    of_space = {"threat": threat, "relaxation": relaxation, "progressive": progressive, "data": data}
+    if data is None and any(of_space.values()):
+        name = next(name for name, value in of_space.items() if value)
+        raise InputError(f"--{name} belongs to the search of a space, with --data; in a recipe it is a KEY=VALUE.")
+    if data is not None and (recipe is None or on is not None):
+        raise InputError("--data goes with a search space: 'robust-nas search nasbench201 --data cifar10'.")
     if on is not None:
         if recipe is not None or data_root is not None:
-            given = recipe or f"--data-root {data_root}"
-            raise InputError(f"'search --on {on}' searches a table and takes no recipe or data, but got '{given}'.")
+            word = recipe or f"--data-root {data_root}"
+            raise InputError(f"'search --on {on}' searches a table and takes no recipe or data, but got '{word}'.")
         _simulate(on, out, **{name: value for name, value in simulated.items() if value is not None})
         return
     for name, value in simulated.items():
@@ -123,6 +149,14 @@ def search(
             raise InputError(f"--{name} belongs to the search of a table, with --on; leave it out for '{recipe}'.")
     if recipe is None:
         raise InputError("'robust-nas search' takes a recipe, such as digits, or --on table:NAME --objective LABEL.")
+    if data is not None:
+        from robust_nas import pipeline
+        from robust_nas.recipe import for_space
+
+        given: dict[str, Any] = {name: value for name, value in of_space.items() if value is not None}
+        chosen = for_space(str(recipe), overrides, data_root=data_root, **given)
+        _work(pipeline.start(chosen, out, _progress(), sys.argv[1:]), "search")
+        return
     is_run = (Path(recipe) / "config.toml").is_file()
     _work(_resume(Path(recipe), overrides) if is_run else _start(recipe, overrides, out, data_root), "search")
 

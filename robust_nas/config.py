@@ -71,10 +71,14 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} must be a table, but got {value!r}.")
         return build(annotation, value, where)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+    if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise InputError(f"{where} must be a list, but got {value!r}.")
-        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(value) != len(kinds):
+            raise InputError(f"{where} must be a list of {len(kinds)}, but got {value!r}.")
+        pairs = zip(kinds, value, strict=True)
+        return tuple(_convert(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(pairs))
     if origin in (typing.Union, types.UnionType) and type(None) in arguments:
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _convert(inner, value, where)

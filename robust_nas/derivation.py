@@ -1,14 +1,17 @@
-"""From a search's belief to architectures: the most probable one and the best of the functionally different next ones.
+"""From a search's belief to architectures: the most probable one, or the best of some with the supernet's weights.
 
-Candidates are taken in the order of the posterior, one per equivalence class; all but the first are then ranked by
-adversarial or certified accuracy on the validation split with the weights they inherit from the supernet.
+Candidates are functionally different, and ranked by adversarial or certified accuracy on the validation split with the
+weights they inherit from the supernet.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +25,7 @@ from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
 from robust_nas.searches import LEAST_PROBABILITY
+from robust_nas.seeds import generator_at, seed_at
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
@@ -38,7 +42,12 @@ class Derivation:
 
     Args:
         count: architectures to choose.
-        pool: how many classes, in the order of the posterior, are ranked by validation accuracy.
+        method: "argmax" chooses the most probable architecture first and ranks the next ones of the posterior;
+            "samples" ranks architectures that are drawn from the posterior; "perturbation" chooses first what is left
+            when, edge by edge, the operation stays without which the supernet is worst under attack (DARTS-PT,
+            arXiv:2108.04392, without its fine-tuning), and ranks the next ones of the posterior.
+        pool: how many architectures there are to choose from, no two of one function.
+        num_images: validation images that rank them, the first ones; all, if not given.
         attack: attacks the candidates, which are ranked by their accuracy under it.
         bound: certifies the candidates, which are then ranked by their certified accuracy.
         calibration_batches: training batches over which a candidate's batch-norm statistics are measured anew: those
@@ -50,7 +59,9 @@ class Derivation:
     """
 
     count: int = 3
+    method: Literal["argmax", "samples", "perturbation"] = "argmax"
     pool: int = 12
+    num_images: int | None = None
     attack: Attack = field(default_factory=lambda: PGD(steps=10))
     bound: Bound | None = None
     calibration_batches: int = 8
@@ -59,8 +70,8 @@ class Derivation:
     def __post_init__(self) -> None:
         if not 1 <= self.count <= self.pool:
             raise InputError(f"derive.count must be from 1 to derive.pool ({self.pool}), but got {self.count}.")
-        for name in ("calibration_batches", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("calibration_batches", "batch_size", "num_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"derive.{name} must be at least 1, but got {getattr(self, name)}.")
 
 
@@ -78,23 +89,29 @@ class Candidate:
 def derive(
     found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, derivation: Derivation, stage: Stage
 ) -> list[Candidate]:
-    """Return the pool of candidates, chosen ones first: the argmax, then by robust validation accuracy.
+    """Return the pool of candidates, best first; see `Derivation.method`.
 
     Architectures whose output does not depend on the input are left out. A search without a supernet keeps the
     order of its posterior.
     """
-    pool = distinct(found, derivation.pool)
     if found.supernet is None:
-        return pool
-    scored = []
+        return distinct(found, derivation.pool)
+    if derivation.method == "samples":
+        pool = distinct(found, derivation.pool, found.drawn(seed_at(stage.seed, stage.name)))
+    elif derivation.method == "perturbation":
+        first = _least_dispensable(found, space, data, threat, derivation, stage)
+        pool = distinct(found, derivation.pool, itertools.chain([first], found.ranked()))
+    else:
+        pool = distinct(found, derivation.pool)
+    images, scored = data.validation[: derivation.num_images], []
     for candidate in stage.progress.steps(pool, stage.name):
         network = found.supernet.choose(candidate.architecture)
         _measure_statistics(network, data, derivation, stage.world, stage.seed)
         within = stage.within("validation")
-        result = evaluate(network, data.validation, threat, [derivation.attack], stage=within)
+        result = evaluate(network, images, threat, [derivation.attack], stage=within)
         certified = None
         if derivation.bound is not None:
-            (certificates,) = certify(network, data.validation, threat, bound=derivation.bound, stage=within)
+            (certificates,) = certify(network, images, threat, bound=derivation.bound, stage=within)
             certified = certificates.accuracy
         scored.append(
             replace(
@@ -104,8 +121,38 @@ def derive(
                 validation_certified=certified,
             )
         )
-    first, *others = scored
-    return [first, *sorted(others, key=_standing, reverse=True)]
+    named = 0 if derivation.method == "samples" else 1
+    return [*scored[:named], *sorted(scored[named:], key=_standing, reverse=True)]
+
+
+def _least_dispensable(
+    found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, derivation: Derivation, stage: Stage
+) -> tuple[Architecture, float]:
+    """Return what is left when each edge, in random order, keeps the operation that the supernet can least do without.
+
+    DARTS-PT, arXiv:2108.04392, algorithm 1: the accuracy, here under attack, of the supernet without an operation
+    tells its worth, where its weight in the mixture does not.
+    """
+    assert found.supernet is not None
+    mixture = torch.tensor(found.probabilities)
+    within, images = stage.within("validation"), data.validation[: derivation.num_images]
+    generator = generator_at("cpu", stage.seed, stage.name, "edges")
+    for edge in stage.progress.steps(torch.randperm(len(mixture), generator=generator).tolist(), "perturbation"):
+        standings = {}
+        for place in mixture[edge].nonzero().flatten().tolist():
+            without = mixture.clone()
+            without[edge, place] = 0
+            if not _carries_the_input(space, without):
+                standings[place] = 0.0, 0.0
+                continue
+            network = copy.deepcopy(found.supernet).at(without.to(stage.world.device))
+            _measure_statistics(network, data, derivation, stage.world, stage.seed)
+            result = evaluate(network, images, threat, [derivation.attack], stage=within)
+            standings[place] = result.robust_accuracy, result.clean_accuracy
+        kept = min(standings, key=lambda place: standings[place])
+        mixture[edge] = torch.zeros(len(mixture[edge])).index_fill(0, torch.tensor(kept), 1.0)
+    chosen = space.parse("".join(str(place) for place in mixture.argmax(1).tolist()))
+    return chosen, found.log_probability(chosen)
 
 
 def _standing(candidate: Candidate) -> tuple[float, float, float]:
@@ -113,13 +160,25 @@ def _standing(candidate: Candidate) -> tuple[float, float, float]:
     return candidate.validation_certified or 0.0, candidate.validation_robust or 0.0, candidate.log_posterior
 
 
-def distinct(found: SearchResult, count: int) -> list[Candidate]:
-    """Return the `count` most probable architectures that are functionally different and not constant.
+def _carries_the_input(space: Space, mixture: torch.Tensor) -> bool:
+    """Whether the output of a mixture [E, O] depends on its input."""
+    edges, operations = mixture.shape
+    none = [place for place in range(operations) if not space.is_connected([place] * edges)]
+    weights = mixture.clone()
+    weights[:, none] = weights[:, none].clamp(max=0.0) - 1  # chosen only where there is nothing else
+    return space.is_connected(torch.where(mixture > 0, weights, -2.0).argmax(1).tolist())
 
-    They are fewer where all others have no probability at all.
+
+def distinct(
+    found: SearchResult, count: int, among: Iterable[tuple[Architecture, float]] | None = None
+) -> list[Candidate]:
+    """Return the first `count` architectures that are functionally different and not constant.
+
+    `among` gives them with their log-probabilities; the most probable ones come first, if it is not given. They are
+    fewer where all others have no probability at all.
     """
     pool: dict[str, Candidate] = {}
-    for architecture, log_posterior in found.ranked():
+    for architecture, log_posterior in found.ranked() if among is None else among:
         if log_posterior <= math.log(LEAST_PROBABILITY):
             break
         if architecture.is_connected:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from robust_nas import catalogue, config
+from robust_nas import catalogue, config, spaces
 from robust_nas.attacks._model_state import check_at_least
 from robust_nas.bounds import Bound
 from robust_nas.bounds.interval import Interval
@@ -239,6 +239,52 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
     if data_root is not None:
         config.set_key(table, "data.root", str(data_root.expanduser().resolve()))
     return from_table(config.override({"name": path.stem, **table}, overrides), name)
+
+
+RELAXATIONS = {"dirichlet": "dirichlet", "softmax": "darts", "gumbel": "gumbel"}
+"""The searches, by what relaxes the choice of an operation."""
+
+
+def for_space(
+    space: str,
+    overrides: Sequence[str] = (),
+    *,
+    data: str,
+    threat: str | None = None,
+    relaxation: str = "dirichlet",
+    progressive: bool = False,
+    data_root: Path | None = None,
+) -> Recipe:
+    """Return the recipe of a search of a space: the data set's own, with what is given in its place.
+
+    Args:
+        space: a search space's name, or a path to its declaration.
+        data: a data set that has a recipe, or a folder of class folders.
+        threat: such as "linf:8/255"; the data set's recipe's, if not given.
+        relaxation: one of `RELAXATIONS`.
+        progressive: whether operations are left out and partial channels widened at half-time, in DrNAS's proportions
+            (arXiv:2006.10355, section 4: 4 then 2, the weights alone learn in the first fifth of a stage).
+
+    Raises:
+        InputError: for an unknown name, or what `load` raises.
+    """
+    declared = spaces.load(space)
+    if relaxation not in RELAXATIONS:
+        raise InputError(f"There is no relaxation '{relaxation}'. {suggest(relaxation, RELAXATIONS)}")
+    if data not in names() and not Path(data).is_dir():
+        raise InputError(
+            f"There is no recipe for the data set '{data}', which says how to train and attack. "
+            f"{suggest(data, names())} A folder of class folders works too."
+        )
+    given = [f"space.name={space}", f"search.name={RELAXATIONS[relaxation]}"]
+    if threat is not None:
+        model = ThreatModel.parse(threat)
+        given += [f"threat.norm={model.norm}", f"threat.epsilon={model.epsilon!r}"]
+    if progressive:
+        count = len(declared.operations)
+        given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", "search.partial_channels=[4, 2]"]
+        given += ["search.alpha_frozen=0.2"]
+    return load(data, [*given, *overrides], data_root=data_root)
 
 
 def from_table(table: dict[str, Any], source: str) -> Recipe:

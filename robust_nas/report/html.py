@@ -172,22 +172,28 @@ def _short(contents: Contents, text: str) -> str:
     return contents.parse(text).digits(contents.operations) if len(contents.operations) <= 10 else text
 
 
+CELLS_OVER_TIME = 12
+"""Cells that the search's part of the report draws at most."""
+
+
 def _search(contents: Contents) -> Content:
     search = contents.stages["search"]
     trajectory = (search or {}).get("trajectory", [])
-    if not trajectory or "concentration" not in trajectory[0]:
+    if not trajectory:
         return None
+    # Of Dirichlet searches, what their distributions are; of others, the mixture itself.
+    kind = "concentration" if "concentration" in trajectory[0] else "mixture"
     operations, edges = search["operations"], search["edges"]
     epochs = [row["epoch"] for row in trajectory]
     figures = []
     for index, (source, target) in enumerate(edges):
-        moved = [row["concentration"][index] for row in trajectory]
+        moved = [row[kind][index] for row in trajectory]
         final = moved[-1]
         winner = max(range(len(operations)), key=lambda place: final[place])
         share = final[winner] / sum(final)
         edge = f"{source} \N{RIGHTWARDS ARROW} {target}"
         caption = f"ends at {operations[winner]} with {percent(share)} % of the mean mixture"
-        name = f"Concentrations on edge {source} to {target} over {epochs[-1]} epochs: {caption}."
+        name = f"{kind.capitalize()} on edge {source} to {target} over {epochs[-1]} epochs: {caption}."
         figure = plots.concentration_plot(epochs, moved, operations, f"edge-{index}", name)
         head = element("h3", f"Edge {edge} ", element("small", f"{operations[winner]}, {percent(share)} %"))
         figures.append(element("figure", head, figure))
@@ -207,20 +213,51 @@ def _search(contents: Contents) -> Content:
         figure = plots.curve_plot(epochs, clean, robust, "supernet", name)
         figures.append(element("figure", head, figure, _curve_legend()))
     held = {True: "held fixed", False: "drawn again"}.get(search.get("hold_sample"))
+    shown = "Dirichlet concentrations" if kind == "concentration" else "Mean weights"
     note = [
-        f"Dirichlet concentrations of the operations on each edge, over {epochs[-1]} epochs of search"
-        f" ({duration(search.get('seconds'))}). The operation that ends highest is drawn thicker."
+        f"{shown} of the operations on each edge, over {epochs[-1]} epochs of search"
+        f" ({duration(search.get('seconds'))} until now). The operation that ends highest is drawn thicker."
     ]
     objective = search.get("search", {}).get("objective")
     if objective is not None:
         note.append(f" Both levels minimise the loss of {objective['name']}.")
     if held:
-        note.append(f" The Dirichlet sample was {held} between crafting an adversarial example and its loss.")
+        note.append(f" The mixture was {held} between crafting an adversarial example and its loss.")
     if "validation" in trajectory[0]:
-        note.append(" Validation uses the Dirichlet mean, not a sample.")
+        note.append(" Validation is at the mean mixture, where nothing is drawn.")
     return [
         element("p", note, class_="note"),
         _operation_legend(operations),
+        element("div", figures, class_="grid"),
+        _cells_over_time(contents, [(row["epoch"], row.get("seconds"), row[kind]) for row in trajectory]),
+    ]
+
+
+def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None, list[list[float]]]]) -> Content:
+    """Return which architecture was the most probable one from which epoch on, drawn wherever it changed."""
+    spans: list[tuple[str, int, int, float | None]] = []
+    for epoch, seconds, weights in rows:
+        digits = "".join(str(max(range(len(row)), key=row.__getitem__)) for row in weights)
+        if spans and spans[-1][0] == digits:
+            spans[-1] = (digits, spans[-1][1], epoch, seconds)
+        else:
+            spans.append((digits, epoch, epoch, seconds))
+    if len(contents.operations) > 10:
+        return None
+    figures = []
+    for index, (digits, first, last, seconds) in enumerate(spans[-CELLS_OVER_TIME:]):
+        when = f"epoch {first}" if first == last else f"epochs {first} to {last}"
+        after = "" if seconds is None else f", {duration(seconds)}"
+        cell = contents.parse(digits)
+        drawing = draw_cell(cell, contents.operations, f"then-{index}", describe_cell(cell))
+        figures.append(element("figure", element("h3", digits, " ", element("small", f"{when}{after}")), drawing))
+    skipped = len(spans) - len(figures)
+    text = "The most probable operations, epoch by epoch, wherever they changed" + (
+        f": the last {len(figures)}, {skipped} earlier ones left out." if skipped else "."
+    )
+    return [
+        element("h3", "The derived cell over time"),
+        element("p", text, class_="note"),
         element("div", figures, class_="grid"),
     ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from robust_nas.supernet import Supernet
     from robust_nas.threat import ThreatModel
 
+
+DRAWS = 10_000
+"""Architectures that are drawn at most from a posterior, which may have fewer different ones than are asked for."""
 
 LEAST_PROBABILITY = 1e-300
 """What stands for no probability at all in the logarithm of one."""
@@ -46,6 +50,19 @@ class SearchResult:
     def best(self) -> Architecture:
         """The most probable operation on every edge."""
         return next(self.ranked())[0]
+
+    def log_probability(self, architecture: Architecture) -> float:
+        """Return an architecture's log-probability, the sum over edges."""
+        rows = zip(self.probabilities, architecture.operations, strict=True)
+        return sum(math.log(max(row[self.operations.index(name)], LEAST_PROBABILITY)) for row, name in rows)
+
+    def drawn(self, seed: int) -> Iterator[tuple[Architecture, float]]:
+        """Yield architectures drawn from the posterior with their log-probabilities, `DRAWS` of them."""
+        generator = random.Random(seed)
+        for _ in range(DRAWS):
+            names = [generator.choices(self.operations, row)[0] for row in self.probabilities]
+            architecture = Architecture(tuple(names))
+            yield architecture, self.log_probability(architecture)
 
     def ranked(self) -> Iterator[tuple[Architecture, float]]:
         """Yield every architecture with its log-probability, the sum over edges, in descending order.

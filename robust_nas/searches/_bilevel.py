@@ -193,9 +193,10 @@ class Bilevel(ABC):
                     f"The search's loss is {mean_loss} in epoch {epoch + 1}; set search.learning_rate lower "
                     f"than {self.learning_rate}."
                 )
-            trajectory.append({**at_work.snapshot(epoch + 1), "loss": mean_loss})
+            snapshot = {**at_work.snapshot(epoch + 1), "loss": mean_loss}
             seconds, started = seconds + time.monotonic() - started, time.monotonic()
-            stage.log(epoch + 1, **trajectory[-1], seconds=seconds)
+            trajectory.append({**snapshot, "seconds": seconds})
+            stage.log(epoch + 1, **trajectory[-1])
             stage.save(epoch + 1, {**at_work.state(), "seconds": seconds, "trajectory": trajectory})
         record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": self.hold_sample}
         return SearchResult(space.operations, at_work.relaxation.mean().tolist(), at_work.supernet, record)
@@ -205,7 +206,8 @@ class _Search:
     """A search at work: the supernet, the relaxation, and what trains them."""
 
     def __init__(self, plan: Bilevel, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> None:
-        self.plan, self.data, self.threat, self.stage, self.world = plan, data, threat, stage, stage.world
+        self.plan, self.space, self.data, self.threat = plan, space, data, threat
+        self.stage, self.world = stage, stage.world
         with seeded(stage.seed, "search", "weights"):
             partial = plan.partial_channels[0] if plan.partial_channels else 1
             self.supernet = space.supernet(data, partial=partial).to(self.world.device)
@@ -331,7 +333,7 @@ class _Search:
         """Return a mixture, differentiable in alpha, a batch, and its examples, crafted against a sampled supernet."""
         world, seed = self.world, self.stage.seed
         place = ("search", level, *step.place)
-        mixture = self.relaxation.sample(seed_at(seed, *place)).to(world.device)
+        mixture = self._sample(*place)
         batch = Batch(
             images=(chosen := data[indices]).images,
             labels=chosen.labels,
@@ -348,8 +350,17 @@ class _Search:
         )
         crafted = self.plan.objective.craft(self.supernet.at(mixture.detach()), batch)
         if not self.plan.hold_sample:
-            mixture = self.relaxation.sample(seed_at(seed, *place, "loss")).to(world.device)
+            mixture = self._sample(*place, "loss")
         return mixture, batch, crafted
+
+    def _sample(self, *place: str | int) -> Tensor:
+        """Return a mixture [E, O]; a single architecture whose output does not depend on its input is drawn again."""
+        for attempt in itertools.count():
+            mixture = self.relaxation.sample(seed_at(self.stage.seed, *place, *[attempt] * (attempt > 0)))
+            weights, chosen = mixture.detach().max(-1)
+            if bool((weights < 1).any()) or self.space.is_connected(chosen.tolist()):
+                break
+        return mixture.to(self.world.device)
 
     def _objective(
         self, model: nn.Module, crafted: Tensor, batch: Batch, forward: Callable[[Tensor], Tensor] | None = None

@@ -6,7 +6,7 @@ space of one's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -57,6 +57,9 @@ class Space(Protocol):
 
     def parse(self, text: str) -> Architecture:
         """Read an architecture of this space."""
+
+    def is_connected(self, choice: Sequence[int]) -> bool:
+        """Whether the output depends on the input where each edge has the operation at its place in `operations`."""
 
     def network(self, architecture: Architecture, data: NetworkData, *, affine: bool = True) -> nn.Module:
         """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,10 @@ class CellSpace:
                 f"but '{text}' has {len(architecture.operations)}."
             )
         return architecture
+
+    def is_connected(self, choice: Sequence[int]) -> bool:
+        """Whether the output depends on the input where each edge has the operation at its place in `operations`."""
+        return Architecture(tuple(self.operations[place] for place in choice)).is_connected
 
     def network(self, architecture: Architecture, data: NetworkData, *, affine: bool = True) -> CellNetwork:
         """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights.

@@ -72,8 +72,11 @@ def test_an_interrupted_search_resumes_to_the_same_result(space, data, tmp_path,
     assert resumed.probabilities == whole.probabilities
     for one, other in zip(resumed.supernet.state_dict().values(), whole.supernet.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.record["trajectory"]]
-    assert without_time == whole.record["trajectory"]
+    ran, expected = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in result.record["trajectory"]]
+        for result in (resumed, whole)
+    )
+    assert ran == expected
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
