@@ -27,6 +27,7 @@ from robust_nas.evaluation import evaluate
 from robust_nas.registry import name_of
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seed_at, seeded
+from robust_nas.supernet._relaxation import drawn_by
 from robust_nas.threat import growth_at
 from robust_nas.training import Batch, Memory, Method
 from robust_nas.training._options import Forward
@@ -50,6 +51,9 @@ class Bilevel(ABC):
         objective: what both levels minimise: a training method, with its examples and its loss. `standard` searches on
             clean images, `pgd_at` on adversarial ones, `ibp` on a bound of the loss over the ball.
         hold_sample: whether the loss uses the mixture that its examples were crafted against, or a fresh one.
+        single_path: whether the weights learn on one operation per edge, drawn by the mixture's weights, in place of
+            the mixture: a quarter of the time, and what a found cell is made of. Alpha learns on mixtures all the same.
+        alpha_interval: steps of the weights for each step of alpha.
         order: whether alpha's gradient takes the weights as they are ("first"), or as they are after a step on a
             training batch, through which it is differentiated ("second"; DARTS, equation 7, without its
             approximation). Twice the time and memory and more.
@@ -77,6 +81,8 @@ class Bilevel(ABC):
     batch_size: int = 64
     objective: Method = field(default_factory=lambda: PGDAT(attack=FGSM(random_start=True, batch_norm="batch")))
     hold_sample: bool = True
+    single_path: bool = False
+    alpha_interval: int = 1
     order: Literal["first", "second"] = "first"
     learning_rate: float = 0.025
     final_learning_rate: float = 0.001
@@ -94,7 +100,7 @@ class Bilevel(ABC):
     validation_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "alpha_interval"):
             if getattr(self, name) < 1:
                 raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
         for name in ("alpha_frozen", "epsilon_warm_up", "epsilon_ramp", "widening"):
@@ -269,7 +275,7 @@ class _Search:
                 self.supernet.pass_by(max(0.0, 1 - of_stage / plan.widening) if plan.widening else 0.0)
             for group in self.weight_optimiser.param_groups:
                 group["lr"] = plan.learning_rate_at(share)
-            if of_stage >= plan.alpha_frozen:
+            if of_stage >= plan.alpha_frozen and iteration % plan.alpha_interval == 0:
                 self._step_of_alpha(step, indices)
             losses.append(self._step_of_weights(step, indices))
         world.mean_buffers(self.supernet)
@@ -356,7 +362,10 @@ class _Search:
     def _sample(self, *place: str | int) -> Tensor:
         """Return a mixture [E, O]; a single architecture whose output does not depend on its input is drawn again."""
         for attempt in itertools.count():
-            mixture = self.relaxation.sample(seed_at(self.stage.seed, *place, *[attempt] * (attempt > 0)))
+            seed = seed_at(self.stage.seed, *place, *[attempt] * (attempt > 0))
+            mixture = self.relaxation.sample(seed)
+            if self.plan.single_path and "alpha" not in place:
+                mixture = drawn_by(mixture.detach(), seed)
             weights, chosen = mixture.detach().max(-1)
             if bool((weights < 1).any()) or self.space.is_connected(chosen.tolist()):
                 break

@@ -7,11 +7,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from robust_nas.seeds import seeded
 
 Schedule = tuple[float, float]
 """A positive setting's value at the start and at the end of a search."""
+
+
+def drawn_by(mixture: Tensor, seed: int) -> Tensor:
+    """Return one operation per edge [E, O], one-hot, drawn by the weights of a mixture [E, O]."""
+    with seeded(seed, "operations"):
+        drawn = torch.multinomial(mixture, 1).squeeze(-1)
+    return F.one_hot(drawn, mixture.shape[1]).to(mixture)
 
 
 class Relaxation(ABC):

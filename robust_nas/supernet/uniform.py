@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from robust_nas.seeds import seeded
-from robust_nas.supernet._relaxation import Relaxation
+from robust_nas.supernet._relaxation import Relaxation, drawn_by
 
 
 class UniformRelaxation(Relaxation):
@@ -15,9 +12,7 @@ class UniformRelaxation(Relaxation):
 
     def sample(self, seed: int) -> Tensor:
         """Return a one-hot mixture [E, O]."""
-        with seeded(seed, "uniform"):
-            drawn = torch.multinomial(self.active.float(), 1).squeeze(-1)
-        return F.one_hot(drawn, self.active.shape[1]).float()
+        return drawn_by(self.expected(), seed)
 
     def expected(self) -> Tensor:
         """Return the mean mixture [E, O]."""

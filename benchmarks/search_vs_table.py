@@ -1,0 +1,220 @@
+"""What searches find, looked up in NAS-RobBench-201 afterwards: CIFAR-10 (JPEG), a supernet that two cores can train.
+
+    python benchmarks/search_vs_table.py search              # every method, five seeds
+    python benchmarks/search_vs_table.py correlation         # inherited weights against the table, 100 random cells
+    python benchmarks/search_vs_table.py table               # all that is there, as Markdown
+
+Images are read from the folder `cifar10-jpeg` in `--data` (train/CLASS/*.jpg, test/CLASS/*.jpg) at 16 x 16 pixels, the
+test images not at all. A search's result is a file in `--out`, which names the cell and not its accuracy: the published
+table is opened by `table` alone, when all searches are over. What is there is not computed again, an interrupted search
+goes on from its last epoch (in `--work`), and further `--seeds` add to the table. One thread.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import robust_nas as rn
+from robust_nas import config, derivation
+from robust_nas.datasets import Dataset
+from robust_nas.distributed import World
+from robust_nas.environment import describe_environment
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage, write_json
+from robust_nas.searches import SearchResult
+
+SPACE = {"channels": 8, "cells_per_stage": 1}
+SIZES = {"size": 16, "train_size": 25_000, "validation_size": 10_000, "test_size": 100}
+THREAT = rn.ThreatModel(epsilon="8/255")
+
+CURRICULUM: dict[str, Any] = {
+    "learning_rate": 0.05,
+    "epsilon_ramp": 0.6,
+    "validation_attack": "fgsm",
+    "validation_images": 500,
+}
+"""What all searches share; the weights alone learn at first, and epsilon grows."""
+
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dirichlet, adversarial": ({"name": "dirichlet", "epochs": 7, "alpha_frozen": 0.15}, {}),
+    "dirichlet, clean": ({"name": "dirichlet", "epochs": 14, "alpha_frozen": 0.15, "objective": "standard"}, {}),
+    "darts, adversarial": ({"name": "darts", "epochs": 7, "alpha_frozen": 0.15}, {}),
+    "random sharing": ({"name": "random_sharing", "epochs": 14}, {"method": "samples"}),
+}
+"""Each method's search and derivation."""
+
+COLUMNS = ("pgd@8/255", "autoattack@8/255", "clean")
+
+
+def load(folder: Path) -> Dataset:
+    """Return the images; no search sees the test split."""
+    loaded = rn.datasets.load("folder", root=folder / "cifar10-jpeg", **SIZES)
+    return replace(loaded, test=loaded.validation[:1])
+
+
+def search(row: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
+    """Search, derive one cell, and write it."""
+    path = out / f"{slug(row)}-{seed}.json"
+    if path.exists():
+        return
+    started, space = time.process_time(), rn.spaces.load("nasbench201", **SPACE)
+    settings, chosen_by = METHODS[row]
+    plan = config.build(rn.searches.get(settings["name"]), {**CURRICULUM, **without_name(settings)}, "search")
+    folder = work / f"{slug(row)}-{seed}"
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    found: SearchResult = plan.search(space, data, THREAT, Stage("search", seed, World(), Progress(), folder))
+    candidates = derivation.derive(
+        found, space, data, THREAT, derivation_of(chosen_by), Stage("derive", seed, World(), Progress(quiet=True))
+    )
+    write_json(
+        path,
+        {
+            "row": row,
+            "seed": seed,
+            "cell": str(candidates[0].architecture),
+            "argmax": str(found.best),
+            "entropy": found.record["trajectory"][-1]["entropy"],
+            "probabilities": found.probabilities,
+            "supernet": found.record["trajectory"][-1]["validation"],
+            "seconds": found.record["seconds"],
+            "process_seconds": time.process_time() - started,
+            "machine": describe_environment()["hardware"],
+        },
+    )
+    print(path.read_text(), flush=True)
+
+
+def correlation(seed: int, data: Dataset, out: Path, work: Path, count: int = 100) -> None:
+    """Measure random cells with the weights of the first method's supernet, and write them."""
+    path, row = out / f"correlation-{seed}.json", FIRST
+    if path.exists() or not (out / f"{slug(row)}-{seed}.json").exists():
+        return
+    space, (plan, chosen_by) = rn.spaces.load("nasbench201", **SPACE), plans(row)
+    stage = Stage("search", seed, World(), Progress(), work / f"{slug(row)}-{seed}")
+    found = plan.search(space, data, THREAT, stage)  # finished: its last state is read
+    uniform = [[1 / len(edge)] * len(edge) for edge in found.probabilities]
+    ranked = derivation.derive(
+        SearchResult(found.operations, uniform, found.supernet, {}),
+        space,
+        data,
+        THREAT,
+        replace(chosen_by, method="samples", pool=count),
+        Stage("correlation", seed, World(), Progress()),
+    )
+    cells = {str(one.architecture): [one.validation_robust, one.validation_clean] for one in ranked}
+    write_json(path, {"row": row, "seed": seed, "images": chosen_by.num_images, "cells": cells})
+
+
+def plans(row: str) -> tuple[Any, derivation.Derivation]:
+    """Return a method's search and derivation."""
+    settings, options = METHODS[row]
+    table = {**CURRICULUM, **{key: value for key, value in settings.items() if key != "name"}}
+    chosen_by = config.build(derivation.Derivation, {**DERIVATION, **options}, "derive")
+    return config.build(rn.searches.get(settings["name"]), table, "search"), chosen_by
+
+
+def slug(row: str) -> str:
+    """Return a row's name as a part of a file's."""
+    return row.replace(", ", "-").replace(" ", "_")
+
+
+def table(out: Path) -> str:
+    """Return what was found, with what the published table says of it."""
+    from scipy import stats
+
+    published = rn.tables.load("nas-robbench-201")
+
+    def value(cell: str, column: str = COLUMNS[0]) -> float:
+        return published.query(cell, column, dataset="cifar10").mean
+
+    entries = [read_json(path) for path in sorted(out.glob("*.json")) if not path.name.startswith("correlation")]
+    found = {row: {entry["seed"]: entry["cell"] for entry in entries if entry["row"] == row} for row in METHODS}
+    found["random choice"] = dict(enumerate(random_cells(1000)))
+    own = {seed: value(cell) for seed, cell in found[FIRST].items()}
+    heads = ["", "seeds", "PGD 8/255, %", "least", "AutoAttack 8/255", "clean", f"{FIRST} is better by", "minutes"]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row, cells in found.items():
+        if not cells:
+            continue
+        cost = [entry["process_seconds"] / 60 for entry in entries if entry["row"] == row]
+        values = [value(cell) for cell in cells.values()]
+        difference = ""
+        if row != FIRST and len(own) > 1 and len(values) > 1:
+            test = stats.ttest_ind(list(own.values()), values, equal_var=False)  # Welch
+            low, high = test.confidence_interval()
+            difference = f"{100 * low:.1f} to {100 * high:.1f}, p = {test.pvalue:.2g}"
+        columns = [spread([value(cell, column) for cell in cells.values()]) for column in COLUMNS]
+        shown = [columns[0], f"{100 * min(values):.2f}", *columns[1:], difference]
+        lines.append(
+            f"| {row} | {len(cells)} | {' | '.join(shown)} | {statistics.mean(cost):.1f} |"
+            if cost
+            else f"| {row} | {len(cells)} | {' | '.join(shown)} | |"
+        )
+    lines += [""]
+    for row, cells in found.items():
+        if row in METHODS and cells:
+            named = ", ".join(
+                f"`{Architecture.parse(cell).digits()}` {100 * value(cell):.2f}" for cell in cells.values()
+            )
+            lines.append(f"- {row}: {named}")
+    for path in sorted(out.glob("correlation-*.json")):
+        entry = read_json(path)
+        truth = [value(cell) for cell in entry["cells"]]
+        robust, clean = (
+            stats.spearmanr([scores[place] for scores in entry["cells"].values()], truth).statistic for place in (0, 1)
+        )
+        lines.append(
+            f"- {entry['row']}, seed {entry['seed']}: Spearman correlation of inherited-weight accuracy with the table over "
+            f"{len(truth)} random cells: under attack {robust:.2f}, clean {clean:.2f}"
+        )
+    return "\n".join(lines)
+
+
+def random_cells(count: int) -> list[str]:
+    """Return cells whose output depends on their input, each as likely as any other."""
+    drawn, cells = random.Random(0), []
+    while len(cells) < count:
+        cell = Architecture(tuple(drawn.choice(OPERATIONS) for _ in range(6)))
+        if cell.is_connected:
+            cells.append(str(cell))
+    return cells
+
+
+def spread(values: list[float]) -> str:
+    """Return the mean in percent with its 95 % t-interval."""
+    from scipy import stats
+
+    mean = 100 * statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * 100 * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.2f} ± {half:.2f}"
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["search", "correlation", "table"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--rows", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search_vs_table"))
+    parser.add_argument("--work", type=Path, default=Path("runs/search_vs_table"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.what == "table":
+        print(table(chosen.out))
+        return
+    data = load(chosen.data)
+    for seed in chosen.seeds:
+        if chosen.what == "correlation":
+            correlation(seed, data, chosen.out, chosen.work)
+        for row in chosen.rows if chosen.what == "search" else []:
+            search(row, seed, data, chosen.out, chosen.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+import dataclasses
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from robust_nas import datasets, derivation, spaces
+from robust_nas.architecture import Architecture
+from robust_nas.attacks.fgsm import FGSM
+from robust_nas.derivation import Derivation
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.searches import SearchResult
+from robust_nas.seeds import seeded
+from robust_nas.threat import ThreatModel
+
+THREAT = ThreatModel(epsilon=0.02)
+ROWS = [
+    [0.1, 0.2, 0.3, 0.4, 0.0],
+    [0.2] * 5,
+    [0.0, 0.5, 0.0, 0.5, 0.0],
+    [0.2] * 5,
+    [0.1, 0.1, 0.1, 0.1, 0.6],
+    [0.2] * 5,
+]
+
+
+@pytest.fixture(scope="module")
+def data():
+    digits = datasets.load("digits")
+    return dataclasses.replace(digits, train=digits.train[:128], validation=digits.validation[:64], test=None)
+
+
+@pytest.fixture(scope="module")
+def found(data):
+    space = spaces.load("nasbench201", channels=4, cells_per_stage=1, stages=1)
+    with seeded(0):
+        return space, SearchResult(space.operations, ROWS, space.supernet(data), {})
+
+
+def _derive(found, data, **options):
+    space, result = found
+    plan = Derivation(attack=FGSM(), calibration_batches=1, **options)
+    stage = Stage("derive", 0, World(), Progress(quiet=True))
+    return derivation.derive(result, space, data, THREAT, plan, stage)
+
+
+def test_drawn_architectures_have_the_posteriors_frequencies_and_log_probabilities(found):
+    _, result = found
+    drawn = list(itertools.islice(result.drawn(seed=3), 4000))
+    for edge, row in enumerate(ROWS):
+        counts = Counter(architecture.operations[edge] for architecture, _ in drawn)
+        assert [counts[name] / 4000 for name in result.operations] == pytest.approx(row, abs=0.03)
+    architecture, logarithm = drawn[0]
+    rows = zip(ROWS, architecture.operations, strict=True)
+    assert logarithm == pytest.approx(sum(math.log(row[result.operations.index(name)]) for row, name in rows))
+    assert logarithm == result.log_probability(architecture)
+
+
+def test_samples_are_ranked_by_accuracy_under_attack_whatever_their_probability(found, data):
+    ranked = _derive(found, data, method="samples", pool=8, count=2)
+    robust = [(one.validation_robust, one.log_posterior) for one in ranked]
+    assert robust == sorted(robust, reverse=True)
+    assert len({one.architecture.pruned.function for one in ranked}) == 8
+    assert all(one.log_posterior > -50 for one in ranked)
+
+
+def test_the_argmax_is_chosen_first_and_the_others_ranked(found, data):
+    first, *others = _derive(found, data, pool=6)
+    assert first.architecture == next(a for a, _ in found[1].ranked() if a.is_connected)
+    robust = [one.validation_robust for one in others]
+    assert robust == sorted(robust, reverse=True)
+
+
+def test_ranking_looks_at_as_many_validation_images_as_it_is_told(found, data):
+    (one, *_) = _derive(found, data, pool=4, count=1, num_images=7)
+    assert (one.validation_robust * 7) % 1 == pytest.approx(0, abs=1e-6)
+    shorter = dataclasses.replace(data, validation=data.validation[:7])
+    assert _derive(found, shorter, pool=4, count=1) == _derive(found, data, pool=4, count=1, num_images=7)
+
+
+def test_perturbation_keeps_the_operation_without_which_the_supernet_is_worst(data, monkeypatch):
+    # The supernet is made to be as good as what is left of the operations of one architecture.
+    wanted = Architecture.parse("321434")
+    space = spaces.load("nasbench201", channels=4, cells_per_stage=1, stages=1)
+    rows = [space.operations.index(name) for name in wanted.operations]
+    result = SearchResult(space.operations, [[0.2] * 5] * 6, space.supernet(data), {})
+
+    class Evaluated:
+        def __init__(self, network):
+            there = [float(network.mixture[edge, place] > 0) for edge, place in enumerate(rows)]
+            self.robust_accuracy = self.clean_accuracy = sum(there) / 6
+
+    monkeypatch.setattr(derivation, "evaluate", lambda network, *_, **__: Evaluated(network))
+    first, *_ = _derive((space, result), data, method="perturbation", pool=1, count=1)
+    assert first.architecture == wanted
+
+
+def test_an_operation_that_alone_carries_the_input_is_kept_though_nothing_can_be_attacked_without_it(data):
+    space = spaces.load("nasbench201", channels=4, cells_per_stage=1, stages=1)
+    only = torch.zeros(6, 5)
+    only[:, 0] = 0.5
+    only[3, :] = torch.tensor([0.1, 0.0, 0.0, 0.9, 0.0])  # the direct edge has the one convolution
+    only[:3, 0] = only[4:, 0] = 1.0
+    result = SearchResult(space.operations, only.tolist(), space.supernet(data), {})
+    first, *_ = _derive((space, result), data, method="perturbation", pool=1, count=1)
+    assert first.architecture.operations[3] == "nor_conv_3x3"
+
+
+def test_a_number_of_images_below_one_is_refused():
+    with pytest.raises(InputError, match=r"derive\.num_images must be at least 1, but got 0"):
+        Derivation(num_images=0)
