@@ -12,18 +12,24 @@ goes on from its last epoch (in `--work`), and further `--seeds` add to the tabl
 
 from __future__ import annotations
 
+import argparse
+import random
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import robust_nas as rn
 from robust_nas import config, derivation
+from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.datasets import Dataset
 from robust_nas.distributed import World
 from robust_nas.environment import describe_environment
 from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, write_json
+from robust_nas.run_dir import Stage, read_json, write_json
 from robust_nas.searches import SearchResult
 
 SPACE = {"channels": 8, "cells_per_stage": 1}
@@ -46,6 +52,16 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """Each method's search and derivation."""
 
+FIRST = next(iter(METHODS))
+
+DERIVATION: dict[str, Any] = {
+    "count": 1,
+    "pool": 1,
+    "num_images": 1000,
+    "attack": {"name": "pgd", "steps": 3, "step_size": "4/255"},
+}
+"""What all derivations share."""
+
 COLUMNS = ("pgd@8/255", "autoattack@8/255", "clean")
 
 
@@ -61,13 +77,12 @@ def search(row: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
     if path.exists():
         return
     started, space = time.process_time(), rn.spaces.load("nasbench201", **SPACE)
-    settings, chosen_by = METHODS[row]
-    plan = config.build(rn.searches.get(settings["name"]), {**CURRICULUM, **without_name(settings)}, "search")
+    plan, chosen_by = plans(row)
     folder = work / f"{slug(row)}-{seed}"
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     found: SearchResult = plan.search(space, data, THREAT, Stage("search", seed, World(), Progress(), folder))
     candidates = derivation.derive(
-        found, space, data, THREAT, derivation_of(chosen_by), Stage("derive", seed, World(), Progress(quiet=True))
+        found, space, data, THREAT, chosen_by, Stage("derive", seed, World(), Progress(quiet=True))
     )
     write_json(
         path,
@@ -81,7 +96,7 @@ def search(row: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
             "supernet": found.record["trajectory"][-1]["validation"],
             "seconds": found.record["seconds"],
             "process_seconds": time.process_time() - started,
-            "machine": describe_environment()["hardware"],
+            "cpu": describe_environment(World(), [])["cpu"],
         },
     )
     print(path.read_text(), flush=True)
@@ -148,18 +163,13 @@ def table(out: Path) -> str:
             difference = f"{100 * low:.1f} to {100 * high:.1f}, p = {test.pvalue:.2g}"
         columns = [spread([value(cell, column) for cell in cells.values()]) for column in COLUMNS]
         shown = [columns[0], f"{100 * min(values):.2f}", *columns[1:], difference]
-        lines.append(
-            f"| {row} | {len(cells)} | {' | '.join(shown)} | {statistics.mean(cost):.1f} |"
-            if cost
-            else f"| {row} | {len(cells)} | {' | '.join(shown)} | |"
-        )
+        minutes = f"{statistics.mean(cost):.1f}" if cost else ""
+        lines.append(f"| {row} | {len(cells)} | {' | '.join([*shown, minutes])} |")
     lines += [""]
     for row, cells in found.items():
         if row in METHODS and cells:
-            named = ", ".join(
-                f"`{Architecture.parse(cell).digits()}` {100 * value(cell):.2f}" for cell in cells.values()
-            )
-            lines.append(f"- {row}: {named}")
+            named = [f"`{Architecture.parse(cell).digits()}` {100 * value(cell):.2f}" for cell in cells.values()]
+            lines.append(f"- {row}: {', '.join(named)}")
     for path in sorted(out.glob("correlation-*.json")):
         entry = read_json(path)
         truth = [value(cell) for cell in entry["cells"]]
@@ -167,8 +177,8 @@ def table(out: Path) -> str:
             stats.spearmanr([scores[place] for scores in entry["cells"].values()], truth).statistic for place in (0, 1)
         )
         lines.append(
-            f"- {entry['row']}, seed {entry['seed']}: Spearman correlation of inherited-weight accuracy with the table over "
-            f"{len(truth)} random cells: under attack {robust:.2f}, clean {clean:.2f}"
+            f"- {entry['row']}, seed {entry['seed']}: Spearman correlation of inherited-weight accuracy with the table "
+            f"over {len(truth)} random cells: under attack {robust:.2f}, clean {clean:.2f}"
         )
     return "\n".join(lines)
 
