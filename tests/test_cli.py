@@ -13,8 +13,9 @@ from unittest import mock
 import pytest
 import torch
 
-from robust_nas import attacks, listing
+from robust_nas import attacks, cli, listing, recipe
 from robust_nas.errors import InputError
+from robust_nas.registry import name_of
 from robust_nas.run_dir import RunDir, save_state
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -152,6 +153,41 @@ def test_a_state_of_another_network_is_refused(command: Command, run: Path) -> N
     save_state(weights, {"weights": {"x": torch.ones(1)}})
     assert "supernet.safetensors do not fit" in refused(command("derive", run))
     weights.write_bytes(whole)
+
+
+def test_a_space_is_searched_on_a_data_set_with_the_settings_of_its_recipe() -> None:
+    chosen = recipe.for_space(
+        "nasbench201",
+        ["search.epochs=6"],
+        data="digits",
+        threat="l2:0.5",
+        relaxation="softmax",
+        progressive=True,
+    )
+    own = recipe.load("digits")
+    assert (chosen.space.name, chosen.threat.norm, chosen.threat.epsilon) == ("nasbench201", "l2", 0.5)
+    assert (chosen.search.kept_operations, chosen.search.partial_channels) == ((5, 3), (4, 2))
+    assert name_of(chosen.search) == "darts" and chosen.search.epochs == 6
+    assert (chosen.train, chosen.evaluation, chosen.data) == (own.train, own.evaluation, own.data)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nasbench201", "--data", "cifar"], "no recipe for the data set 'cifar'"),
+        (["nasbench200", "--data", "digits"], "no search space 'nasbench200'"),
+        (["nasbench201", "--data", "digits", "--relaxation", "dirichelt"], "no relaxation 'dirichelt'"),
+        (["nasbench201", "--data", "digits", "--threat", "8/255"], "written as norm:epsilon"),
+        (["digits", "--progressive"], "--progressive belongs to the search of a space"),
+        (["--data", "digits"], "--data goes with a search space"),
+    ],
+)
+def test_a_search_of_a_space_that_cannot_be_is_said_in_a_sentence(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        cli.app.run(["search", *words, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_ends_in_one_sentence_and_half_writes_nothing(tmp_path: Path) -> None:
