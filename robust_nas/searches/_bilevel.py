@@ -26,6 +26,8 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
 from robust_nas.registry import name_of
 from robust_nas.searches import SearchResult
+from robust_nas.searches._resources import Resource
+from robust_nas.searches._smoothness import Smoothness
 from robust_nas.seeds import seed_at, seeded
 from robust_nas.supernet._relaxation import drawn_by
 from robust_nas.threat import growth_at
@@ -63,6 +65,8 @@ class Bilevel(ABC):
         gradient_clip: largest norm of the weights' gradient; alpha's gradient has no part in it.
         alpha_learning_rate: of alpha (Adam, betas 0.5 and 0.999).
         anchor_scale: the weight of |alpha|^2 / 2, which holds the mixtures near their start.
+        smoothness: a regulariser of alpha's loss: the curvature of the loss, or the Jacobian, at the images.
+        resource: a limit on what the expected network costs, which alpha pays for or keeps to.
         alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
         kept_operations: progressive shrinking: how many operations an edge has in each stage of the search; stages take
             equally many epochs. `[5, 3]` leaves out the two of the least weight at half-time. All, if not given.
@@ -90,6 +94,8 @@ class Bilevel(ABC):
     gradient_clip: float = 5.0
     alpha_learning_rate: float = 3e-4
     anchor_scale: float = 1e-3
+    smoothness: Smoothness | None = None
+    resource: Resource | None = None
     alpha_frozen: float = 0.0
     kept_operations: tuple[int, ...] = ()
     partial_channels: tuple[int, ...] = ()
@@ -119,6 +125,8 @@ class Bilevel(ABC):
                 raise InputError(f"search.{name} must be above 0, but got {getattr(self, name)}.")
         if self.validation_images is not None and self.validation_images < 1:
             raise InputError(f"search.validation_images must be at least 1, but got {self.validation_images}.")
+        if self.order == "second" and self.smoothness is not None:
+            raise InputError("search.smoothness has second derivatives already; set search.order to 'first'.")
         if self.order == "second" and getattr(self.objective, "bounds_network", False):
             raise InputError(
                 f"search.order 'second' differentiates a step of the weights, which '{name_of(self.objective)}' cannot "
@@ -222,6 +230,7 @@ class _Search:
         seed = seed_at(stage.seed, "search")
         self.relaxation = plan.relaxation(len(space.edges), len(space.operations), seed)
         self.alpha_optimiser = torch.optim.Adam([self.relaxation.alpha], plan.alpha_learning_rate, betas=(0.5, 0.999))
+        self.cost = None if plan.resource is None else plan.resource.cost(space, data, self.world.device)
         self.memory = {"alpha": Memory(), "weights": Memory()}
         self.number = -1
         self.weight_optimiser = self._optimiser()
@@ -292,11 +301,17 @@ class _Search:
         else:
             mixture, batch, crafted = self._crafted(step, "alpha", self.data.validation, chosen)
             loss = self._objective(self.supernet.at(mixture), crafted, batch)
+            if plan.smoothness is not None:
+                loss = loss + plan.smoothness.penalty(self.supernet.at(mixture), batch)
+        if plan.resource is not None and self.cost is not None:
+            loss = loss + plan.resource.penalty(self.cost, relaxation.expected()).to(loss)
         loss = loss + plan.anchor_scale * plan.anchored(relaxation).to(loss)
         # Only alpha's gradient is computed here; the weights and their clip never see it.
         (gradient,) = torch.autograd.grad(loss, [relaxation.alpha], allow_unused=True, materialize_grads=True)
         relaxation.alpha.grad = self.world.mean(gradient.to(self.world.device)).cpu()
         self.alpha_optimiser.step()
+        if plan.resource is not None and plan.resource.hard and self.cost is not None:
+            plan.resource.keep(self.cost, relaxation)
 
     def _step_of_weights(self, step: _Step, indices: Tensor) -> Tensor:
         """Move the weights along the gradient of the objective on a training batch; return the loss, detached."""
@@ -400,6 +415,7 @@ class _Search:
             "mixture": mean.tolist(),
             **relaxation.describe(),
             "entropy": relaxation.entropy(),
+            **({} if self.cost is None else {"expected_cost": float(self.cost.of(mean))}),
             "validation": accuracies,
         }
 

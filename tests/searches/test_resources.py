@@ -1,0 +1,96 @@
+import dataclasses
+
+import pytest
+import torch
+
+from robust_nas import datasets, spaces
+from robust_nas.attacks.pgd import PGD
+from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.searches._resources import Resource
+from robust_nas.searches.darts import DARTS
+from robust_nas.supernet.softmax import SoftmaxRelaxation
+from robust_nas.threat import ThreatModel
+
+CELLS = ["323133", "333333", "222444", "111111"]
+
+
+@pytest.fixture(scope="module")
+def data():
+    digits = datasets.load("digits")
+    return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=None)
+
+
+@pytest.fixture(scope="module")
+def space():
+    return spaces.load("nasbench201", channels=4, cells_per_stage=2, stages=2)
+
+
+def _one_hot(space, cell):
+    return torch.nn.functional.one_hot(torch.tensor([int(digit) for digit in cell]), 5).float()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_expected_cost_of_a_single_architecture_is_its_networks(space, data, cell):
+    network = space.network(space.parse(cell), data)
+    for quantity, counted in {
+        "parameters": count_parameters(network),
+        "multiply_adds": count_multiply_adds(network, data.image_shape),
+    }.items():
+        cost = Resource(quantity=quantity, limit=1.0).cost(space, data, torch.device("cpu"))
+        assert float(cost.of(_one_hot(space, cell))) == counted
+
+
+def test_the_expected_cost_of_a_mixture_is_the_mean_over_architectures(space, data):
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    one, other = (_one_hot(space, cell) for cell in ("333333", "111111"))
+    assert float(cost.of(0.25 * one + 0.75 * other)) == pytest.approx(0.25 * cost.of(one) + 0.75 * cost.of(other))
+
+
+def test_latency_is_measured_and_a_convolution_costs_more_than_nothing(space, data):
+    cost = Resource(quantity="latency", limit=1.0).cost(space, data, torch.device("cpu"))
+    convolution, none = cost.operations[:, 3], cost.operations[:, 0]
+    assert bool((convolution > none).all()) and float(none.min()) > 0
+
+
+def test_the_penalty_is_nothing_below_the_limit_and_the_excess_as_a_share_above(space, data):
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    full = float(cost.of(_one_hot(space, "333333")))
+    assert float(Resource(limit=full, weight=3.0).penalty(cost, _one_hot(space, "333333"))) == 0
+    assert float(Resource(limit=full / 2, weight=3.0).penalty(cost, _one_hot(space, "333333"))) == pytest.approx(3.0)
+
+
+def test_a_hard_limit_is_kept_in_every_epoch_and_a_penalty_pulls_towards_it(space, data):
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    start = float(cost.of(torch.full((6, 5), 0.2)))
+    limit = cost.fixed + 0.5 * (start - cost.fixed)
+    quick = {"epochs": 2, "batch_size": 16, "validation_attack": PGD(steps=0), "alpha_learning_rate": 0.05}
+
+    def expected(resource):
+        stage = Stage("search", 0, World(), Progress(quiet=True))
+        found = DARTS(**quick, resource=resource).search(space, data, ThreatModel(epsilon=0.1), stage)
+        return [row["expected_cost"] for row in found.record["trajectory"]]
+
+    hard = expected(Resource(limit=limit, weight=0.0, hard=True))
+    assert all(cost <= limit * (1 + 1e-6) for cost in hard[1:])
+    soft, free = expected(Resource(limit=limit, weight=10.0)), expected(Resource(limit=1e12))
+    assert soft[-1] < free[-1] - 0.01 * start
+
+
+def test_a_limit_that_cannot_be_kept_ends_near_the_cheapest(space, data):
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    relaxation = SoftmaxRelaxation(6, 5, seed=0)
+    before = float(cost.of(relaxation.mean()))
+    Resource(limit=1.0, hard=True).keep(cost, relaxation)
+    assert bool(relaxation.alpha.isfinite().all())
+    assert float(cost.of(relaxation.mean())) < cost.fixed + 0.1 * (before - cost.fixed)
+
+
+def test_wrong_limits_are_refused():
+    with pytest.raises(InputError, match=r"limit must be above 0, but got 0"):
+        Resource(limit=0)
+    with pytest.raises(InputError, match="weight must not be negative"):
+        Resource(limit=1, weight=-1)
