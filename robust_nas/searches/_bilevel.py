@@ -6,11 +6,12 @@ weights on a training batch. What is minimised is a training method's; what a mi
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,7 @@ from robust_nas.registry import name_of
 from robust_nas.searches import SearchResult
 from robust_nas.searches._resources import Resource
 from robust_nas.searches._smoothness import Smoothness
+from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
 from robust_nas.seeds import seed_at, seeded
 from robust_nas.supernet._relaxation import drawn_by
 from robust_nas.threat import growth_at
@@ -67,6 +69,7 @@ class Bilevel(ABC):
         anchor_scale: the weight of |alpha|^2 / 2, which holds the mixtures near their start.
         smoothness: a regulariser of alpha's loss: the curvature of the loss, or the Jacobian, at the images.
         resource: a limit on what the expected network costs, which alpha pays for or keeps to.
+        watch: what tells that the search collapses, and what is done then; nothing, if not given.
         alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
         kept_operations: progressive shrinking: how many operations an edge has in each stage of the search; stages take
             equally many epochs. `[5, 3]` leaves out the two of the least weight at half-time. All, if not given.
@@ -96,6 +99,7 @@ class Bilevel(ABC):
     anchor_scale: float = 1e-3
     smoothness: Smoothness | None = None
     resource: Resource | None = None
+    watch: Watch | None = None
     alpha_frozen: float = 0.0
     kept_operations: tuple[int, ...] = ()
     partial_channels: tuple[int, ...] = ()
@@ -200,7 +204,7 @@ class Bilevel(ABC):
         else:
             at_work.load_state(state)
             seconds, trajectory = state["seconds"], state["trajectory"]
-        for epoch in stage.progress.steps(range(done, self.epochs), "search", total=self.epochs, done=done):
+        for epoch in stage.progress.steps(at_work.epochs(done), "search", total=self.epochs, done=done):
             mean_loss = at_work.learn(epoch)
             if not math.isfinite(mean_loss):
                 raise InputError(
@@ -211,8 +215,11 @@ class Bilevel(ABC):
             seconds, started = seconds + time.monotonic() - started, time.monotonic()
             trajectory.append({**snapshot, "seconds": seconds})
             stage.log(epoch + 1, **trajectory[-1])
+            at_work.watch(trajectory)
             stage.save(epoch + 1, {**at_work.state(), "seconds": seconds, "trajectory": trajectory})
         record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": self.hold_sample}
+        if self.watch is not None:
+            record["collapses"] = at_work.collapses
         return SearchResult(space.operations, at_work.relaxation.mean().tolist(), at_work.supernet, record)
 
 
@@ -232,9 +239,12 @@ class _Search:
         self.alpha_optimiser = torch.optim.Adam([self.relaxation.alpha], plan.alpha_learning_rate, betas=(0.5, 0.999))
         self.cost = None if plan.resource is None else plan.resource.cost(space, data, self.world.device)
         self.memory = {"alpha": Memory(), "weights": Memory()}
+        self.healthy: list[dict[str, Any]] = []
+        """States after the last epochs, oldest first, if the search is watched."""
         self.number = -1
         self.weight_optimiser = self._optimiser()
         self._begin(0)
+        self.collapses: list[dict[str, Any]] = []
 
     def _optimiser(self) -> torch.optim.SGD:
         plan = self.plan
@@ -255,6 +265,7 @@ class _Search:
         elif plan.kept_operations:
             self.relaxation.keep(plan.kept_operations[number])
         self.supernet.keep(self.relaxation.active)
+        self.healthy = []  # of other sizes
         before, self.weight_optimiser = self.weight_optimiser, self._optimiser()
         for parameter in self.supernet.parameters():
             old, offset = places.get(parameter, (parameter, 0))
@@ -264,6 +275,32 @@ class _Search:
                 momentum[tuple(slice(offset, offset + size) for size in kept.shape[:2])] = kept
                 self.weight_optimiser.state[parameter]["momentum_buffer"] = momentum
         self.forward = world.wrap(self.supernet, partly_used=True)
+
+    def epochs(self, done: int) -> Iterator[int]:
+        """Yield the epochs that are left, until the search has collapsed once more than it may."""
+        for epoch in range(done, self.plan.epochs):
+            if self.plan.watch is not None and len(self.collapses) > self.plan.watch.restarts:
+                return
+            yield epoch
+
+    def watch(self, trajectory: list[dict[str, Any]]) -> None:
+        """Go back to the last healthy state, if the search has collapsed, and say so."""
+        watch = self.plan.watch
+        if watch is None:
+            return
+        since = self.collapses[-1]["epoch"] if self.collapses else 0
+        rows = [row for row in trajectory if row["epoch"] > 0][since:]
+        reason = watch.has_collapsed([row["eigenvalue"] for row in rows], [row["dominance"] for row in rows])
+        if reason is None:
+            self.healthy = [*self.healthy, copy.deepcopy(self._state())][-watch.window :]
+            return
+        epoch = trajectory[-1]["epoch"]
+        back_to = epoch - len(self.healthy)
+        self.collapses.append({"epoch": epoch, "reason": reason, "back_to": back_to})
+        if self.healthy:
+            self._go_back(self.healthy[0])
+        then = "ends at" if len(self.collapses) > watch.restarts else "goes on, with ten times the anchor, from"
+        self.stage.progress.say(f"search: collapsed in epoch {epoch}: {reason}; it {then} the state of epoch {back_to}")
 
     def learn(self, epoch: int) -> float:
         """Go through the training split once; return the weights' mean loss."""
@@ -305,7 +342,8 @@ class _Search:
                 loss = loss + plan.smoothness.penalty(self.supernet.at(mixture), batch)
         if plan.resource is not None and self.cost is not None:
             loss = loss + plan.resource.penalty(self.cost, relaxation.expected()).to(loss)
-        loss = loss + plan.anchor_scale * plan.anchored(relaxation).to(loss)
+        anchor_scale = plan.anchor_scale * 10 ** len(self.collapses)
+        loss = loss + anchor_scale * plan.anchored(relaxation).to(loss)
         # Only alpha's gradient is computed here; the weights and their clip never see it.
         (gradient,) = torch.autograd.grad(loss, [relaxation.alpha], allow_unused=True, materialize_grads=True)
         relaxation.alpha.grad = self.world.mean(gradient.to(self.world.device)).cpu()
@@ -415,12 +453,40 @@ class _Search:
             "mixture": mean.tolist(),
             **relaxation.describe(),
             "entropy": relaxation.entropy(),
+            **({} if plan.watch is None else self._stability(mean, epoch)),
             **({} if self.cost is None else {"expected_cost": float(self.cost.of(mean))}),
             "validation": accuracies,
         }
 
+    def _stability(self, mean: Tensor, epoch: int) -> dict[str, Any]:
+        """Return the share of edges without parameters, and the largest eigenvalue once alpha learns."""
+        found: dict[str, Any] = {"dominance": dominance(mean, self.space.operations), "eigenvalue": None}
+        plan, relaxation, supernet = self.plan, self.relaxation, self.supernet
+        assert plan.watch is not None
+        if not plan.watch.growth or not self.alpha_optimiser.state:
+            return found
+        statistics = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+        supernet.train()
+        indices = torch.arange(min(plan.watch.images, len(self.data.validation)), device=self.world.device)
+        step = _Step(self.threat, 1.0, (epoch, 0))
+        _, batch, crafted = self._crafted(step, "stability", self.data.validation, indices)
+
+        def loss(alpha: Tensor) -> Tensor:
+            kept, relaxation.alpha = relaxation.alpha, alpha
+            mixture = relaxation.expected().to(self.world.device)
+            relaxation.alpha = kept
+            return self._objective(supernet.at(mixture), crafted, batch)
+
+        found["eigenvalue"] = largest_eigenvalue(loss, relaxation.alpha)
+        for name, buffer in supernet.named_buffers():
+            buffer.copy_(statistics[name])
+        return found
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
+        return {**self._state(), "healthy": self.healthy, "collapses": self.collapses}
+
+    def _state(self) -> dict[str, Any]:
         return {
             "supernet": self.supernet.state_dict(),
             "alpha": self.relaxation.alpha,
@@ -432,7 +498,12 @@ class _Search:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to a checkpoint: the stages' sizes first, then what is in them."""
+        """Go on from a checkpoint."""
+        self._go_back(state)
+        self.healthy, self.collapses = state["healthy"], state["collapses"]
+
+    def _go_back(self, state: dict[str, Any]) -> None:
+        """Take up a state: the stages' sizes first, then what is in them."""
         while self.number < state["number"]:
             self._begin(self.number + 1, state["active"])
         self.supernet.load_state_dict(state["supernet"])

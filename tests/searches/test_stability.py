@@ -1,0 +1,146 @@
+import dataclasses
+
+import pytest
+import torch
+
+from robust_nas import datasets, spaces
+from robust_nas.attacks.pgd import PGD
+from robust_nas.distributed import World
+from robust_nas.errors import InputError
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.searches import _bilevel
+from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
+from robust_nas.searches.darts import DARTS
+from robust_nas.threat import ThreatModel
+
+QUICK = {"batch_size": 16, "validation_attack": PGD(steps=0), "alpha_learning_rate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def data():
+    digits = datasets.load("digits")
+    return dataclasses.replace(digits, train=digits.train[:32], validation=digits.validation[:32], test=None)
+
+
+@pytest.fixture(scope="module")
+def space():
+    return spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+
+
+def _stage(folder=None) -> Stage:
+    if folder is not None:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+    return Stage("search", 0, World(), Progress(quiet=True), folder)
+
+
+def test_the_eigenvalue_of_a_quadratic_is_its_matrixs_largest():
+    torch.manual_seed(0)
+    root = torch.randn(12, 12)
+    matrix = root + root.T  # of both signs
+    found = largest_eigenvalue(lambda a: 0.5 * a.flatten() @ matrix @ a.flatten(), torch.randn(3, 4))
+    assert found == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=1e-3)
+
+
+def test_the_eigenvalue_of_a_loss_is_that_of_the_hessian_at_the_point():
+    torch.manual_seed(0)
+    at, weight = torch.randn(2, 3), 0.3 * torch.randn(6, 4)
+
+    def loss(a):
+        return torch.tanh(a.flatten() @ weight).square().sum()
+
+    hessian = torch.autograd.functional.hessian(loss, at).view(6, 6)
+    assert largest_eigenvalue(loss, at) == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-3)
+
+
+def test_edges_that_prefer_what_learns_nothing_are_counted():
+    operations = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+    rows = torch.tensor([[0, 9, 1, 1, 1], [0, 1, 9, 1, 1], [9, 1, 1, 1, 1], [0, 1, 1, 9, 1.0]])
+    assert dominance(rows, operations) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "dominances", "collapsed"),
+    [
+        ([1.0] * 10, [0.0] * 10, False),
+        ([1.0] * 5 + [1.3] * 5, [0.0] * 10, False),
+        ([1.0] * 5 + [1.4] * 5, [0.0] * 10, True),
+        ([None] * 3 + [1.0] * 5 + [9.0] * 4, [0.0] * 12, False),  # too few to compare
+        ([1.0] * 10, [0.0] * 6 + [1.0] * 4, False),
+        ([1.0] * 10, [0.0] * 5 + [1.0] * 5, True),
+        ([None] * 10, [1.0] * 10, False),  # alpha has not learned yet
+    ],
+)
+def test_a_collapse_is_a_growing_eigenvalue_or_edges_that_stay_without_parameters(eigenvalues, dominances, collapsed):
+    assert (Watch().has_collapsed(eigenvalues, dominances) is not None) == collapsed
+
+
+def _watched(monkeypatch, collapse_in, **options):
+    """A search that is said to collapse after given epochs."""
+    calls = []
+
+    def says(self, eigenvalues, dominances):
+        calls.append(len(eigenvalues))
+        return "so it is" if len(calls) in collapse_in else None
+
+    monkeypatch.setattr(Watch, "has_collapsed", says)
+    return DARTS(epochs=6, watch=Watch(window=2, growth=0, **options), **QUICK), calls
+
+
+def test_a_search_that_collapses_ends_at_its_last_healthy_state(space, data, monkeypatch):
+    search, _ = _watched(monkeypatch, {5})
+    found = search.search(space, data, ThreatModel(epsilon=0.1), _stage())
+    trajectory = found.record["trajectory"]
+    assert [row["epoch"] for row in trajectory] == [0, 1, 2, 3, 4, 5]
+    assert found.record["collapses"] == [{"epoch": 5, "reason": "so it is", "back_to": 3}]
+    assert found.probabilities == trajectory[3]["mixture"] != trajectory[5]["mixture"]
+
+
+def test_a_search_goes_back_and_on_with_a_stronger_anchor(space, data, monkeypatch):
+    anchors = []
+    anchored = _bilevel.Bilevel.anchored
+    monkeypatch.setattr(
+        _bilevel.Bilevel, "anchored", lambda self, r: anchors.append(r.alpha.detach().clone()) or anchored(self, r)
+    )
+    search, calls = _watched(monkeypatch, {4}, restarts=1)
+    found = search.search(space, data, ThreatModel(epsilon=0.1), _stage())
+    assert [row["epoch"] for row in found.record["trajectory"]] == list(range(7))
+    assert found.record["collapses"][0]["back_to"] == 2
+    # The fifth epoch begins where the second ended: two steps of alpha in an epoch.
+    assert torch.equal(anchors[8], anchors[4])
+    # What is looked at afterwards begins anew.
+    assert calls == [1, 2, 3, 4, 1, 2]
+
+
+def test_a_watched_search_resumes_to_the_same_result(space, data, tmp_path, monkeypatch):
+    search = DARTS(epochs=4, watch=Watch(window=1, growth=0.5, restarts=1, images=16), **QUICK)
+    whole = search.search(space, data, ThreatModel(epsilon=0.1), _stage())
+    eigenvalues = [row["eigenvalue"] for row in whole.record["trajectory"]]
+    assert eigenvalues[0] is None and all(isinstance(value, float) for value in eigenvalues[1:])
+    save = Stage.save
+
+    def killed(self, done, state):
+        save(self, done, state)
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(space, data, ThreatModel(epsilon=0.1), _stage(tmp_path))
+    monkeypatch.undo()
+    resumed = search.search(space, data, ThreatModel(epsilon=0.1), _stage(tmp_path))
+    assert resumed.probabilities == whole.probabilities
+    assert resumed.record["collapses"] == whole.record["collapses"]
+
+
+def test_watching_changes_nothing_in_a_search_that_does_not_collapse(space, data):
+    plain = DARTS(epochs=3, **QUICK).search(space, data, ThreatModel(epsilon=0.1), _stage())
+    watched = DARTS(epochs=3, watch=Watch(images=16), **QUICK).search(space, data, ThreatModel(epsilon=0.1), _stage())
+    assert watched.probabilities == plain.probabilities
+    for one, other in zip(plain.supernet.state_dict().values(), watched.supernet.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_watch_that_sees_nothing_is_refused():
+    with pytest.raises(InputError, match=r"search\.watch\.window must be at least 1, but got 0"):
+        Watch(window=0)
