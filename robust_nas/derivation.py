@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from robust_nas.searches import SearchResult
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,11 @@ class Derivation:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"derive.{name} must be at least 1, but got {getattr(self, name)}.")
 
+    def calibrated(self, network: Network, data: Dataset, stage: Stage) -> Network:
+        """Return the network with batch-norm statistics of its own."""
+        batches, size = self.calibration_batches, self.batch_size
+        return calibrated(network, data, stage.world, stage.seed, batches=batches, batch_size=size)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -105,8 +112,7 @@ def derive(
         pool = distinct(found, derivation.pool)
     images, scored = data.validation[: derivation.num_images], []
     for candidate in stage.progress.steps(pool, stage.name):
-        network = found.supernet.choose(candidate.architecture)
-        _measure_statistics(network, data, derivation, stage.world, stage.seed)
+        network = derivation.calibrated(found.supernet.choose(candidate.architecture), data, stage)
         within = stage.within("validation")
         result = evaluate(network, images, threat, [derivation.attack], stage=within)
         certified = None
@@ -145,8 +151,8 @@ def _least_dispensable(
             if not _carries_the_input(space, without):
                 standings[place] = 0.0, 0.0
                 continue
-            network = copy.deepcopy(found.supernet).at(without.to(stage.world.device))
-            _measure_statistics(network, data, derivation, stage.world, stage.seed)
+            mixed = copy.deepcopy(found.supernet).at(without.to(stage.world.device))
+            network = derivation.calibrated(mixed, data, stage)
             result = evaluate(network, images, threat, [derivation.attack], stage=within)
             standings[place] = result.robust_accuracy, result.clean_accuracy
         kept = min(standings, key=lambda place: standings[place])
@@ -190,18 +196,19 @@ def distinct(
 
 
 @torch.no_grad()
-def _measure_statistics(network: nn.Module, data: Dataset, derivation: Derivation, world: World, seed: int) -> None:
-    """Replace the batch-norm statistics by the plain mean over a few clean training batches."""
+def calibrated(
+    network: Network, data: Dataset, world: World, seed: int, *, batches: int = 8, batch_size: int = 64
+) -> Network:
+    """Return the network with the plain means over a few clean training batches as batch-norm statistics."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None  # cumulative average
     network.train()
-    batches = epoch_batches(len(data.train), derivation.batch_size, world, seed, "derive")
-    for indices in batches[: derivation.calibration_batches]:
+    for indices in epoch_batches(len(data.train), batch_size, world, seed, "derive")[:batches]:
         network(data.train[indices].images)
     world.mean_buffers(network)
-    network.eval()
+    return network.eval()
 
 
 def to_record(

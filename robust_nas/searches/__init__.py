@@ -67,8 +67,14 @@ class SearchResult:
     def ranked(self) -> Iterator[tuple[Architecture, float]]:
         """Yield every architecture with its log-probability, the sum over edges, in descending order.
 
-        The sorted product is walked best first with a heap: nothing is enumerated that is not asked for.
+        A search that has measured architectures, `record["measured"]`, yields these, best first. Else the sorted
+        product is walked best first with a heap: nothing is enumerated that is not asked for.
         """
+        for text in self.record.get("measured", []):
+            architecture = Architecture.parse(text, self.operations)
+            yield architecture, self.log_probability(architecture)
+        if "measured" in self.record:
+            return
         logarithms = [[math.log(max(p, LEAST_PROBABILITY)) for p in row] for row in self.probabilities]
         edges = [sorted(zip(row, self.operations, strict=True), reverse=True) for row in logarithms]
 

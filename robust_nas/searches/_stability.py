@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from robust_nas.errors import InputError
@@ -76,6 +75,8 @@ def dominance(mixture: Tensor, operations: Sequence[str]) -> float:
 
 def largest_eigenvalue(loss: Callable[[Tensor], Tensor], alpha: Tensor) -> float:
     """Return the largest eigenvalue of the Hessian of `loss` at alpha, by Lanczos steps on Hessian-vector products."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
     at = alpha.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(at), [at], create_graph=True)
     size = at.numel()

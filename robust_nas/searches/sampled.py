@@ -1,0 +1,158 @@
+"""Search by trials: a sampler proposes architectures, each is trained briefly or takes a supernet's weights.
+
+The baselines of differentiable search: regularised evolution, TPE, NSGA-II, random search, or any other sampler.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from robust_nas.attacks import Attack
+from robust_nas.attacks.pgd import PGD
+from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.derivation import calibrated
+from robust_nas.errors import InputError
+from robust_nas.evaluation import evaluate
+from robust_nas.progress import Progress
+from robust_nas.run_dir import Stage
+from robust_nas.samplers import Sampler, queries
+from robust_nas.samplers.evolution import Evolution
+from robust_nas.searches import SearchResult
+from robust_nas.searches.random_sharing import RandomSharing
+from robust_nas.seeds import seed_at, seeded
+from robust_nas.training._plan import Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robust_nas.architecture import Architecture
+    from robust_nas.datasets import Dataset
+    from robust_nas.spaces import Space
+    from robust_nas.supernet import Supernet
+    from robust_nas.threat import ThreatModel
+
+Objective = Literal["robust", "clean", "parameters", "multiply_adds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Measure as many architectures as there are trials, and believe in those that were best.
+
+    Args:
+        sampler: chooses what to measure next.
+        trials: architectures that are measured; equivalent ones count once.
+        objectives: what is good: accuracy under attack or on clean images of the validation split, few parameters or
+            multiply-adds. The first one ranks; others are for samplers that take several, such as nsga2.
+        training: of every trial, from scratch; without it, trials take the weights of a supernet.
+        sharing: trains that supernet.
+        attack: attacks the trials.
+        num_images: validation images that measure them, the first ones; all, if not given.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    sampler: Sampler = field(default_factory=Evolution)
+    trials: int = 50
+    objectives: tuple[Objective, ...] = ("robust",)
+    training: Training | None = None
+    sharing: RandomSharing = field(default_factory=RandomSharing)
+    attack: Attack = field(default_factory=lambda: PGD(steps=10))
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "num_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise InputError(f"search.objectives must be one or more different ones, but got {list(self.objectives)}.")
+
+    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+        """Search `space`; see `Search.search`.
+
+        Raises:
+            InputError: if the sampler does not take as many objectives, or what training and evaluation raise.
+        """
+        supernet, sharing = None, stage.within("sharing")
+        done, state = stage.resume()
+        if self.training is None:
+            supernet = self.sharing.search(space, data, threat, sharing).supernet
+        # A sampler that is asked anew and told the same values asks the same questions.
+        trials: list[dict[str, Any]] = [] if state is None else state["trials"]
+        seconds, started = 0.0 if state is None else state["seconds"], time.monotonic()
+        known = {trial["architecture"]: trial["values"] for trial in trials}
+
+        def measure(architecture: Architecture) -> Sequence[float]:
+            if str(architecture) in known:
+                return known[str(architecture)]
+            return self._measure(architecture, space, data, threat, stage, supernet)
+
+        asked = queries(self.sampler, space, measure, num_objectives=len(self.objectives), seed=seed_at(stage.seed))
+        left = stage.progress.steps(range(done, self.trials), "trials", total=self.trials, done=done)
+        for number, (architecture, values) in enumerate(asked, start=1):
+            if number > done:
+                trials.append({"architecture": str(architecture), "values": list(values)})
+                stage.log(number, **trials[-1])
+                seconds, started = seconds + time.monotonic() - started, time.monotonic()
+                stage.save(number, {"trials": trials, "seconds": seconds})
+                next(left, None)
+            if number == self.trials:
+                break
+        next(left, None)
+        sharing.finish()
+        return self._believed(space, supernet, trials, seconds)
+
+    def _measure(
+        self,
+        architecture: Architecture,
+        space: Space,
+        data: Dataset,
+        threat: ThreatModel,
+        stage: Stage,
+        supernet: Supernet | None,
+    ) -> list[float]:
+        """Return an architecture's objectives, the higher the better; a constant network is right by chance."""
+        from robust_nas.training._loop import fit
+
+        with seeded(stage.seed, "trial", str(architecture)):
+            network: nn.Module = space.network(architecture, data).to(stage.world.device)
+        costs = {
+            "parameters": -float(count_parameters(network)),
+            "multiply_adds": -float(count_multiply_adds(network, data.image_shape)),
+        }
+        accuracies = {"robust": 0.0, "clean": 1 / len(data.classes)}
+        if architecture.is_connected:
+            if self.training is not None:
+                alone = Stage("trial", seed_at(stage.seed, str(architecture)), stage.world, Progress(quiet=True))
+                network = fit(network, data, threat, self.training, alone).model
+            else:
+                assert supernet is not None
+                size = self.sharing.batch_size
+                network = calibrated(supernet.choose(architecture), data, stage.world, stage.seed, batch_size=size)
+            images = data.validation[: self.num_images]
+            found = evaluate(network, images, threat, [self.attack], stage=stage.within("validation"))
+            accuracies = {"robust": found.robust_accuracy, "clean": found.clean_accuracy}
+        return [{**costs, **accuracies}[name] for name in self.objectives]
+
+    def _believed(
+        self, space: Space, supernet: Supernet | None, trials: list[dict[str, Any]], seconds: float
+    ) -> SearchResult:
+        """Return the trials, best first, and how often each operation is in the best tenth of them.
+
+        As if there were one trial more, with a part of every operation: none is impossible.
+        """
+        ranked = sorted(trials, key=lambda trial: trial["values"][0], reverse=True)
+        best = [space.parse(trial["architecture"]).operations for trial in ranked[: max(1, len(ranked) // 10)]]
+        probabilities = [
+            [
+                (sum(operations[edge] == name for operations in best) + 1 / len(space.operations)) / (len(best) + 1)
+                for name in space.operations
+            ]
+            for edge in range(len(space.edges))
+        ]
+        measured = [trial["architecture"] for trial in ranked]
+        record = {"trajectory": [], "seconds": seconds, "measured": measured, "trials": trials}
+        return SearchResult(space.operations, probabilities, supernet, record)
