@@ -124,6 +124,10 @@ def describe_run(path: Path) -> str:
     lines = [f"run {path}"]
     if (path / "train.json").is_file():
         lines += [f"{model['name']}: {model['architecture']}" for model in read_json(path / "train.json")["models"]]
+    elif (path / "derive.json").is_file():
+        lines += [f"derived: {text}" for text in read_json(path / "derive.json")["chosen"]]
+    elif (path / "search.json").is_file():
+        lines += _searched(read_json(path / "search.json"))
     if (path / "evaluation.json").is_file():
         lines += ["", *_results(path)]
     if missing:
@@ -131,6 +135,21 @@ def describe_run(path: Path) -> str:
     if (path / "report.html").is_file():
         lines.append(f"report: {path / 'report.html'}")
     return "\n".join(lines)
+
+
+def _searched(found: dict[str, Any]) -> list[str]:
+    """Return what a search believes, before anything is derived from it."""
+    from robust_nas.searches import SearchResult
+
+    best = SearchResult(tuple(found["operations"]), found["probabilities"], None, found).best
+    lines = [f"{'best of the trials' if 'measured' in found else 'most probable'}: {best}"]
+    if trajectory := found["trajectory"]:
+        accuracies = ", ".join(f"{kind} {value:.1%}" for kind, value in trajectory[-1]["validation"].items())
+        entropy = trajectory[-1]["entropy"]
+        lines.append(f"supernet on validation images: {accuracies}; entropy of the mixture {entropy:.2f} nats")
+    for collapse in found.get("collapses", []):
+        lines.append(f"collapsed in epoch {collapse['epoch']}: {collapse['reason']}; back to {collapse['back_to']}")
+    return lines
 
 
 def describe_attacked(path: Path) -> str:

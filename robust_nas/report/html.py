@@ -221,6 +221,9 @@ def _search(contents: Contents) -> Content:
     objective = search.get("search", {}).get("objective")
     if objective is not None:
         note.append(f" Both levels minimise the loss of {objective['name']}.")
+    for collapse in search.get("collapses", []):
+        back = f"epoch {collapse['back_to']}, to which it went back"
+        note.append(f" The search collapsed in epoch {collapse['epoch']} ({collapse['reason']}), after {back}.")
     if held:
         note.append(f" The mixture was {held} between crafting an adversarial example and its loss.")
     if "validation" in trajectory[0]:

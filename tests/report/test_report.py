@@ -146,6 +146,36 @@ def test_weights_scales_and_candidates_are_those_of_the_files(finished: tuple[st
         assert row[-1] == f"{100 * candidate['validation_robust']:.1f}"
 
 
+def test_the_last_derived_cell_is_the_one_of_the_largest_concentrations(
+    finished: tuple[str, Page], finished_run: Path
+) -> None:
+    search = read(finished_run, "search")
+    digits = ["".join(str(row.index(max(row))) for row in epoch["concentration"]) for epoch in search["trajectory"]]
+    changes = [epoch for epoch in range(1, len(digits)) if digits[epoch] != digits[epoch - 1]]
+    text = " ".join(finished[1].text.split())
+    _, _, section = text.partition("The derived cell over time")
+    assert re.search(rf"{digits[-1]} epochs? (\d+ to )?{search['trajectory'][-1]['epoch']}\b", section)
+    if len(changes) >= 12:
+        assert f"{len(changes) + 1 - 12} earlier ones left out" in section
+
+
+def test_a_search_without_distributions_shows_its_mean_weights_and_its_collapse(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robust_nas.report.plots.to_svg", lambda figure, key, name: "")
+    monkeypatch.setattr("robust_nas.report.drawing.to_svg", lambda figure, key, name: "")
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    search = read(run, "search")
+    for row in search["trajectory"]:
+        sums = [sum(edge) for edge in row["concentration"]]
+        row["mixture"] = [[w / total for w in edge] for edge, total in zip(row.pop("concentration"), sums, strict=True)]
+    search["collapses"] = [{"epoch": 40, "reason": "it was said", "back_to": 35}]
+    (run / "search.json").write_text(json.dumps(search))
+    text = " ".join(Page(write_report(RunDir.open(run)).read_text(encoding="utf-8")).text.split())
+    assert "Mean weights of the operations on each edge" in text
+    assert "collapsed in epoch 40 (it was said), after epoch 35, to which it went back" in text
+
+
 def test_a_failed_masking_check_stands_out(finished: tuple[str, Page]) -> None:
     page = finished[1]
     (row,) = [row for row in page.rows if "A black-box attack never beats a white-box one." in row[0]]
