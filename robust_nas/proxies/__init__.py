@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 class Proxy(Protocol):
     """What every score does."""
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return a finite number, the larger the better.
 
         `model` maps [0, 1] images [B, C, H, W] to logits [B, K] and is mostly untrained; its mode, parameters,

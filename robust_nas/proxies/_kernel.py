@@ -39,9 +39,7 @@ def gradients(model: nn.Module, images: Tensor, chunk_size: int) -> Gradients:
 
 def kernel(left: Gradients, right: Gradients) -> Tensor:
     """Return the inner products of two batches' gradients over all parameters, [B, B], in float64."""
-    return torch.stack(
-        [left[name].flatten(1).double() @ right[name].flatten(1).double().T for name in left]
-    ).sum(0)
+    return torch.stack([left[name].flatten(1).double() @ right[name].flatten(1).double().T for name in left]).sum(0)
 
 
 def spectrum_score(matrix: Tensor, measure: Measure) -> float:

@@ -37,9 +37,7 @@ class CRoZe:
             if not getattr(self, name) > 0:
                 raise InputError(f"CRoZe.{name} must be positive, but got {getattr(self, name)}.")
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the score of `model` under `threat`; the seed is not looked at."""
         with held_still(model, images):
             clean = weights(model)

@@ -22,9 +22,7 @@ class JacobCov:
     An image whose gradient does not vary counts as correlated with all others: the network tells it from none.
     """
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the score of `model`; labels, threat and seed are not looked at."""
         with held_still(model, images, "running"):
             points = images.detach().clone().requires_grad_()

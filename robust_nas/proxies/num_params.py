@@ -14,8 +14,6 @@ from robust_nas.threat import ThreatModel
 class NumParams:
     """How many trainable parameters the network has; the images are not looked at."""
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the number of parameters of `model`."""
         return float(count_parameters(model))

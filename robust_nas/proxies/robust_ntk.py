@@ -41,7 +41,7 @@ class RobustNTK:
 
     error: Error = "robust"
     b: float = 0.5
-    attack: Attack = field(default_factory=lambda: PGD(steps=10))
+    attack: Attack = field(default_factory=lambda: PGD(steps=5))
     measure: Measure = "min_eigenvalue"
     chunk_size: int = 16
 
@@ -52,9 +52,7 @@ class RobustNTK:
         if not 0 <= self.b <= 1:
             raise InputError(f"RobustNTK.b, the weight of the robust loss, must be in [0, 1], but got {self.b}.")
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the score of `model` under `threat`."""
         with held_still(model, images, "running"):
             before, after = images, self._attacked(model, images, labels, threat, seed)

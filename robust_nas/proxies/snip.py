@@ -17,9 +17,7 @@ class SNIP:
     The original divides by the sum to compare weights of one network; here networks are compared.
     """
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the score of `model`; threat and seed are not looked at."""
         with held_still(model, images):
             at = weights(model)

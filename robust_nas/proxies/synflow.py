@@ -21,9 +21,7 @@ class Synflow:
     images only the size matters. In float64: R is a product over layers.
     """
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the score of `model`; of the images only the size is looked at."""
         with held_still(model, images):
             linear = _without_batch_norm(copy.deepcopy(model)).double()

@@ -38,9 +38,7 @@ class Zen:
         if not self.alpha > 0:
             raise InputError(f"Zen.alpha must be positive, but got {self.alpha}.")
 
-    def score(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> float:
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the score of `model`; of the images only number and size are looked at."""
         generator = generator_at(images.device, seed, "zen")
         x, e = (torch.randn(images.shape, generator=generator, device=images.device) for _ in range(2))
