@@ -49,6 +49,8 @@ def _calibrate(model: nn.Module, images: Tensor) -> Tensor:
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
+            # Copies: torch writes statistics unseen by the tensors' versions, by which `frozen` knows what to restore.
+            norm.running_mean, norm.running_var = norm.running_mean.clone(), norm.running_var.clone()  # type: ignore[union-attr]
             norm.train()
             norm.momentum = 1.0
         logits: Tensor = model(images)

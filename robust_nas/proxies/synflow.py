@@ -25,12 +25,12 @@ class Synflow:
         """Return the score of `model`; of the images only the size is looked at."""
         with held_still(model, images):
             linear = _without_batch_norm(copy.deepcopy(model)).double()
-        with torch.no_grad():
-            for parameter in linear.parameters():
-                parameter.abs_()
-        found = [module.weight.requires_grad_() for module in layers(linear).values()]  # type: ignore[union-attr, operator]
-        r = linear(torch.ones_like(images[:1], dtype=torch.float64)).sum()
-        gradients = torch.autograd.grad(r, found, allow_unused=True)
+            with torch.no_grad():
+                for parameter in linear.parameters():
+                    parameter.abs_()
+            found = [module.weight.requires_grad_() for module in layers(linear).values()]  # type: ignore[union-attr, operator]
+            r = linear(torch.ones_like(images[:1], dtype=torch.float64)).sum()
+            gradients = torch.autograd.grad(r, found, allow_unused=True)
         pairs = zip(found, gradients, strict=True)
         return sum(float((weight.detach() * gradient).sum()) for weight, gradient in pairs if gradient is not None)
 
