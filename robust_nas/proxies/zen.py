@@ -41,7 +41,7 @@ class Zen:
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the score of `model`; of the images only number and size are looked at."""
         generator = generator_at(images.device, seed, "zen")
-        x, e = (torch.randn(images.shape, generator=generator, device=images.device) for _ in range(2))
+        x, e = (torch.randn(images.shape, generator=generator, device=images.device).to(images.dtype) for _ in range(2))
         with held_still(model, x, "running"), torch.no_grad():
             scales = [
                 (norm.running_var.double().mean() + TINY).log() / 2

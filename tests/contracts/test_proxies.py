@@ -131,8 +131,9 @@ def test_the_size_of_chunks_does_not_change_the_score(proxy: Proxy, chunk_size: 
     assert found == pytest.approx(wanted, rel=1e-3)
 
 
-def test_half_precision_images_are_no_condition_and_double_ones_work(proxy: Proxy) -> None:
+def test_a_network_in_double_precision_has_about_the_same_score(proxy: Proxy) -> None:
     images, labels = batch()
     single = proxy.score(network(), images, labels, THREAT)
     double = proxy.score(network().double(), images.double(), labels, THREAT)
+    # Zen's Gaussian images are drawn in single precision either way; an attack's steps may take another side.
     assert double == pytest.approx(single, rel=0.05)
