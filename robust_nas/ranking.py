@@ -266,7 +266,8 @@ def _or_least(value: float) -> float:
 
 def _draw(table: Table, columns: Sequence[Column], count: int) -> list[int]:
     """Return the places of `count` classes that all columns have, in a random order of the table's classes."""
-    known = ~np.isnan([table.values(**asdict(column)) for column in columns]).any(axis=0)
+    values = np.array([table.values(**asdict(column)) for column in columns])
+    known = ~np.isnan(values).any(axis=0)
     if known.sum() < count:
         raise InputError(
             f"The table {table.name} has {known.sum()} classes in all columns that were asked for, but {count} "

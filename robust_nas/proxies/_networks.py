@@ -70,7 +70,7 @@ def depends_on(model: nn.Module, images: Tensor) -> bool:
     return logits.requires_grad  # no parameter does: the model is held still
 
 
-def layers(model: nn.Module) -> dict[str, nn.Module]:
+def layers(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
     """Return the convolutions and linear layers by their weight's name: what the published scores count as layers."""
     return {
         f"{name}.weight".lstrip("."): module
@@ -81,7 +81,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def weights(model: nn.Module) -> Weights:
     """Return a copy of the layers' weights."""
-    return {name: module.weight.detach().clone() for name, module in layers(model).items()}  # type: ignore[union-attr, operator]
+    return {name: module.weight.detach().clone() for name, module in layers(model).items()}
 
 
 def loss_gradients(model: nn.Module, at: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Weights:

@@ -81,7 +81,7 @@ def _features(model: nn.Module, at: Weights, images: Tensor) -> Weights:
     """Return what each layer gives for `images` where the weights are `at`."""
     found: Weights = {}
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))  # type: ignore[misc]
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))
         for name, module in layers(model).items()
     ]
     try:

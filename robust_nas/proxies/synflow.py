@@ -28,7 +28,7 @@ class Synflow:
             with torch.no_grad():
                 for parameter in linear.parameters():
                     parameter.abs_()
-            found = [module.weight.requires_grad_() for module in layers(linear).values()]  # type: ignore[union-attr, operator]
+            found = [module.weight.requires_grad_() for module in layers(linear).values()]
             r = linear(torch.ones_like(images[:1], dtype=torch.float64)).sum()
             gradients = torch.autograd.grad(r, found, allow_unused=True)
         pairs = zip(found, gradients, strict=True)
