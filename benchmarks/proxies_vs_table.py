@@ -154,7 +154,7 @@ def difference_text(found: Sequence[Mapping[str, Any]], first: str, second: str)
 def cost(scoring: ranking.Scoring, pool: Sequence[Architecture]) -> dict[str, float]:
     """Return each proxy's mean processor seconds over a few of the architectures."""
     data = scoring.data.load_splits()
-    images, labels = ranking._batch(data, scoring.batch_size, 0)
+    images, labels = ranking.draw_batch(data, scoring.batch_size, 0)
     taken: dict[str, list[float]] = {name: [] for name in scoring.proxies}
     torch.set_num_threads(1)
     for architecture in pool[:12]:
@@ -168,10 +168,8 @@ def cost(scoring: ranking.Scoring, pool: Sequence[Architecture]) -> dict[str, fl
 
 def report(table: Table, result: Mapping[str, Any], scores: Mapping[str, Floats], scoring: ranking.Scoring) -> str:
     """Return the page."""
-    rows = read_metrics(Path(result["folder"]) / "scores.jsonl")
-    forms = list(dict.fromkeys(row["architecture"] for row in rows))
-    pool = tuple(Architecture.parse(form) for form in forms)
-    values = table.query_many(forms, **MAIN)
+    pool = tuple(map(Architecture.parse, result["architectures"]))
+    values = table.query_many(result["architectures"], **MAIN)
     seconds = cost(scoring, pool)
     columns = {column["name"]: column for column in result["columns"]}
     main_name = next(name for name in columns if name.endswith("cifar10 pgd@8/255"))
@@ -285,7 +283,7 @@ def main() -> None:
         (row["architecture"], row["seed"], row["proxy"]): row["score"]
         for row in read_metrics(Path(result["folder"]) / "scores.jsonl")
     }
-    forms = list(dict.fromkeys(form for form, _, _ in rows))
+    forms = result["architectures"]
     scores = {
         name: np.array([[rows[form, seed, name] for form in forms] for seed in range(result["seeds"])])
         for name in PROXIES

@@ -211,6 +211,7 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
             "proxies": list(scoring.proxies),
             "seeds": scoring.seeds,
             "num_architectures": len(chosen),
+            "architectures": list(map(str, architectures)),
             "num_unconnected": sum(not architecture.is_connected for architecture in architectures),
             "interval": f"{CONFIDENCE:.0%} bootstrap over the architectures ({RESAMPLES} samples), mean over seeds",
             "seconds": seconds,
@@ -305,7 +306,7 @@ def _scores(
     }
     todo = [pair for pair, names in missing.items() if names]
     built = scoring.built()
-    batches = [_batch(data, scoring.batch_size, seed) for seed in range(scoring.seeds)]
+    batches = [draw_batch(data, scoring.batch_size, seed) for seed in range(scoring.seeds)]
     shown = progress.steps(todo, "architectures and seeds scored", total=len(wanted), done=len(wanted) - len(todo))
     with path.open("a", encoding="utf-8") as file:
         for architecture, seed in shown:
@@ -332,7 +333,7 @@ def _scores(
     return found, {name: float(np.mean(taken)) for name, taken in seconds.items()}
 
 
-def _batch(data: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
+def draw_batch(data: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the training images [B, C, H, W] and labels [B] that every network sees with this seed."""
     chosen = torch.randperm(len(data.train), generator=generator_at("cpu", seed, "proxy", "batch"))[:size]
     (batch,) = data.train.batches([chosen], size=min(data.image_shape[1:]), seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robust_nas.errors import InputError
-from robust_nas.proxies._networks import held_still
+from robust_nas.proxies._networks import held_still, layers
 from robust_nas.seeds import generator_at
 from robust_nas.threat import ThreatModel
 
@@ -19,11 +20,11 @@ TINY = 1e-30
 
 @dataclass(frozen=True, kw_only=True)
 class Zen:
-    """log E |F(x) - F(x + alpha e)| plus the log of every batch norm's scale, x and e Gaussian.
+    """log E |F(x) - F(x + alpha e)| plus the log of every batch norm's scale; x, e and all weights standard Gaussian.
 
     F is the last feature map before the global pooling. Batch norm's scale, by which it divides and which the sum puts
     back, is the root mean variance of its channels. Deviations: residual links stay, because in a cell a skip is an
-    operation; the weights are the network's own, which are Gaussian; x + alpha e is normalised by the statistics of x.
+    operation; x + alpha e is normalised by the statistics of x.
 
     Args:
         alpha: the size of the change.
@@ -39,9 +40,17 @@ class Zen:
             raise InputError(f"Zen.alpha must be positive, but got {self.alpha}.")
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
-        """Return the score of `model`; of the images only number and size are looked at."""
+        """Return the score of the network of `model`; its weights and images are drawn from `seed`."""
         generator = generator_at(images.device, seed, "zen")
-        x, e = (torch.randn(images.shape, generator=generator, device=images.device).to(images.dtype) for _ in range(2))
+
+        def normal(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
+
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            for layer in layers(model).values():
+                layer.weight.copy_(normal(layer.weight))
+        x, e = normal(images), normal(images)
         with held_still(model, x, "running"), torch.no_grad():
             scales = [
                 (norm.running_var.double().mean() + TINY).log() / 2

@@ -106,13 +106,31 @@ def test_an_image_without_a_gradient_is_correlated_with_all_others() -> None:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_zen_measures_the_change_of_the_last_map_and_batch_norm_takes_nothing_away(norm: bool) -> None:
-    convolution = nn.Conv2d(1, 1, 1, bias=False)
-    convolution.weight.data.fill_(7.0)
-    middle = nn.BatchNorm2d(1) if norm else nn.Identity()
-    model = nn.Sequential(convolution, middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
-    # F(x + alpha e) - F(x) = 7 alpha e (over batch norm's deviation); |e| is sqrt(D) up to 1 / sqrt(2 D) each.
-    found = Zen(alpha=0.01).score(model, torch.rand(16, 1, 32, 32), torch.zeros(16), THREAT)
-    assert found == pytest.approx(math.log(7 * 0.01 * 32), abs=0.03)
+    middle = nn.BatchNorm2d(64) if norm else nn.Identity()
+    model = nn.Sequential(
+        nn.Conv2d(1, 64, 1, bias=False), middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)
+    )
+    model[0].weight.data.fill_(7.0)  # is not looked at
+    # F(x + alpha e) - F(x) = alpha w e, with |w| = sqrt(64) and |e| = sqrt(1024) up to a few percent; batch norm
+    # divides each channel by |w_c|, and the root mean square of w, 1 up to a few percent, comes back.
+    images, labels = torch.rand(16, 1, 32, 32), torch.zeros(16)
+    found = Zen(alpha=0.01).score(model, images, labels, THREAT)
+    assert found == pytest.approx(math.log(0.01 * 8 * 32), abs=0.2)
+    assert Zen(alpha=0.02).score(model, images, labels, THREAT) - found == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_zen_counts_what_a_convolution_before_batch_norm_multiplies_by() -> None:
+    def network(width: int) -> nn.Module:
+        convolution = nn.Conv2d(width, width, 1, bias=False)
+        return nn.Sequential(
+            convolution, nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2)
+        )
+
+    # Standard Gaussian weights multiply a deviation by sqrt(width), and the map of width channels is sqrt(width) long.
+    one, other = (
+        Zen().score(network(width), torch.rand(8, width, 16, 16), torch.zeros(8), THREAT) for width in (16, 64)
+    )
+    assert other - one == pytest.approx(math.log(4), abs=0.2)
 
 
 def test_num_params_counts_what_is_trained() -> None:
