@@ -279,6 +279,16 @@ def _draw(table: Table, columns: Sequence[Column], count: int) -> list[int]:
     return [place for place in order if known[place]][:count]
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What networks are built from: a data set's own statistics are computed anew for each, from all of its images."""
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    channel_statistics: tuple[Tensor, Tensor]
+
+
 def _open(path: Path, settings: dict[str, Any]) -> RunDir:
     """Return the folder, locked; a new one gets the settings."""
     try:
@@ -306,12 +316,13 @@ def _scores(
     }
     todo = [pair for pair, names in missing.items() if names]
     built = scoring.built()
+    form = _Form(data.name, data.classes, data.image_shape, data.channel_statistics)
     batches = [draw_batch(data, scoring.batch_size, seed) for seed in range(scoring.seeds)]
     shown = progress.steps(todo, "architectures and seeds scored", total=len(wanted), done=len(wanted) - len(todo))
     with path.open("a", encoding="utf-8") as file:
         for architecture, seed in shown:
             with seeded(seed, "proxy", str(architecture)):
-                network = scoring.space.network(architecture, data).to(data.train.device)
+                network = scoring.space.network(architecture, form).to(data.train.device)
             for name in missing[architecture, seed]:
                 start = time.perf_counter()
                 score = built[name].score(network, *batches[seed], scoring.threat, seed=seed)
