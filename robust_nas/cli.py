@@ -389,7 +389,47 @@ def info(thing: str) -> None:
     print(listing.describe(thing))
 
 
+proxies = Commands("robust-nas proxies", "Score untrained networks; 'robust-nas list proxies' lists the scores.")
+
+
+@proxies.command(
+    argument("table", metavar="TABLE", help="a published table, such as nas-robbench-201, or a folder: runs/table"),
+    argument(
+        "words",
+        nargs="*",
+        default=(),
+        metavar="LABEL|COLUMN=VALUE|KEY=VALUE",
+        help="columns, such as pgd@8/255 dataset=cifar10 (all); sizes of the networks, such as space.channels=8",
+    ),
+    argument("--data", metavar="NAME", help="a data set or a folder of class folders, for its training images"),
+    DATA_ROOT,
+    argument("--threat", metavar="NORM:EPSILON", help="for scores that attack (linf:8/255)"),
+    argument("--proxy", action="append", metavar="NAME", help="such as robust_ntk[b=1.0]; repeatable (all)"),
+    argument("--architectures", type=int, metavar="N", help="random classes of the table (300)"),
+    argument("--seeds", type=int, help="initialisations and batches (3)"),
+    argument("--batch-size", type=int, metavar="N", help="images that a score sees (32)"),
+    OUT,
+)
+def rank(table: str, words: Sequence[str], out: Path, architectures: int | None, **options: Any) -> None:
+    """Score random architectures of a table, and print how well the scores rank them."""
+    from robust_nas import answers, ranking, tables
+
+    opened = tables.load(table)
+    overrides = [word for word in words if "." in word.partition("=")[0] and "=" in word]
+    criteria, labels = answers.parse([word for word in words if word not in overrides], labels=1)
+    columns = opened.select(*labels, **criteria)
+    given = {"num_architectures": architectures, **options}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        scoring = ranking.from_words(opened, columns, overrides, **given)
+        print(ranking.text(ranking.run(opened, columns, scoring, out, _progress())))
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on where it ended.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
 app.add("table", table_cli.app)
+app.add("proxies", proxies)
 
 
 def _progress() -> Any:

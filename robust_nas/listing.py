@@ -22,6 +22,7 @@ GROUPS = {
     "datasets": "datasets",
     "ensembles": "ensembles",
     "formats": "tables.formats",
+    "proxies": "proxies",
     "samplers": "samplers",
     "searches": "searches",
     "trainings": "training",

@@ -13,7 +13,7 @@ LAYERS = [
     {"__main__", "cli", "table_cli", "integrations"},
     {"answers", "api", "assessment", "joining", "listing", "pipeline", "recipe", "scaling"},
     {"searches", "training", "derivation", "evaluation", "certification", "ensembles", "report"}
-    | {"samplers", "simulation", "smoothing"},
+    | {"ranking", "samplers", "simulation", "smoothing"},
     {"attacks", "bounds", "supernet", "models", "proxies", "spaces", "datasets", "tables", "complexity", "intake"},
     {"architecture", "threat", "registry", "distributed", "errors", "seeds", "run_dir", "progress"}
     | {"catalogue", "commands", "config", "environment", "outcomes", "pixels", "text"},

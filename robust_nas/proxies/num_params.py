@@ -1,0 +1,19 @@
+"""The number of parameters: what every other score should beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from robust_nas.complexity import count_parameters
+from robust_nas.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumParams:
+    """How many trainable parameters the network has; the images are not looked at."""
+
+    def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
+        """Return the number of parameters of `model`."""
+        return float(count_parameters(model))
