@@ -48,7 +48,11 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dirichlet, adversarial": ({"name": "dirichlet", "epochs": 7, "alpha_frozen": 0.15}, {}),
     "dirichlet, clean": ({"name": "dirichlet", "epochs": 14, "alpha_frozen": 0.15, "objective": "standard"}, {}),
     "darts, adversarial": ({"name": "darts", "epochs": 7, "alpha_frozen": 0.15}, {}),
-    "random sharing": ({"name": "random_sharing", "epochs": 14}, {"method": "samples"}),
+    "random sharing": ({"name": "random_sharing", "epochs": 14}, {"method": "samples", "pool": 40}),
+    "synflow, best of 100": (
+        {"name": "sampled", "sampler": "random", "trials": 100, "objectives": ["score"], "proxy": "synflow"},
+        {},
+    ),
 }
 """Each method's search and derivation."""
 
@@ -91,9 +95,8 @@ def search(row: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
             "seed": seed,
             "cell": str(candidates[0].architecture),
             "argmax": str(found.best),
-            "entropy": found.record["trajectory"][-1]["entropy"],
             "probabilities": found.probabilities,
-            "supernet": found.record["trajectory"][-1]["validation"],
+            "trajectory": found.record["trajectory"],
             "seconds": found.record["seconds"],
             "process_seconds": time.process_time() - started,
             "cpu": describe_environment(World(), [])["cpu"],
@@ -126,7 +129,8 @@ def correlation(seed: int, data: Dataset, out: Path, work: Path, count: int = 10
 def plans(row: str) -> tuple[Any, derivation.Derivation]:
     """Return a method's search and derivation."""
     settings, options = METHODS[row]
-    table = {**CURRICULUM, **{key: value for key, value in settings.items() if key != "name"}}
+    given = {key: value for key, value in settings.items() if key != "name"}
+    table = given if settings["name"] == "sampled" else {**CURRICULUM, **given}
     chosen_by = config.build(derivation.Derivation, {**DERIVATION, **options}, "derive")
     return config.build(rn.searches.get(settings["name"]), table, "search"), chosen_by
 

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.datasets._batches import epoch_batches
 from robust_nas.derivation import calibrated
+from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
 from robust_nas.progress import Progress
+from robust_nas.proxies import Proxy
+from robust_nas.proxies.synflow import Synflow
 from robust_nas.run_dir import Stage
 from robust_nas.samplers import Sampler, queries
 from robust_nas.samplers.evolution import Evolution
@@ -34,7 +38,13 @@ if TYPE_CHECKING:
     from robust_nas.supernet import Supernet
     from robust_nas.threat import ThreatModel
 
-Objective = Literal["robust", "clean", "parameters", "multiply_adds"]
+Objective = Literal["robust", "clean", "score", "parameters", "multiply_adds"]
+
+SCORED = 32
+"""Images of the batch that untrained networks are scored on."""
+
+LEAST_SCORE = -1e30
+"""That of a network whose output does not depend on its input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +54,10 @@ class Sampled:
     Args:
         sampler: chooses what to measure next.
         trials: architectures that are measured; equivalent ones count once.
-        objectives: what is good: accuracy under attack or on clean images of the validation split, few parameters or
-            multiply-adds. The first one ranks; others are for samplers that take several, such as nsga2.
+        objectives: what is good: accuracy under attack or on clean images of the validation split, a high score of the
+            untrained network, few parameters or multiply-adds. The first one ranks; others are for samplers that take
+            several, such as nsga2.
+        proxy: that score, on a batch of training images.
         training: of every trial, from scratch; without it, trials take the weights of a supernet.
         sharing: trains that supernet.
         attack: attacks the trials.
@@ -58,6 +70,7 @@ class Sampled:
     sampler: Sampler = field(default_factory=Evolution)
     trials: int = 50
     objectives: tuple[Objective, ...] = ("robust",)
+    proxy: Proxy = field(default_factory=Synflow)
     training: Training | None = None
     sharing: RandomSharing = field(default_factory=RandomSharing)
     attack: Attack = field(default_factory=lambda: PGD(steps=10))
@@ -78,7 +91,7 @@ class Sampled:
         """
         supernet, sharing = None, stage.within("sharing")
         done, state = stage.resume()
-        if self.training is None:
+        if self.training is None and {"robust", "clean"} & set(self.objectives):
             supernet = self.sharing.search(space, data, threat, sharing).supernet
         # A sampler that is asked anew and told the same values asks the same questions.
         trials: list[dict[str, Any]] = [] if state is None else state["trials"]
@@ -123,8 +136,12 @@ class Sampled:
             "parameters": -float(count_parameters(network)),
             "multiply_adds": -float(count_multiply_adds(network, data.image_shape)),
         }
-        accuracies = {"robust": 0.0, "clean": 1 / len(data.classes)}
-        if architecture.is_connected:
+        found = {"robust": 0.0, "clean": 1 / len(data.classes), "score": LEAST_SCORE}
+        if architecture.is_connected and "score" in self.objectives:
+            (indices, *_) = epoch_batches(len(data.train), SCORED, World(), stage.seed, "score")
+            batch = data.train[indices]
+            found["score"] = self.proxy.score(network, batch.images, batch.labels, threat, seed=stage.seed)
+        if architecture.is_connected and {"robust", "clean"} & set(self.objectives):
             if self.training is not None:
                 alone = Stage("trial", seed_at(stage.seed, str(architecture)), stage.world, Progress(quiet=True))
                 network = fit(network, data, threat, self.training, alone).model
@@ -133,9 +150,9 @@ class Sampled:
                 size = self.sharing.batch_size
                 network = calibrated(supernet.choose(architecture), data, stage.world, stage.seed, batch_size=size)
             images = data.validation[: self.num_images]
-            found = evaluate(network, images, threat, [self.attack], stage=stage.within("validation"))
-            accuracies = {"robust": found.robust_accuracy, "clean": found.clean_accuracy}
-        return [{**costs, **accuracies}[name] for name in self.objectives]
+            outcome = evaluate(network, images, threat, [self.attack], stage=stage.within("validation"))
+            found |= {"robust": outcome.robust_accuracy, "clean": outcome.clean_accuracy}
+        return [{**costs, **found}[name] for name in self.objectives]
 
     def _believed(
         self, space: Space, supernet: Supernet | None, trials: list[dict[str, Any]], seconds: float

@@ -8,9 +8,11 @@ from robust_nas.complexity import count_parameters
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
+from robust_nas.proxies.num_params import NumParams
 from robust_nas.run_dir import Stage, read_metrics
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.nsga2 import NSGA2
+from robust_nas.samplers.random import Random
 from robust_nas.samplers.tpe import TPE
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.searches.sampled import Sampled
@@ -99,6 +101,17 @@ def test_trials_can_be_trained_from_scratch_and_candidates_keep_their_order(spac
     chosen = derivation.derive(found, space, data, THREAT, plan, Stage("derive", 0, World(), Progress(quiet=True)))
     connected = [text for text in found.record["measured"] if space.parse(text).is_connected]
     assert str(chosen[0].architecture) == connected[0]
+
+
+def test_trials_by_a_score_train_nothing_and_find_the_best_scored(space, data):
+    search = Sampled(sampler=Random(), trials=8, objectives=("score", "parameters"), proxy=NumParams())
+    found = search.search(space, data, THREAT, _stage())
+    assert found.supernet is None
+    for trial in found.record["trials"]:
+        cell = space.parse(trial["architecture"])
+        count = count_parameters(space.network(cell, data))
+        assert trial["values"] == [count if cell.is_connected else -1e30, -count]
+    assert found.best == space.parse(max(found.record["trials"], key=lambda trial: trial["values"][0])["architecture"])
 
 
 def test_wrong_settings_are_refused():
