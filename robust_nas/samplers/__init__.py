@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from robust_nas.architecture import Architecture
 from robust_nas.registry import Group
-from robust_nas.samplers._cells import classes, draw_unmeasured, num_weights
+from robust_nas.samplers._cells import classes, draw, draw_unmeasured, num_weights
 from robust_nas.seeds import seed_at
 
 if TYPE_CHECKING:
     from robust_nas.spaces import Space
 
-__all__ = ["PATIENCE", "Proposer", "Sampler", "classes", "get", "names", "num_weights", "queries"]
+__all__ = ["PATIENCE", "Proposer", "Sampler", "classes", "draw", "get", "names", "num_weights", "queries"]
 
 PATIENCE = 100
 """After so many known architectures in a row, a random unmeasured one is measured."""

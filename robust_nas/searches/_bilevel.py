@@ -27,6 +27,7 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
 from robust_nas.registry import name_of
 from robust_nas.searches import SearchResult
+from robust_nas.searches._prior import Prior
 from robust_nas.searches._resources import Resource
 from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
@@ -69,6 +70,7 @@ class Bilevel(ABC):
         anchor_scale: the weight of |alpha|^2 / 2, which holds the mixtures near their start.
         smoothness: a regulariser of alpha's loss: the curvature of the loss, or the Jacobian, at the images.
         resource: a limit on what the expected network costs, which alpha pays for or keeps to.
+        prior: where alpha starts: what a score of untrained networks says of the operations; near 0, if not given.
         watch: what tells that the search collapses, and what is done then; nothing, if not given.
         alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
         kept_operations: progressive shrinking: how many operations an edge has in each stage of the search; stages take
@@ -99,6 +101,7 @@ class Bilevel(ABC):
     anchor_scale: float = 1e-3
     smoothness: Smoothness | None = None
     resource: Resource | None = None
+    prior: Prior | None = None
     watch: Watch | None = None
     alpha_frozen: float = 0.0
     kept_operations: tuple[int, ...] = ()
@@ -236,6 +239,8 @@ class _Search:
             prepare(self.supernet, seed_at(stage.seed, "search", "prepare"))
         seed = seed_at(stage.seed, "search")
         self.relaxation = plan.relaxation(len(space.edges), len(space.operations), seed)
+        if plan.prior is not None:
+            self.relaxation.alpha.data += plan.prior.alpha(space, data, threat, stage)
         self.alpha_optimiser = torch.optim.Adam([self.relaxation.alpha], plan.alpha_learning_rate, betas=(0.5, 0.999))
         self.cost = None if plan.resource is None else plan.resource.cost(space, data, self.world.device)
         self.memory = {"alpha": Memory(), "weights": Memory()}
