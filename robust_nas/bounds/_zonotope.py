@@ -18,6 +18,11 @@ from robust_nas.bounds._graph import Affine, Leaf, Node, Relu
 from robust_nas.bounds._linear import Region, undecided
 from robust_nas.bounds._memory import TooManyImages, memory
 
+TOO_LITTLE = (
+    "An image's zonotopes do not fit into the memory that CROWN may take, so that it bounds value after value by "
+    "substitution, which takes hours where there are many; allow more memory, or take crown_ibp."
+)
+
 
 class Zonotopes:
     """The zonotopes of the values of one graph.
@@ -38,12 +43,15 @@ class Zonotopes:
         self._kept: dict[Node, Tensor] = {}
         self._without: set[Node] = set()
         self._passing: dict[Node, Tensor | None] = {}
+        self._lacks_memory = False
 
     def bounds(self, node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return bounds of a value [B, *shape] that are at least as tight as `lower` and `upper`."""
         values = self._of(node)
         self._passing = {}
         if values is None:
+            if self._lacks_memory:
+                warnings.warn(TOO_LITTLE, stacklevel=2)
             return lower, upper
         if node not in self._kept:
             self._kept[node] = values
@@ -96,23 +104,20 @@ class Zonotopes:
         Raises:
             TooManyImages: if there is not, and fewer images would take less.
         """
-        # What comes in, what goes out, and what an operation makes on the way.
+        # Copies of what comes in, what goes out, and that with a constant; and what is there for the next ReLU alone.
         parents = len(node.parents) if isinstance(node, Affine) else 1
-        count = (parents + 2) * rows * node.shape.numel()
+        passing = sum(values.numel() for values in self._passing.values() if values is not None)
+        count = (parents + 2) * rows * node.shape.numel() + passing
         while not memory().fits(count) and self._kept:
             oldest = next(iter(self._kept))
             memory().held -= self._kept.pop(oldest).numel()
             self._without.add(oldest)
-        if memory().fits(count):
-            return True
-        if node.shape[0] > 1:
+            self._lacks_memory = True
+        fits = memory().fits(count)
+        if not fits and node.shape[0] > 1:
             raise TooManyImages
-        warnings.warn(
-            "An image's zonotopes do not fit into the memory that CROWN may take, so that it bounds value after value "
-            "by substitution, which takes hours where there are many; allow more memory, or take crown_ibp.",
-            stacklevel=2,
-        )
-        return False
+        self._lacks_memory |= not fits
+        return fits
 
     def _leaf(self, node: Leaf) -> Tensor | None:
         rows = 1 + self._num_pixels
