@@ -52,6 +52,7 @@ class Zonotopes:
         if values is None:
             if self._lacks_memory:
                 warnings.warn(TOO_LITTLE, stacklevel=2)
+                self._lacks_memory = False
             return lower, upper
         if node not in self._kept:
             self._kept[node] = values
