@@ -2,6 +2,7 @@
 
     python benchmarks/bound_speed.py digits mnist cifar10
     python benchmarks/bound_speed.py limits 0.25 0.5 1 2     # GiB: how CROWN-IBP of a large network keeps to them
+    python benchmarks/bound_speed.py limits crown 8          # and CROWN, of one image
 
 auto_LiRPA (https://github.com/Verified-Intelligence/auto_LiRPA) has to be importable. Its average pooling counts the
 padding, so that it gets networks whose pooling is rewritten, with the same logits. Networks are `attack_speed.py`'s
@@ -180,27 +181,29 @@ def measure(words: str, folder: Path, weights: Path, certified: bool) -> None:
     print(json.dumps(result))
 
 
-def limit(gib: float, num_images: int = 32) -> str:
-    """Return how CROWN-IBP keeps a limit on NAS-Bench-201's own network: 16 channels, 5 cells a stage, 32 x 32 pixels.
+def limit(gib: float, kind: str) -> str:
+    """Return how a bound keeps a limit on NAS-Bench-201's own network: 16 channels, 5 cells a stage, 32 x 32 pixels.
 
     Its weights are those it begins with: what is in memory does not depend on them.
     """
     torch.set_num_threads(1)
     space = rn.spaces.load("nasbench201")
     model = space.network(space.parse(CELL), DataForm("images", tuple("0123456789"), (3, 32, 32))).eval()
+    num_images = 1 if kind == "crown" else 32
     images = torch.rand(num_images, 3, 32, 32)
     labels, before = model(images).argmax(1), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
-    bounds.get("crown_ibp")(memory=gib).margins(model, images, labels, rn.ThreatModel(epsilon=1e-4))
+    bounds.get(kind)(memory=gib).margins(model, images, labels, rn.ThreatModel(epsilon=1e-4))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     return f"| {gib:g} | {grown:.2f} | {(time.process_time() - started) / num_images:.2f} |"
 
 
 def limits(words: list[str]) -> None:
     """Print a table of limits and what was taken, each in a process of its own."""
+    kind, words = (words[0], words[1:]) if words[0] in KINDS else ("crown_ibp", words)
     print("| limit, GiB | taken, GiB | seconds an image |\n|---|---|---|", flush=True)
     for word in words:
-        subprocess.run([sys.executable, "-W", "ignore", __file__, "--limit", word], check=True)
+        subprocess.run([sys.executable, "-W", "ignore", __file__, "--limit", word, kind], check=True)
 
 
 def main() -> None:
@@ -209,7 +212,7 @@ def main() -> None:
         limits(sys.argv[2:])
         return
     if sys.argv[1:2] == ["--limit"]:
-        print(limit(float(sys.argv[2])), flush=True)
+        print(limit(float(sys.argv[2]), sys.argv[3]), flush=True)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", choices=sorted(EPSILONS))

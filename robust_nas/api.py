@@ -67,7 +67,7 @@ def train(
     recipe: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Train an architecture from scratch and return the epoch that is most robust on the validation split.
+    """Train an architecture from scratch and return the epoch that is best on the validation split (`keep`).
 
         rn.train("|nor_conv_3x3~0|+...", data, threat, method="trades", epochs=20)
         rn.train(torchvision.models.resnet18(num_classes=10), data, threat, recipe="fast-cifar10")
@@ -87,12 +87,7 @@ def train(
     from robust_nas.ensembles._boosting import fit_beside
     from robust_nas.training._plan import Training
 
-    for name, value, kind in (("data", data, Dataset), ("threat", threat, ThreatModel)):
-        if not isinstance(value, kind):
-            raise InputError(
-                f"train takes a {kind.__name__} as {name} (rn.datasets.load and rn.ThreatModel make them), but got "
-                f"{type(value).__name__}."
-            )
+    _check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
     plan = config.build(Training, {**section, **({} if method is None else {"method": method}), **options}, "train")
     if plan.boosting:
@@ -210,6 +205,9 @@ def certify(
     `bound` is a kind of bound: "interval" in no time, "crown_ibp", "crown", "alpha_crown", or "auto" for the cheapest
     that proves an image. Of deep networks, where bounds say nothing, `smooth` makes a classifier with certificates.
     """
+    _check_kinds("certify", model=(model, nn.Module), data=(data, ImageSet), threat=(threat, ThreatModel))
+    if epsilons is not None and not isinstance(epsilons, Sequence):
+        raise InputError(f"certify takes a list of radii as epsilons, but got {epsilons!r}; write [{epsilons!r}].")
     chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
     return certify_model(model, data, threat, bound=chosen, epsilons=epsilons, batch_size=batch_size)
 
@@ -240,6 +238,12 @@ def build_ensemble(
     `threat.epsilon` is the radius of the bounds: choose one at which they say something. Of large networks, `bound`
     "crown_ibp" is quicker.
     """
+    if not isinstance(models, Sequence) or not models or not all(isinstance(model, nn.Module) for model in models):
+        raise InputError(
+            "build_ensemble takes a list of at least one model, such as list(run.models.values()), but got "
+            f"{type(models).__name__}{' without models' if isinstance(models, Sequence) else ''}."
+        )
+    _check_kinds("build_ensemble", validation=(validation, ImageSet), threat=(threat, ThreatModel))
     return Ensemble(list(models)).fit(validation, threat, rule=rule, bound=bound, **options).eval()
 
 
@@ -288,6 +292,24 @@ def load_run(path: Path | str) -> Run:
     saved = from_table(config.read_toml(folder / "config.toml"), str(folder.path))
     job = pipeline.Job(saved, folder, World(), Progress(quiet=True))
     return Run(folder.path, job.data, pipeline.load_models(job), saved.threat)
+
+
+_MADE = {
+    Dataset: "rn.datasets.load makes it",
+    ImageSet: "a part of a data set, such as data.test",
+    ThreatModel: "such as rn.ThreatModel(epsilon=0.03)",
+    nn.Module: "a network",
+}
+"""Where the arguments of calls come from."""
+
+
+def _check_kinds(call: str, **given: tuple[Any, type]) -> None:
+    """Raise InputError for an argument that is not of its type."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise InputError(
+                f"{call} takes as {name} one {kind.__name__} ({_MADE[kind]}), but got one {type(value).__name__}."
+            )
 
 
 def _check_trainable(model: nn.Module, data: Dataset) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 from robust_nas import __version__, config, datasets, intake
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.distributed import World
+from robust_nas.ensembles import Ensemble, is_saved
 from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError
 from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, notes, save_examples
@@ -48,7 +49,8 @@ class AttackedModels:
     """Models, what they are attacked on, and with what.
 
     Args:
-        models: what `intake.load_models` takes: run folders, weights files, "module:attribute", "torchvision:NAME".
+        models: what `intake.load_models` takes: run folders, weights files, "module:attribute", "torchvision:NAME"; or
+            folders of saved ensembles.
         data: whose test images are attacked.
         threats: the threat models; of several, the average and the worst-case union are reported too.
         normalise: what the models expect of pixels, if they do not normalise them themselves: a name such as
@@ -98,7 +100,7 @@ def from_words(
 ) -> AttackedModels:
     """Return what the words of `robust-nas attack` mean; the words are strings as people type them.
 
-    Data and threat model that are not given are those of the first model's run.
+    Data and threat model that are not given are those of the first model's run, in which a saved ensemble may lie too.
 
     Raises:
         InputError: for a mistake in them, or data or a threat model that are neither given nor known.
@@ -108,15 +110,14 @@ def from_words(
             raise InputError(f"Name the model in {model}, a class or a function that makes one: {model}:NAME.")
         if ":" not in model and not Path(model).exists():
             raise InputError(
-                f"There is no {model}; name a run folder, weights in one, package.module:attribute, "
+                f"There is no {model}; name a run folder, weights in one, a saved ensemble, package.module:attribute, "
                 "path/to/file.py:attribute or torchvision:NAME."
             )
     run = _run_of(models[0])
     of_run = config.read_toml(run / "config.toml") if run else {}
     table: dict[str, Any] = {"models": list(models), "evaluation": {"strongest": []}}
     if data is not None:
-        is_folder = data not in datasets.names() and Path(data).is_dir()
-        table["data"] = {"name": "folder", "root": str(Path(data).resolve())} if is_folder else {"name": data}
+        table["data"] = data_section(data)
     elif "data" in of_run:
         table["data"] = of_run["data"]
     if data_root is not None:
@@ -141,10 +142,17 @@ def from_words(
     return config.build(AttackedModels, config.override(table, overrides))
 
 
+def data_section(data: str) -> dict[str, str]:
+    """Return the section of a configuration for a data set's name, or for a folder of class folders."""
+    is_folder = data not in datasets.names() and Path(data).is_dir()
+    return {"name": "folder", "root": str(Path(data).resolve())} if is_folder else {"name": data}
+
+
 def _run_of(model: str) -> Path | None:
     """Return the run folder that a model is from, or None."""
     path = Path(model)
     folder = path.parent.parent if path.suffix == ".safetensors" and path.is_file() else path
+    folder = path.resolve().parent if is_saved(path) else folder
     return folder if (folder / "config.toml").is_file() else None
 
 
@@ -203,11 +211,16 @@ def load(chosen: AttackedModels, device: torch.device) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     runs = {spec: run.resolve().name for spec in chosen.models if (run := _run_of(spec))}
     for spec in chosen.models:
-        for name, model in intake.load_models(spec, device=device).items():
+        for name, model in _load_one(spec, device).items():
             named = f"{runs[spec]}/{name}" if spec in runs and len({*runs.values()}) > 1 else name
             named = spec if named in found else named
             found[named] = intake.prepared(model, normalise=chosen.normalise, outputs=chosen.outputs).to(device).eval()
     return found
+
+
+def _load_one(spec: str, device: torch.device) -> dict[str, nn.Module]:
+    path = Path(spec)
+    return {path.resolve().name: Ensemble.load(path)} if is_saved(path) else intake.load_models(spec, device=device)
 
 
 def _digest(chosen: AttackedModels, models: dict[str, nn.Module], test: ImageSet) -> str:

@@ -203,8 +203,8 @@ def train(run: Path) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="a run folder, weights in one, module:attribute, torchvision:NAME; each may end in @FILE.safetensors; "
-        "or KEY=VALUE, such as evaluation.batch_size=100",
+        help="a run folder, weights in one, a saved ensemble, module:attribute, torchvision:NAME; the last two may end "
+        "in @FILE.safetensors; or KEY=VALUE, such as evaluation.batch_size=100",
     ),
     argument(
         "--data",
@@ -344,7 +344,7 @@ def report(run: Path) -> None:
 
 
 @app.command(
-    RUN,
+    argument("run", type=Path, metavar="FOLDER", help="a run folder, or that of a saved ensemble"),
     argument(
         "--epsilon",
         dest="epsilons",
@@ -353,16 +353,26 @@ def report(run: Path) -> None:
         help="radius, such as 0.03 or 2/255; repeatable (those the recipe certifies)",
     ),
     argument("--images", type=int, help="test images, the first ones (those the recipe certifies)"),
+    argument("--data", metavar="NAME", help="for a saved ensemble: a data set or a folder of class folders"),
     argument("--timeout", type=int, metavar="SECONDS", help="what a verifier may take for an instance (300)"),
-    argument("--out", type=Path, metavar="FOLDER", help="folder to write (RUN/export)"),
+    argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export)"),
 )
-def export(run: Path, out: Path | None, **options: Any) -> None:
+def export(run: Path, out: Path | None, data: str | None, **options: Any) -> None:
     """Write the trained models as ONNX and the balls around images as VNN-LIB, for other people's verifiers."""
+    from robust_nas.ensembles import is_saved
+
     given = {name: value for name, value in options.items() if value is not None}
+    folder = out or run / "export"
+    if is_saved(run):
+        from robust_nas.integrations import vnnlib
+
+        print(vnnlib.export_ensemble(run, folder, data=data, progress=_progress(), **given))
+        return
+    if data is not None:
+        raise InputError(f"--data is for the folder of a saved ensemble; {run} has images of its own.")
     job = _resume(run, [])
     from robust_nas.integrations import vnnlib
 
-    folder = out or run / "export"
     job.say(_finish(job, lambda _: vnnlib.export_run(job, folder, **given), "Nothing was written."))
 
 

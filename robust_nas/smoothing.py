@@ -29,7 +29,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from scipy.special import betaincinv, ndtri
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robust_nas import intake
@@ -243,6 +242,8 @@ class SmoothedClassifier:
         )
 
     def _answer(self, counts: Tensor) -> int:
+        from scipy.stats import binomtest
+
         (most, second), (answer, _) = (found.tolist() for found in counts.topk(2))
         # Two-sided: is the first not just as probable as the second?
         by_chance = binomtest(most, most + second, 0.5).pvalue

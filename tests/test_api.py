@@ -80,3 +80,20 @@ def test_a_root_may_be_given_as_text(tmp_path: Path) -> None:
 def test_what_cannot_be_trained_is_refused_in_a_sentence(module: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         rn.train(module, rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.1), epochs=1)  # type: ignore[arg-type]
+
+
+def test_an_argument_of_another_kind_costs_a_sentence_that_says_what_to_give() -> None:
+    data, threat, model = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.03), nn.Flatten()
+    for call, message in {
+        (
+            lambda: rn.certify(model, data, threat)
+        ): r"one ImageSet .*data\.test.* one Dataset",
+        (lambda: rn.certify(model, data.test, 0.03)): r"one ThreatModel .*but got one float",
+        (lambda: rn.certify(model, data.test, threat, epsilons=0.01)): r"write \[0\.01\]",
+        (lambda: rn.build_ensemble([model], data, threat)): "such as data.test",
+        (lambda: rn.build_ensemble({"a": model}, data.test, threat)): r"list\(run\.models\.values\(\)\), but got dict",
+        (lambda: rn.build_ensemble([], data.test, threat)): "list without models",
+        (lambda: rn.Ensemble([model]).predict(data.test[:2].pixels)): "floating point",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            call()

@@ -20,9 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import robust_nas as rn
-from robust_nas import datasets
+from robust_nas import assessment, config, datasets
 from robust_nas.assessment import _test_only
+from robust_nas.errors import InputError
 from robust_nas.outcomes import read_outcomes
+from robust_nas.recipe import load as load_recipe
+from robust_nas.run_dir import write_text
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -278,3 +281,23 @@ def test_a_model_that_cannot_take_the_images_is_named_and_leaves_no_folder(
     done = command("attack", *words, "--out", tmp_path / "out", cwd=folder)
     assert done.returncode == 2 and "wide: The model cannot take images of 1 x 8 x 8 pixels" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_saved_ensemble_is_attacked_on_the_images_and_in_the_ball_of_its_run_or_of_those_that_are_named(
+    tmp_path: Path,
+) -> None:
+    data, space = rn.datasets.load("digits"), rn.spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    members = [space.network(space.parse(digits), data) for digits in ("323133", "112041")]
+    ensemble = rn.Ensemble(members, [0.3, 0.7]).eval()
+    within, alone = ensemble.save(tmp_path / "run" / "ensemble"), ensemble.save(tmp_path / "mine")
+    recipe = load_recipe("digits", ["threat.norm=l2", "threat.epsilon=0.7"])
+    write_text(tmp_path / "run" / "config.toml", config.to_toml(recipe.to_dict()))
+    for folder, given, norm in ((within, {}, "l2"), (alone, {"data": "digits", "threat": ["linf:0.1"]}, "linf")):
+        chosen = assessment.from_words([str(folder)], **given)
+        assert [threat.norm for threat in chosen.threats] == [norm]
+        assert chosen.data == datasets.get("digits")()
+        ((name, model),) = assessment.load(chosen, torch.device("cpu")).items()
+        assert name == folder.name
+        torch.testing.assert_close(model(data.test[:5].images), ensemble(data.test[:5].images))
+    with pytest.raises(InputError, match="belongs to no run folder"):
+        assessment.from_words([str(alone)])

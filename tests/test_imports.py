@@ -84,3 +84,11 @@ def test_only_distributed_py_imports_torch_distributed() -> None:
         if by_import or by_attribute:
             found.add(path.name)
     assert found == {"distributed.py"}
+
+
+def test_scipy_stats_is_imported_where_it_is_used_as_it_takes_a_second() -> None:
+    for path in FILES:
+        whole_file = ast.parse(path.read_text(encoding="utf-8")).body
+        at_the_top = [node for node in whole_file if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = imported_modules(ast.unparse(ast.Module(at_the_top, [])))
+        assert not any(name.startswith("scipy.stats") for name in names), path

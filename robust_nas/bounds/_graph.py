@@ -31,6 +31,9 @@ Push = Callable[[Sequence[Tensor]], Tensor]
 
 _numbers = itertools.count()
 
+_COPIES = 2**22
+"""Numbers that a convolution of directions may copy at once."""
+
 
 @dataclass(eq=False)
 class Node:
@@ -216,9 +219,15 @@ def convolution(parent: Node, weight: Tensor, constant: Tensor | None, shape: to
             pulled = F.conv_transpose2d(flat, weight, None, stride, padding, left, groups, dilation)
         return [pulled.unflatten(0, coefficients.shape[:2])]
 
+    # Some implementations copy every value once for each weight that meets it.
+    at_once = max(1, _COPIES // (weight[0].numel() * shape[2:].numel()))
+
     def push(directions: Sequence[Tensor]) -> Tensor:
-        flat = F.conv2d(directions[0].flatten(0, 1), weight, None, stride, padding, dilation, groups)
-        return flat.unflatten(0, directions[0].shape[:2])
+        flat = directions[0].flatten(0, 1)
+        result = flat.new_empty(len(flat), *shape[1:])
+        for some, moved in zip(flat.split(at_once), result.split(at_once), strict=True):
+            moved.copy_(F.conv2d(some, weight, None, stride, padding, dilation, groups))
+        return result.unflatten(0, directions[0].shape[:2])
 
     return Convolution(shape, (parent,), pull, push, constant, (weight, constant), weight, options)
 

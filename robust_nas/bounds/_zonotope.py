@@ -8,6 +8,7 @@ certification", section 3; Wong and Kolter 2018, arXiv:1711.00851, is its dual).
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cached_property
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from robust_nas.bounds._graph import Affine, Leaf, Node, Relu
 from robust_nas.bounds._linear import Region, undecided
-from robust_nas.bounds._memory import memory
+from robust_nas.bounds._memory import TooManyImages, memory
 
-_SHARE = 8
-"""Zonotopes are not begun where so many of the first one's size do not fit."""
+TOO_LITTLE = (
+    "An image's zonotopes do not fit into the memory that CROWN may take, so that it bounds value after value by "
+    "substitution, which takes hours where there are many; allow more memory, or take crown_ibp."
+)
 
 
 class Zonotopes:
@@ -28,19 +31,32 @@ class Zonotopes:
     inside the ball; one for every undecided ReLU so far, each of which moves by its own number in [-1, 1]. Values
     computed earlier have fewer of the last.
 
+    Those of values that were asked for are kept, from which the next ones are computed, as far as they fit: the oldest
+    are given up first. What was computed from one that was given up has no zonotope.
+
     Args:
         region: the images that are bounded.
     """
 
     def __init__(self, region: Region) -> None:
         self._region = region
-        self._known: dict[Node, Tensor | None] = {}
+        self._kept: dict[Node, Tensor] = {}
+        self._without: set[Node] = set()
+        self._passing: dict[Node, Tensor | None] = {}
+        self._lacks_memory = False
 
     def bounds(self, node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return bounds of a value [B, *shape] that are at least as tight as `lower` and `upper`."""
         values = self._of(node)
+        self._passing = {}
         if values is None:
+            if self._lacks_memory:
+                warnings.warn(TOO_LITTLE, stacklevel=2)
+                self._lacks_memory = False
             return lower, upper
+        if node not in self._kept:
+            self._kept[node] = values
+            memory().hold(values.numel(), values.shape[1])
         centre, radius = values[0], self._radius(values)
         return torch.maximum(lower, centre - radius), torch.minimum(upper, centre + radius)
 
@@ -56,33 +72,57 @@ class Zonotopes:
 
     def _of(self, node: Node) -> Tensor | None:
         """Return a value's zonotope, or None if it would be too large."""
-        if node not in self._known:
-            value = self._computed(node)
-            if value is not None:
-                memory().hold(value.numel(), value.shape[1])
-            self._known[node] = value
-        return self._known[node]
+        if node in self._kept:
+            return self._kept[node]
+        if node not in self._passing:
+            self._passing[node] = None if node in self._without else self._computed(node)
+        if self._passing[node] is None:
+            self._without.add(node)
+        return self._passing[node]
 
     def _computed(self, node: Node) -> Tensor | None:
         if isinstance(node, Leaf):
             return self._leaf(node)
         if isinstance(node, Relu):
-            return None if (value := self._of(node.parent)) is None else self._relu(node, value)
+            value = self._of(node.parent)
+            return None if value is None or not self._has_room(len(value), node) else self._relu(node, value)
         assert isinstance(node, Affine)
         node.check_unchanged()
         values = [value for parent in node.parents if (value := self._of(parent)) is not None]
         if len(values) < len(node.parents):
             return None
         most = max(len(value) for value in values)
-        padded = [torch.cat([value, value.new_zeros(most - len(value), *value.shape[1:])]) for value in values]
-        result = node.push(padded)
+        if not self._has_room(most, node):
+            return None
+        result = node.push([_padded(value, most) for value in values])
         if node.constant is not None:
             result = torch.cat([(result[:1] + node.constant), result[1:]])
         return result
 
+    def _has_room(self, rows: int, node: Node) -> bool:
+        """Give up the oldest zonotopes until there is room for another; return whether there is.
+
+        Raises:
+            TooManyImages: if there is not, and fewer images would take less.
+        """
+        # Copies of what comes in, what goes out, and that with a constant; and what is there for the next ReLU alone.
+        parents = len(node.parents) if isinstance(node, Affine) else 1
+        passing = sum(values.numel() for values in self._passing.values() if values is not None)
+        count = (parents + 2) * rows * node.shape.numel() + passing
+        while not memory().fits(count) and self._kept:
+            oldest = next(iter(self._kept))
+            memory().held -= self._kept.pop(oldest).numel()
+            self._without.add(oldest)
+            self._lacks_memory = True
+        fits = memory().fits(count)
+        if not fits and node.shape[0] > 1:
+            raise TooManyImages
+        self._lacks_memory |= not fits
+        return fits
+
     def _leaf(self, node: Leaf) -> Tensor | None:
         rows = 1 + self._num_pixels
-        if not memory().fits(rows * node.lower.numel() * _SHARE):
+        if not self._has_room(rows, node):
             return None
         centre = (node.lower + node.upper) / 2
         if node is not self._region.source:
@@ -110,3 +150,9 @@ class Zonotopes:
         index = places.T.unsqueeze(2)
         moves.scatter_(2, index, (intercept / 2).flatten(1).gather(1, places).T.unsqueeze(2))
         return result
+
+
+def _padded(values: Tensor, rows: int) -> Tensor:
+    """Return a zonotope with as many directions as another, the last of which do not move it."""
+    missing = rows - len(values)
+    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from robust_nas.bounds import LinearMargins
@@ -79,6 +80,11 @@ def __getattr__(name: str) -> Any:
 
         return Ensemble
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder has what `Ensemble.save` writes."""
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
 def logit_factors(weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor, num_members: int) -> list[float]:

@@ -20,7 +20,7 @@ from robust_nas.errors import InputError
 from robust_nas.intake import load_weights
 from robust_nas.run_dir import atomic_path, read_json, write_json
 from robust_nas.spaces import BuiltFrom
-from robust_nas.threat import ThreatModel
+from robust_nas.threat import ThreatModel, check_images
 
 VERSION = 1
 """The form of a saved ensemble's config.json."""
@@ -70,7 +70,12 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Return the classes [N] of images [N, C, H, W], in evaluation mode, as the weights were fitted in."""
+        """Return the classes [N] of images [N, C, H, W], in evaluation mode, as the weights were fitted in.
+
+        Raises:
+            InputError: for images outside [0, 1], or of whole numbers.
+        """
+        check_images(images)
         modes = [(module, module.training) for module in self.modules()]
         try:
             classes: Tensor = self.eval()(images).argmax(1)

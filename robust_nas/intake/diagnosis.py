@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -197,7 +196,7 @@ def _better_pixels(
 
 def _sign_test(gained: int, lost: int) -> float:
     """Return how probable it is to gain as many images if gaining and losing one is equally likely."""
-    return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+    return _at_least(gained, gained + lost, 0.5) if gained + lost else 1.0
 
 
 def _by_chance(predictions: Tensor, labels: Tensor) -> float:
@@ -208,7 +207,15 @@ def _by_chance(predictions: Tensor, labels: Tensor) -> float:
     predicted, wanted = _shares(predictions, labels)
     chance = min(float((predicted * wanted).sum()), 1.0)
     agreed = int((predictions == labels).sum())
-    return float(binomtest(agreed, len(labels), chance, alternative="greater").pvalue)
+    return _at_least(agreed, len(labels), chance)
+
+
+def _at_least(count: int, trials: int, chance: float) -> float:
+    """Return the probability of as many successes or more."""
+    # Slow to import, and not for every command.
+    from scipy.stats import binomtest
+
+    return float(binomtest(count, trials, chance, alternative="greater").pvalue)
 
 
 def _shares(*classes: Tensor) -> list[Tensor]:

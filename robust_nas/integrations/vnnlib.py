@@ -23,6 +23,7 @@ import io
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -32,14 +33,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nas import __version__
-from robust_nas.datasets import ImageSet
+from robust_nas import __version__, config
+from robust_nas.assessment import data_section
+from robust_nas.datasets import DataSource, ImageSet
+from robust_nas.ensembles import Ensemble
 from robust_nas.errors import InputError
 from robust_nas.evaluation import file_name
 from robust_nas.integrations.onnx import TOLERANCE, classify, export_onnx, require_packages
 from robust_nas.pipeline import Job, load_models_and_ensembles
 from robust_nas.progress import Progress
-from robust_nas.recipe import certification_from
+from robust_nas.recipe import CertificationPlan, certification_from
 from robust_nas.run_dir import write_json, write_text
 from robust_nas.seeds import generator_at
 from robust_nas.threat import ThreatModel, check_images
@@ -255,6 +258,68 @@ def export_run(
     found = job.world.on_main(
         lambda: write_benchmark(models, data, threats, folder, timeout=timeout, about=about, progress=job.progress)
     )
+    return _written(found, data, folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sections:
+    """What of a run's configuration an export needs."""
+
+    data: DataSource
+    threat: ThreatModel
+    certification: CertificationPlan = field(default_factory=CertificationPlan)
+
+
+def export_ensemble(
+    saved: Path,
+    folder: Path,
+    *,
+    data: str | None = None,
+    epsilons: Sequence[str] | None = None,
+    images: int | None = None,
+    timeout: int = TIMEOUT,
+    progress: Progress | None = None,
+) -> str:
+    """Write a saved ensemble, and what the run in which it lies certifies, if any; return what was written.
+
+    Args:
+        saved: the folder that `Ensemble.save` wrote.
+        folder: as in `write_benchmark`.
+        data: other images than the run's: a data set, or a folder of class folders.
+        epsilons: other radii than the run certifies, as text.
+        images: another number of test images.
+        timeout: seconds per instance.
+
+    Raises:
+        InputError: for an ensemble outside of a run without data or radii, and what `Ensemble.load` and
+            `write_benchmark` raise.
+    """
+    ensemble, run = Ensemble.load(saved), saved.resolve().parent
+    if (run / "config.toml").is_file():
+        table = config.read_toml(run / "config.toml")
+    elif data is None or not epsilons:
+        raise InputError(
+            f"{saved} lies in no run folder that would say its images and radii; give both, such as --data digits "
+            "--epsilon 0.03."
+        )
+    else:
+        table = {"threat": {"epsilon": epsilons[0]}}
+    if data is not None:
+        table["data"] = data_section(data)
+    known = {field.name for field in fields(_Sections)}
+    settings = config.build(_Sections, {key: value for key, value in table.items() if key in known})
+    plan = certification_from(settings.certification, epsilons=epsilons, images=images)
+    threats = [settings.threat.with_epsilon(epsilon) for epsilon in plan.epsilons]
+    splits = settings.data.load_splits()
+    about = {"ensemble": saved.resolve().name, "data": splits.name, "split": "test"}
+    test = splits.test[: plan.num_images]
+    models = {saved.resolve().name: ensemble}
+    found = write_benchmark(models, test, threats, folder, timeout=timeout, about=about, progress=progress)
+    return _written(found, test, folder)
+
+
+def _written(found: Mapping[str, Any], data: ImageSet, folder: Path) -> str:
+    """Return in words what export.json says."""
     lines = [f"exported {found['instances']} instances of {len(data)} images: {folder}"]
     for name, network in found["networks"].items():
         right = len(data) - len(network["misclassified"])

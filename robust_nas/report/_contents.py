@@ -113,6 +113,12 @@ class Measurements:
         """The radii that were certified for any model, ascending."""
         return sorted({item["epsilon"] for results in self.certified.values() for item in results})
 
+    @property
+    def quoted_radius(self) -> float | None:
+        """The certified radius to quote: that of the attacks where it was certified, and else the smallest."""
+        radii, attacked = self.certified_epsilons, {epsilon for _, epsilon in self.threats}
+        return next((radius for radius in radii if radius in attacked), radii[0] if radii else None)
+
     def attack_on(self, model: str, attack: tuple[str, str, float]) -> dict[str, Any] | None:
         """Return what an attack did to a model, or None if it was not run on it."""
         for item in self.attacked.get(model, {}).get("attacks", []):

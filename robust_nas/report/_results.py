@@ -109,10 +109,10 @@ def _cell(item: dict[str, Any] | None, shared: int | None, among: str | None = N
 
 def _overview(contents: Measurements) -> Html:
     rows = []
-    radii = contents.certified_epsilons
+    radius = contents.quoted_radius
     for model in contents.models:
         result = contents.attacked.get(model, {})
-        proved = contents.certificate_of(model, radii[0]) if radii else None
+        proved = contents.certificate_of(model, radius) if radius is not None else None
         values = {"clean": result.get("clean"), "attacked": result.get("worst_case"), "certified": proved}
         rows.append((contents.title_of(model), values))
     named = {}
@@ -120,8 +120,8 @@ def _overview(contents: Measurements) -> Html:
         threats = enumerate_in_words([format_threat(threat) for threat in contents.threats])
         union = " together" if len(contents.threats) > 1 else ""
         named = {"clean": "clean", "attacked": f"worst case at {threats}{union}"}
-    if radii:
-        named["certified"] = f"certified at {format_pixels(radii[0])}"
+    if radius is not None:
+        named["certified"] = f"certified at {format_pixels(radius)}"
     figure = attack_plots.overview_plot(rows, "overview", f"{enumerate_in_words(list(named.values()))} of each model.")
     return element("figure", legend(named), figure, style="margin-bottom:1.2rem")
 

@@ -204,10 +204,9 @@ def _headline(contents: Contents, model: str) -> str:
     )
     if contents.union_of(model):
         text += f" at {enumerate_in_words([format_threat(threat) for threat in contents.threats])} together"
-    if certificates := contents.certified.get(model):
-        least = min(certificates, key=lambda item: float(item["epsilon"]))
-        proved = {**least, "accuracy": least["certified"]}
-        text += f"; {with_interval(proved)} are proved robust at radius {format_pixels(least['epsilon'])}"
+    radius = contents.quoted_radius
+    if radius is not None and (proved := contents.certificate_of(model, radius)):
+        text += f"; {with_interval(proved)} are proved robust at radius {format_pixels(radius)}"
     return f"{text}."
 
 

@@ -7,7 +7,7 @@ section is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robust_nas.pixels import format_pixels
@@ -113,9 +113,7 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
     if "epochs" in model:
         facts["Training"] = f"{model['epochs']} epochs of {model.get('method', '')}, {duration(model.get('seconds'))}"
     if "validation" in model:
-        facts["Validation"] = (
-            f"clean {percent(model['validation']['clean'])} %, robust {percent(model['validation']['robust'])} %"
-        )
+        facts["Validation"] = _accuracies(model["validation"])
     drawing = draw_cell(architecture, contents.operations, f"cell-{name}", describe_cell(architecture))
     return element(
         "figure",
@@ -203,15 +201,13 @@ def _search(contents: Contents) -> Content:
         head = element("h3", "Entropy ", element("small", "nats, mean over edges"))
         figures.append(element("figure", head, plots.entropy_plot(epochs, entropies, "entropy", name)))
     if "validation" in trajectory[0]:
-        clean, robust = ([row["validation"][kind] for row in trajectory] for kind in ("clean", "robust"))
-        name = (
-            f"Supernet on validation images: clean {percent(clean[-1])} %, robust {percent(robust[-1])} % at the end."
-        )
+        accuracies = {
+            kind: [row["validation"].get(kind) for row in trajectory] for kind in trajectory[-1]["validation"]
+        }
+        name = f"Supernet on validation images, at the end: {_accuracies(trajectory[-1]['validation'])}."
         head = element("h3", "Supernet ", element("small", "validation accuracy"))
-        if "certified" in trajectory[-1]["validation"]:
-            name += f" Certified by intervals: {percent(trajectory[-1]['validation']['certified'])} %."
-        figure = plots.curve_plot(epochs, clean, robust, "supernet", name)
-        figures.append(element("figure", head, figure, _curve_legend()))
+        figure = plots.curve_plot(epochs, accuracies, "supernet", name)
+        figures.append(element("figure", head, figure, _curve_legend(accuracies)))
     held = {True: "held fixed", False: "drawn again"}.get(search.get("hold_sample"))
     shown = "Dirichlet concentrations" if kind == "concentration" else "Mean weights"
     note = [
@@ -285,38 +281,42 @@ def _operation_legend(operations: Sequence[str]) -> Html:
     return element("ul", items, class_="legend")
 
 
-def _curve_legend() -> Html:
+def _accuracies(found: Mapping[str, float]) -> str:
+    """Return accuracies on validation images in words."""
+    return ", ".join(f"{kind} {percent(accuracy)} %" for kind, accuracy in found.items())
+
+
+def _curve_legend(kinds: Iterable[str]) -> Html:
     lines = []
-    for text, colour, pattern in (("clean", plots.CLEAN, None), ("under attack", plots.ATTACKED, "8 3")):
+    for kind in kinds:
+        text, colour, pattern, _ = plots.CURVES[kind]
         line = element(
-            "line", x1="0", y1="6", x2="30", y2="6", stroke=colour, stroke_width="2.5", stroke_dasharray=pattern
+            "line", x1="0", y1="6", x2="30", y2="6", stroke=colour, stroke_width="2.5", stroke_dasharray=pattern or None
         )
         lines.append(element("li", element("svg", line, viewBox="0 0 30 12", aria_hidden="true"), text))
     return element("ul", lines, class_="legend")
 
 
 def _training(contents: Contents) -> Content:
-    figures = []
+    figures, kinds = [], ["clean", "robust"]
     for index, (name, model) in enumerate(contents.trained.items()):
         rows = [row for row in contents.metrics if row["stage"] == f"train-{index}"]
         if not rows:
             continue
         epochs = [row["step"] for row in rows]
-        clean, robust = ([row.get(f"validation_{kind}") for row in rows] for kind in ("clean", "robust"))
+        if "validation_certified" in rows[-1]:
+            kinds = ["clean", "robust", "certified"]
+        accuracies = {kind: [row.get(f"validation_{kind}") for row in rows] for kind in kinds}
         kept, last = model["validation"], model.get("kept") == "last"
         kept_epoch = model["last_epoch"] if last else model["best_epoch"]
         other, other_name = (
             (model["best"], f"best epoch {model['best_epoch']}") if last else (model["last"], "last epoch")
         )
-        text = (
-            f"kept epoch {kept_epoch}: clean {percent(kept['clean'])} %, robust {percent(kept['robust'])} %; "
-            f"{other_name}: {percent(other['clean'])} %, {percent(other['robust'])} %"
-        )
+        others = ", ".join(f"{percent(accuracy)} %" for accuracy in other.values())
+        text = f"kept epoch {kept_epoch}: {_accuracies(kept)}; {other_name}: {others}"
         if model.get("collapsed"):
             text += "; stopped there, as the robust accuracy had fallen"
-        figure = plots.curve_plot(
-            epochs, clean, robust, f"training-{index}", f"Training of {name}: {text}.", kept_epoch
-        )
+        figure = plots.curve_plot(epochs, accuracies, f"training-{index}", f"Training of {name}: {text}.", kept_epoch)
         figures.append(
             element(
                 "figure",
@@ -328,10 +328,11 @@ def _training(contents: Contents) -> Content:
     if not figures:
         return None
     note = (
-        "Accuracy on validation images after each epoch. The weights of the epoch with the best robust accuracy are "
-        "kept (those of the last one, where the recipe says so); everything else on this page is measured with them."
+        "Accuracy on validation images after each epoch. The weights of the epoch with the best robust accuracy, or of "
+        "the best certified one where the training minimises bounds, are kept (those of the last one, where the recipe "
+        "says so); everything else on this page is measured with them."
     )
-    return [element("p", note, class_="note"), _curve_legend(), element("div", figures, class_="grid")]
+    return [element("p", note, class_="note"), _curve_legend(kinds), element("div", figures, class_="grid")]
 
 
 def _both_epochs(contents: Contents, name: str) -> str | None:

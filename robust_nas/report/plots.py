@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from robust_nas.report._elements import Html, element
@@ -19,6 +19,12 @@ P = ParamSpec("P")
 # Okabe and Ito's palette, which people with colour-blindness can tell apart; the marker differs as well.
 CLEAN, ATTACKED, CERTIFIED = "#0072B2", "#C44E00", "#00805E"
 MARKERS = {"clean": (CLEAN, "o"), "attacked": (ATTACKED, "s"), "certified": (CERTIFIED, "^")}
+CURVES: dict[str, tuple[str, str, str, Any]] = {
+    "clean": ("clean", CLEAN, "", "-"),
+    "robust": ("under attack", ATTACKED, "8 3", (0, (5, 1.5))),
+    "certified": ("certified by intervals", CERTIFIED, "2 2", (0, (1.2, 1.2))),
+}
+"""What a validation accuracy is called in a legend, its colour, and its dashes for SVG and for matplotlib."""
 INK, MUTED, FAINT, RULE, PAPER = "#1c2430", "#5b6573", "#b3bac4", "#e3e7ec", "#ffffff"
 
 # Paul Tol's muted palette for operations, so that they are not taken for clean, attacked or certified.
@@ -175,19 +181,19 @@ def entropy_plot(epochs: Sequence[int], entropies: Sequence[float], key: str, na
 @styled
 def curve_plot(
     epochs: Sequence[int],
-    clean: Sequence[float | None],
-    robust: Sequence[float | None],
+    accuracies: Mapping[str, Sequence[float | None]],
     key: str,
     name: str,
     best_epoch: int | None = None,
 ) -> Html:
-    """Return clean and robust validation accuracy over the epochs, and the epoch whose weights were kept."""
+    """Return validation accuracies, by their names in `CURVES`, over the epochs, and the epoch that was kept."""
     figure, axes = figure_of(320, 200)
-    for values, (colour, _), label in ((clean, MARKERS["clean"], "clean"), (robust, MARKERS["attacked"], "robust")):
+    for kind, values in accuracies.items():
+        _, colour, _, dashes = CURVES[kind]
         known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
         if not known:
             continue
-        axes.plot(*zip(*known, strict=True), color=colour, linestyle="-" if label == "clean" else (0, (5, 1.5)))
+        axes.plot(*zip(*known, strict=True), color=colour, linestyle=dashes)
         best = [point for point in known if point[0] == best_epoch]
         if best:
             axes.plot(

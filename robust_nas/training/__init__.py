@@ -132,8 +132,9 @@ class Method(Protocol):
     the threat model, and `stays_in_pixels = False`, where it may leave [0, 1] as well; `fixed_size = True`, where
     images and batches must keep their size; `differentiates_twice = True`, where the loss has a gradient in it, through
     which compiled networks cannot be differentiated; `bounds_network = True`, where the loss bounds the network with
-    the clean images' batch norms, which is neither compiled nor has mixtures; `prepare(model, seed)`, which changes the
-    network before its first step.
+    the clean images' batch norms, which is neither compiled nor has mixtures, and certified accuracy selects the epoch;
+    `curriculum`, the shares of the steps in which epsilon is almost 0 and grows, if they are not given;
+    `prepare(model, seed)`, which changes the network before its first step.
     """
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -40,7 +40,7 @@ class CertifiedTraining:
     """What the methods that bound the network have in common.
 
     kappa CE(f(x), y) + (1 - kappa) robust loss, where kappa goes from its first value to its last as epsilon goes from
-    0 to its full size (`train.epsilon_warm_up` and `train.epsilon_ramp`, which all but tiny radii need): the first
+    0 to its full size (`curriculum`, if `train.epsilon_warm_up` and `train.epsilon_ramp` are not given): the first
     bounds of a deep network are astronomically large, and all that they teach at once is to predict the same for every
     image.
     Published recipes clip gradients at 10 (`train.gradient_clip`) and keep the last epoch (`train.keep`).
@@ -56,6 +56,7 @@ class CertifiedTraining:
     """
 
     bounds_network: ClassVar[bool] = True
+    curriculum: ClassVar[tuple[float, float]] = (0.1, 0.5)
 
     kappa: float = 0.0
     kappa_start: float = 1.0

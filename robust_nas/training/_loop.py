@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks.fgsm import FGSM
+from robust_nas.certification import certify
 from robust_nas.datasets._batches import check_batch, epoch_batches
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -37,7 +38,7 @@ class Fitted:
     """What training gave.
 
     Args:
-        model: with the weights that are kept: of the best epoch by validation robust accuracy, or of the last one.
+        model: with the weights that are kept: of the best epoch by the validation split, or of the last one.
         best: the weights of the best epoch.
         last: the weights after the last epoch.
         record: what `train.json` says about the model.
@@ -53,7 +54,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
     """Train `model`, which is on the device of `stage.world`, as `data` is; the test split is not looked at.
 
     Robust accuracy on the validation split says which epoch was the best (robust overfitting: Rice et al. 2020,
-    arXiv:2002.11569).
+    arXiv:2002.11569); where the method bounds the network, certified accuracy.
 
     Raises:
         InputError: if a batch does not fit, the loss is no longer a number, or a batch norm of a mixture is not used.
@@ -68,11 +69,6 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
             )
     if training.precision == "float16" and stage.world.device.type == "cpu":
         stage.progress.say(f"{stage.name}: float16 is slow on a CPU; train.precision=float32 is faster")
-    if getattr(training.method, "bounds_network", False) and not training.epsilon_ramp:
-        stage.progress.say(
-            f"{stage.name}: bounds of a network that has not learned yet teach it nothing; let epsilon grow, such as "
-            "with train.epsilon_warm_up=0.1 train.epsilon_ramp=0.5 train.keep=last"
-        )
     if training.mixes and not mix(model) and training.norm == "mixture":
         raise InputError(
             "train.norm 'mixture' puts two batch norms in place of each nn.BatchNorm2d, but this network has none; set "
@@ -117,6 +113,7 @@ def _train(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Return the weights of the best and of the last epoch, and what there is to say about the training."""
     world, watch = stage.world, getattr(training.method, "watch", 0.0)
+    is_certified = getattr(training.method, "bounds_network", False)
     done, state = stage.resume()
     if state is None and (prepare := getattr(training.method, "prepare", None)) is not None:
         prepare(model, seed_at(stage.seed, stage.name, "prepare"))
@@ -143,20 +140,22 @@ def _train(
                 f"The loss of {stage.name} is {mean_loss} in epoch {epoch + 1}; set train.learning_rate lower "
                 f"than {training.learning_rate}."
             )
+        within = stage.within("validation")
         with trainee.average.held(), through(model, training.serve):
-            result = evaluate(
-                model, data.validation, threat, [training.selection_attack], stage=stage.within("validation")
-            )
+            result = evaluate(model, data.validation, threat, [training.selection_attack], stage=within)
+            accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
+            if is_certified:
+                (proved,) = certify(model, data.validation, threat, bound="interval", stage=within)
+                accuracies["certified"] = proved.accuracy
             served = plain_state(model, training.serve)
-        history.append({"epoch": epoch + 1, "clean": result.clean_accuracy, "robust": result.robust_accuracy})
+        history.append({"epoch": epoch + 1, **accuracies})
         if _best(history) is history[-1]:
             best_weights = served
         seconds, started = seconds + time.monotonic() - started, time.monotonic()
         stage.log(
             epoch + 1,
             loss=mean_loss,
-            validation_clean=result.clean_accuracy,
-            validation_robust=result.robust_accuracy,
+            **{f"validation_{kind}": accuracy for kind, accuracy in accuracies.items()},
             learning_rate=training.learning_rate_at((epoch + 1) / training.epochs),
             seconds=seconds,
         )
@@ -178,17 +177,18 @@ def _train(
     chosen = best if kept == "best" else last
     stage.progress.say(
         f"{stage.name}: epoch {chosen['epoch']} is kept: {chosen['clean']:.1%} of the validation images right, "
-        f"{chosen['robust']:.1%} under attack; epoch {last['epoch']}, the last: {last['clean']:.1%}, "
-        f"{last['robust']:.1%}"
+        f"{chosen['robust']:.1%} under attack"
+        + (f", {chosen['certified']:.1%} certified by intervals" if "certified" in chosen else "")
+        + f"; epoch {last['epoch']}, the last: {', '.join(f'{value:.1%}' for value in _accuracies(last).values())}"
     )
     record = {
         "epochs": training.epochs,
         "kept": kept,
         "best_epoch": best["epoch"],
         "last_epoch": last["epoch"],
-        "validation": {"clean": chosen["clean"], "robust": chosen["robust"]},
-        "best": {"clean": best["clean"], "robust": best["robust"]},
-        "last": {"clean": last["clean"], "robust": last["robust"]},
+        "validation": _accuracies(chosen),
+        "best": _accuracies(best),
+        "last": _accuracies(last),
         "collapsed": collapsed,
         "seconds": seconds,
     }
@@ -322,9 +322,17 @@ def _smoothed(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
     return (1 - smoothing) * sharp + smoothing / num_classes
 
 
+def _accuracies(row: dict[str, Any]) -> dict[str, float]:
+    """Return what an epoch was worth on validation images."""
+    return {kind: accuracy for kind, accuracy in row.items() if kind != "epoch"}
+
+
 def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the first epoch of the best robust accuracy, and of these the best clean one, on validation images."""
-    return max(history, key=lambda row: (row["robust"], row["clean"]))
+    """Return the epoch of the best accuracy on validation images: certified where there is one, robust, then clean.
+
+    Of equal epochs, the first.
+    """
+    return max(history, key=lambda row: (row.get("certified", 0.0), row["robust"], row["clean"]))
 
 
 def _collapsed(history: list[dict[str, Any]], watch: float) -> bool:

@@ -76,7 +76,8 @@ class Training:
         nesterov: whether their momentum is Nesterov's.
         weight_decay: of all parameters.
         epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
-        epsilon_warm_up: share of the steps before that, in which epsilon is almost 0.
+        epsilon_warm_up: share of the steps before that, in which epsilon is almost 0. If neither is given, both are
+            what the method asks for: 0.5 after 0.1 where it bounds the network, and else 0.
         padding: random crops from images padded by this many zeros; 0 for none.
         flip: random mirroring, left to right.
         cutout: side of a square hole in each image, in pixels; 0 for none (arXiv:1708.04552).
@@ -106,8 +107,9 @@ class Training:
         boosting: whether every network of a run after the first is trained for what it adds to those before it, which
             are frozen: loss, attacks and bounds are of all together, with equal weights (arXiv:1910.14655, section 4).
         selection_attack: attacks the validation split after each epoch.
-        keep: "best": the trained network is that of the epoch with the best robust accuracy on the validation split;
-            "last": that of the last epoch, as in publications that do not select.
+        keep: "best": the trained network is that of the epoch with the best accuracy on the validation split, under
+            attack, or, where the method bounds the network, certified by intervals; "last": that of the last epoch, as
+            in publications that do not select.
 
     Raises:
         InputError: for a value outside its range, or settings that contradict each other.
@@ -127,8 +129,8 @@ class Training:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
-    epsilon_ramp: float = 0.0
-    epsilon_warm_up: float = 0.0
+    epsilon_ramp: float | None = None
+    epsilon_warm_up: float | None = None
     padding: int = 0
     flip: bool = False
     cutout: int = 0
@@ -156,8 +158,9 @@ class Training:
         if not self.learning_rate > 0:
             raise InputError(f"train.learning_rate must be above 0, but got {self.learning_rate}.")
         for name in ("warm_up", "momentum", "epsilon_ramp", "epsilon_warm_up", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be in [0, 1), but got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"train.{name} must be in [0, 1), but got {value}.")
         for name in ("weight_decay", "padding", "cutout", "mix_up", "clean_weight", "pairing", "awp", "gradient_clip"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"train.{name} must not be negative, but got {getattr(self, name)}.")
@@ -213,7 +216,7 @@ class Training:
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
                 "train.compile and train.norm 'mixture'."
             )
-        if self.epsilon_warm_up + self.epsilon_ramp > 1:
+        if sum(self.curriculum) > 1:
             raise InputError(
                 f"train.epsilon_warm_up and train.epsilon_ramp must be at most 1 together, but got "
                 f"{self.epsilon_warm_up} and {self.epsilon_ramp}; epsilon would not reach its full size."
@@ -262,9 +265,17 @@ class Training:
         left_over = 1 - falling if self.schedule == "one_cycle" else (1 + math.cos(math.pi * falling)) / 2
         return self.learning_rate * left_over
 
+    @property
+    def curriculum(self) -> tuple[float, float]:
+        """The shares of the steps in which epsilon is almost 0, and in which it grows."""
+        if self.epsilon_warm_up is None and self.epsilon_ramp is None:
+            asked_for: tuple[float, float] = getattr(self.method, "curriculum", (0.0, 0.0))
+            return asked_for
+        return self.epsilon_warm_up or 0.0, self.epsilon_ramp or 0.0
+
     def growth_at(self, share: float) -> float:
         """Return how much of epsilon there is when a share of the epochs, in [0, 1], is done."""
-        return growth_at(share, self.epsilon_warm_up, self.epsilon_ramp)
+        return growth_at(share, *self.curriculum)
 
     def momentum_at(self, share: float) -> float:
         """Return the momentum when a share of the epochs, in [0, 1], is done."""

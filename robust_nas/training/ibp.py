@@ -15,7 +15,7 @@ class IBP(CertifiedTraining):
     """kappa CE(f(x), y) + (1 - kappa) CE(worst logits in the interval bounds, y).
 
     Kappa goes from `kappa_start` to `kappa` as epsilon goes from 0 to its full size (`train.epsilon_warm_up` and
-    `train.epsilon_ramp`, which all but tiny radii need).
+    `train.epsilon_ramp`).
 
     Args:
         kappa: weight of the clean images' loss when epsilon has its full size; 0.5 as published.

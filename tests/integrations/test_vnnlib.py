@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas import certification, config, datasets
+from robust_nas.api import load_run
 from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets import Dataset
+from robust_nas.ensembles import Ensemble
 from robust_nas.errors import InputError
 from robust_nas.integrations.onnx import classify
-from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib
+from robust_nas.integrations.vnnlib import export_ensemble, write_benchmark, write_vnnlib
 from robust_nas.recipe import load
 from robust_nas.run_dir import save_state, write_json, write_text
 from robust_nas.threat import ThreatModel
@@ -288,6 +290,27 @@ def test_the_command_exports_a_runs_networks_and_ensembles(
     refused = command("export", run, "--images", "0", "--out", tmp_path / "no")
     assert refused.returncode == 2 and "certification.num_images" in refused.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_a_saved_ensemble_is_exported_on_the_images_of_its_run_or_on_those_that_are_named(
+    run: Path, digits: Dataset, tmp_path: Path
+) -> None:
+    models = list(load_run(run).models.values())
+    ensemble = Ensemble(models, [0.25, 0.75], [1.0, 2.0]).eval()
+    within, alone = ensemble.save(run / "ensemble"), ensemble.save(tmp_path / "mine")
+    expected = ensemble(digits.test[:3].images)
+    for folder, options in ((within, {}), (alone, {"data": "digits", "epsilons": ["0.01"]})):
+        text = export_ensemble(folder, tmp_path / "out", images=3, **options)
+        assert f"{folder.name}: onnx/{folder.name}.onnx" in text
+        found = classify(tmp_path / "out" / "onnx" / f"{folder.name}.onnx", digits.test[:3].images)
+        torch.testing.assert_close(found, expected)
+        record = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
+        assert (record["ensemble"], record["data"], record["epsilons"]) == (folder.name, "digits", [0.01])
+    with pytest.raises(InputError, match="--data digits --epsilon"):
+        export_ensemble(alone, tmp_path / "no", epsilons=["0.01"])
+    with pytest.raises(InputError, match="no ensemble of version"):
+        (alone / "config.json").write_text("{}")
+        export_ensemble(alone, tmp_path / "no", data="digits", epsilons=["0.01"])
 
 
 NETWORKS = ("model-0", "model-1", "uniform", "ensemble")

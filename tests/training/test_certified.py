@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from robust_nas import datasets, spaces
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.bounds._box import Box
+from robust_nas.bounds.interval import Interval
 from robust_nas.config import build
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -28,7 +29,7 @@ from robust_nas.seeds import seeded
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory
 from robust_nas.training._certified import absolute_weights, interval, recorded, shared, tight, worst_cross_entropy
-from robust_nas.training._loop import fit, rehearse
+from robust_nas.training._loop import _best, fit, rehearse
 from robust_nas.training._options import Forward
 from robust_nas.training._plan import Training
 from robust_nas.training.ibp import IBP
@@ -261,6 +262,44 @@ def test_epsilon_waits_and_then_grows_and_methods_are_told_how_far(monkeypatch: 
             Training(**wrong)
     # A jump, without a ramp.
     assert [Training(epsilon_warm_up=0.5).growth_at(share) for share in (0, 0.49, 0.5, 1)] == [0, 0, 1, 1]
+
+
+def test_epsilon_grows_in_certified_training_if_nothing_else_is_said() -> None:
+    shares = (0.0, 0.1, 0.35, 0.6, 1.0)
+    for name in ("ibp", "crown_ibp", "sabr", "mtl_ibp"):
+        grown = [build(Training, {"method": name}, "train").growth_at(share) for share in shares]
+        assert grown == pytest.approx([0, 0, 0.5, 1, 1]), name
+    assert Training().growth_at(0.0) == 1
+    # Who gives one of the two gives both.
+    assert Training(method=IBP(), epsilon_ramp=0.0).growth_at(0.0) == 1
+    assert Training(method=IBP(), epsilon_ramp=0.5).growth_at(0.25) == pytest.approx(0.5)
+    assert Training(method=IBP(), epsilon_warm_up=0.0).growth_at(0.0) == 1
+
+
+def test_certified_training_keeps_the_epoch_after_which_most_validation_images_are_certified(tmp_path: Path) -> None:
+    data, threat = _digits(320, 64), ThreatModel(epsilon=0.02)
+    options = {"epochs": 8, "batch_size": 16, "selection_attack": "fgsm", "gradient_clip": 10.0}
+    plan = build(Training, {"method": {"name": "ibp", "initialisation": "tight"}, **options}, "train")
+    fitted = fit(_small(), data, threat, plan, _stage(folder=tmp_path))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    certified = [row["validation_certified"] for row in rows]
+    assert fitted.record["kept"] == "best"
+    assert certified[fitted.record["best_epoch"] - 1] == max(certified) > certified[0]
+    # What is certified is counted here again, by interval bounds of the weights that were kept.
+    images, labels = data.validation.images, data.validation.labels
+    lower = Interval().margins(fitted.model, images, labels, threat).lower(threat)
+    assert float((lower > 0).all(1).double().mean()) == pytest.approx(max(certified))
+    assert fitted.record["validation"]["certified"] == max(certified)
+
+
+def test_attacked_accuracy_decides_between_epochs_that_are_certified_alike() -> None:
+    rows = [
+        {"epoch": 1, "clean": 0.9, "robust": 0.8, "certified": 0.0},
+        {"epoch": 2, "clean": 0.7, "robust": 0.4, "certified": 0.3},
+        {"epoch": 3, "clean": 0.6, "robust": 0.5, "certified": 0.3},
+    ]
+    assert _best(rows)["epoch"] == 3
+    assert _best([{key: value for key, value in row.items() if key != "certified"} for row in rows])["epoch"] == 1
 
 
 def test_the_gradient_is_clipped_to_its_largest_length() -> None:
