@@ -56,7 +56,7 @@ class Supernet(CellNetwork):
         }
 
     def take_form(self, form: Mapping[str, Any]) -> None:
-        """Become, from a new supernet with the first of its partial channels, one that such a supernet's weights fit."""
+        """Make a new supernet, with the first of the form's partial channels, one that such weights fit."""
         for partial in form["partial"][1:]:
             self.widen(partial)
         self.pass_by(form["passing"])
