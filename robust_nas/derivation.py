@@ -99,11 +99,13 @@ def derive(
     """Return the pool of candidates, best first; see `Derivation.method`.
 
     Architectures whose output does not depend on the input are left out. A search without a supernet keeps the
-    order of its posterior.
+    order of its posterior. Where the search has learned nothing, no architecture is the most probable one: they are
+    drawn, unless perturbation is to tell.
     """
     if found.supernet is None:
         return distinct(found, derivation.pool)
-    if derivation.method == "samples":
+    drawn = derivation.method == "samples" or (derivation.method == "argmax" and found.is_undecided)
+    if drawn:
         pool = distinct(found, derivation.pool, found.drawn(seed_at(stage.seed, stage.name)))
     elif derivation.method == "perturbation":
         first = _least_dispensable(found, space, data, threat, derivation, stage)
@@ -127,7 +129,7 @@ def derive(
                 validation_certified=certified,
             )
         )
-    named = 0 if derivation.method == "samples" else 1
+    named = 0 if drawn else 1
     return [*scored[:named], *sorted(scored[named:], key=_standing, reverse=True)]
 
 

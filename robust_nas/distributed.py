@@ -50,6 +50,19 @@ def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connectio
         sender.close()
 
 
+class _Mean(torch.autograd.Function):
+    """See `World.mean_through`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.mean(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.world.mean(gradient), None
+
+
 @dataclass(frozen=True)
 class World:
     """The processes that work on one run, and this one's place among them."""
@@ -169,6 +182,13 @@ class World:
             "find_unused_parameters": partly_used,
         }
         return wrapper(model, device_ids=ids, **options)
+
+    def mean_through(self, value: Tensor) -> Tensor:
+        """Return the mean of `value` over all ranks, through which every rank can differentiate the ranks' mean loss.
+
+        The gradient is the mean over ranks as well: each rank's `value` has a part in every rank's loss.
+        """
+        return value if self.size == 1 else _Mean.apply(value, self)  # type: ignore[no-any-return]
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of `value` over all ranks."""

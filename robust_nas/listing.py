@@ -142,8 +142,9 @@ def _searched(found: dict[str, Any]) -> list[str]:
     """Return what a search believes, before anything is derived from it."""
     from robust_nas.searches import SearchResult
 
-    best = SearchResult(tuple(found["operations"]), found["probabilities"], None, found).best
-    lines = [f"{'best of the trials' if 'measured' in found else 'most probable'}: {best}"]
+    result = SearchResult(tuple(found["operations"]), found["probabilities"], None, found)
+    kind = "best of the trials" if "measured" in found else "most probable"
+    lines = ["all architectures are equally probable"] if result.is_undecided else [f"{kind}: {result.best}"]
     if trajectory := found["trajectory"]:
         accuracies = ", ".join(f"{kind} {value:.1%}" for kind, value in trajectory[-1]["validation"].items())
         entropy = trajectory[-1]["entropy"]

@@ -132,6 +132,7 @@ def search(job: Job) -> None:
             "edges": [list(edge) for edge in recipe.space.edges],
             "probabilities": found.probabilities,
             **found.record,
+            **({} if found.supernet is None else {"supernet": found.supernet.form}),
         },
     )
     stage.finish()
@@ -146,7 +147,10 @@ def load_search(job: Job) -> SearchResult:
     saved = job.read("search.json")
     supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
     if weights.is_file():
-        supernet = job.recipe.space.supernet(job.data)
+        form = saved.get("supernet")  # runs of older versions have none
+        supernet = job.recipe.space.supernet(job.data, partial=form["partial"][0] if form else 1)
+        if form:
+            supernet.take_form(form)
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
     return SearchResult(tuple(saved["operations"]), saved["probabilities"], supernet, saved)

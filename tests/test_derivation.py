@@ -114,3 +114,14 @@ def test_an_operation_that_alone_carries_the_input_is_kept_though_nothing_can_be
 def test_a_number_of_images_below_one_is_refused():
     with pytest.raises(InputError, match=r"derive\.num_images must be at least 1, but got 0"):
         Derivation(num_images=0)
+
+
+def test_where_nothing_was_learned_architectures_are_drawn_and_the_best_one_is_first(found, data):
+    space, result = found
+    uniform = SearchResult(space.operations, [[0.2] * 5] * 6, result.supernet, {})
+    chosen = _derive((space, uniform), data, pool=4)
+    assert chosen == _derive((space, uniform), data, pool=4, method="samples")
+    robust = [candidate.validation_robust for candidate in chosen]
+    assert robust == sorted(robust, reverse=True)
+    assert uniform.is_undecided and not result.is_undecided
+    assert not SearchResult(space.operations, [[1.0, 0.0, 0.0, 0.0, 0.0]] * 6, None, {}).is_undecided

@@ -22,7 +22,13 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage, load_state
+from robust_nas.searches import _resources
+from robust_nas.searches._bilevel import Bilevel
+from robust_nas.searches._resources import Resource
+from robust_nas.searches._stability import Watch
+from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
+from robust_nas.searches.gumbel import Gumbel
 from robust_nas.threat import ThreatModel
 from robust_nas.training._loop import fit
 from robust_nas.training._plan import Training
@@ -149,7 +155,7 @@ def test_two_ranks_have_the_gradient_of_one_process_with_the_same_global_batch(t
             torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
 
 
-def _search(world: World) -> dict[str, Any]:
+def _search(world: World, search: Bilevel | None = None) -> dict[str, Any]:
     digits = datasets.load("digits")
     data = dataclasses.replace(digits, train=digits.train[:32], validation=digits.validation[:32], test=digits.test[:1])
     space = spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
@@ -157,13 +163,14 @@ def _search(world: World) -> dict[str, Any]:
     identity = nn.BatchNorm2d.forward
     nn.BatchNorm2d.forward = lambda self, x: x  # type: ignore[method-assign]
     attack = PGD(steps=2, random_start=False)
-    search = Dirichlet(
-        epochs=2, batch_size=16, objective=PGDAT(attack=attack), validation_attack=attack, alpha_learning_rate=0.05
-    )
+    common = {"epochs": 2, "batch_size": 16, "objective": PGDAT(attack=attack), "validation_attack": attack}
+    search = dataclasses.replace(search or Dirichlet(alpha_learning_rate=0.05), **common)
     stage = Stage("search", 0, world, Progress(quiet=True))
     found = search.search(space, data, ThreatModel(epsilon=0.1), stage)
     nn.BatchNorm2d.forward = identity  # type: ignore[method-assign]
-    return {"trajectory": found.record["trajectory"], "weights": list(found.supernet.parameters())}
+    # Ranks have clocks of their own.
+    trajectory = [{key: row[key] for key in row if key != "seconds"} for row in found.record["trajectory"]]
+    return {"trajectory": trajectory, "weights": list(found.supernet.parameters())}
 
 
 def test_two_processes_give_the_alpha_of_one_process_with_the_same_global_batch(tmp_path: Path) -> None:
@@ -180,6 +187,37 @@ def test_two_processes_give_the_alpha_of_one_process_with_the_same_global_batch(
         alone["trajectory"][0]["concentration"]
     )
     assert float(moved.abs().max()) > 0.05
+
+
+def test_two_processes_step_through_the_mean_of_their_gradients_in_the_second_order(tmp_path: Path) -> None:
+    # At this learning rate the step is most of alpha's gradient.
+    search = DARTS(order="second", learning_rate=0.5, gradient_clip=1e9, alpha_learning_rate=0.05)
+    alone, ranks = _search(World(), search), on_two_ranks(lambda world: _search(world, search), tmp_path)
+    assert ranks[0]["trajectory"] == ranks[1]["trajectory"]
+    for row, expected in zip(ranks[0]["trajectory"], alone["trajectory"], strict=True):
+        torch.testing.assert_close(torch.tensor(row["mixture"]), torch.tensor(expected["mixture"]), atol=1e-4, rtol=0)
+
+
+def test_two_processes_decide_alike_what_each_would_decide_otherwise(tmp_path: Path) -> None:
+    # Examples of the eigenvalue have random starts, latencies are measured, single operations skip weights.
+    search = Gumbel(
+        kept_operations=(5, 3),
+        partial_channels=(2, 1),
+        watch=Watch(window=1, images=16),
+        resource=Resource(quantity="latency", limit=1e-9),
+        alpha_learning_rate=0.05,
+    )
+
+    def searched(world: World) -> dict[str, Any]:
+        latencies = iter(range(1 + world.rank, 10_000))
+        _resources._milliseconds = lambda *_: float(next(latencies))
+        return _search(world, search)
+
+    first, second = on_two_ranks(searched, tmp_path)
+    assert first["trajectory"] == second["trajectory"]
+    assert isinstance(first["trajectory"][-1]["eigenvalue"], float)
+    for ours, others in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(ours, others)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="an accelerator is here, so asking for one is right")

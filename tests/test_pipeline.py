@@ -357,6 +357,17 @@ def test_a_run_is_not_resumed_under_another_configuration(command: Command, fini
     in_process(command, "run", "--resume", finished, "train.epochs=3")
 
 
+@pytest.mark.parametrize("channels", ["[2, 1]", "[4, 2]"])
+def test_a_progressive_search_is_derived_from_in_another_process(
+    command: Command, tmp_path: Path, channels: str
+) -> None:
+    progressive = ["search.kept_operations=[5, 3]", f"search.partial_channels={channels}", "space.channels=4"]
+    in_process(command, "search", "digits", *TINY, *progressive, "--out", tmp_path)
+    run = only_run(tmp_path)
+    in_process(command, "derive", run)
+    assert len(json.loads((run / "derive.json").read_text())["chosen"]) == 2
+
+
 def _torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "robust_nas"]
     return subprocess.run([*launcher, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)

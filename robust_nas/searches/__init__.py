@@ -51,6 +51,12 @@ class SearchResult:
         """The most probable operation on every edge."""
         return next(self.ranked())[0]
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether all operations that an edge may have are equally probable, on every edge: none is the best."""
+        rows = [[p for p in row if p > 0] for row in self.probabilities]
+        return "measured" not in self.record and all(min(row) == max(row) and len(row) > 1 for row in rows)
+
     def log_probability(self, architecture: Architecture) -> float:
         """Return an architecture's log-probability, the sum over edges."""
         rows = zip(self.probabilities, architecture.operations, strict=True)

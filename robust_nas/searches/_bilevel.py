@@ -28,7 +28,7 @@ from robust_nas.evaluation import evaluate
 from robust_nas.registry import name_of
 from robust_nas.searches import SearchResult
 from robust_nas.searches._prior import Prior
-from robust_nas.searches._resources import Resource
+from robust_nas.searches._resources import Cost, Resource
 from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
 from robust_nas.seeds import seed_at, seeded
@@ -226,12 +226,21 @@ class Bilevel(ABC):
         return SearchResult(space.operations, at_work.relaxation.mean().tolist(), at_work.supernet, record)
 
 
+_SPLIT = {"virtual": "weights", "stability": "alpha"}
+"""The level whose images these are of."""
+
+
 class _Search:
     """A search at work: the supernet, the relaxation, and what trains them."""
 
     def __init__(self, plan: Bilevel, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> None:
         self.plan, self.space, self.data, self.threat = plan, space, data, threat
         self.stage, self.world = stage, stage.world
+        if plan.kept_operations and plan.kept_operations[0] != len(space.operations):
+            raise InputError(
+                f"search.kept_operations must begin with all {len(space.operations)} operations of {space.name}, of "
+                f"which nothing is known yet, but got {list(plan.kept_operations)}."
+            )
         with seeded(stage.seed, "search", "weights"):
             partial = plan.partial_channels[0] if plan.partial_channels else 1
             self.supernet = space.supernet(data, partial=partial).to(self.world.device)
@@ -242,7 +251,10 @@ class _Search:
         if plan.prior is not None:
             self.relaxation.alpha.data += plan.prior.alpha(space, data, threat, stage)
         self.alpha_optimiser = torch.optim.Adam([self.relaxation.alpha], plan.alpha_learning_rate, betas=(0.5, 0.999))
-        self.cost = None if plan.resource is None else plan.resource.cost(space, data, self.world.device)
+        self.cost = None
+        if plan.resource is not None:
+            # One process's: a latency is not measured twice alike, and all have to keep the same alpha.
+            self.cost = self.world.broadcast(plan.resource.cost(space, data, self.world.device))
         self.memory = {"alpha": Memory(), "weights": Memory()}
         self.healthy: list[dict[str, Any]] = []
         """States after the last epochs, oldest first, if the search is watched."""
@@ -293,17 +305,21 @@ class _Search:
         watch = self.plan.watch
         if watch is None:
             return
-        since = self.collapses[-1]["epoch"] if self.collapses else 0
-        rows = [row for row in trajectory if row["epoch"] > 0][since:]
+        # Another stage's mixtures are of other operations, and its eigenvalues of another network.
+        since = max(self.plan.first_epoch(self.number), self.collapses[-1]["epoch"] if self.collapses else 0)
+        rows = [row for row in trajectory if row["epoch"] > since]
         reason = watch.has_collapsed([row["eigenvalue"] for row in rows], [row["dominance"] for row in rows])
-        if reason is None:
-            self.healthy = [*self.healthy, copy.deepcopy(self._state())][-watch.window :]
-            return
         epoch = trajectory[-1]["epoch"]
-        back_to = epoch - len(self.healthy)
-        self.collapses.append({"epoch": epoch, "reason": reason, "back_to": back_to})
+        if reason is None:
+            self.healthy = [*self.healthy, copy.deepcopy({"epoch": epoch, **self._state()})][-watch.window :]
+            return
+        back_to = epoch
         if self.healthy:
+            # Those after it are of the search that collapsed.
+            self.healthy = self.healthy[:1]
+            back_to = self.healthy[0]["epoch"]
             self._go_back(self.healthy[0])
+        self.collapses.append({"epoch": epoch, "reason": reason, "back_to": back_to})
         then = "ends at" if len(self.collapses) > watch.restarts else "goes on, with ten times the anchor, from"
         self.stage.progress.say(f"search: collapsed in epoch {epoch}: {reason}; it {then} the state of epoch {back_to}")
 
@@ -352,6 +368,12 @@ class _Search:
         # Only alpha's gradient is computed here; the weights and their clip never see it.
         (gradient,) = torch.autograd.grad(loss, [relaxation.alpha], allow_unused=True, materialize_grads=True)
         relaxation.alpha.grad = self.world.mean(gradient.to(self.world.device)).cpu()
+        if not bool(relaxation.alpha.grad.isfinite().all()):
+            raise InputError(
+                f"The gradient of the search's alpha is not finite in epoch {step.place[0] + 1}; set "
+                f"search.learning_rate lower than {plan.learning_rate}, or search.alpha_learning_rate lower than "
+                f"{plan.alpha_learning_rate}."
+            )
         self.alpha_optimiser.step()
         if plan.resource is not None and plan.resource.hard and self.cost is not None:
             plan.resource.keep(self.cost, relaxation)
@@ -370,8 +392,9 @@ class _Search:
     def _loss_after_a_step(self, step: _Step, train: Tensor, validation: Tensor) -> Tensor:
         """Return the validation loss at the weights after a step on a training batch, as a function of alpha.
 
-        The step is the optimiser's own, momentum and decay included; its gradient is differentiated, not approximated
-        by differences. The statistics of batch norm are left as they are.
+        The step is the optimiser's own, momentum and decay included, but for the clip; its gradient is differentiated,
+        not approximated by differences. Validation examples are crafted against the weights before the step. The
+        statistics of batch norm are left as they are.
         """
         supernet, group = self.supernet, self.weight_optimiser.param_groups[0]
         mixture, batch, crafted = self._crafted(step, "virtual", self.data.train, train)
@@ -382,12 +405,15 @@ class _Search:
             return lambda images: torch.func.functional_call(supernet, {**weights, **statistics}, (images, mixture))
 
         loss = self._objective(supernet.at(mixture), crafted, batch, forward(parameters, mixture))
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
-        moved = {}
-        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        gradients = torch.autograd.grad(
+            loss, list(parameters.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        # One message for all of them.
+        averaged = self.world.mean_through(torch.cat([gradient.flatten() for gradient in gradients]))
+        sizes, moved = [parameter.numel() for parameter in parameters.values()], {}
+        for (name, parameter), gradient in zip(parameters.items(), averaged.split(sizes), strict=True):
             momentum = self.weight_optimiser.state[parameter].get("momentum_buffer")
-            update = group["weight_decay"] * parameter.detach()
-            update = update if gradient is None else update + gradient
+            update = group["weight_decay"] * parameter.detach() + gradient.view_as(parameter)
             update = update if momentum is None else update + group["momentum"] * momentum
             moved[name] = parameter.detach() - group["lr"] * update
         mixture, batch, crafted = self._crafted(step, "alpha", self.data.validation, validation)
@@ -408,7 +434,8 @@ class _Search:
             places=torch.arange(world.rank, len(indices) * world.size, world.size, device=world.device),
             num_samples=len(data),
             batch_size=len(indices) * world.size,
-            memory=self.memory["alpha" if level == "alpha" else "weights"],
+            # What is looked at beside the steps of the search leaves no trace in what it remembers.
+            memory=self.memory[level] if level in self.memory else copy.deepcopy(self.memory[_SPLIT[level]]),
             mean=world.mean,
             growth=step.growth,
         )
@@ -422,7 +449,7 @@ class _Search:
         for attempt in itertools.count():
             seed = seed_at(self.stage.seed, *place, *[attempt] * (attempt > 0))
             mixture = self.relaxation.sample(seed)
-            if self.plan.single_path and "alpha" not in place:
+            if self.plan.single_path and "weights" in place:
                 mixture = drawn_by(mixture.detach(), seed)
             weights, chosen = mixture.detach().max(-1)
             if bool((weights < 1).any()) or self.space.is_connected(chosen.tolist()):
@@ -464,11 +491,14 @@ class _Search:
         }
 
     def _stability(self, mean: Tensor, epoch: int) -> dict[str, Any]:
-        """Return the share of edges without parameters, and the largest eigenvalue once alpha learns."""
-        found: dict[str, Any] = {"dominance": dominance(mean, self.space.operations), "eigenvalue": None}
+        """Return the share of edges without parameters and the largest eigenvalue; None before alpha learns."""
+        found: dict[str, Any] = {"dominance": None, "eigenvalue": None}
         plan, relaxation, supernet = self.plan, self.relaxation, self.supernet
         assert plan.watch is not None
-        if not plan.watch.growth or not self.alpha_optimiser.state:
+        if not self.alpha_optimiser.state:
+            return found
+        found["dominance"] = dominance(mean, self.space.operations)
+        if not plan.watch.growth:
             return found
         statistics = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
         supernet.train()
@@ -482,14 +512,16 @@ class _Search:
             relaxation.alpha = kept
             return self._objective(supernet.at(mixture), crafted, batch)
 
-        found["eigenvalue"] = largest_eigenvalue(loss, relaxation.alpha)
+        # One process's: each has crafted examples of its own, and all have to decide alike.
+        found["eigenvalue"] = self.world.broadcast(largest_eigenvalue(loss, relaxation.alpha))
         for name, buffer in supernet.named_buffers():
             buffer.copy_(statistics[name])
         return found
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
-        return {**self._state(), "healthy": self.healthy, "collapses": self.collapses}
+        cost = None if self.cost is None else {"fixed": self.cost.fixed, "operations": self.cost.operations}
+        return {**self._state(), "healthy": self.healthy, "collapses": self.collapses, "cost": cost}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -497,6 +529,7 @@ class _Search:
             "alpha": self.relaxation.alpha,
             "active": self.relaxation.active,
             "number": self.number,
+            "share": self.relaxation.share,
             "weight_optimiser": self.weight_optimiser.state_dict(),
             "alpha_optimiser": self.alpha_optimiser.state_dict(),
             "memory": {level: kept.state() for level, kept in self.memory.items()},
@@ -506,6 +539,7 @@ class _Search:
         """Go on from a checkpoint."""
         self._go_back(state)
         self.healthy, self.collapses = state["healthy"], state["collapses"]
+        self.cost = None if state["cost"] is None else Cost(**state["cost"])
 
     def _go_back(self, state: dict[str, Any]) -> None:
         """Take up a state: the stages' sizes first, then what is in them."""
@@ -513,6 +547,7 @@ class _Search:
             self._begin(self.number + 1, state["active"])
         self.supernet.load_state_dict(state["supernet"])
         self.relaxation.alpha.data.copy_(state["alpha"])
+        self.relaxation.share = state["share"]
         self.weight_optimiser.load_state_dict(state["weight_optimiser"])
         self.alpha_optimiser.load_state_dict(state["alpha_optimiser"])
         for level, kept in state["memory"].items():

@@ -56,13 +56,17 @@ class Resource:
             raise InputError(f"search.resource.weight must not be negative, but got {self.weight}.")
 
     def cost(self, space: Space, data: NetworkData, device: torch.device) -> Cost:
-        """Return what the space's networks cost, operation by operation."""
+        """Return what the space's networks cost, operation by operation.
+
+        Raises:
+            InputError: if no network keeps to a hard limit.
+        """
         measure: Callable[[nn.Module, tuple[int, int, int]], float] = {
             "parameters": lambda module, _: float(count_parameters(module)),
             "multiply_adds": lambda module, shape: float(count_multiply_adds(module, shape)),
             "latency": lambda module, shape: _milliseconds(module, shape, device),
         }[self.quantity]
-        shapes = _shapes_of_cells(space, data)
+        shapes = _shapes_of_cells(space, data, device)
         table = torch.zeros(len(space.edges), len(space.operations))
         for shape in shapes:
             row = [measure(make_operation(name, shape[0], affine=True), shape) for name in space.operations]
@@ -70,7 +74,14 @@ class Resource:
         # A network with one operation everywhere, which leaves out no edge, tells what there is beside the cells.
         connected = [place for place in range(len(space.operations)) if space.is_connected([place] * len(space.edges))]
         plain = space.network(space.parse(str(connected[0]) * len(space.edges)), data)
-        return Cost(measure(plain, data.image_shape) - float(table[:, connected[0]].sum()), table)
+        cost = Cost(measure(plain, data.image_shape) - float(table[:, connected[0]].sum()), table)
+        least = cost.fixed + float(table.min(1).values.sum())
+        if self.hard and least > self.limit:
+            raise InputError(
+                f"search.resource.limit is {self.limit:g}, but the least that a network of {space.name} costs in "
+                f"{self.quantity} is {least:g}; set it higher."
+            )
+        return cost
 
     def penalty(self, cost: Cost, mixture: Tensor) -> Tensor:
         """Return the penalty at a mixture [E, O], differentiable in it."""
@@ -107,16 +118,16 @@ class Cost:
         return self.fixed + (self.operations.to(mixture) * mixture).sum()
 
 
-def _shapes_of_cells(space: Space, data: NetworkData) -> list[tuple[int, int, int]]:
+def _shapes_of_cells(space: Space, data: NetworkData, device: torch.device) -> list[tuple[int, int, int]]:
     """Return every cell's channels, height and width."""
     shapes: list[tuple[int, int, int]] = []
-    supernet = space.supernet(data).eval()  # type: ignore[arg-type]
+    supernet = space.supernet(data).to(device).eval()  # type: ignore[arg-type]
     for layer in supernet.modules():
         if isinstance(layer, MixedCell):
             layer.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))
     mixture = torch.zeros(len(space.edges), len(space.operations))
     with torch.no_grad():
-        supernet(torch.zeros(1, *data.image_shape), mixture)
+        supernet(torch.zeros(1, *data.image_shape, device=device), mixture)
     return shapes
 
 

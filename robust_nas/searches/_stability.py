@@ -50,10 +50,10 @@ class Watch:
             if getattr(self, name) < least:
                 raise InputError(f"search.watch.{name} must be at least {least}, but got {getattr(self, name)}.")
 
-    def has_collapsed(self, eigenvalues: Sequence[float | None], dominances: Sequence[float]) -> str | None:
+    def has_collapsed(self, eigenvalues: Sequence[float | None], dominances: Sequence[float | None]) -> str | None:
         """Return why a search has collapsed, given an eigenvalue and a share of edges after every epoch; None if not.
 
-        Epochs before alpha learns have no eigenvalue.
+        Epochs before alpha learns have neither.
         """
         window = self.window
         known = [value for value in eigenvalues if value is not None]
@@ -61,8 +61,8 @@ class Watch:
             now, before = statistics.mean(known[-window:]), statistics.mean(known[-2 * window : -window])
             if before > 0 and now > self.growth * before:
                 return f"the largest eigenvalue of the Hessian in alpha rose from {before:.3g} to {now:.3g}"
-        recent = dominances[-window:]
-        if len(recent) == window and len(known) >= window and min(recent) >= self.dominance:
+        recent = [share for share in dominances if share is not None][-window:]
+        if len(recent) == window and min(recent) >= self.dominance:
             return f"{recent[-1]:.0%} of the edges prefer operations without parameters"
         return None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from robust_nas.attacks import Attack
@@ -83,19 +83,32 @@ class Sampled:
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise InputError(f"search.objectives must be one or more different ones, but got {list(self.objectives)}.")
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Global batches of the trainings that there are."""
+        if not {"robust", "clean"} & set(self.objectives):
+            return []
+        return [self.sharing.batch_size] if self.training is None else list(self.training.batch_sizes)
+
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
         """Search `space`; see `Search.search`.
 
         Raises:
             InputError: if the sampler does not take as many objectives, or what training and evaluation raise.
         """
-        supernet, sharing = None, stage.within("sharing")
+        seed = seed_at(stage.seed)
+        self.sampler.start(
+            space, len(self.objectives), seed
+        )  # what it cannot do is said before the supernet is trained
+        supernet, sharing = None, replace(stage, name=f"{stage.name}-sharing")
         done, state = stage.resume()
-        if self.training is None and {"robust", "clean"} & set(self.objectives):
-            supernet = self.sharing.search(space, data, threat, sharing).supernet
+        seconds = 0.0
+        if self.batch_sizes and self.training is None:
+            shared = self.sharing.search(space, data, threat, sharing)
+            supernet, seconds = shared.supernet, shared.record["seconds"]
         # A sampler that is asked anew and told the same values asks the same questions.
         trials: list[dict[str, Any]] = [] if state is None else state["trials"]
-        seconds, started = 0.0 if state is None else state["seconds"], time.monotonic()
+        seconds, started = seconds if state is None else state["seconds"], time.monotonic()
         known = {trial["architecture"]: trial["values"] for trial in trials}
 
         def measure(architecture: Architecture) -> Sequence[float]:
@@ -103,7 +116,7 @@ class Sampled:
                 return known[str(architecture)]
             return self._measure(architecture, space, data, threat, stage, supernet)
 
-        asked = queries(self.sampler, space, measure, num_objectives=len(self.objectives), seed=seed_at(stage.seed))
+        asked = queries(self.sampler, space, measure, num_objectives=len(self.objectives), seed=seed)
         left = stage.progress.steps(range(done, self.trials), "trials", total=self.trials, done=done)
         for number, (architecture, values) in enumerate(asked, start=1):
             if number > done:
@@ -140,7 +153,8 @@ class Sampled:
         if architecture.is_connected and "score" in self.objectives:
             (indices, *_) = epoch_batches(len(data.train), SCORED, World(), stage.seed, "score")
             batch = data.train[indices]
-            found["score"] = self.proxy.score(network, batch.images, batch.labels, threat, seed=stage.seed)
+            score = self.proxy.score(network, batch.images, batch.labels, threat, seed=stage.seed)
+            found["score"] = stage.world.broadcast(score)  # the same on all ranks: they ask the sampler alike
         if architecture.is_connected and {"robust", "clean"} & set(self.objectives):
             if self.training is not None:
                 alone = Stage("trial", seed_at(stage.seed, str(architecture)), stage.world, Progress(quiet=True))

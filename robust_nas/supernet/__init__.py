@@ -7,9 +7,9 @@ change is its size, in progressive shrinking: operations are left out (`keep`), 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,24 @@ class Supernet(CellNetwork):
                 f"Partial channels of 1/{partial} must divide space.channels, but got {space.channels} channels."
             )
         super().__init__(space, data, lambda channels: MixedCell(space, channels, partial), affine=False)
-        self.operations = space.operations
+        self.operations, self.partial = space.operations, [partial]
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What `widen` and `keep` have made of the supernet, as JSON values."""
+        mixed = dict(self.mixed_operations)  # one of every edge; all cells are alike
+        return {
+            "partial": self.partial,
+            "passing": mixed[0].passing,
+            "operations": [list(mixed[edge].operations) for edge in sorted(mixed)],
+        }
+
+    def take_form(self, form: Mapping[str, Any]) -> None:
+        """Make a new supernet, with the first of the form's partial channels, one that such weights fit."""
+        for partial in form["partial"][1:]:
+            self.widen(partial)
+        self.pass_by(form["passing"])
+        self.keep(torch.tensor([[name in names for name in self.operations] for names in form["operations"]]))
 
     @property
     def mixed_operations(self) -> list[tuple[int, MixedOperation]]:
@@ -96,6 +113,7 @@ class Supernet(CellNetwork):
             For every new parameter, the one in whose place it is, and where that one begins in it, along all
             dimensions of channels.
         """
+        self.partial.append(partial)
         return {
             new: place for _, mixed in self.mixed_operations for new, place in mixed.widen(partial, self.mean).items()
         }
@@ -215,10 +233,11 @@ class MixedOperation(nn.Module):
         """Leave out all operations but those at `places` of the space's list.
 
         Raises:
-            InputError: if one of them was left out before.
+            InputError: if one of them was left out before, and had weights.
         """
         kept = [self.names[place] for place in places]
-        if gone := [name for name in kept if name not in self.operations]:
+        # A choice has `none` where no other operation leads to the output, also where the search has left it out.
+        if gone := [name for name in kept if name not in self.operations and name != "none"]:
             raise InputError(f"The supernet has left out {', '.join(gone)} on an edge, and has no weights for it.")
         for name in [name for name in self.operations if name not in kept]:
             del self.operations[name]

@@ -50,8 +50,8 @@ class DirichletRelaxation(Relaxation):
         return concentration / concentration.sum(dim=-1, keepdim=True)
 
     def describe(self) -> dict[str, Any]:
-        """Return the concentrations."""
-        return {"concentration": self.concentration.tolist()}
+        """Return the concentrations, 0 for operations that were left out."""
+        return {"concentration": (self.concentration * self.active).tolist()}
 
     def anchor(self, kind: Literal["l2", "kl"]) -> Tensor:
         """Return what holds the distribution near its start: |alpha|^2 / 2 ("l2"), or sum_e KL(Dir || Dir(1)) ("kl").

@@ -11,6 +11,7 @@ from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.searches import _bilevel
+from robust_nas.searches._resources import Resource
 from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
@@ -170,6 +171,50 @@ def test_the_second_order_gradient_is_that_of_the_validation_loss_after_the_opti
         nudge[edge, operation] = 1e-5
         slope = (loss_at(alpha + nudge) - loss_at(alpha - nudge)) / 2e-5
         assert float(gradients[momentum][edge, operation]) == pytest.approx(slope, rel=2e-3, abs=1e-7)
+
+
+def test_a_virtual_step_of_weights_on_single_paths_is_one_on_the_mixture(space, data, monkeypatch):
+    # Else alpha would have no part in the step, and the second order no part in its gradient.
+    seen = []
+    crafted = _bilevel._Search._crafted
+
+    def noted(self, step, level, *arguments):
+        mixture, *others = crafted(self, step, level, *arguments)
+        seen.append((level, mixture.requires_grad))
+        return mixture, *others
+
+    monkeypatch.setattr(_bilevel._Search, "_crafted", noted)
+    options = {**QUICK, "epochs": 1, "order": "second", "single_path": True, "hold_sample": False}
+    Dirichlet(**options).search(space, data, THREAT, _stage())
+    assert set(seen) == {("virtual", True), ("alpha", True), ("weights", False)}
+
+
+def test_a_finished_search_that_is_read_again_believes_the_same(space, data, tmp_path):
+    search = DARTS(**QUICK, temperature=(5.0, 0.01), alpha_learning_rate=0.1)
+    whole = search.search(space, data, THREAT, _stage(tmp_path))
+    assert search.search(space, data, THREAT, _stage(tmp_path)).probabilities == whole.probabilities
+
+
+def test_weights_that_diverge_are_named(space, data):
+    search = Dirichlet(**QUICK, objective=Standard(), learning_rate=1e25, alpha_interval=2)
+    with pytest.raises(InputError, match=r"search\.learning_rate lower than 1e\+25"):
+        search.search(space, data, THREAT, _stage())
+
+
+@pytest.mark.parametrize("kept", [(7, 3), (4, 3)])
+def test_a_search_begins_with_all_operations(space, data, kept):
+    with pytest.raises(InputError, match="must begin with all 5 operations of nasbench201"):
+        DARTS(**QUICK, kept_operations=kept).search(space, data, THREAT, _stage())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kept_operations": (5, 3)}, {"alpha_frozen": 0.5}, {"order": "second"}, {"resource": Resource(limit=1.0)}],
+    ids=str,
+)
+def test_random_sharing_takes_no_setting_of_what_alpha_learns(options):
+    with pytest.raises(InputError, match=f"search.{next(iter(options))} is about what alpha learns"):
+        RandomSharing(**options)
 
 
 def test_random_sharing_learns_nothing_of_the_operations_and_never_draws_a_constant_cell(space, data, monkeypatch):

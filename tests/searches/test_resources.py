@@ -9,7 +9,8 @@ from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.run_dir import Stage, load_state
+from robust_nas.searches import _bilevel
 from robust_nas.searches._resources import Resource
 from robust_nas.searches.darts import DARTS
 from robust_nas.supernet.softmax import SoftmaxRelaxation
@@ -87,6 +88,42 @@ def test_a_limit_that_cannot_be_kept_ends_near_the_cheapest(space, data):
     Resource(limit=1.0, hard=True).keep(cost, relaxation)
     assert bool(relaxation.alpha.isfinite().all())
     assert float(cost.of(relaxation.mean())) < cost.fixed + 0.1 * (before - cost.fixed)
+
+
+def test_a_hard_limit_below_every_network_is_refused(space, data):
+    # No operation in any cell: what is left is the stem, the reduction and the classifier.
+    least = count_parameters(space.network(space.parse("111111"), data))
+    Resource(limit=least, hard=True).cost(space, data, torch.device("cpu"))
+    with pytest.raises(InputError, match=f"the least that a network of nasbench201 costs in parameters is {least}"):
+        Resource(limit=least - 1, hard=True).cost(space, data, torch.device("cpu"))
+
+
+def test_costs_of_a_data_set_on_another_device_are_the_same(space, data, monkeypatch):
+    expected = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    meta = torch.device("meta")  # any that is not the CPU
+    monkeypatch.setattr(datasets.Dataset, "channel_statistics", (torch.zeros(1, device=meta),) * 2)
+    found = Resource(limit=1.0).cost(space, data, meta)
+    assert found.fixed == expected.fixed and torch.equal(found.operations, expected.operations)
+
+
+def test_a_latency_is_measured_once_for_a_search_that_resumes(space, data, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    quick = {"epochs": 1, "batch_size": 16, "validation_attack": PGD(steps=0)}
+    search = DARTS(**quick, resource=Resource(quantity="latency", limit=1.0))
+    stage = Stage("search", 0, World(), Progress(quiet=True), tmp_path)
+    search.search(space, data, ThreatModel(epsilon=0.1), stage)
+    costs = []
+    load = _bilevel._Search.load_state
+    monkeypatch.setattr(
+        _bilevel._Search,
+        "load_state",
+        lambda self, state: costs.append(self.cost) or load(self, state) or costs.append(self.cost),
+    )
+    search.search(space, data, ThreatModel(epsilon=0.1), stage)
+    saved = load_state(stage.checkpoint)["state"]["cost"]
+    measured, taken = costs
+    assert measured != taken
+    assert taken.fixed == saved["fixed"] and torch.equal(taken.operations, saved["operations"])
 
 
 def test_wrong_limits_are_refused():

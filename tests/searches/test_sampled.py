@@ -75,6 +75,40 @@ def test_an_interrupted_search_resumes_to_the_same_trials(space, data, tmp_path,
     assert [row["architecture"] for row in rows] == [trial["architecture"] for trial in whole.record["trials"]]
 
 
+def test_a_search_that_is_killed_in_the_supernets_training_goes_on_there(space, data, tmp_path, monkeypatch):
+    sharing = dataclasses.replace(SHARING, epochs=3)
+    search = Sampled(sampler=Random(), trials=1, sharing=sharing, attack=FGSM())
+    whole = search.search(space, data, THREAT, _stage())
+    save, saved = Stage.save, []
+
+    def killed(self, done, state):
+        save(self, done, state)
+        if self.folder is not None:
+            saved.append((self.name, done))
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(space, data, THREAT, _stage(tmp_path))
+    resumed = search.search(space, data, THREAT, _stage(tmp_path))
+    assert saved == [("search-sharing", 1), ("search-sharing", 2), ("search-sharing", 3), ("search", 1)]
+    assert resumed.record["trials"] == whole.record["trials"]
+
+
+def test_what_the_sampler_cannot_do_is_said_before_a_supernet_is_trained(space, data, monkeypatch):
+    monkeypatch.setattr(RandomSharing, "search", lambda *_: pytest.fail("trained"))
+    search = Sampled(sampler=Evolution(), objectives=("robust", "parameters"), sharing=SHARING)
+    with pytest.raises(InputError, match="objective"):
+        search.search(space, data, THREAT, _stage())
+
+
+def test_batches_are_those_of_the_trainings_that_there_are():
+    assert Sampled(sharing=SHARING).batch_sizes == [16]
+    assert Sampled(training=Training(batch_size=32)).batch_sizes == [32]
+    assert Sampled(objectives=("score",)).batch_sizes == []
+
+
 def test_several_objectives_go_to_the_sampler_and_the_first_one_ranks(space, data):
     search = Sampled(
         sampler=NSGA2(population_size=4),

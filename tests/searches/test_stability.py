@@ -13,6 +13,7 @@ from robust_nas.searches import _bilevel
 from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
 from robust_nas.searches.darts import DARTS
 from robust_nas.threat import ThreatModel
+from robust_nas.training.cat import CAT
 
 QUICK = {"batch_size": 16, "validation_attack": PGD(steps=0), "alpha_learning_rate": 0.1}
 
@@ -68,7 +69,9 @@ def test_edges_that_prefer_what_learns_nothing_are_counted():
         ([None] * 3 + [1.0] * 5 + [9.0] * 4, [0.0] * 12, False),  # too few to compare
         ([1.0] * 10, [0.0] * 6 + [1.0] * 4, False),
         ([1.0] * 10, [0.0] * 5 + [1.0] * 5, True),
-        ([None] * 10, [1.0] * 10, False),  # alpha has not learned yet
+        ([None] * 10, [None] * 10, False),  # alpha has not learned yet
+        ([None] * 5 + [1.0] * 5, [None] * 5 + [1.0] * 5, True),
+        ([None] * 10, [None] * 5 + [1.0] * 5, True),  # eigenvalues are not looked at
     ],
 )
 def test_a_collapse_is_a_growing_eigenvalue_or_edges_that_stay_without_parameters(eigenvalues, dominances, collapsed):
@@ -110,6 +113,37 @@ def test_a_search_goes_back_and_on_with_a_stronger_anchor(space, data, monkeypat
     assert torch.equal(anchors[8], anchors[4])
     # What is looked at afterwards begins anew.
     assert calls == [1, 2, 3, 4, 1, 2]
+
+
+def test_a_second_collapse_goes_back_to_what_the_first_went_back_to(space, data, monkeypatch):
+    search, _ = _watched(monkeypatch, {3, 4}, restarts=2)
+    found = search.search(space, data, ThreatModel(epsilon=0.1), _stage())
+    # Nothing of the collapsed search is healthy: the fourth epoch went on from the first, and goes back to it.
+    assert [(item["epoch"], item["back_to"]) for item in found.record["collapses"]] == [(3, 1), (4, 1)]
+
+
+def test_edges_without_parameters_are_watched_without_eigenvalues_once_alpha_learns(space, data):
+    watch = Watch(growth=0, dominance=0.0, window=1)
+    found = DARTS(epochs=4, watch=watch, alpha_frozen=0.5, **QUICK).search(
+        space, data, ThreatModel(epsilon=0.1), _stage()
+    )
+    assert [row["dominance"] is None for row in found.record["trajectory"]] == [True, True, True, False]
+    assert found.record["collapses"][0]["epoch"] == 3
+
+
+def test_a_stage_is_not_compared_with_the_one_before(space, data, monkeypatch):
+    search, calls = _watched(monkeypatch, set())
+    dataclasses.replace(search, kept_operations=(5, 3)).search(space, data, ThreatModel(epsilon=0.1), _stage())
+    assert calls == [1, 2, 3, 1, 2, 3]
+
+
+def test_watching_leaves_what_the_objective_remembers_as_it_is(space, data):
+    small = dataclasses.replace(data, validation=data.validation[:16])  # its rows are not those of the training split
+    options = {"epochs": 2, "objective": CAT(attack=PGD(steps=1)), **QUICK}
+    plain = DARTS(**options).search(space, small, ThreatModel(epsilon=0.1), _stage())
+    watched = DARTS(**options, watch=Watch(images=8)).search(space, small, ThreatModel(epsilon=0.1), _stage())
+    assert watched.probabilities == plain.probabilities
+    DARTS(**options, order="second").search(space, small, ThreatModel(epsilon=0.1), _stage())
 
 
 def test_a_watched_search_resumes_to_the_same_result(space, data, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -178,6 +179,40 @@ def test_an_operation_that_was_left_out_is_gone(space, data):
     assert not any("nor_conv_1x1" in name for name in supernet.state_dict())
     with pytest.raises(InputError, match="has left out nor_conv_1x1"):
         supernet.choose(Architecture.parse("222222"))
+
+
+@pytest.mark.parametrize("passing", [0.0, 0.5])
+def test_another_supernet_of_its_form_takes_its_weights_and_computes_the_same(space, data, passing):
+    torch.manual_seed(0)
+    supernet = space.supernet(data, partial=4)
+    supernet.widen(2)
+    supernet.widen(1)
+    supernet.pass_by(passing)
+    active = torch.rand(6, 5) > 0.5
+    active[:, 0] = torch.tensor([True, False] * 3)
+    supernet.keep(active)
+    other = space.supernet(data, partial=4)
+    other.take_form(json.loads(json.dumps(supernet.form)))
+    other.load_state_dict(supernet.state_dict())
+    mixture = torch.rand(6, 5) * active
+    assert torch.equal(other(data.train.images, mixture), supernet(data.train.images, mixture))
+
+
+def test_the_chosen_network_of_edges_without_output_needs_no_operation_that_was_left_out(space, data):
+    # 0-1 leads to nodes that nothing follows: it is built as `none`, which the search has left out there.
+    architecture = Architecture.parse("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|")
+    supernet = space.supernet(data)
+    names = list(space.operations)
+    active = torch.ones(6, 5, dtype=torch.bool)
+    active[0, names.index("none")] = False
+    supernet.keep(active)
+    plain = torch.zeros(6, 5)
+    plain[:, names.index("none")] = 1
+    plain[3] = torch.eye(5)[names.index("skip_connect")]
+    expected = space.supernet(data)
+    expected.load_state_dict(supernet.state_dict())
+    images = data.train.images
+    torch.testing.assert_close(supernet.choose(architecture)(images), expected(images, plain))
 
 
 def test_channels_that_cannot_be_shared_out_are_refused(data):
