@@ -97,9 +97,8 @@ class Sampled:
             InputError: if the sampler does not take as many objectives, or what training and evaluation raise.
         """
         seed = seed_at(stage.seed)
-        self.sampler.start(
-            space, len(self.objectives), seed
-        )  # what it cannot do is said before the supernet is trained
+        # What the sampler cannot do is said before the supernet is trained.
+        self.sampler.start(space, len(self.objectives), seed)
         supernet, sharing = None, replace(stage, name=f"{stage.name}-sharing")
         done, state = stage.resume()
         seconds = 0.0
