@@ -85,9 +85,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(module: object, message
 def test_an_argument_of_another_kind_costs_a_sentence_that_says_what_to_give() -> None:
     data, threat, model = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.03), nn.Flatten()
     for call, message in {
-        (
-            lambda: rn.certify(model, data, threat)
-        ): r"one ImageSet .*data\.test.* one Dataset",
+        (lambda: rn.certify(model, data, threat)): r"one ImageSet .*data\.test.* one Dataset",
         (lambda: rn.certify(model, data.test, 0.03)): r"one ThreatModel .*but got one float",
         (lambda: rn.certify(model, data.test, threat, epsilons=0.01)): r"write \[0\.01\]",
         (lambda: rn.build_ensemble([model], data, threat)): "such as data.test",
