@@ -159,10 +159,7 @@ class MixedCell(nn.Module):
 
 
 class _Node:
-    """A node's features, and what several edges make of them alike: computed once, which is a third of a cell's time.
-
-    (`benchmarks/supernet_speed.py`.)
-    """
+    """A node's features, and what several edges make of them alike, computed once."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
