@@ -188,7 +188,7 @@ class World:
 
         The gradient is the mean over ranks as well: each rank's `value` has a part in every rank's loss.
         """
-        return value if self.size == 1 else _Mean.apply(value, self)  # type: ignore[no-any-return]
+        return value if self.size == 1 else _Mean.apply(value, self)
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of `value` over all ranks."""
