@@ -226,6 +226,9 @@ class Bilevel(ABC):
         return SearchResult(space.operations, at_work.relaxation.mean().tolist(), at_work.supernet, record)
 
 
+DRAWS = 1000
+"""Draws after which a search is said to have come to constant architectures alone."""
+
 _SPLIT = {"virtual": "weights", "stability": "alpha"}
 """The level whose images these are of."""
 
@@ -445,16 +448,23 @@ class _Search:
         return mixture, batch, crafted
 
     def _sample(self, *place: str | int) -> Tensor:
-        """Return a mixture [E, O]; a single architecture whose output does not depend on its input is drawn again."""
-        for attempt in itertools.count():
+        """Return a mixture [E, O]; a single architecture whose output does not depend on its input is drawn again.
+
+        Raises:
+            InputError: if there are hardly any others.
+        """
+        for attempt in range(DRAWS):
             seed = seed_at(self.stage.seed, *place, *[attempt] * (attempt > 0))
             mixture = self.relaxation.sample(seed)
             if self.plan.single_path and "weights" in place:
                 mixture = drawn_by(mixture.detach(), seed)
             weights, chosen = mixture.detach().max(-1)
             if bool((weights < 1).any()) or self.space.is_connected(chosen.tolist()):
-                break
-        return mixture.to(self.world.device)
+                return mixture.to(self.world.device)
+        raise InputError(
+            f"The search has come to architectures whose output does not depend on their input, {DRAWS} draws in a "
+            f"row; set search.alpha_learning_rate lower than {self.plan.alpha_learning_rate}, or keep more operations."
+        )
 
     def _objective(
         self, model: nn.Module, crafted: Tensor, batch: Batch, forward: Callable[[Tensor], Tensor] | None = None

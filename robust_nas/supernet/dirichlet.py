@@ -30,8 +30,8 @@ class DirichletRelaxation(Relaxation):
     @property
     def concentration(self) -> Tensor:
         """The concentrations [E, O], differentiable in alpha."""
-        # elu(alpha) + 1, written so that a very negative alpha does not round to a concentration of 0.
-        return torch.where(self.alpha > 0, self.alpha + 1, self.alpha.clamp(max=0).exp())
+        # elu(alpha) + 1, written so that a very negative alpha does not round to a concentration of 0; exp(-80) is one.
+        return torch.where(self.alpha > 0, self.alpha + 1, self.alpha.clamp(-80, 0).exp())
 
     def sample(self, seed: int) -> Tensor:
         """Return a mixture [E, O], rows on the simplex, with the pathwise gradient to alpha."""

@@ -18,6 +18,7 @@ from robust_nas.searches.gumbel import Gumbel
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.seeds import seed_at, seeded
 from robust_nas.supernet import Supernet
+from robust_nas.supernet._relaxation import Relaxation
 from robust_nas.supernet.softmax import SoftmaxRelaxation
 from robust_nas.threat import ThreatModel
 from robust_nas.training.ibp import IBP
@@ -199,6 +200,18 @@ def test_weights_that_diverge_are_named(space, data):
     search = Dirichlet(**QUICK, objective=Standard(), learning_rate=1e25, alpha_interval=2)
     with pytest.raises(InputError, match=r"search\.learning_rate lower than 1e\+25"):
         search.search(space, data, THREAT, _stage())
+
+
+def test_a_search_that_has_come_to_constant_cells_alone_ends(space, data, monkeypatch):
+    init = Relaxation.__init__
+
+    def decided(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self.alpha.data[:, space.operations.index("none")] = 1e4
+
+    monkeypatch.setattr(Relaxation, "__init__", decided)
+    with pytest.raises(InputError, match="output does not depend on their input"):
+        Gumbel(**QUICK).search(space, data, THREAT, _stage())
 
 
 @pytest.mark.parametrize("kept", [(7, 3), (4, 3)])

@@ -102,3 +102,11 @@ def test_the_entropy_of_uniform_draws_is_the_logarithm_of_what_is_left():
     assert relaxation.entropy() == pytest.approx(math.log(5))
     samples = torch.stack([relaxation.sample(seed) for seed in range(4000)])
     torch.testing.assert_close(samples.mean(0), torch.full((6, 5), 0.2), atol=0.03, rtol=0)
+
+
+def test_concentrations_of_alphas_far_below_0_can_be_drawn_from_and_those_left_out_are_shown_as_0():
+    relaxation = DirichletRelaxation(2, 3, seed=0)
+    relaxation.alpha.data[:] = torch.tensor([-1e4, 0.0, 1.0])
+    assert bool(relaxation.sample(0).isfinite().all())
+    relaxation.keep(2)
+    assert relaxation.describe()["concentration"] == [[0.0, 1.0, 2.0]] * 2
