@@ -82,6 +82,11 @@ class Sampled:
                 raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise InputError(f"search.objectives must be one or more different ones, but got {list(self.objectives)}.")
+        if not {"robust", "clean", "score"} & set(self.objectives):
+            raise InputError(
+                f"search.objectives must have robust, clean or score among them, but got {list(self.objectives)}: what "
+                "is only cheap computes nothing."
+            )
 
     @property
     def batch_sizes(self) -> list[int]:

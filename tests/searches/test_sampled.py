@@ -153,6 +153,7 @@ def test_wrong_settings_are_refused():
         ({"trials": 0}, r"search\.trials must be at least 1"),
         ({"objectives": ()}, "one or more different ones"),
         ({"objectives": ("robust", "robust")}, "one or more different ones"),
+        ({"objectives": ("parameters",)}, "what is only cheap computes nothing"),
     ]:
         with pytest.raises(InputError, match=message):
             Sampled(**options)
