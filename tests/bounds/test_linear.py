@@ -359,7 +359,13 @@ def test_images_that_are_mixed_where_only_bounds_are_looked_at_are_refused() -> 
         CROWN().margins(Network(), images(2), labels(2), THREATS[0])
 
 
-@pytest.mark.parametrize("kind", [Interval, *KINDS])
+SLOW = pytest.mark.slow
+"""Left out of a run of all tests; `bash scripts/test.sh -m slow` runs them."""
+
+
+@pytest.mark.parametrize(
+    "kind", [Interval, *(pytest.param(kind, marks=[SLOW] * (kind is AlphaCROWN)) for kind in KINDS)]
+)
 def test_less_memory_gives_the_same_bounds(kind: Any) -> None:
     model, x, y = cell_network(), images(6), labels(6, 10)
     threat = ThreatModel(epsilon=0.01)
