@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robust_nas import datasets, searches, spaces
+from robust_nas import datasets, searches
 from robust_nas.attacks.pgd import PGD
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -27,17 +27,6 @@ from robust_nas.training.standard import Standard
 THREAT = ThreatModel(epsilon=0.1)
 QUICK = {"epochs": 2, "batch_size": 16, "validation_attack": PGD(steps=0)}
 PROGRESSIVE = {"epochs": 4, "kept_operations": (5, 2), "partial_channels": (2, 1), "widening": 0.5}
-
-
-@pytest.fixture(scope="module")
-def data():
-    digits = datasets.load("digits")
-    return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=None)
-
-
-@pytest.fixture(scope="module")
-def space():
-    return spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
 
 
 def _stage(folder=None) -> Stage:

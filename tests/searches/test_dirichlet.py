@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from robust_nas import datasets, spaces
+from robust_nas import datasets
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.bounds.interval import Interval
@@ -29,11 +29,6 @@ SEARCH = Dirichlet(epochs=2, batch_size=16, validation_attack=PGD(steps=1), alph
 def data():
     digits = datasets.load("digits")
     return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=digits.test[:1])
-
-
-@pytest.fixture(scope="module")
-def space():
-    return spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
 
 
 def _stage(folder=None) -> Stage:

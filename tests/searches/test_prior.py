@@ -1,10 +1,8 @@
-import dataclasses
 import itertools
 
 import pytest
 import torch
 
-from robust_nas import datasets, spaces
 from robust_nas.attacks.pgd import PGD
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -14,17 +12,6 @@ from robust_nas.run_dir import Stage
 from robust_nas.searches._prior import Prior, effects
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.threat import ThreatModel
-
-
-@pytest.fixture(scope="module")
-def data():
-    digits = datasets.load("digits")
-    return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=None)
-
-
-@pytest.fixture(scope="module")
-def space():
-    return spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
 
 
 def _stage() -> Stage:

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 
@@ -17,12 +15,6 @@ from robust_nas.supernet.softmax import SoftmaxRelaxation
 from robust_nas.threat import ThreatModel
 
 CELLS = ["323133", "333333", "222444", "111111"]
-
-
-@pytest.fixture(scope="module")
-def data():
-    digits = datasets.load("digits")
-    return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=None)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from robust_nas import datasets, derivation, samplers, spaces
+from robust_nas import derivation, samplers
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.complexity import count_parameters
 from robust_nas.distributed import World
@@ -22,17 +22,6 @@ from robust_nas.training.standard import Standard
 
 THREAT = ThreatModel(epsilon=0.02)
 SHARING = RandomSharing(epochs=1, batch_size=16, validation_attack=FGSM())
-
-
-@pytest.fixture(scope="module")
-def data():
-    digits = datasets.load("digits")
-    return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=None)
-
-
-@pytest.fixture(scope="module")
-def space():
-    return spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
 
 
 def _stage(folder=None) -> Stage:

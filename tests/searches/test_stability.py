@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from robust_nas import datasets, spaces
+from robust_nas import datasets
 from robust_nas.attacks.pgd import PGD
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -22,11 +22,6 @@ QUICK = {"batch_size": 16, "validation_attack": PGD(steps=0), "alpha_learning_ra
 def data():
     digits = datasets.load("digits")
     return dataclasses.replace(digits, train=digits.train[:32], validation=digits.validation[:32], test=None)
-
-
-@pytest.fixture(scope="module")
-def space():
-    return spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
 
 
 def _stage(folder=None) -> Stage:
