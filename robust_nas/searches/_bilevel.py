@@ -72,6 +72,9 @@ class Bilevel(ABC):
         resource: a limit on what the expected network costs, which alpha pays for or keeps to.
         prior: where alpha starts: what a score of untrained networks says of the operations; near 0, if not given.
         watch: what tells that the search collapses, and what is done then; nothing, if not given.
+        auxiliary_skip: how much of an edge's input is added to its mixture at the start, falling linearly to 0 at the
+            end (DARTS-, arXiv:2009.01027). It carries the gradient that alpha would otherwise choose skip connections
+            for.
         alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
         kept_operations: progressive shrinking: how many operations an edge has in each stage of the search; stages take
             equally many epochs. `[5, 3]` leaves out the two of the least weight at half-time. All, if not given.
@@ -103,6 +106,7 @@ class Bilevel(ABC):
     resource: Resource | None = None
     prior: Prior | None = None
     watch: Watch | None = None
+    auxiliary_skip: float = 0.0
     alpha_frozen: float = 0.0
     kept_operations: tuple[int, ...] = ()
     partial_channels: tuple[int, ...] = ()
@@ -124,7 +128,7 @@ class Bilevel(ABC):
                 f"search.epsilon_warm_up and search.epsilon_ramp must be at most 1 together, but got "
                 f"{self.epsilon_warm_up} and {self.epsilon_ramp}; epsilon would not reach its full size."
             )
-        for name in ("final_learning_rate", "weight_decay", "anchor_scale"):
+        for name in ("final_learning_rate", "weight_decay", "anchor_scale", "auxiliary_skip"):
             if getattr(self, name) < 0:
                 raise InputError(f"search.{name} must not be negative, but got {getattr(self, name)}.")
         for name in ("learning_rate", "alpha_learning_rate", "gradient_clip"):
@@ -340,7 +344,7 @@ class _Search:
             of_stage = (epoch + iteration / len(train) - first) / (last - first)
             growth = growth_at(share, plan.epsilon_warm_up, plan.epsilon_ramp)
             step = _Step(self.threat.grown(growth), growth, (epoch, iteration))
-            self.relaxation.share = share
+            self._go_to(share)
             if self.number and plan.partial_channels:
                 self.supernet.pass_by(max(0.0, 1 - of_stage / plan.widening) if plan.widening else 0.0)
             for group in self.weight_optimiser.param_groups:
@@ -352,6 +356,11 @@ class _Search:
         for kept in self.memory.values():
             kept.merge(world)
         return float(world.mean(torch.stack(losses).mean()))
+
+    def _go_to(self, share: float) -> None:
+        """Set what follows how much of the search is over."""
+        self.relaxation.share = share
+        self.supernet.add_skip(self.plan.auxiliary_skip * (1 - share))
 
     def _step_of_alpha(self, step: _Step, train: Tensor) -> None:
         """Move alpha along the gradient of the objective on a validation batch."""
@@ -483,6 +492,7 @@ class _Search:
     def snapshot(self, epoch: int) -> dict[str, Any]:
         """Return the mean mixture and the validation accuracies at it, where nothing is drawn."""
         plan, relaxation = self.plan, self.relaxation
+        self._go_to(epoch / plan.epochs)
         mean, images = relaxation.mean(), self.data.validation[: plan.validation_images]
         network = self.supernet.at(mean.to(self.world.device))
         within = self.stage.within("validation")
@@ -557,7 +567,7 @@ class _Search:
             self._begin(self.number + 1, state["active"])
         self.supernet.load_state_dict(state["supernet"])
         self.relaxation.alpha.data.copy_(state["alpha"])
-        self.relaxation.share = state["share"]
+        self._go_to(state["share"])
         self.weight_optimiser.load_state_dict(state["weight_optimiser"])
         self.alpha_optimiser.load_state_dict(state["alpha_optimiser"])
         for level, kept in state["memory"].items():

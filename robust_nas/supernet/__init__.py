@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import has_torch_function_unary
 
 from robust_nas.errors import InputError
 from robust_nas.models.cells import AveragePool3x3, CellNetwork, ReLUConvBN, Zero, make_operation
@@ -123,6 +124,11 @@ class Supernet(CellNetwork):
         for _, mixed in self.mixed_operations:
             mixed.passing = share
 
+    def add_skip(self, scale: float) -> None:
+        """Add every mixed operation's input to what it gives, times `scale` (DARTS-, arXiv:2009.01027)."""
+        for _, mixed in self.mixed_operations:
+            mixed.auxiliary = scale
+
 
 class SampledSupernet(nn.Module):
     """A supernet with its mixture held fixed: images to logits, like any network."""
@@ -148,14 +154,19 @@ class MixedCell(nn.Module):
 
     def forward(self, x: Tensor, weights: Sequence[Weights]) -> Tensor:
         """Return the last node [B, C, H, W], for each edge's weights."""
-        nodes, edge = [_Node(x)], 0
-        for _ in range(1, self.num_nodes):
-            incoming = []
-            for source in nodes:
-                incoming.append(self.edges[edge].mix(source, weights[edge]))  # type: ignore[operator]
-                edge += 1
-            nodes.append(_Node(sum(incoming[1:], incoming[0])))
-        return nodes[-1].x
+        last = self.num_nodes - 1
+        incoming: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
+        for source in range(last):
+            node = _Node(sum(incoming[source][1:], incoming[source][0]) if source else x)
+            # Edges are numbered target by target: those from the first, the second, ... node into each.
+            numbers = [target * (target - 1) // 2 + source for target in range(source + 1, last + 1)]
+            edges: list[MixedOperation] = [self.edges[number] for number in numbers]  # type: ignore[misc]
+            node.convolve(
+                [block for edge, number in zip(edges, numbers, strict=True) for block in edge.blocks(weights[number])]
+            )
+            for target, edge, number in zip(range(source + 1, last + 1), edges, numbers, strict=True):
+                incoming[target].append(edge.mix(node, weights[number]))
+        return sum(incoming[last][1:], incoming[last][0])
 
 
 class _Node:
@@ -163,6 +174,24 @@ class _Node:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
+        self.convolved: dict[ReLUConvBN, Tensor] = {}
+        """Weighted outputs of blocks."""
+
+    def convolve(self, blocks: Sequence[tuple[ReLUConvBN, Tensor]]) -> None:
+        """Compute the given blocks, times their weights, in one convolution and one batch norm for each kernel size.
+
+        Channels do not see each other in either, and a batch norm's scale can be the mixture's weight: what comes out
+        is what the blocks give one by one, but for rounding, in less time.
+        """
+        if has_torch_function_unary(self.x):  # such as bounds, which follow modules
+            return
+        alike: dict[Any, list[tuple[ReLUConvBN, Tensor]]] = {}
+        for block, weight in blocks:
+            if (kind := _kind(block)) is not None:
+                alike.setdefault(kind, []).append((block, weight))
+        for pairs in alike.values():
+            if len(pairs) > 1:
+                self.convolved |= _computed_jointly(self.rectified, pairs)
 
     @cached_property
     def rectified(self) -> Tensor:
@@ -172,6 +201,47 @@ class _Node:
     def pooled(self) -> Tensor:
         pooled: Tensor = AveragePool3x3()(self.x)
         return pooled
+
+
+def _kind(block: ReLUConvBN) -> Any:
+    """Return what blocks have alike that are computed together; None if something watches or replaces their parts."""
+    convolution, norm = block.convolution, block.norm
+    if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or norm.momentum is None:
+        return None
+    if convolution._forward_pre_hooks or norm._forward_pre_hooks or convolution._forward_hooks or norm._forward_hooks:
+        return None
+    return convolution.kernel_size, norm.training, norm.running_mean is None, norm.momentum, norm.eps
+
+
+def _computed_jointly(x: Tensor, pairs: Sequence[tuple[ReLUConvBN, Tensor]]) -> dict[ReLUConvBN, Tensor]:
+    """Return w BN(conv(x)) of blocks of one kind, with the running statistics moved as each block would."""
+    blocks = [block for block, _ in pairs]
+    first, widths = blocks[0], [block.convolution.out_channels for block in blocks]
+    convolved = F.conv2d(
+        x, torch.cat([block.convolution.weight for block in blocks]), padding=first.convolution.padding
+    )
+    norm, scale = (
+        first.norm,
+        torch.cat([weight.expand(width) for (_, weight), width in zip(pairs, widths, strict=True)]),
+    )
+    means, variances = ([getattr(block.norm, name) for block in blocks] for name in ("running_mean", "running_var"))
+    tracked = norm.running_mean is not None
+    mean, variance = (torch.cat(means), torch.cat(variances)) if tracked else (None, None)
+    normed = F.batch_norm(
+        convolved,
+        mean,
+        variance,
+        scale,
+        torch.zeros_like(scale),
+        training=norm.training or not tracked,
+        momentum=cast(float, norm.momentum),
+        eps=norm.eps,
+    )
+    if norm.training and mean is not None and variance is not None:
+        with torch.no_grad():
+            torch._foreach_copy_([*means, *variances], [*mean.split(widths), *variance.split(widths)])
+            torch._foreach_add_([cast(Tensor, block.norm.num_batches_tracked) for block in blocks], 1)
+    return dict(zip(blocks, normed.split(widths, 1), strict=True))
 
 
 class MixedOperation(nn.Module):
@@ -192,11 +262,18 @@ class MixedOperation(nn.Module):
         self.width = channels // partial
         self.start = block % partial * self.width
         self.operations = nn.ModuleDict({name: make_operation(name, self.width, affine=False) for name in operations})
-        self.passing = 0.0
+        self.passing = self.auxiliary = 0.0
         self.register_buffer("fresh", torch.zeros(self.width), persistent=False)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         return self.mix(_Node(x), list(weights.unbind()))
+
+    def blocks(self, weights: Weights) -> list[tuple[ReLUConvBN, Tensor]]:
+        """Return the convolutions on all channels, with their weights."""
+        if self.width < self.channels:
+            return []
+        pairs = [(operation, weights[self.names.index(name)]) for name, operation in self.operations.items()]
+        return [(block, weight) for block, weight in pairs if isinstance(block, ReLUConvBN) and weight is not None]
 
     def mix(self, node: _Node, weights: Weights) -> Tensor:
         """Return the mixture [B, C, H, W] of the operations on a node's features."""
@@ -211,13 +288,17 @@ class MixedOperation(nn.Module):
             weight = weights[self.names.index(name)]
             if weight is None:
                 continue
-            if isinstance(operation, ReLUConvBN):
+            if isinstance(operation, ReLUConvBN) and operation in node.convolved:
+                terms.append(node.convolved[operation])
+            elif isinstance(operation, ReLUConvBN):
                 terms.append(weight * operation.norm(operation.convolution(self._own(node.rectified))))
             elif isinstance(operation, AveragePool3x3):
                 terms.append(weight * self._own(node.pooled))
             elif not isinstance(operation, Zero):
                 terms.append(weight * operation(self._own(node.x)))
         own = self._own(node.x)
+        if self.auxiliary:
+            terms.append(self.auxiliary * own)
         mixed = sum(terms[1:], terms[0]) if terms else torch.zeros_like(own)
         if self.passing:
             mixed = mixed + (self.passing * self.fresh).view(-1, 1, 1) * (own - mixed)
