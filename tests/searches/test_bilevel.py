@@ -49,6 +49,15 @@ def test_half_way_operations_are_left_out_and_all_channels_mixed(space, data):
     assert all(mixed.passing == 0 for _, mixed in found.supernet.mixed_operations)
 
 
+def test_the_auxiliary_skip_is_gone_at_the_end_of_the_search(space, data, monkeypatch):
+    scales, add = [], Supernet.add_skip
+    monkeypatch.setattr(Supernet, "add_skip", lambda self, scale: scales.append(scale) or add(self, scale))
+    found = Dirichlet(**QUICK, auxiliary_skip=0.5).search(space, data, THREAT, _stage())
+    assert scales[0] == 0.5 and scales[-1] == 0 and scales == sorted(scales, reverse=True)
+    assert 0.25 in scales  # half-way
+    assert all(mixed.auxiliary == 0 for _, mixed in found.supernet.mixed_operations)
+
+
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
 def test_a_progressive_search_resumes_to_the_same_result(space, data, tmp_path, monkeypatch, killed_after):
     search = Gumbel(**{**QUICK, **PROGRESSIVE}, alpha_learning_rate=0.1)

@@ -93,20 +93,53 @@ def test_what_is_chosen_is_a_copy_that_holds_nothing_else(space, data):
     assert sum(p.numel() for p in chosen.parameters()) == sum(p.numel() for p in discrete.parameters())
 
 
-def test_a_mixed_cell_is_what_the_sum_over_edges_and_operations_says():
+@pytest.mark.parametrize("training", [False, True], ids=["running statistics", "batch statistics"])
+def test_a_mixed_cell_is_what_the_sum_over_edges_and_operations_says(training):
     torch.manual_seed(0)
     space = spaces.load("nasbench201", channels=4)
-    cell, mixture = MixedCell(space, 4).eval(), torch.rand(6, 5)
-    x = torch.randn(2, 4, 6, 6)
+    cell, mixture = MixedCell(space, 4).double().train(training), torch.rand(6, 5).double().requires_grad_()
+    for name, buffer in cell.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    again = copy.deepcopy(cell)
+    x = torch.randn(2, 4, 6, 6).double().requires_grad_()
+    one_by_one = _one_by_one(again, space.operations, x, mixture)
+    together = cell(x, [list(row.unbind()) for row in mixture])
+    torch.testing.assert_close(together, one_by_one)
+    # Convolutions of a node are computed together; gradients and what batch norms remember are theirs all the same.
+    wanted = torch.autograd.grad(one_by_one.square().sum(), [x, mixture, *again.parameters()])
+    got = torch.autograd.grad(together.square().sum(), [x, mixture, *cell.parameters()])
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(cell.state_dict(), again.state_dict())
+
+
+def _one_by_one(cell: MixedCell, operations: tuple[str, ...], x: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
     nodes, edge = [x], 0
     for target in range(1, 4):
         total = torch.zeros_like(x)
         for source in range(target):
-            for weight, name in zip(mixture[edge], space.operations, strict=True):
+            for weight, name in zip(mixture[edge], operations, strict=True):
                 total = total + weight * cell.edges[edge].operations[name](nodes[source])
             edge += 1
         nodes.append(total)
-    torch.testing.assert_close(cell(x, [list(row.unbind()) for row in mixture]), nodes[-1])
+    return nodes[-1]
+
+
+def test_convolutions_that_are_watched_are_called_one_by_one():
+    cell, seen = MixedCell(spaces.load("nasbench201", channels=4), 4), []
+    for edge in cell.edges:
+        edge.operations["nor_conv_3x3"].norm.register_forward_pre_hook(lambda norm, _: seen.append(norm))
+    cell(torch.randn(2, 4, 6, 6), [list(row.unbind()) for row in torch.rand(6, 5)])
+    assert len(set(seen)) == len(seen) == 6
+
+
+def test_an_auxiliary_skip_adds_a_share_of_the_input_to_every_mixed_operation(space, data):
+    torch.manual_seed(0)
+    supernet, x = space.supernet(data).eval(), torch.randn(2, 4, 6, 6)
+    (_, mixed), weights = supernet.mixed_operations[0], torch.rand(5)
+    before = mixed(x, weights)
+    supernet.add_skip(0.25)
+    torch.testing.assert_close(mixed(x, weights), before + 0.25 * x)
 
 
 def test_operations_without_weight_are_not_computed(space, data, monkeypatch):
