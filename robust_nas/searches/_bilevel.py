@@ -243,6 +243,11 @@ class _Search:
     def __init__(self, plan: Bilevel, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> None:
         self.plan, self.space, self.data, self.threat = plan, space, data, threat
         self.stage, self.world = stage, stage.world
+        if len(data.validation) < self.world.size:
+            raise InputError(
+                f"A search needs a validation image for each of {self.world.size} processes, but the validation split "
+                f"of {data.name} has {len(data.validation)}; set data.validation_size higher."
+            )
         if plan.kept_operations and plan.kept_operations[0] != len(space.operations):
             raise InputError(
                 f"search.kept_operations must begin with all {len(space.operations)} operations of {space.name}, of "
@@ -262,6 +267,8 @@ class _Search:
         if plan.resource is not None:
             # One process's: a latency is not measured twice alike, and all have to keep the same alpha.
             self.cost = self.world.broadcast(plan.resource.cost(space, data, self.world.device))
+        self.of_stage = 0.0
+        """How much of the stage of progressive shrinking is over."""
         self.memory = {"alpha": Memory(), "weights": Memory()}
         self.healthy: list[dict[str, Any]] = []
         """States after the last epochs, oldest first, if the search is watched."""
@@ -335,21 +342,17 @@ class _Search:
         plan, world, seed = self.plan, self.world, self.stage.seed
         while self.number + 1 < plan.num_stages and epoch >= plan.first_epoch(self.number + 1):
             self._begin(self.number + 1)
-        first, last = plan.first_epoch(self.number), plan.first_epoch(self.number + 1)
         self.supernet.train()
         train = epoch_batches(len(self.data.train), plan.batch_size, world, seed, "search", "train", epoch)
         losses = []
         for iteration, indices in enumerate(train):
             share = (epoch + iteration / len(train)) / plan.epochs
-            of_stage = (epoch + iteration / len(train) - first) / (last - first)
             growth = growth_at(share, plan.epsilon_warm_up, plan.epsilon_ramp)
             step = _Step(self.threat.grown(growth), growth, (epoch, iteration))
             self._go_to(share)
-            if self.number and plan.partial_channels:
-                self.supernet.pass_by(max(0.0, 1 - of_stage / plan.widening) if plan.widening else 0.0)
             for group in self.weight_optimiser.param_groups:
                 group["lr"] = plan.learning_rate_at(share)
-            if of_stage >= plan.alpha_frozen and iteration % plan.alpha_interval == 0:
+            if self.of_stage >= plan.alpha_frozen and iteration % plan.alpha_interval == 0:
                 self._step_of_alpha(step, indices)
             losses.append(self._step_of_weights(step, indices))
         world.mean_buffers(self.supernet)
@@ -358,9 +361,13 @@ class _Search:
         return float(world.mean(torch.stack(losses).mean()))
 
     def _go_to(self, share: float) -> None:
-        """Set what follows how much of the search is over."""
+        """Set what follows how much of the search, and of its stage, is over."""
+        plan, first = self.plan, self.plan.first_epoch(self.number)
+        self.of_stage = (share * plan.epochs - first) / (plan.first_epoch(self.number + 1) - first)
         self.relaxation.share = share
-        self.supernet.add_skip(self.plan.auxiliary_skip * (1 - share))
+        self.supernet.add_skip(plan.auxiliary_skip * (1 - share))
+        if self.number and plan.partial_channels:
+            self.supernet.pass_by(max(0.0, 1 - self.of_stage / plan.widening) if plan.widening else 0.0)
 
     def _step_of_alpha(self, step: _Step, train: Tensor) -> None:
         """Move alpha along the gradient of the objective on a validation batch."""
