@@ -171,6 +171,7 @@ class Box(Tensor):
 
 @functools.lru_cache(maxsize=1024)
 def _name(func: Any) -> str:
+    """Return the name of an operation as torch spells it."""
     return resolve_name(func) or getattr(func, "__name__", repr(func))
 
 
@@ -463,11 +464,12 @@ def _clone(input: Box, *, memory_format: Any = None) -> Box:
     return Box(input.lower.clone(), input.upper.clone(), node)
 
 
-def _mean(input: Box, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Box:
-    result: Box = _passes_through(torch.mean, linear=True)(input, dim, keepdim, **kwargs)
-    if dim in ((2, 3), (-2, -1)) and input.ndim == 4 and not keepdim and isinstance(result.node, Affine):
+def _mean(input: Box, *args: Any, **kwargs: Any) -> Box:
+    result: Box = _passes_through(torch.mean, linear=True)(input, *args, **kwargs)
+    over = args[0] if args else kwargs.get("dim")
+    shape = input.shape
+    if over in ((2, 3), (-2, -1)) and input.ndim == 4 and result.ndim == 2 and isinstance(result.node, Affine):
         # Over an image's places, as networks end: the adjoint that `linear_pull` would look for.
-        shape = input.shape
         result.node.pull = lambda g: [(g / shape[2:].numel())[..., None, None].expand(-1, *shape)]
     return result
 

@@ -273,6 +273,7 @@ AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     "padding with a number": lambda x: F.pad(x, (1, 0, 2, 1), value=3.0),
     "mean": lambda x: x.mean((2, 3)),
     "mean of another shape": lambda x: x.mean((-1, -2), keepdim=True),
+    "mean over an axis": lambda x: x.mean(axis=3),  # type: ignore[call-overload]
     "mean over channels": lambda x: x[..., :2].mean((1, 2)),
     "sum": lambda x: x.sum(1, keepdim=True),
     "views": lambda x: x.permute(0, 2, 1, 3).flatten(2).unsqueeze(1).transpose(2, 3)[:, :, 1:],
