@@ -1,29 +1,35 @@
 """Our linear bounds beside auto_LiRPA's on the same networks: processor time, memory, and what is certified.
 
     python benchmarks/bound_speed.py digits mnist cifar10
+    python benchmarks/bound_speed.py cifar10-n5 --kinds crown_ibp    # a network of the published size
     python benchmarks/bound_speed.py limits 0.25 0.5 1 2     # GiB: how CROWN-IBP of a large network keeps to them
     python benchmarks/bound_speed.py limits crown 8          # and CROWN, of one image
 
 auto_LiRPA (https://github.com/Verified-Intelligence/auto_LiRPA) has to be importable. Its average pooling counts the
 padding, so that it gets networks whose pooling is rewritten, with the same logits. Networks are `attack_speed.py`'s
-(NAS-Bench-201 cells, 8 channels), kept in `--weights`, trained on first use on the images in `--data`; or, with
-`--certified`, trained for intervals. One thread; in every row both run in turns in a process of their own, and the
-ratio is the median over the turns. A training step is the cross-entropy at CROWN-IBP's worst margins with its gradient
-for all parameters, batch norms as they are. Memory is the growth of a process's resident memory over what it has
-before.
+(NAS-Bench-201 cells), kept in `--weights`, trained on first use on the images in `--data`; or, with `--certified`,
+trained for intervals. One thread; in every row both have a process of their own and take turns, and the ratio is the
+median over the turns. A training step is the cross-entropy at CROWN-IBP's worst margins with its gradient for all
+parameters, batch norms as they are. Memory is what resident memory grows by in all calls at most, over what it is when
+both have bounded a small network, and the peer has made its own of the network (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import ctypes
+import gc
 import json
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +45,9 @@ from robust_nas.models.cells import AveragePool3x3
 from robust_nas.training._certified import worst_cross_entropy
 from robust_nas.training.crown_ibp import linear
 
-EPSILONS = {"digits": 0.01, "mnist": 0.01, "cifar10": 0.5 / 255}
+EPSILONS = {"digits": 0.01, "mnist": 0.01, "cifar10": 0.5 / 255, "cifar10-n5": 0.5 / 255}
+LIMIT = 8 * 2**30
+"""Bytes of data that a process may have; one that needs more fails."""
 KINDS = {"crown_ibp": "CROWN-IBP", "crown": "CROWN", "training_step": "CROWN-IBP"}
 """What is compared, and auto_LiRPA's name for its bound. A training step is the gradient of a loss of the bounds."""
 
@@ -157,28 +165,48 @@ def network(name: str, data: Dataset, weights: Path, certified: bool) -> nn.Modu
     return model.eval()
 
 
+def warm(who: str, kind: str) -> None:
+    """Bound one small image of a small network, so that the library's code is in memory before it is measured."""
+    space = rn.spaces.load("nasbench201", channels=2, cells_per_stage=1)
+    model = space.network(space.parse(CELL), DataForm("images", tuple("012"), (1, 8, 8))).eval()
+    (ours if who == "ours" else theirs)(model, torch.rand(1, 1, 8, 8), torch.tensor([0]), 0.01, kind)()
+
+
+def resident(what: str) -> float:
+    """Return this process's resident memory (`VmRSS`), or its peak since it was last reset (`VmHWM`), in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
+
+
 def measure(words: str, folder: Path, weights: Path, certified: bool) -> None:
-    """Print one process's measurement as JSON; the words are network, kind, who, batch and turns."""
+    """Answer with what is bounded; with the seconds of a turn, for every line that comes in; with the memory, as JSON.
+
+    The words are network, kind, who and batch.
+    """
     torch.set_num_threads(1)
-    name, kind, who, size, turns = words.split(",")
-    data = load(name, folder)
-    model, part = network(name, data, weights, certified), data.test[torch.arange(int(size))]
-    call = (ours if who == "ours" else theirs)(model, part.images, part.labels, EPSILONS[name], kind)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = call()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
-    for _ in range(int(turns)):
-        started = time.process_time()
-        call()
-        times.append(time.process_time() - started)
-    result = {
-        "seconds": statistics.median(times) if times else None,
-        "mib": (peak - before) / 1024,
-        "certified": float((found > 1e-6).double().mean()),
-        "mean": float(found.double().mean()),
-    }
-    print(json.dumps(result))
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+    name, kind, who, size = words.split(",")
+
+    def answer(value: object) -> None:
+        print(json.dumps(value), file=sys.__stdout__, flush=True)
+
+    # Packages print.
+    with contextlib.redirect_stdout(sys.stderr):
+        data = load(name, folder)
+        model, part = network(name, data, weights, certified), data.test[torch.arange(int(size))]
+        warm(who, kind)
+        call = (ours if who == "ours" else theirs)(model, part.images, part.labels, EPSILONS[name], kind)
+        # What is free goes back to the system, and the peak begins anew.
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before, found = resident("VmRSS"), call()
+        answer({"certified": float((found > 1e-6).double().mean()), "mean": float(found.double().mean())})
+        for _ in sys.stdin:
+            started = time.process_time()
+            call()
+            answer(time.process_time() - started)
+        answer(resident("VmHWM") - before)
 
 
 def limit(gib: float, kind: str) -> str:
@@ -232,29 +260,70 @@ def main() -> None:
     for name in options.networks:
         for kind in options.kinds:
             for size in options.sizes:
-                found = {}
-                for who in ("ours", "theirs"):
-                    words = [f"{name},{kind},{who},{size},{options.turns}", "--data", str(options.data)]
-                    words += ["--weights", str(options.weights), *["--certified"] * options.certified]
-                    command = [sys.executable, "-W", "ignore", __file__, name, "--one", *words]
-                    out = subprocess.run(command, capture_output=True, text=True, check=False)
-                    found[who] = json.loads(out.stdout.splitlines()[-1]) if out.returncode == 0 else None
-                    if out.returncode:
-                        print(out.stderr.strip().splitlines()[-1], file=sys.stderr)
-                print(_row(name, kind, size, found["ours"], found["theirs"]), flush=True)
+                words = ["--data", str(options.data), "--weights", str(options.weights)]
+                words += ["--certified"] * options.certified
+                both = [_started(name, f"{name},{kind},{who},{size}", words) for who in ("ours", "theirs")]
+                print(_row(name, kind, size, *_in_turns(both, options.turns)), flush=True)
 
 
-def _row(name: str, kind: str, size: int, us: dict[str, Any], them: dict[str, Any] | None) -> str:
-    cells = [name, kind, str(size), f"{us['seconds']:.3f}"]
-    # Equal bounds have an equal loss.
-    assert kind != "training_step" or them is None or abs(us["mean"] - them["mean"]) < 1e-3 * abs(us["mean"])
-    last = "" if kind == "training_step" else f"{100 * us['certified']:.0f}"
-    if them is None:
-        cells += ["failed", "", f"{us['mib']:.0f}", "", last]
+@dataclass
+class Side:
+    """One process, and what it has answered."""
+
+    process: subprocess.Popen[str]
+    found: dict[str, float] | None = None
+    seconds: list[float] = field(default_factory=list)
+    mib: float = 0.0
+
+    def answer(self) -> Any:
+        """Return the next answer, or None if the process has failed."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+
+def _started(name: str, one: str, words: list[str]) -> Side:
+    """Return a process that has made its first call."""
+    command = [sys.executable, "-W", "ignore", __file__, name, "--one", one, *words]
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryFile("w+") as errors:
+        side = Side(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True))
+        side.found = side.answer()
+        if side.found is None:
+            errors.seek(0)
+            print(one, (errors.read().strip().splitlines() or ["ended"])[-1], file=sys.stderr)
+    return side
+
+
+def _in_turns(both: list[Side], turns: int) -> list[Side]:
+    """Let those that work take turns, each of them first every other time."""
+    for turn in range(turns):
+        for side in both if turn % 2 else both[::-1]:
+            if side.found is not None and side.process.stdin is not None:
+                print(file=side.process.stdin, flush=True)
+                side.seconds.append(side.answer())
+    for side in both:
+        assert side.process.stdin is not None
+        side.process.stdin.close()
+        side.mib = side.answer() or 0.0
+        side.process.wait()
+    return both
+
+
+def _row(name: str, kind: str, size: int, us: Side, them: Side) -> str:
+    assert us.found is not None
+    cells = [name, kind, str(size), f"{statistics.median(us.seconds):.3f}"]
+    last = "" if kind == "training_step" else f"{100 * us.found['certified']:.0f}"
+    if them.found is None:
+        cells += ["failed", "", f"{us.mib:.1f}", "", last]
     else:
-        cells += [f"{them['seconds']:.3f}", f"{them['seconds'] / us['seconds']:.2f}"]
-        cells += [f"{us['mib']:.0f}", f"{them['mib']:.0f}"]
-        cells.append(last and f"{last} / {100 * them['certified']:.0f}")
+        # Equal bounds have an equal loss.
+        ends = us.found["mean"], them.found["mean"]
+        assert kind != "training_step" or abs(ends[0] - ends[1]) < 1e-3 * abs(ends[0]), ends
+        ratios = [theirs / ours for ours, theirs in zip(us.seconds, them.seconds, strict=True)]
+        cells += [f"{statistics.median(them.seconds):.3f}", f"{statistics.median(ratios):.2f}"]
+        cells += [f"{us.mib:.1f}", f"{them.mib:.1f}"]
+        cells.append(last and f"{last} / {100 * them.found['certified']:.0f}")
     return f"| {' | '.join(cells)} |"
 
 

@@ -86,8 +86,6 @@ class Box(Tensor):
             box. If not given, the values are known by their bounds alone.
     """
 
-    lower: Tensor
-    upper: Tensor
     node: Node
     shares_memory: bool
 
@@ -98,8 +96,45 @@ class Box(Tensor):
 
     def __init__(self, lower: Tensor, upper: Tensor, node: Node | None = None) -> None:
         assert lower.shape == upper.shape and lower.dtype == upper.dtype
-        self.lower, self.upper, self.shares_memory = lower, upper, False
+        self._ends, self._centred, self.shares_memory = (lower, upper), False, False
         self.node = Leaf(lower.shape, lower, upper) if node is None else node
+
+    @classmethod
+    def around(cls, centre: Tensor, radius: Tensor, node: Node) -> Box:
+        """Return the box of what is no further than `radius` from `centre`, element by element.
+
+        It keeps these two until it is asked for its bounds: linear operations one after the other need none.
+        """
+        box = cls(centre, radius, node)
+        box._centred = True
+        return box
+
+    @property
+    def lower(self) -> Tensor:
+        """The lower bounds."""
+        return self._bounds()[0]
+
+    @property
+    def upper(self) -> Tensor:
+        """The upper bounds."""
+        return self._bounds()[1]
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        if self._centred:
+            centre, radius = self._ends
+            self._ends, self._centred = (centre - radius, centre + radius), False
+        return self._ends
+
+    def centre_and_radius(self) -> tuple[Tensor, Tensor]:
+        """Return (lower + upper) / 2 and (upper - lower) / 2."""
+        if self._centred:
+            return self._ends
+        lower, upper = self._ends
+        return (lower + upper) / 2, (upper - lower) / 2
+
+    def become(self, other: Box) -> None:
+        """Be another box, for every name that this one has."""
+        self._ends, self._centred, self.node = other._ends, other._centred, other.node
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Box(lower={self.lower}, upper={self.upper})"
@@ -109,23 +144,22 @@ class Box(Tensor):
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = resolve_name(func) or getattr(func, "__name__", repr(func))
+        name = _name(func)
         if name in _METADATA:
-            return func(args[0].lower, *args[1:], **kwargs)
+            return func(args[0]._ends[0], *args[1:], **kwargs)
         namespace, _, operation = name.rpartition(".")
         in_place = operation in _IN_PLACE
         rule = _RULES.get(operation.removesuffix("_") if in_place else operation)
         if rule is None or namespace not in _NAMESPACES:
             raise _no_rule(name)
-        try:
-            call = _signature(rule).bind(*args, **kwargs)
-        except TypeError:
-            raise _no_rule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})") from None
-        num_operands = 2 if rule in _OF_TWO else 1
-        if _any_box([*call.args[num_operands:], *call.kwargs.values()]):
+        if not _accepts(rule, len(args), tuple(kwargs)):
+            raise _no_rule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})")
+        operands = _operands(rule)
+        others = [value for key, value in kwargs.items() if key not in operands]
+        if _any_box([*args[len(operands) :], *others]):
             raise _no_rule(f"{name} with a perturbed parameter")
-        result = rule(*call.args, **call.kwargs)
-        return _assign(call.args[0], result, name) if in_place else result
+        result = rule(*args, **kwargs)
+        return _assign(args[0] if args else kwargs[operands[0]], result, name) if in_place else result
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -135,7 +169,26 @@ class Box(Tensor):
         raise _no_rule(str(func))
 
 
-_signature = functools.cache(inspect.signature)
+@functools.lru_cache(maxsize=1024)
+def _name(func: Any) -> str:
+    """Return the name of an operation as torch spells it."""
+    return resolve_name(func) or getattr(func, "__name__", repr(func))
+
+
+@functools.cache
+def _operands(rule: _Rule) -> tuple[str, ...]:
+    """Return the names of a rule's arguments that may be boxes."""
+    return tuple(inspect.signature(rule).parameters)[: 2 if rule in _OF_TWO else 1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _accepts(rule: _Rule, num_positional: int, keywords: tuple[str, ...]) -> bool:
+    """Whether a rule can be called with so many arguments by position, and these by name."""
+    try:
+        inspect.signature(rule).bind(*[None] * num_positional, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return True
 
 
 def _no_rule(operation: str) -> InputError:
@@ -153,19 +206,11 @@ def _assign(box: Any, result: Box, name: str) -> Box:
     """Let `box` become `result`, as an operation in place does."""
     if not isinstance(box, Box) or box.shares_memory or box.shape != result.shape or box.dtype != result.dtype:
         raise _no_rule(f"{name}, in place on a constant or on a tensor that has views")
-    box.lower, box.upper, box.node = result.lower, result.upper, result.node
+    box.become(result)
     return box
 
 
 # --- linear operations: centre and radius ---------------------------------------------------------------------------
-
-
-def _centre_and_radius(box: Box) -> tuple[Tensor, Tensor]:
-    return (box.lower + box.upper) / 2, (box.upper - box.lower) / 2
-
-
-def _around(centre: Tensor, radius: Tensor, node: Node | None = None) -> Box:
-    return Box(centre - radius, centre + radius, node)
 
 
 def _conv2d(
@@ -177,20 +222,20 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Box:
-    centre, radius = _centre_and_radius(input)
+    centre, radius = input.centre_and_radius()
     weight, bias = _like(input, weight), _like(input, bias)
     centre = F.conv2d(centre, weight, bias, stride, padding, dilation, groups)
-    node = None
-    if not isinstance(padding, str) and centre.ndim == 4:
-        constant = None if bias is None else bias.view(1, -1, 1, 1)
-        options = _pair(stride), _pair(padding), _pair(dilation), groups
-        node = convolution(input.node, weight, constant, centre.shape, options)
-    return _around(centre, F.conv2d(radius, weight.abs(), None, stride, padding, dilation, groups), node)
+    radius = F.conv2d(radius, weight.abs(), None, stride, padding, dilation, groups)
+    if isinstance(padding, str) or centre.ndim != 4:
+        return Box(centre - radius, centre + radius)
+    constant = None if bias is None else bias.view(1, -1, 1, 1)
+    options = _pair(stride), _pair(padding), _pair(dilation), groups
+    return Box.around(centre, radius, convolution(input.node, weight, constant, centre.shape, options))
 
 
 def _like(box: Box, value: Any) -> Any:
     """Return a tensor of the network in the box's arithmetic, which one that is no parameter may not be in."""
-    return value.to(box.lower.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    return value.to(box.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -199,7 +244,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _linear(input: Box, weight: Tensor, bias: Tensor | None = None) -> Box:
-    centre, radius = _centre_and_radius(input)
+    centre, radius = input.centre_and_radius()
     weight, bias = _like(input, weight), _like(input, bias)
     centre = F.linear(centre, weight, bias)
     node = Affine(
@@ -210,7 +255,7 @@ def _linear(input: Box, weight: Tensor, bias: Tensor | None = None) -> Box:
         bias,
         (weight, bias),
     )
-    return _around(centre, F.linear(radius, weight.abs()), node)
+    return Box.around(centre, F.linear(radius, weight.abs()), node)
 
 
 def _batch_norm(
@@ -226,14 +271,15 @@ def _batch_norm(
     if training or running_mean is None or running_var is None:
         # The batch's own statistics move with the perturbation, and the images of a batch with each other.
         raise _no_rule("batch normalisation with batch statistics")
-    centre, radius = _centre_and_radius(input)
+    centre, radius = input.centre_and_radius()
     # Not F.batch_norm, which has no gradient for the statistics: certified training shares those of a clean batch.
     scale = (running_var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
     channels = (1, -1, *[1] * (centre.ndim - 2))
     scale, shift = scale.view(channels), shift.view(channels)
-    return _around(centre * scale + shift, radius * scale.abs(), _scaled_node(input.node, scale, shift, centre.shape))
+    node = _scaled_node(input.node, scale, shift, centre.shape)
+    return Box.around(torch.addcmul(shift, centre, scale), radius * scale.abs(), node)
 
 
 def _scaled_node(node: Node, scale: Tensor, shift: Tensor, shape: torch.Size) -> Node:
@@ -256,8 +302,8 @@ def _both(box: Box, function: Callable[[Tensor], Tensor], *, linear: bool = Fals
     lower, upper = function(box.lower), function(box.upper)
     if not linear:
         return Box(lower, upper)
-    pull = linear_pull(function, box.lower.shape, box.lower)
-    return Box(lower, upper, Affine(lower.shape, (box.node,), pull, linear_push(function, box.lower.shape, box.lower)))
+    pull, push = linear_pull(function, box.shape), linear_push(function, box.shape)
+    return Box(lower, upper, Affine(lower.shape, (box.node,), pull, push))
 
 
 def _relu(input: Box, inplace: bool = False) -> Box:
@@ -300,12 +346,15 @@ def _avg_pool2d(
     if options == (3, 1, 1, False, False, None) and input.ndim == 4:
         return _neighbourhood_mean(input)
     lower, upper = (F.avg_pool2d(bound, *options) for bound in (input.lower, input.upper))
+    shape = input.shape
+    sizes = _pair(kernel_size), _pair(kernel_size if stride is None else stride), _pair(padding)
 
     def pull(coefficients: Tensor) -> list[Tensor]:
         flat = coefficients.flatten(0, 1)
-        zeros = flat.new_zeros(len(flat), *input.shape[1:])
-        adjoint = torch.func.vjp(lambda images: F.avg_pool2d(images, *options), zeros)[1]
-        return [adjoint(flat)[0].unflatten(0, coefficients.shape[:2])]
+        # Of the images only the shape is looked at.
+        images = flat.new_zeros(()).expand(len(flat), *shape[1:])
+        pulled = torch.ops.aten.avg_pool2d_backward(flat, images, *sizes, *options[3:])
+        return [pulled.unflatten(0, coefficients.shape[:2])]
 
     def push(directions: Sequence[Tensor]) -> Tensor:
         flat = F.avg_pool2d(directions[0].flatten(0, 1), *options)
@@ -358,9 +407,10 @@ def _view(function: Callable[..., Tensor]) -> _Rule:
 
     def rule(input: Box, *args: Any, **kwargs: Any) -> Box:
         result: Box = _passes_through(function, linear=True)(input, *args, **kwargs)
-        if function in _KEEP_ORDER and result.shape[:1] == input.shape[:1] and isinstance(result.node, Affine):
-            result.node.pull = lambda g: [g.reshape(g.shape[0], *input.shape)]
-            result.node.push = lambda directions: directions[0].reshape(-1, *result.shape)
+        before, after = input.shape, result.shape
+        if function in _KEEP_ORDER and after[:1] == before[:1] and isinstance(result.node, Affine):
+            result.node.pull = lambda g: [g.reshape(g.shape[0], *before)]
+            result.node.push = lambda directions: directions[0].reshape(-1, *after)
         input.shares_memory = result.shares_memory = True
         return result
 
@@ -414,6 +464,16 @@ def _clone(input: Box, *, memory_format: Any = None) -> Box:
     return Box(input.lower.clone(), input.upper.clone(), node)
 
 
+def _mean(input: Box, *args: Any, **kwargs: Any) -> Box:
+    result: Box = _passes_through(torch.mean, linear=True)(input, *args, **kwargs)
+    over = args[0] if args else kwargs.get("dim")
+    shape = input.shape
+    if over in ((2, 3), (-2, -1)) and input.ndim == 4 and result.ndim == 2 and isinstance(result.node, Affine):
+        # Over an image's places, as networks end: the adjoint that `linear_pull` would look for.
+        result.node.pull = lambda g: [(g / shape[2:].numel())[..., None, None].expand(-1, *shape)]
+    return result
+
+
 def _zeros_like(input: Box) -> Box:
     return _both(input, torch.zeros_like)
 
@@ -447,11 +507,13 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Box:
 
 def _sum(boxes: Sequence[Box], shape: torch.Size, constant: Tensor | float | None = None) -> Affine:
     """Return the node of a sum of boxes and a constant, broadcast to a shape."""
-    pulls = [linear_pull(lambda values: values.expand(shape), box.shape, box.lower) for box in boxes]
+    pulls = [
+        (lambda g: [g]) if box.shape == shape else linear_pull(lambda values: values.expand(shape), box.shape)
+        for box in boxes
+    ]
 
     def pull(coefficients: Tensor) -> list[Tensor]:
-        each = zip(boxes, pulls, strict=True)
-        return [coefficients if box.shape == shape else one(coefficients)[0] for box, one in each]
+        return [one(coefficients)[0] for one in pulls]
 
     def push(directions: Sequence[Tensor]) -> Tensor:
         return sum(one.expand(-1, *shape) for one in directions)  # type: ignore[return-value]
@@ -494,8 +556,8 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Box:
 def _scaled(box: Box, scale: Callable[[Any], Any], constant: Any) -> Box:
     ends = scale(box.lower), scale(box.upper)
     # Coefficients that keep the value's shape are scaled as it is.
-    pull = (lambda g: [scale(g)]) if ends[0].shape == box.shape else linear_pull(scale, box.shape, box.lower)
-    node = Affine(ends[0].shape, (box.node,), pull, linear_push(scale, box.shape, box.lower), None, (constant,))
+    pull = (lambda g: [scale(g)]) if ends[0].shape == box.shape else linear_pull(scale, box.shape)
+    node = Affine(ends[0].shape, (box.node,), pull, linear_push(scale, box.shape), None, (constant,))
     return Box(torch.minimum(*ends), torch.maximum(*ends), node)
 
 
@@ -533,7 +595,7 @@ _RULES: dict[str, _Rule] = {
     "adaptive_avg_pool2d": _passes_through(F.adaptive_avg_pool2d, linear=True),
     "sigmoid": _passes_through(torch.sigmoid),
     "tanh": _passes_through(torch.tanh),
-    "mean": _passes_through(torch.mean, linear=True),
+    "mean": _mean,
     "sum": _passes_through(torch.sum, linear=True),
     **{
         name: _view(getattr(Tensor, name))

@@ -134,8 +134,11 @@ class Relu(Node):
         # u / (u - l) where z may have either sign; 1 where it is positive, 0 where it is negative, NaN where either is.
         most, least = self.upper.clamp(min=0), self.lower.clamp(max=0)
         share = most / (most - least).clamp_min(torch.finfo(most.dtype).tiny)
+        below, above, intercept = (share > 0.5).to(share.dtype), share, -share * least
+        if self.slope == 0:
+            return below, above, intercept
         rise = 1 - self.slope
-        return self.slope + rise * (share > 0.5).to(share.dtype), self.slope + rise * share, -rise * share * least
+        return self.slope + rise * below, self.slope + rise * above, rise * intercept
 
     def lower_slopes(self) -> Tensor:
         """Return the slopes of the lower line."""
@@ -143,7 +146,7 @@ class Relu(Node):
         return below if self.chosen is None else torch.where(self.undecided, self.chosen, above)
 
 
-def linear_pull(function: Callable[[Tensor], Tensor], shape: torch.Size, like: Tensor) -> Pull:
+def linear_pull(function: Callable[[Tensor], Tensor], shape: torch.Size) -> Pull:
     """Return the adjoint of a linear function of values of `shape`, by automatic differentiation.
 
     Raises:
@@ -151,15 +154,15 @@ def linear_pull(function: Callable[[Tensor], Tensor], shape: torch.Size, like: T
     """
 
     def pull(coefficients: Tensor) -> list[Tensor]:
-        _check_apart(function, shape, like)
-        adjoint = torch.func.vjp(function, like.new_zeros(shape))[1]
+        _check_apart(function, shape, coefficients)
+        adjoint = torch.func.vjp(function, coefficients.new_zeros(shape))[1]
         pulled: Tensor = torch.vmap(lambda one: adjoint(one)[0])(coefficients)
         return [pulled]
 
     return pull
 
 
-def linear_push(function: Callable[[Tensor], Tensor], shape: torch.Size, like: Tensor) -> Push:
+def linear_push(function: Callable[[Tensor], Tensor], shape: torch.Size) -> Push:
     """Return a linear function of values of `shape`, for many directions.
 
     Raises:
@@ -167,7 +170,7 @@ def linear_push(function: Callable[[Tensor], Tensor], shape: torch.Size, like: T
     """
 
     def push(directions: Sequence[Tensor]) -> Tensor:
-        _check_apart(function, shape, like)
+        _check_apart(function, shape, directions[0])
         return torch.vmap(function)(directions[0])
 
     return push
@@ -204,25 +207,24 @@ def mixed_images() -> InputError:
 def convolution(parent: Node, weight: Tensor, constant: Tensor | None, shape: torch.Size, options: Any) -> Convolution:
     """Return the node of a convolution of images [B, C, H, W], with a constant [1, O, 1, 1]."""
     stride, padding, dilation, groups = options
-    kernel, size = weight.shape[2:], parent.shape[2:]
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    # A stride leaves out the last rows or columns where it does not divide.
-    left = [(h + 2 * p - r - 1) % s for h, p, r, s in zip(size, padding, reach, stride, strict=True)]
+    size = parent.shape[2:]
 
     def pull(coefficients: Tensor) -> list[Tensor]:
         flat = coefficients.flatten(0, 1)
-        if stride == (1, 1) and groups == 1 and all(r >= p for r, p in zip(reach, padding, strict=True)):
-            # As a convolution with the kernel turned round, which libraries are fastest at.
-            around = [r - p for r, p in zip(reach, padding, strict=True)]
+        reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        around = [r - p for r, p in zip(reach, padding, strict=True)]
+        if flat.dtype == torch.float64 and stride == (1, 1) and groups == 1 and min(around) >= 0:
+            # As a convolution with the kernel turned round, which is faster where oneDNN has none: in double precision.
             pulled = F.conv2d(flat, weight.flip(2, 3).transpose(0, 1), None, 1, around, dilation)
         else:
+            # A stride leaves out the last rows or columns where it does not divide.
+            left = [(h + 2 * p - r - 1) % s for h, p, r, s in zip(size, padding, reach, stride, strict=True)]
             pulled = F.conv_transpose2d(flat, weight, None, stride, padding, left, groups, dilation)
         return [pulled.unflatten(0, coefficients.shape[:2])]
 
-    # Some implementations copy every value once for each weight that meets it.
-    at_once = max(1, _COPIES // (weight[0].numel() * shape[2:].numel()))
-
     def push(directions: Sequence[Tensor]) -> Tensor:
+        # Some implementations copy every value once for each weight that meets it.
+        at_once = max(1, _COPIES // (weight[0].numel() * shape[2:].numel()))
         flat = directions[0].flatten(0, 1)
         result = flat.new_empty(len(flat), *shape[1:])
         for some, moved in zip(flat.split(at_once), result.split(at_once), strict=True):
@@ -262,7 +264,7 @@ def lower_bound(node: Node, coefficients: Tensor, source: Leaf | None = None) ->
             below, negative = node.lower_slopes(), g.clamp(max=0)
             offset = offset + _dot(negative, intercept)
             # The lower line where g is positive, and the upper one where it is negative.
-            _add(pending, node.parent, torch.addcmul(g * below, negative, above - below))
+            _add(pending, node.parent, (g * below).addcmul_(negative, above - below))
         elif isinstance(node, Affine):
             node.check_unchanged()
             if node.constant is not None:
@@ -295,7 +297,7 @@ def _add(pending: dict[Node, Tensor], node: Node, coefficients: Tensor) -> None:
 def _dot(coefficients: Tensor, values: Tensor) -> Tensor:
     """Return [B, S] sums of the products of coefficients [S, B, *shape] and values [B, *shape]."""
     rows = coefficients.flatten(2) if coefficients.ndim > 2 else coefficients.unsqueeze(2)
-    return torch.einsum("sbd,bd->bs", rows, values.expand(coefficients.shape[1:]).reshape(len(values), -1))
+    return torch.linalg.vecdot(rows, values.expand(coefficients.shape[1:]).reshape(len(values), -1)).T
 
 
 def _constant(coefficients: Tensor, constant: Tensor | float) -> Tensor:

@@ -79,7 +79,7 @@ class Region:
         """Return bounds that are linear in the image as bounds that are linear in the perturbation."""
         if slopes is None:
             return LinearMargins(offsets)
-        at_images = torch.einsum("bkd,bd->bk", slopes, self.images.flatten(1))
+        at_images = torch.linalg.vecdot(slopes, self.images.flatten(1).unsqueeze(1))
         return LinearMargins(offsets + at_images, slopes, images=self.images if self.clip else None)
 
     def refined(self, node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

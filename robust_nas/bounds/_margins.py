@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -160,19 +160,37 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
 
     Not a copy of the model, which would cost more than the bounds of one image.
     """
-    tensors = {
-        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise InputError(
+            "Bounds need a model whose operations they see one by one, but got one that torch.jit compiled; give the "
+            "original."
+        )
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    device = next((tensor.device.type for tensor in tensors.values()), "cpu")
+    slots: list[dict[str, Any]] = [
+        tensors for module, _ in modes for tensors in (module._parameters, module._buffers) if tensors
+    ]
+    given = [dict(tensors) for tensors in slots]
+    converted = {
+        tensor: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        for tensors in given
+        for tensor in tensors.values()
+        if tensor is not None
+    }
+    device = next((tensor.device.type for tensor in converted), "cpu")
     try:
+        if any(training for _, training in modes):
+            model.eval()
+        for tensors in slots:
+            tensors.update({name: converted[tensor] for name, tensor in tensors.items() if tensor is not None})
         with torch.autocast(device, enabled=False):
-            yield lambda images: torch.func.functional_call(model, tensors, (images,))
+            yield model
     finally:
+        for tensors, before in zip(slots, given, strict=True):
+            tensors.clear()
+            tensors.update(before)
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 class Settings(Protocol):

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable
@@ -398,3 +399,38 @@ def test_wrong_arguments_are_refused() -> None:
         Interval(dtype="float16")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"Interval\.batch_size"):
         Interval(batch_size=0)
+    compiled = torch.jit.trace(model.eval(), images)
+    with pytest.raises(InputError, match=r"torch\.jit"):
+        Interval().margins(compiled, images, torch.tensor([0, 1]), THREAT)
+
+
+class _Counting(nn.Module):
+    """A network with a weight that two layers share, which gives its buffer another tensor at each call."""
+
+    calls: Tensor
+
+    def __init__(self, refused: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.refused = nn.Linear(4, 4), nn.Linear(4, 4), refused
+        self.second.weight = self.first.weight
+        self.register_buffer("calls", torch.zeros(()))
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.first.weight is self.second.weight
+        self.seen.append(self.first.weight.dtype)
+        self.calls = self.calls + 1
+        x = self.second(self.first(x.flatten(1)).relu())
+        return x.softmax(1) if self.refused else x
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_model_has_its_own_tensors_and_mode_again_whether_it_was_bounded_or_refused(refused: bool) -> None:
+    model = _Counting(refused)
+    model.second.eval()
+    weight, calls, modes = model.first.weight, model.calls, [module.training for module in model.modules()]
+    with contextlib.suppress(InputError):
+        Interval().margins(model, torch.rand(2, 4, 1, 1), torch.tensor([0, 1]), THREAT)
+    assert set(model.seen) == {torch.float64}
+    assert model.first.weight is model.second.weight is weight and weight.requires_grad and model.calls is calls
+    assert [module.training for module in model.modules()] == modes

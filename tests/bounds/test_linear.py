@@ -272,6 +272,9 @@ AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "padding with a number": lambda x: F.pad(x, (1, 0, 2, 1), value=3.0),
     "mean": lambda x: x.mean((2, 3)),
+    "mean of another shape": lambda x: x.mean((-1, -2), keepdim=True),
+    "mean over an axis": lambda x: x.mean(axis=3),  # type: ignore[call-overload]
+    "mean over channels": lambda x: x[..., :2].mean((1, 2)),
     "sum": lambda x: x.sum(1, keepdim=True),
     "views": lambda x: x.permute(0, 2, 1, 3).flatten(2).unsqueeze(1).transpose(2, 3)[:, :, 1:],
     "slices": lambda x: x[:, 0, ..., ::2],
@@ -311,6 +314,20 @@ def test_a_function_of_an_affine_operation_is_pulled_back_and_pushed_forward_exa
 
     moved = torch.stack([function(x + direction) - value for direction in directions])
     torch.testing.assert_close(pushed(result.node), moved, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("options", [(1, 0, 1, 1), (1, 1, 1, 1), (1, 2, 2, 1), (1, 1, 1, 2), (2, 1, 1, 1)])
+def test_a_function_of_a_convolution_is_pulled_back_in_single_precision(options: tuple[int, int, int, int]) -> None:
+    x = images(3, 2, (2, 7, 8)).float()
+    weight = ramp(4, 2 // options[3], 3, 3).float() - 1
+    box = Box(x, x)
+    value, result = F.conv2d(x, weight, None, *options), F.conv2d(box, weight, None, *options)
+    assert isinstance(result, Box) and isinstance(box.node, Leaf)
+    g = torch.randn(4, *value.shape, generator=torch.Generator().manual_seed(0))
+    _, slopes = lower_bound(result.node, g, box.node)
+    assert slopes is not None and slopes.dtype == torch.float32
+    found = torch.einsum("bsd,bd->sb", slopes, x.flatten(1))
+    torch.testing.assert_close(found, (g * value).flatten(2).sum(2), atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("named", ["sigmoid", "tanh", "max_pool2d", "clamp"])
