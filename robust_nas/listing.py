@@ -140,9 +140,10 @@ def describe_run(path: Path) -> str:
 
 def _searched(found: dict[str, Any]) -> list[str]:
     """Return what a search believes, before anything is derived from it."""
+    from robust_nas import spaces
     from robust_nas.searches import SearchResult
 
-    result = SearchResult(tuple(found["operations"]), found["probabilities"], None, found)
+    result = SearchResult(spaces.load(**found["space"]), found["probabilities"], None, found)
     kind = "best of the trials" if "measured" in found else "most probable"
     lines = ["all architectures are equally probable"] if result.is_undecided else [f"{kind}: {result.best}"]
     if trajectory := found["trajectory"]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import config, derivation, intake, recipe
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import certify as certify_model
 from robust_nas.complexity import count_multiply_adds, count_parameters
@@ -128,8 +128,9 @@ def search(job: Job) -> None:
         "search.json",
         {
             **settings,
-            "operations": list(found.operations),
+            "operations": list(recipe.space.operations),
             "edges": [list(edge) for edge in recipe.space.edges],
+            "edge_names": recipe.space.edge_names,
             "probabilities": found.probabilities,
             **found.record,
             **({} if found.supernet is None else {"supernet": found.supernet.form}),
@@ -153,7 +154,7 @@ def load_search(job: Job) -> SearchResult:
             supernet.take_form(form)
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
-    return SearchResult(tuple(saved["operations"]), saved["probabilities"], supernet, saved)
+    return SearchResult(job.recipe.space, saved["probabilities"], supernet, saved)
 
 
 def derive(job: Job) -> None:
@@ -170,7 +171,7 @@ def derive(job: Job) -> None:
     job.write("derive.json", derivation.to_record(candidates, recipe.derive, len(job.data.validation), seconds))
 
 
-def chosen_architectures(job: Job) -> dict[str, Architecture]:
+def chosen_architectures(job: Job) -> dict[str, AnyArchitecture]:
     """Return the derived architectures by model name, best first."""
     return intake.chosen_architectures(job.folder.path, job.recipe.space)
 
@@ -559,8 +560,8 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
 
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)
-    operations = chosen.space.operations
-    uniform = SearchResult(operations, [[1 / len(operations)] * len(operations)] * len(chosen.space.edges), None, {})
+    operations = len(chosen.space.operations)
+    uniform = SearchResult(chosen.space, [[1 / operations] * operations] * len(chosen.space.edges), None, {})
     any_architecture = derivation.distinct(uniform, 1)[0].architecture
     with seeded(chosen.seed, "rehearsal"):
         model = chosen.space.network(any_architecture, data).to(data.train.device)
