@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nas import config, derivation, intake, recipe
+from robust_nas import config, derivation, intake, recipe, spaces
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import certify as certify_model
@@ -37,6 +37,7 @@ from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state,
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seeded
 from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
+from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import ThreatModel
 
 
@@ -123,7 +124,7 @@ def search(job: Job) -> None:
     found = recipe.search.search(recipe.space, job.data, recipe.threat, stage)
     if job.world.is_main and found.supernet is not None:
         save_state(job.folder / "checkpoints" / "supernet.safetensors", {"weights": found.supernet.state_dict()})
-    settings = {"space": config.to_dict(recipe.space), "search": config.to_dict(recipe.search)}
+    settings = {"space": spaces.describe(recipe.space), "search": config.to_dict(recipe.search)}
     job.write(
         "search.json",
         {
@@ -494,10 +495,14 @@ def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def record(job: Job) -> None:
-    """Add every trained network to the local robust-accuracy table beside the run folders; write record.json."""
+    """Add every trained network of a cell space to the table beside the run folders; write record.json."""
     from robust_nas.tables import local
 
     if job.has("record.json"):
+        return
+    if not isinstance(job.recipe.space, CellSpace):
+        job.write("record.json", {"table": None, "rows": 0})
+        job.say(f"record: left out, as the table is of cells, which {job.recipe.space.name} does not have")
         return
     table = job.folder.path.resolve().parent / "table"
     rows = 0
