@@ -231,7 +231,18 @@ class DartsNetwork(nn.Module):
             channels = 2 * channels if reduces else channels
             self.cells.append(make_cell(CellForm(inputs, channels, reduces, after_reduction)))
             inputs, after_reduction = (inputs[1], space.num_nodes * channels), reduces
+            if number == self.reductions[1]:
+                self.auxiliary_channels = inputs[1]
         self.classifier = nn.Linear(inputs[1], len(data.classes))
+
+    @property
+    def auxiliary_at(self) -> nn.Module:
+        """The cell whose output an auxiliary head classifies: the second that reduces, at 2/3 of the depth."""
+        return self.cells[self.reductions[1]]
+
+    def auxiliary_head(self) -> AuxiliaryHead:
+        """Return a head that helps to train the network (arXiv:1806.09055, appendix A.2), and is no part of it."""
+        return AuxiliaryHead(self.auxiliary_channels, self.classifier.out_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] of [0, 1] images [B, C, H, W]."""
@@ -244,6 +255,32 @@ class DartsNetwork(nn.Module):
         for number, cell in enumerate(self.cells):
             before, last = last, call(number in self.reductions, cell, before, last)
         return self.classifier(last.mean(dim=(2, 3)))
+
+
+class AuxiliaryHead(nn.Module):
+    """ReLU, pooling to 2 x 2, two convolutions with batch norm, and a linear classifier.
+
+    At 8 and 7 pixels a side the pooling is the published one, of 5 x 5 windows; smaller and larger ones are cut into
+    2 x 2 parts, over which means are taken.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, K] of features [B, C, H, W]."""
+        x, side = F.relu(x), x.shape[2]
+        pooled = F.avg_pool2d(x, 5, stride=side - 5) if x.shape[2:] in ((8, 8), (7, 7)) else F.adaptive_avg_pool2d(x, 2)
+        return self.classifier(self.features(pooled).flatten(1))
 
 
 def _convolved(in_channels: int, out_channels: int, stride: int, affine: bool) -> list[nn.Module]:
