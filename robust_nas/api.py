@@ -101,11 +101,11 @@ def train(
         _check_trainable(architecture, data)
         return fit_beside(beside, architecture, data, threat, plan, stage).model
     space = spaces.load(space) if isinstance(space, str) else space
-    architecture = space.parse(architecture) if isinstance(architecture, str) else architecture
-    if not isinstance(architecture, AnyArchitecture):
+    if not isinstance(architecture, str | AnyArchitecture):
         raise InputError(
             f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
         )
+    architecture = space.parse(str(architecture))  # also of one, which may be another space's
     with seeded(seed, "train"):
         model = space.network(architecture, data).to(data.train.device)
     return fit_beside(beside, model, data, threat, plan, stage).model

@@ -106,5 +106,7 @@ def test_the_python_calls_take_genotypes():
     assert rn.Genotype.parse(text) == space.parse(text)
     with pytest.raises(InputError, match="train takes an architecture, its string, or a module"):
         rn.train(3, data, threat, space=space, method="standard", epochs=1)
+    with pytest.raises(InputError, match="is malformed at"):  # of the default space, nasbench201
+        rn.train(space.parse(text), data, threat, method="standard", epochs=1)
     model = rn.train(space.parse(text), data, threat, space=space, method="standard", epochs=1, batch_size=512)
     assert model.built_from.architecture == space.parse(text)

@@ -248,6 +248,11 @@ class _Search:
                 f"search.kept_operations must begin with all {len(space.operations)} operations of {space.name}, of "
                 f"which nothing is known yet, but got {list(plan.kept_operations)}."
             )
+        if plan.kept_operations and plan.kept_operations[-1] == 1 and space.choices != space.operations:
+            raise InputError(
+                f"search.kept_operations must leave 2 operations or more in {space.name}: a single one could be none, "
+                f"which its architectures do not have, but got {list(plan.kept_operations)}."
+            )
         with seeded(stage.seed, "search", "weights"):
             partial = plan.partial_channels[0] if plan.partial_channels else 1
             self.supernet = space.supernet(data, partial=partial).to(self.world.device)

@@ -156,6 +156,16 @@ def test_an_auxiliary_skip_adds_the_input(space, data):
     torch.testing.assert_close(mixed(x, weights), 0.75 * x)
 
 
+def test_the_imagenet_skeleton_has_a_supernet_too():
+    pixels = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
+    part = ImageSet(pixels, torch.arange(2))
+    space = spaces.load("darts-7", channels=4, num_cells=3, skeleton="imagenet")
+    supernet = _supernet(space, Dataset("noise", ("a", "b"), part, part, part))
+    mixture = torch.full((28, 7), 1 / 7)
+    assert supernet(part.images, mixture).shape == (2, 2)
+    assert supernet.choose(_drawn(space, 0))(part.images).shape == (2, 2)
+
+
 @pytest.mark.parametrize("partial", [3, 4])
 def test_partial_channels_that_do_not_fit_are_named(space, data, partial):
     with pytest.raises(InputError, match=f"Partial channels of 1/{partial} must divide"):

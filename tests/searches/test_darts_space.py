@@ -187,6 +187,7 @@ def test_a_mutation_changes_one_operation_or_the_sources_of_one_node(space):
     [
         (Dirichlet(**{**QUICK, "epochs": 2}, partial_channels=(4, 2)), "search.partial_channels is [4, 2]"),
         (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(5, 2)), "begin with all 4 operations"),
+        (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(4, 1)), "must leave 2 operations or more"),
         (Dirichlet(**QUICK, resource=Resource(limit=1e5)), "search.resource knows what operations cost in cell spaces"),
         (Sampled(sampler=Predictor(), trials=2, sharing=SHARING), "use another one, such as evolution or tpe"),
     ],
