@@ -170,3 +170,22 @@ def test_the_imagenet_skeleton_has_a_supernet_too():
 def test_partial_channels_that_do_not_fit_are_named(space, data, partial):
     with pytest.raises(InputError, match=f"Partial channels of 1/{partial} must divide"):
         space.supernet(data, partial=partial)
+
+
+def test_the_supernet_of_the_papers_search_has_the_weights_of_every_operation_on_every_edge():
+    pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    part = ImageSet(pixels, torch.arange(2))
+    data = Dataset("noise", tuple("0123456789"), part, part, part)
+    supernet = spaces.load("darts").supernet(data)
+    total, channels, before, last = 27 * 48, 16, 48, 48
+    for number in range(8):
+        reduces = number in (2, 5)
+        channels *= 2 if reduces else 1
+        squares, singles = 2 + 2 + 1 + 1, 2 * 9 + 2 * 25 + 9 + 25  # 1x1 and depthwise convolutions of the four kinds
+        total += before * channels + last * channels
+        total += 14 * (squares * channels**2 + singles * channels)
+        # In a reduction cell, skips from the inputs, two into each of four nodes, are 1x1 convolutions too.
+        total += 8 * channels**2 if reduces else 0
+        before, last = last, 4 * channels
+    total += last * 10 + 10
+    assert sum(parameter.numel() for parameter in supernet.parameters()) == total == 1_930_522
