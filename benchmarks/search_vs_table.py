@@ -120,7 +120,7 @@ def correlation(seed: int, data: Dataset, out: Path, work: Path, count: int = 10
     found = plan.search(space, data, THREAT, stage)  # finished: its last state is read
     uniform = [[1 / len(edge)] * len(edge) for edge in found.probabilities]
     ranked = derivation.derive(
-        SearchResult(found.operations, uniform, found.supernet, {}),
+        SearchResult(found.space, uniform, found.supernet, {}),
         space,
         data,
         THREAT,

@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _FROM = {
     "Architecture": "architecture",
     "Ensemble": "ensembles",
+    "Genotype": "genotype",
     "InputError": "errors",
     "ThreatModel": "threat",
     "build_ensemble": "api",
@@ -54,6 +55,7 @@ _MODULES = (
 __all__ = [
     "Architecture",
     "Ensemble",
+    "Genotype",
     "InputError",
     "ThreatModel",
     "__version__",
@@ -115,6 +117,7 @@ if TYPE_CHECKING:
     from robust_nas.architecture import Architecture
     from robust_nas.ensembles import Ensemble
     from robust_nas.errors import InputError
+    from robust_nas.genotype import Genotype
     from robust_nas.intake import load_models
     from robust_nas.integrations.onnx import export_onnx
     from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
 from robust_nas import config, derivation, evaluation, intake, pipeline, searches, spaces
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet
@@ -48,7 +48,7 @@ def search(
 
 def derive(
     found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, *, seed: int = 0, **options: Any
-) -> list[Architecture]:
+) -> list[AnyArchitecture]:
     """Return functionally different architectures, best first; `options` are fields of the recipe's [derive]."""
     plan = config.build(derivation.Derivation, options, "derive")
     candidates = derivation.derive(found, space, data, threat, plan, _stage("derive", seed, data))
@@ -56,7 +56,7 @@ def derive(
 
 
 def train(
-    architecture: Architecture | str | nn.Module,
+    architecture: AnyArchitecture | str | nn.Module,
     data: Dataset,
     threat: ThreatModel,
     *,
@@ -101,11 +101,11 @@ def train(
         _check_trainable(architecture, data)
         return fit_beside(beside, architecture, data, threat, plan, stage).model
     space = spaces.load(space) if isinstance(space, str) else space
-    architecture = space.parse(architecture) if isinstance(architecture, str) else architecture
-    if not isinstance(architecture, Architecture):
+    if not isinstance(architecture, str | AnyArchitecture):
         raise InputError(
             f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
         )
+    architecture = space.parse(str(architecture))  # also of one, which may be another space's
     with seeded(seed, "train"):
         model = space.network(architecture, data).to(data.train.device)
     return fit_beside(beside, model, data, threat, plan, stage).model

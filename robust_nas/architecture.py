@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from robust_nas.errors import InputError, suggest
 
@@ -26,6 +26,26 @@ OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_
 def edges_of(num_nodes: int) -> list[tuple[int, int]]:
     """Return a cell's (source, target) pairs in the string form's order: 0-1, 0-2, 1-2, 0-3, 1-3, 2-3, ..."""
     return [(source, target) for target in range(1, num_nodes) for source in range(target)]
+
+
+@runtime_checkable
+class AnyArchitecture(Protocol):
+    """What architectures of all kinds of space have; they are hashable, and equal where their strings are."""
+
+    def __str__(self) -> str:
+        """Return the string form, which its space reads."""
+
+    @property
+    def canonical(self) -> str:
+        """What it computes: equal for architectures that are one to a query-based search."""
+
+    @property
+    def family(self) -> str:
+        """What its networks can compute: equal for architectures whose trainings differ by chance alone."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the output depends on the input."""
 
 
 @dataclass(frozen=True, order=True)
@@ -180,6 +200,11 @@ class Architecture:
         return Architecture(
             tuple(name if target in alive and term != "#" else "none" for (_, target, name), term in kept)
         )
+
+    @property
+    def family(self) -> str:
+        """The `function` of its networks, which are built without edges that `function` still sees (`pruned`)."""
+        return self.pruned.function
 
     @property
     def is_connected(self) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.bounds import Bound
@@ -86,7 +86,7 @@ class Derivation:
 class Candidate:
     """An architecture that was looked at, with what is known of it before training."""
 
-    architecture: Architecture
+    architecture: AnyArchitecture
     log_posterior: float
     validation_clean: float | None = None
     validation_robust: float | None = None
@@ -135,31 +135,49 @@ def derive(
 
 def _least_dispensable(
     found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, derivation: Derivation, stage: Stage
-) -> tuple[Architecture, float]:
+) -> tuple[AnyArchitecture, float]:
     """Return what is left when each edge, in random order, keeps the operation that the supernet can least do without.
 
     DARTS-PT, arXiv:2108.04392, algorithm 1: the accuracy, here under attack, of the supernet without an operation
-    tells its worth, where its weight in the mixture does not.
+    tells its worth, where its weight in the mixture does not. Where an architecture has only some of the edges,
+    these are chosen in the same way afterwards, by what the supernet is without an edge (the paper chooses those of one
+    node before it looks at the next one's; here all are looked at first).
     """
     assert found.supernet is not None
     mixture = torch.tensor(found.probabilities)
     within, images = stage.within("validation"), data.validation[: derivation.num_images]
     generator = generator_at("cpu", stage.seed, stage.name, "edges")
+
+    def accuracies_at(without: torch.Tensor) -> tuple[float, float]:
+        mixed = copy.deepcopy(found.supernet).at(without.to(stage.world.device))  # type: ignore[union-attr]
+        network = derivation.calibrated(mixed, data, stage)
+        result = evaluate(network, images, threat, [derivation.attack], stage=within)
+        return result.robust_accuracy, result.clean_accuracy
+
+    choices = [place for place, name in enumerate(space.operations) if name in space.choices]
     for edge in stage.progress.steps(torch.randperm(len(mixture), generator=generator).tolist(), "perturbation"):
         standings = {}
-        for place in mixture[edge].nonzero().flatten().tolist():
+        for place in [place for place in choices if mixture[edge, place] > 0]:
             without = mixture.clone()
             without[edge, place] = 0
             if not _carries_the_input(space, without):
                 standings[place] = 0.0, 0.0
                 continue
-            mixed = copy.deepcopy(found.supernet).at(without.to(stage.world.device))
-            network = derivation.calibrated(mixed, data, stage)
-            result = evaluate(network, images, threat, [derivation.attack], stage=within)
-            standings[place] = result.robust_accuracy, result.clean_accuracy
+            standings[place] = accuracies_at(without)
+        if not standings:  # `none` is all that is left of it
+            continue
         kept = min(standings, key=lambda place: standings[place])
         mixture[edge] = torch.zeros(len(mixture[edge])).index_fill(0, torch.tensor(kept), 1.0)
-    chosen = space.parse("".join(str(place) for place in mixture.argmax(1).tolist()))
+    chosen = replace(found, probabilities=mixture.tolist(), record={}).best
+    if None in space.operations_of(chosen):
+        weights = mixture.clone()
+        for edge in stage.progress.steps(range(len(mixture)), "perturbation of edges"):
+            without = mixture.clone()
+            without[edge] = 0
+            robust, clean = accuracies_at(without)
+            # The less is left without it, the more an edge weighs; clean accuracy decides between equal ones.
+            weights[edge] *= 1 - robust + 1e-3 * (1 - clean) + 1e-6
+        chosen = replace(found, probabilities=weights.tolist(), record={}).best
     return chosen, found.log_probability(chosen)
 
 
@@ -178,7 +196,7 @@ def _carries_the_input(space: Space, mixture: torch.Tensor) -> bool:
 
 
 def distinct(
-    found: SearchResult, count: int, among: Iterable[tuple[Architecture, float]] | None = None
+    found: SearchResult, count: int, among: Iterable[tuple[AnyArchitecture, float]] | None = None
 ) -> list[Candidate]:
     """Return the first `count` architectures that are functionally different and not constant.
 
@@ -190,8 +208,7 @@ def distinct(
         if log_posterior <= math.log(LEAST_PROBABILITY):
             break
         if architecture.is_connected:
-            # As networks are built: a skip from a node without input, say, is no edge, which `canonical` does not see.
-            pool.setdefault(architecture.pruned.function, Candidate(architecture, log_posterior))
+            pool.setdefault(architecture.family, Candidate(architecture, log_posterior))
         if len(pool) == count:
             break
     return list(pool.values())

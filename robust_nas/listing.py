@@ -12,6 +12,7 @@ from typing import Any
 from robust_nas import catalogue
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
+from robust_nas.genotype import CELLS, Genotype
 from robust_nas.pixels import format_pixels
 from robust_nas.run_dir import read_json, unfinished_stages
 from robust_nas.text import aligned, warnings
@@ -61,6 +62,8 @@ def describe(thing: str) -> str:
     """
     if (thing.isascii() and thing.isdigit()) or "~" in thing:
         return describe_architecture(Architecture.parse(thing))
+    if thing.strip().startswith("Genotype("):
+        return describe_genotype(Genotype.parse(thing))
     if (Path(thing) / "config.toml").is_file():
         return describe_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
@@ -111,6 +114,17 @@ def describe_architecture(architecture: Architecture) -> str:
     return "\n".join(lines)
 
 
+def describe_genotype(genotype: Genotype) -> str:
+    """Return a genotype's form and its cells, node by node."""
+    lines = [f"string     {genotype}"]
+    for cell in CELLS:
+        chosen = getattr(genotype, cell)
+        for place in range(0, len(chosen), 2):
+            terms = " + ".join(f"{name} of {source}" for name, source in chosen[place : place + 2])
+            lines.append(f"{cell} node {2 + place // 2}: {terms}")
+    return "\n".join(lines)
+
+
 def _describe_component(kind: str, component: Any, name: str) -> str:
     lines = [f"{name} ({kind})", "", inspect.cleandoc(component.__doc__ or ""), "", "Defaults:"]
     for field in dataclasses.fields(component):
@@ -140,9 +154,10 @@ def describe_run(path: Path) -> str:
 
 def _searched(found: dict[str, Any]) -> list[str]:
     """Return what a search believes, before anything is derived from it."""
+    from robust_nas import spaces
     from robust_nas.searches import SearchResult
 
-    result = SearchResult(tuple(found["operations"]), found["probabilities"], None, found)
+    result = SearchResult(spaces.described({"kind": "cell", **found["space"]}), found["probabilities"], None, found)
     kind = "best of the trials" if "measured" in found else "most probable"
     lines = ["all architectures are equally probable"] if result.is_undecided else [f"{kind}: {result.best}"]
     if trajectory := found["trajectory"]:

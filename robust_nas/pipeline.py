@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nas import config, derivation, intake, recipe
-from robust_nas.architecture import Architecture
+from robust_nas import config, derivation, intake, recipe, spaces
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import certify as certify_model
 from robust_nas.complexity import count_multiply_adds, count_parameters
@@ -37,6 +37,7 @@ from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state,
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seeded
 from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
+from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import ThreatModel
 
 
@@ -123,13 +124,14 @@ def search(job: Job) -> None:
     found = recipe.search.search(recipe.space, job.data, recipe.threat, stage)
     if job.world.is_main and found.supernet is not None:
         save_state(job.folder / "checkpoints" / "supernet.safetensors", {"weights": found.supernet.state_dict()})
-    settings = {"space": config.to_dict(recipe.space), "search": config.to_dict(recipe.search)}
+    settings = {"space": spaces.describe(recipe.space), "search": config.to_dict(recipe.search)}
     job.write(
         "search.json",
         {
             **settings,
-            "operations": list(found.operations),
+            "operations": list(recipe.space.operations),
             "edges": [list(edge) for edge in recipe.space.edges],
+            "edge_names": recipe.space.edge_names,
             "probabilities": found.probabilities,
             **found.record,
             **({} if found.supernet is None else {"supernet": found.supernet.form}),
@@ -153,7 +155,7 @@ def load_search(job: Job) -> SearchResult:
             supernet.take_form(form)
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
-    return SearchResult(tuple(saved["operations"]), saved["probabilities"], supernet, saved)
+    return SearchResult(job.recipe.space, saved["probabilities"], supernet, saved)
 
 
 def derive(job: Job) -> None:
@@ -170,7 +172,7 @@ def derive(job: Job) -> None:
     job.write("derive.json", derivation.to_record(candidates, recipe.derive, len(job.data.validation), seconds))
 
 
-def chosen_architectures(job: Job) -> dict[str, Architecture]:
+def chosen_architectures(job: Job) -> dict[str, AnyArchitecture]:
     """Return the derived architectures by model name, best first."""
     return intake.chosen_architectures(job.folder.path, job.recipe.space)
 
@@ -493,10 +495,14 @@ def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def record(job: Job) -> None:
-    """Add every trained network to the local robust-accuracy table beside the run folders; write record.json."""
+    """Add every trained network of a cell space to the table beside the run folders; write record.json."""
     from robust_nas.tables import local
 
     if job.has("record.json"):
+        return
+    if not isinstance(job.recipe.space, CellSpace):
+        job.write("record.json", {"table": None, "rows": 0})
+        job.say(f"record: left out, as the table is of cells, which {job.recipe.space.name} does not have")
         return
     table = job.folder.path.resolve().parent / "table"
     rows = 0
@@ -559,8 +565,8 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
 
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)
-    operations = chosen.space.operations
-    uniform = SearchResult(operations, [[1 / len(operations)] * len(operations)] * len(chosen.space.edges), None, {})
+    operations = len(chosen.space.operations)
+    uniform = SearchResult(chosen.space, [[1 / operations] * operations] * len(chosen.space.edges), None, {})
     any_architecture = derivation.distinct(uniform, 1)[0].architecture
     with seeded(chosen.seed, "rehearsal"):
         model = chosen.space.network(any_architecture, data).to(data.train.device)

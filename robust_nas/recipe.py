@@ -21,6 +21,7 @@ from robust_nas.pixels import parse_pixels
 from robust_nas.searches import Search
 from robust_nas.smoothing import NORM, Smoothing
 from robust_nas.spaces import Space
+from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import Pixels, ThreatModel
 from robust_nas.training._plan import Training
 
@@ -263,7 +264,8 @@ def for_space(
         threat: such as "linf:8/255"; the data set's recipe's, if not given.
         relaxation: one of `RELAXATIONS`.
         progressive: whether operations are left out and partial channels widened at half-time, in DrNAS's proportions
-            (arXiv:2006.10355, section 4: 4 then 2, the weights alone learn in the first fifth of a stage).
+            (arXiv:2006.10355, section 4: 4 then 2, the weights alone learn in the first fifth of a stage). Where the
+            supernet does not widen, as in the DARTS space, partial channels stay at 1/4.
 
     Raises:
         InputError: for an unknown name, or what `load` raises.
@@ -276,13 +278,16 @@ def for_space(
             f"There is no recipe for the data set '{data}', which says how to train and attack. "
             f"{suggest(data, names())} A folder of class folders works too."
         )
-    given = [f"space.name={space}", f"search.name={RELAXATIONS[relaxation]}"]
+    # The recipe's sizes are of its own kind of space.
+    alike = type(declared) is type(load(data, data_root=data_root).space)
+    given = [f"space.name={space}" if alike else f"space={space}", f"search.name={RELAXATIONS[relaxation]}"]
     if threat is not None:
         model = ThreatModel.parse(threat)
         given += [f"threat.norm={model.norm}", f"threat.epsilon={model.epsilon!r}"]
     if progressive:
         count = len(declared.operations)
-        given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", "search.partial_channels=[4, 2]"]
+        partial = [4, 2] if isinstance(declared, CellSpace) else [4, 4]  # others' supernets do not widen
+        given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", f"search.partial_channels={partial}"]
         given += ["search.alpha_frozen=0.2"]
     return load(data, [*given, *overrides], data_root=data_root)
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from robust_nas import __version__, config, spaces
 from robust_nas import samplers as sampler_group
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture, Architecture
 from robust_nas.errors import InputError
 from robust_nas.registry import name_of
 from robust_nas.report.table_plots import search_plot
@@ -82,7 +82,7 @@ def simulate(
     places = {canonical: place for place, canonical in enumerate(values)}
     num_objectives = len(next(iter(values.values())))
 
-    def measure(architecture: Architecture) -> Sequence[float]:
+    def measure(architecture: AnyArchitecture) -> Sequence[float]:
         return values[architecture.canonical]
 
     # One thread: several would round differently, and so break ties differently, and are slower.

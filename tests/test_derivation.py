@@ -39,7 +39,7 @@ def data():
 def found(data):
     space = spaces.load("nasbench201", channels=4, cells_per_stage=1, stages=1)
     with seeded(0):
-        return space, SearchResult(space.operations, ROWS, space.supernet(data), {})
+        return space, SearchResult(space, ROWS, space.supernet(data), {})
 
 
 def _derive(found, data, **options):
@@ -54,10 +54,10 @@ def test_drawn_architectures_have_the_posteriors_frequencies_and_log_probabiliti
     drawn = list(itertools.islice(result.drawn(seed=3), 4000))
     for edge, row in enumerate(ROWS):
         counts = Counter(architecture.operations[edge] for architecture, _ in drawn)
-        assert [counts[name] / 4000 for name in result.operations] == pytest.approx(row, abs=0.03)
+        assert [counts[name] / 4000 for name in result.space.operations] == pytest.approx(row, abs=0.03)
     architecture, logarithm = drawn[0]
     rows = zip(ROWS, architecture.operations, strict=True)
-    assert logarithm == pytest.approx(sum(math.log(row[result.operations.index(name)]) for row, name in rows))
+    assert logarithm == pytest.approx(sum(math.log(row[result.space.operations.index(name)]) for row, name in rows))
     assert logarithm == result.log_probability(architecture)
 
 
@@ -88,7 +88,7 @@ def test_perturbation_keeps_the_operation_without_which_the_supernet_is_worst(da
     wanted = Architecture.parse("321434")
     space = spaces.load("nasbench201", channels=4, cells_per_stage=1, stages=1)
     rows = [space.operations.index(name) for name in wanted.operations]
-    result = SearchResult(space.operations, [[0.2] * 5] * 6, space.supernet(data), {})
+    result = SearchResult(space, [[0.2] * 5] * 6, space.supernet(data), {})
 
     class Evaluated:
         def __init__(self, network):
@@ -106,7 +106,7 @@ def test_an_operation_that_alone_carries_the_input_is_kept_though_nothing_can_be
     only[:, 0] = 0.5
     only[3, :] = torch.tensor([0.1, 0.0, 0.0, 0.9, 0.0])  # the direct edge has the one convolution
     only[:3, 0] = only[4:, 0] = 1.0
-    result = SearchResult(space.operations, only.tolist(), space.supernet(data), {})
+    result = SearchResult(space, only.tolist(), space.supernet(data), {})
     first, *_ = _derive((space, result), data, method="perturbation", pool=1, count=1)
     assert first.architecture.operations[3] == "nor_conv_3x3"
 
@@ -118,10 +118,10 @@ def test_a_number_of_images_below_one_is_refused():
 
 def test_where_nothing_was_learned_architectures_are_drawn_and_the_best_one_is_first(found, data):
     space, result = found
-    uniform = SearchResult(space.operations, [[0.2] * 5] * 6, result.supernet, {})
+    uniform = SearchResult(space, [[0.2] * 5] * 6, result.supernet, {})
     chosen = _derive((space, uniform), data, pool=4)
     assert chosen == _derive((space, uniform), data, pool=4, method="samples")
     robust = [candidate.validation_robust for candidate in chosen]
     assert robust == sorted(robust, reverse=True)
     assert uniform.is_undecided and not result.is_undecided
-    assert not SearchResult(space.operations, [[1.0, 0.0, 0.0, 0.0, 0.0]] * 6, None, {}).is_undecided
+    assert not SearchResult(space, [[1.0, 0.0, 0.0, 0.0, 0.0]] * 6, None, {}).is_undecided

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from robust_nas import config
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.datasets import Dataset, DataSource
 from robust_nas.errors import InputError, suggest
 from robust_nas.intake.diagnosis import check_model
@@ -141,7 +141,7 @@ def _from_run(run: Path, weights: Sequence[Path]) -> dict[str, nn.Module]:
     return {path.stem: trained_network(*chosen[path.stem.removesuffix("-last")], data, path) for path in weights}
 
 
-def chosen_architectures(run: Path, space: Space) -> dict[str, Architecture]:
+def chosen_architectures(run: Path, space: Space) -> dict[str, AnyArchitecture]:
     """Return a run's derived architectures by model name ("model-0", ...), best first.
 
     Raises:
@@ -150,7 +150,7 @@ def chosen_architectures(run: Path, space: Space) -> dict[str, Architecture]:
     return {name: architecture for name, (_, architecture) in chosen_networks(run, space).items()}
 
 
-def chosen_networks(run: Path, space: Space) -> dict[str, tuple[Space, Architecture]]:
+def chosen_networks(run: Path, space: Space) -> dict[str, tuple[Space, AnyArchitecture]]:
     """Return a run's architectures by model name, each with its space: `space`, unless it came from another run.
 
     Raises:
@@ -164,7 +164,7 @@ def chosen_networks(run: Path, space: Space) -> dict[str, tuple[Space, Architect
     }
 
 
-def trained_network(space: Space, architecture: Architecture, data: Dataset, weights: Path) -> nn.Module:
+def trained_network(space: Space, architecture: AnyArchitecture, data: Dataset, weights: Path) -> nn.Module:
     """Return an architecture's network with the weights of a file, on the CPU, in evaluation mode.
 
     Raises:

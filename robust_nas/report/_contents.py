@@ -12,6 +12,7 @@ from typing import Any
 
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
+from robust_nas.genotype import Genotype
 from robust_nas.run_dir import METRICS, STAGE_FILES, RunDir, load_state, read_json, read_metrics
 
 Threat = tuple[str, float]
@@ -212,9 +213,16 @@ class Contents(Measurements):
         """The runs that the networks of a joined run come from; none in others."""
         return list(dict.fromkeys(m["from"].partition("/")[0] for m in self.trained.values() if "from" in m))
 
-    def parse(self, text: str) -> Architecture:
+    def parse(self, text: str) -> Architecture | Genotype:
         """Read an architecture of the run's space."""
-        return Architecture.parse(text, self.operations)
+        return Genotype.parse(text) if text.startswith("Genotype(") else Architecture.parse(text, self.operations)
+
+    def short(self, text: str) -> str:
+        """Return an architecture's digits form, or its string form where it has none or digits would not do."""
+        architecture = self.parse(text)
+        if not isinstance(architecture, Architecture) or len(self.operations) > 10:
+            return text
+        return architecture.digits(self.operations)
 
     @cached_property
     def trained(self) -> dict[str, dict[str, Any]]:
@@ -250,10 +258,10 @@ class Contents(Measurements):
         return "Uniform average" if model == "uniform" else model
 
     def digits_of(self, model: str) -> str:
-        """Return the digits form of a network's architecture, "" for an ensemble."""
-        if model not in self.trained or len(self.operations) > 10:
-            return ""
-        return self.parse(self.trained[model]["architecture"]).digits(self.operations)
+        """Return the digits form of a network's architecture, "" for an ensemble, and where there is none."""
+        text = self.trained[model]["architecture"] if model in self.trained else ""
+        short = self.short(text) if text else ""
+        return "" if short == text else short
 
     def is_combined(self, model: str) -> bool:
         """Whether a model is made of others: an average or an ensemble."""

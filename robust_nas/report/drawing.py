@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from robust_nas.architecture import Architecture
-from robust_nas.report._elements import Html
+from robust_nas.genotype import CELLS, Genotype
+from robust_nas.report._elements import Html, element
 from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, styled, to_svg
 
 if TYPE_CHECKING:
@@ -15,8 +17,25 @@ _STEP = 1.0  # from one node to the next
 _RADIUS = 0.12
 
 
-@styled
-def draw_cell(architecture: Architecture, operations: tuple[str, ...], key: str, name: str) -> Html:
+def draw(architecture: Architecture | Genotype, operations: Sequence[str], key: str) -> list[Html]:
+    """Return the drawings of an architecture's cells, as inline SVG with ids that begin with `key`.
+
+    The output of a genotype's cell, all of its computed nodes, is not drawn.
+    """
+    if isinstance(architecture, Architecture):
+        return [draw_cell(architecture, operations, key, describe_cell(architecture))]
+    found: list[Html] = []
+    for cell, title in zip(CELLS, ("Normal cell", "Reduction cell"), strict=True):
+        chosen = enumerate(getattr(architecture, cell))
+        edges = [(source, 2 + place // 2, operation) for place, (operation, source) in chosen]
+        name = f"{title}: {', '.join(f'{operation} from node {i} to node {j}' for i, j, operation in edges)}."
+        labels = {0: "k\N{MINUS SIGN}2", 1: "k\N{MINUS SIGN}1"}
+        drawing = _draw(edges, labels, {(i, j) for i, j, _ in edges}, operations, f"{key}-{cell}", name)
+        found += [element("h4", title), drawing]
+    return found
+
+
+def draw_cell(architecture: Architecture, operations: Sequence[str], key: str, name: str) -> Html:
     """Return a cell as inline SVG.
 
     Edges of `none` are faint and unnamed. An edge that carries nothing to the output (its source gets nothing, or its
@@ -28,17 +47,36 @@ def draw_cell(architecture: Architecture, operations: tuple[str, ...], key: str,
         key: makes the ids of one figure differ from those of the others on the page.
         name: what the figure is called for those who cannot see it.
     """
+    labels = {0: "in", architecture.num_nodes - 1: "out"}
+    return _draw(architecture.edges, labels, _live_edges(architecture.graph()), operations, key, name)
+
+
+@styled
+def _draw(
+    edges: Sequence[tuple[int, int, str]],
+    labels: Mapping[int, str],
+    live: Container[tuple[int, int]],
+    operations: Sequence[str],
+    key: str,
+    name: str,
+) -> Html:
+    """Return edges as inline SVG, the nodes from left to right in their order; see `draw_cell`.
+
+    Args:
+        edges: (source, target, operation) triples.
+        labels: of nodes that are not called by their number.
+        live: the edges that are not grey.
+    """
     from matplotlib.patches import Circle, FancyArrowPatch
 
-    graph = architecture.graph()
-    place, live = _layout(graph), _live_edges(graph)
+    last = max(target for _, target, _ in edges)
+    place = {node: (node * _STEP, 0.0) for node in range(last + 1)}
     colours = operation_colours(operations)
-    last = architecture.num_nodes - 1
-    bends = [_bend(source, target) for source, target, _ in architecture.edges]
+    bends = [_bend(source, target) for source, target, _ in edges]
     left, right, low, high = -0.16, last * _STEP + 0.16, min(*bends, -0.2) - 0.12, max(*bends, 0.2) + 0.12
     width = 145 * last
     figure, axes = figure_of(width, width * (high - low) / (right - left))
-    for source, target, operation in architecture.edges:
+    for source, target, operation in edges:
         bend = _bend(source, target)
         is_none = operation == "none"
         colour = colours[operation] if (source, target) in live else FAINT
@@ -65,7 +103,7 @@ def draw_cell(architecture: Architecture, operations: tuple[str, ...], key: str,
             text.set_bbox({"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none"})
     for node, (x, y) in place.items():
         axes.add_patch(Circle((x, y), _RADIUS, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=4))
-        label = {0: "in", last: "out"}.get(node, str(node))
+        label = labels.get(node, str(node))
         axes.text(x, y, label, ha="center", va="center", fontsize=11, color=INK, zorder=5)
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
@@ -78,14 +116,6 @@ def describe_cell(architecture: Architecture) -> str:
     """Return the cell in words: what a drawing shows, for those who cannot see it."""
     edges = [f"{name} from node {i} to node {j}" for i, j, name in architecture.edges if name != "none"]
     return f"Cell of {architecture.num_nodes} nodes: {', '.join(edges) or 'no operation on any edge'}."
-
-
-def _layout(graph: networkx.DiGraph) -> dict[int, tuple[float, float]]:
-    """Return the nodes' places: on one line, by the order in which they are computed."""
-    import networkx
-
-    order = networkx.topological_sort(graph)
-    return {node: (index * _STEP, 0.0) for index, node in enumerate(order)}
 
 
 def _live_edges(graph: networkx.DiGraph) -> set[tuple[int, int]]:

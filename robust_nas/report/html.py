@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from robust_nas import spaces
+from robust_nas.architecture import Architecture
+from robust_nas.genotype import Genotype
 from robust_nas.pixels import format_pixels
 from robust_nas.report import plots
 from robust_nas.report._checks import checks, warnings
@@ -33,9 +36,10 @@ from robust_nas.report._page import (
 from robust_nas.report._pictures import confusion, examples, over_epsilon
 from robust_nas.report._results import distances, results
 from robust_nas.report._smoothed import smoothed
-from robust_nas.report.drawing import describe_cell, draw_cell
+from robust_nas.report.drawing import draw
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
 from robust_nas.run_dir import STAGE_FILES, RunDir, unfinished_stages, write_text
+from robust_nas.searches import SearchResult
 
 
 def write_report(run: RunDir) -> Path:
@@ -96,13 +100,14 @@ def _architectures(contents: Contents) -> Content:
     cards = [_architecture_card(contents, name, text) for name, text in chosen.items()]
     note = (
         "A node is the sum of its incoming edges. Dotted lines are edges without an operation (none); grey ones carry "
-        "nothing from the input to the output."
+        "nothing from the input to the output. A cell of a genotype begins with the outputs of the two cells before, "
+        "and its output is all of its other nodes, joined."
     )
     return [element("p", note, class_="note"), element("div", cards, _candidates(contents), class_="grid broad")]
 
 
 def _architecture_card(contents: Contents, name: str, text: str) -> Html:
-    architecture, model, short = contents.parse(text), contents.trained.get(name, {}), _short(contents, text)
+    model, short = contents.trained.get(name, {}), contents.short(text)
     facts: dict[str, str] = {}
     if "from" in model:
         facts["From"] = model["from"]
@@ -114,13 +119,16 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
         facts["Training"] = f"{model['epochs']} epochs of {model.get('method', '')}, {duration(model.get('seconds'))}"
     if "validation" in model:
         facts["Validation"] = _accuracies(model["validation"])
-    drawing = draw_cell(architecture, contents.operations, f"cell-{name}", describe_cell(architecture))
+    drawing = draw(contents.parse(text), contents.operations, f"cell-{name}")
     return element(
         "figure",
         element("h3", name, " ", element("small", short) if short != text else None),
         drawing,
         element(
-            "figcaption", element("code", [[part, element("wbr")] for part in re.findall(r"[^|]*\|\+?|[^|]+", text)])
+            "figcaption",
+            element(
+                "code", [[part, element("wbr")] for part in re.findall(r"[^|),]*\|\+?|[^|),]*[),]+ ?|[^|),]+", text)]
+            ),
         ),
         definitions(facts),
     )
@@ -142,7 +150,7 @@ def _candidates(contents: Contents) -> Content:
             element(
                 "tr",
                 element("th", str(candidate.get("rank") or DASH), scope="row"),
-                element("td", element("code", _short(contents, candidate["architecture"])), class_="left"),
+                element("td", element("code", contents.short(candidate["architecture"])), class_="left"),
                 element("td", f"{candidate['log_posterior']:.2f}".replace("-", "\N{MINUS SIGN}")),
                 [
                     element("td", DASH if value is None else percent(value))
@@ -165,10 +173,8 @@ def _candidates(contents: Contents) -> Content:
     return element("div", element("h3", "Derivation"), scroll(table, "Derivation"))
 
 
-def _short(contents: Contents, text: str) -> str:
-    """Return an architecture's digits form, or its string form where digits would not do."""
-    return contents.parse(text).digits(contents.operations) if len(contents.operations) <= 10 else text
-
+_BREAKS = re.compile(r"[^|,]*(?:\|\+?|, )|[^|,]+")
+"""The parts of an architecture's string between which a line may end."""
 
 CELLS_OVER_TIME = 12
 """Cells that the search's part of the report draws at most."""
@@ -181,19 +187,20 @@ def _search(contents: Contents) -> Content:
         return None
     # Of Dirichlet searches, what their distributions are; of others, the mixture itself.
     kind = "concentration" if "concentration" in trajectory[0] else "mixture"
-    operations, edges = search["operations"], search["edges"]
+    operations = search["operations"]
     epochs = [row["epoch"] for row in trajectory]
     figures = []
-    for index, (source, target) in enumerate(edges):
+    names = search.get("edge_names") or [f"{source}-{target}" for source, target in search["edges"]]
+    for index, edge in enumerate(names):
         moved = [row[kind][index] for row in trajectory]
         final = moved[-1]
         winner = max(range(len(operations)), key=lambda place: final[place])
         share = final[winner] / sum(final)
-        edge = f"{source} \N{RIGHTWARDS ARROW} {target}"
         caption = f"ends at {operations[winner]} with {percent(share)} % of the mean mixture"
-        name = f"{kind.capitalize()} on edge {source} to {target} over {epochs[-1]} epochs: {caption}."
+        name = f"{kind.capitalize()} on edge {edge.replace('-', ' to ')} over {epochs[-1]} epochs: {caption}."
         figure = plots.concentration_plot(epochs, moved, operations, f"edge-{index}", name)
-        head = element("h3", f"Edge {edge} ", element("small", f"{operations[winner]}, {percent(share)} %"))
+        arrow = edge.replace("-", " \N{RIGHTWARDS ARROW} ")
+        head = element("h3", f"Edge {arrow} ", element("small", f"{operations[winner]}, {percent(share)} %"))
         figures.append(element("figure", head, figure))
     if "entropy" in trajectory[0]:
         entropies = [row["entropy"] for row in trajectory]
@@ -234,22 +241,22 @@ def _search(contents: Contents) -> Content:
 
 def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None, list[list[float]]]]) -> Content:
     """Return which architecture was the most probable one from which epoch on, drawn wherever it changed."""
-    spans: list[tuple[str, int, int, float | None]] = []
+    spans: list[tuple[Architecture | Genotype, int, int, float | None]] = []
     for epoch, seconds, weights in rows:
-        digits = "".join(str(max(range(len(row)), key=row.__getitem__)) for row in weights)
-        if spans and spans[-1][0] == digits:
-            spans[-1] = (digits, spans[-1][1], epoch, seconds)
+        cell = _most_probable(contents, weights)
+        if cell is None:
+            return None
+        if spans and spans[-1][0] == cell:
+            spans[-1] = (cell, spans[-1][1], epoch, seconds)
         else:
-            spans.append((digits, epoch, epoch, seconds))
-    if len(contents.operations) > 10:
-        return None
+            spans.append((cell, epoch, epoch, seconds))
     figures = []
-    for index, (digits, first, last, seconds) in enumerate(spans[-CELLS_OVER_TIME:]):
+    for index, (cell, first, last, seconds) in enumerate(spans[-CELLS_OVER_TIME:]):
         when = f"epoch {first}" if first == last else f"epochs {first} to {last}"
         after = "" if seconds is None else f", {duration(seconds)}"
-        cell = contents.parse(digits)
-        drawing = draw_cell(cell, contents.operations, f"then-{index}", describe_cell(cell))
-        figures.append(element("figure", element("h3", digits, " ", element("small", f"{when}{after}")), drawing))
+        short = cell.digits(contents.operations) if isinstance(cell, Architecture) else "Genotype"
+        drawing = draw(cell, contents.operations, f"then-{index}")
+        figures.append(element("figure", element("h3", short, " ", element("small", f"{when}{after}")), drawing))
     skipped = len(spans) - len(figures)
     text = "The most probable operations, epoch by epoch, wherever they changed" + (
         f": the last {len(figures)}, {skipped} earlier ones left out." if skipped else "."
@@ -259,6 +266,19 @@ def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None,
         element("p", text, class_="note"),
         element("div", figures, class_="grid"),
     ]
+
+
+def _most_probable(contents: Contents, weights: list[list[float]]) -> Architecture | Genotype | None:
+    """Return what is derived from a mixture, or from what is in proportion to one; None where digits would not do."""
+    searched = (contents.stages["search"] or {}).get("space", {})
+    if searched.get("kind", "cell") != "cell":
+        rows = [[value / sum(row) for value in row] for row in weights]
+        best = SearchResult(spaces.described(searched), rows, None, {}).best
+        return best if isinstance(best, Architecture | Genotype) else None
+    if len(contents.operations) > 10:
+        return None
+    digits = "".join(str(max(range(len(row)), key=row.__getitem__)) for row in weights)
+    return Architecture.parse(digits, contents.operations)
 
 
 def _operation_legend(operations: Sequence[str]) -> Html:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random  # not the module: `samplers.random` would take its name
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.registry import Group
 from robust_nas.samplers._cells import classes, draw, draw_unmeasured, num_weights
 from robust_nas.seeds import seed_at
@@ -32,10 +32,10 @@ PATIENCE = 100
 class Proposer(Protocol):
     """A search under way."""
 
-    def ask(self) -> Architecture:
+    def ask(self) -> AnyArchitecture:
         """Return the architecture to measure next; it may be one whose values are known."""
 
-    def tell(self, architecture: Architecture, values: Sequence[float]) -> None:
+    def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         """Take note of an architecture's values, one per objective, the higher the better; it need not be one asked."""
 
 
@@ -54,11 +54,11 @@ class Sampler(Protocol):
 def queries(
     sampler: Sampler,
     space: Space,
-    measure: Callable[[Architecture], Sequence[float]],
+    measure: Callable[[AnyArchitecture], Sequence[float]],
     *,
     num_objectives: int = 1,
     seed: int = 0,
-) -> Iterator[tuple[Architecture, Sequence[float]]]:
+) -> Iterator[tuple[AnyArchitecture, Sequence[float]]]:
     """Yield each measured architecture with its values, until all classes of the space are measured.
 
     The caller takes as many as its budget allows: nothing is measured that is not taken.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture, Architecture
 from robust_nas.errors import InputError
 from robust_nas.seeds import seed_at
 
@@ -19,12 +20,12 @@ MAX_ENUMERATED = 100_000
 """The most architectures of a space whose classes are enumerated."""
 
 
-def draw(space: Space, generator: random.Random) -> Architecture:
-    """Return an architecture with an independent, uniform operation on every edge."""
-    return Architecture(tuple(generator.choice(space.operations) for _ in space.edges))
+def draw(space: Space, generator: random.Random) -> AnyArchitecture:
+    """Return an architecture of independent, uniform decisions: in a cell space, an operation on every edge."""
+    return space.decided([generator.choice(values) for values in space.decisions.values()])
 
 
-def start_draw(space: Space, seed: int, index: int) -> Architecture:
+def start_draw(space: Space, seed: int, index: int) -> AnyArchitecture:
     """Return the `index`-th of a search's random architectures.
 
     They depend on nothing else, so that our own samplers begin alike: equal seeds make pairs. Optuna's draw their own.
@@ -32,16 +33,15 @@ def start_draw(space: Space, seed: int, index: int) -> Architecture:
     return draw(space, random.Random(seed_at(seed, "start", index)))
 
 
-def neighbours(space: Space, architecture: Architecture) -> list[Architecture]:
-    """Return the architectures that differ in the operation on one edge."""
-    found = []
-    for edge, own in enumerate(architecture.operations):
-        for other in space.operations:
-            if other != own:
-                found.append(
-                    Architecture((*architecture.operations[:edge], other, *architecture.operations[edge + 1 :]))
-                )
-    return found
+def neighbours(space: Space, architecture: AnyArchitecture) -> list[AnyArchitecture]:
+    """Return the architectures that differ in one decision: in a cell space, in the operation on one edge."""
+    own = space.decisions_of(architecture)
+    return [
+        space.decided((*own[:place], other, *own[place + 1 :]))
+        for place, values in enumerate(space.decisions.values())
+        for other in values
+        if other != own[place]
+    ]
 
 
 def num_weights(architecture: Architecture) -> int:
@@ -52,10 +52,10 @@ def num_weights(architecture: Architecture) -> int:
 
 def num_architectures(space: Space) -> int:
     """Return how many architectures the space has, equivalent ones counted each."""
-    return len(space.operations) ** len(space.edges)
+    return math.prod(len(values) for values in space.decisions.values())
 
 
-def classes(space: Space) -> tuple[Architecture, ...]:
+def classes(space: Space) -> tuple[AnyArchitecture, ...]:
     """Return one architecture of every class, the first in the order of enumeration.
 
     Raises:
@@ -66,19 +66,19 @@ def classes(space: Space) -> tuple[Architecture, ...]:
             f"Only the classes of spaces with at most {MAX_ENUMERATED} architectures are enumerated, but {space.name} "
             f"has {num_architectures(space)}; use a sampler that does not enumerate, such as evolution."
         )
-    return _classes(space.operations, len(space.edges))
+    return _classes(space)  # type: ignore[arg-type]  # spaces are frozen dataclasses
 
 
-@functools.cache
-def _classes(operations: tuple[str, ...], num_edges: int) -> tuple[Architecture, ...]:
-    found: dict[str, Architecture] = {}
-    for choice in itertools.product(operations, repeat=num_edges):
-        architecture = Architecture(choice)
+@functools.lru_cache(maxsize=8)
+def _classes(space: Space) -> tuple[AnyArchitecture, ...]:
+    found: dict[str, AnyArchitecture] = {}
+    for values in itertools.product(*space.decisions.values()):
+        architecture = space.decided(values)
         found.setdefault(architecture.canonical, architecture)
     return tuple(found.values())
 
 
-def draw_unmeasured(space: Space, measured: Container[str], generator: random.Random) -> Architecture | None:
+def draw_unmeasured(space: Space, measured: Container[str], generator: random.Random) -> AnyArchitecture | None:
     """Return an architecture of a class that is not in `measured`, or None if all classes of a small space are."""
     if num_architectures(space) <= MAX_ENUMERATED:
         left = [architecture for architecture in classes(space) if architecture.canonical not in measured]

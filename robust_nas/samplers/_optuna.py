@@ -1,11 +1,11 @@
-"""Optuna's samplers by ask and tell: an architecture is one categorical parameter per edge."""
+"""Optuna's samplers by ask and tell: an architecture is one categorical parameter per decision."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -28,17 +28,18 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line for every study, otherwise
         self._study = optuna.create_study(sampler=sampler, directions=["maximize"] * num_objectives)
         optuna.logging.set_verbosity(verbosity)
-        self._edges = {f"edge {i}-{j}": CategoricalDistribution(space.operations) for i, j in space.edges}
-        self._asked: dict[Architecture, Trial] = {}
+        self._space = space
+        self._decisions = {name: CategoricalDistribution(values) for name, values in space.decisions.items()}
+        self._asked: dict[AnyArchitecture, Trial] = {}
 
-    def ask(self) -> Architecture:
+    def ask(self) -> AnyArchitecture:
         """Return the architecture of a new trial."""
-        trial = self._study.ask(dict(self._edges))
-        architecture = Architecture(tuple(trial.params[edge] for edge in self._edges))
+        trial = self._study.ask(dict(self._decisions))
+        architecture = self._space.decided(tuple(trial.params[name] for name in self._decisions))
         self._asked[architecture] = trial
         return architecture
 
-    def tell(self, architecture: Architecture, values: Sequence[float]) -> None:
+    def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         """Finish the architecture's trial; one that was not asked becomes a finished trial."""
         from optuna.trial import create_trial
 
@@ -46,5 +47,5 @@ class Study:
         if trial is not None:
             self._study.tell(trial, list(values))
         else:
-            chosen = dict(zip(self._edges, architecture.operations, strict=True))
-            self._study.add_trial(create_trial(params=chosen, distributions=dict(self._edges), values=list(values)))
+            chosen = dict(zip(self._decisions, self._space.decisions_of(architecture), strict=True))
+            self._study.add_trial(create_trial(params=chosen, distributions=dict(self._decisions), values=list(values)))

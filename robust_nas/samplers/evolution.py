@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.errors import InputError
 from robust_nas.samplers._cells import neighbours, start_draw
 from robust_nas.samplers._objectives import only_one
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Evolution:
     """Mutate the best of a random sample of the population, and let the oldest member die; one objective.
 
-    A mutation is another operation on one edge. A child whose class is known joins the population like any other.
+    A mutation is another value of one decision: another operation on an edge, or, in the DARTS space, another pair of
+    sources of a node. A child whose class is known joins the population like any other.
 
     Args:
         population_size: members; the first ones are random (the paper's P; its 100 is more than a small budget).
@@ -57,9 +58,9 @@ class _Population:
         self._sampler, self._space, self._seed = sampler, space, seed
         self._asked = 0
         # Full, it drops the oldest member for each new one.
-        self._members: deque[tuple[float, Architecture]] = deque(maxlen=sampler.population_size)
+        self._members: deque[tuple[float, AnyArchitecture]] = deque(maxlen=sampler.population_size)
 
-    def ask(self) -> Architecture:
+    def ask(self) -> AnyArchitecture:
         self._asked += 1
         if len(self._members) < self._sampler.population_size:
             return start_draw(self._space, self._seed, self._asked - 1)
@@ -68,5 +69,5 @@ class _Population:
         _, parent = max(sample, key=lambda member: member[0])
         return generator.choice(neighbours(self._space, parent))
 
-    def tell(self, architecture: Architecture, values: Sequence[float]) -> None:
+    def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         self._members.append((values[0], architecture))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.samplers._cells import neighbours, start_draw
 from robust_nas.samplers._objectives import only_one
 from robust_nas.seeds import seed_at
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """Hill climbing over architectures that differ in the operation on one edge; one objective.
+    """Hill climbing over architectures that differ in one decision, such as the operation on an edge; one objective.
 
     Neighbours are tried in a random order. One that is not better than all its neighbours is left; from one that is, a
     local optimum, the search starts anew at a random architecture.
@@ -49,17 +49,17 @@ class _Climb:
         self._at_once = sampler.improvement == "first"
         self._space, self._seed = space, seed
         self._starts = self._moves = 0
-        self._untried: list[Architecture] = []
-        self._best: tuple[float, Architecture] | None = None
-        self.current: tuple[float, Architecture] | None = None
+        self._untried: list[AnyArchitecture] = []
+        self._best: tuple[float, AnyArchitecture] | None = None
+        self.current: tuple[float, AnyArchitecture] | None = None
 
-    def ask(self) -> Architecture:
+    def ask(self) -> AnyArchitecture:
         if self._untried:
             return self._untried.pop()
         self._starts += 1
         return start_draw(self._space, self._seed, self._starts - 1)
 
-    def tell(self, architecture: Architecture, values: Sequence[float]) -> None:
+    def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         if self._best is None or values[0] > self._best[0]:
             self._best = values[0], architecture
         if self._best != self.current and (self._at_once or not self._untried):

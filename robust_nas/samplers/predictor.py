@@ -12,16 +12,17 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture, Architecture
 from robust_nas.errors import InputError
 from robust_nas.samplers._cells import classes, num_weights, start_draw
 from robust_nas.samplers._gaussian_process import GaussianProcess
 from robust_nas.samplers._objectives import expected_hypervolume_improvement, expected_improvement
 from robust_nas.seeds import seed_at
+from robust_nas.spaces.cell import CellSpace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,22 +70,27 @@ class Predictor:
         """Begin a search.
 
         Raises:
-            InputError: if the space is too large to enumerate.
+            InputError: if the space is too large to enumerate, or its architectures are no cells.
         """
+        if not isinstance(space, CellSpace):
+            raise InputError(
+                f"The sampler 'predictor' knows features of cell spaces, such as nasbench201, but the space "
+                f"is {space.name}; use another one, such as evolution or tpe."
+            )
         return _Model(self, space, seed)
 
 
 class _Model:
-    def __init__(self, sampler: Predictor, space: Space, seed: int) -> None:
+    def __init__(self, sampler: Predictor, space: CellSpace, seed: int) -> None:
         self._sampler, self._space, self._seed = sampler, space, seed
-        self._classes = classes(space)
+        self._classes = cast("tuple[Architecture, ...]", classes(space))
         points, self._place = _features(self._classes)
         distance = np.sqrt(2 * points.var(axis=0).sum())
         self._process = GaussianProcess(points, sampler.length_scale * distance, sampler.noise**2)
         self._values: list[Sequence[float]] = []
         self._asked = 0
 
-    def ask(self) -> Architecture:
+    def ask(self) -> AnyArchitecture:
         self._asked += 1
         if len(self._values) < self._sampler.random_starts:
             return self._start()
@@ -110,13 +116,13 @@ class _Model:
             (mean - low) / spread, std / spread, (measured - low) / spread, -0.5, NUM_DRAWS, generator
         )
 
-    def _start(self) -> Architecture:
+    def _start(self) -> AnyArchitecture:
         if self._sampler.prior == "none":
             return start_draw(self._space, self._seed, self._asked - 1)
         largest = sorted(self._classes, key=num_weights, reverse=True)[: -(-len(self._classes) // 10)]
         return random.Random(seed_at(self._seed, "largest", self._asked)).choice(largest)
 
-    def tell(self, architecture: Architecture, values: Sequence[float]) -> None:
+    def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         place = self._place[architecture.canonical]
         if place not in self._process.observed:
             self._process.observe(place)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import Architecture
+from robust_nas.architecture import AnyArchitecture
 from robust_nas.samplers._cells import start_draw
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """Independent architectures, each with a uniform operation on every edge; any number of objectives."""
+    """Independent architectures, each of uniform decisions, such as operations on edges; any number of objectives."""
 
     def start(self, space: Space, num_objectives: int, seed: int) -> _Draws:
         """Begin a search."""
@@ -26,9 +26,9 @@ class _Draws:
     def __init__(self, space: Space, seed: int) -> None:
         self._space, self._seed, self._asked = space, seed, 0
 
-    def ask(self) -> Architecture:
+    def ask(self) -> AnyArchitecture:
         self._asked += 1
         return start_draw(self._space, self._seed, self._asked - 1)
 
-    def tell(self, architecture: Architecture, values: Sequence[float]) -> None:
+    def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         pass

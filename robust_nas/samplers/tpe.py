@@ -18,7 +18,7 @@ class TPE:
 
     Args:
         random_starts: random architectures before the first model (Optuna's `n_startup_trials`).
-        multivariate: model all edges together instead of each by itself.
+        multivariate: model all decisions together instead of each by itself.
     """
 
     random_starts: int = 10

@@ -6,16 +6,17 @@ One file is one search: a frozen, keyword-only dataclass with `search`. `searche
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from robust_nas.architecture import Architecture
 from robust_nas.registry import Group
 
 if TYPE_CHECKING:
+    from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.run_dir import Stage
     from robust_nas.spaces import Space
@@ -35,69 +36,84 @@ class SearchResult:
     """What a search believes.
 
     Args:
-        operations: the operations' names.
-        probabilities: for each edge, the posterior mean weight of each operation; [E][O], rows sum to 1.
+        space: what was searched.
+        probabilities: for each edge, the posterior mean weight of each operation; [E][O], rows sum to 1, or to less
+            where architectures may lack the edge.
         supernet: the trained supernet, whose weights an architecture can inherit, or None.
         record: what `search.json` says about the search.
     """
 
-    operations: tuple[str, ...]
+    space: Space
     probabilities: list[list[float]]
     supernet: Supernet | None
     record: dict[str, Any]
 
     @property
-    def best(self) -> Architecture:
-        """The most probable operation on every edge."""
+    def best(self) -> AnyArchitecture:
+        """The most probable architecture: in a cell space, the most probable operation on every edge."""
         return next(self.ranked())[0]
 
     @property
     def is_undecided(self) -> bool:
         """Whether all operations that an edge may have are equally probable, on every edge: none is the best."""
         rows = [[p for p in row if p > 0] for row in self.probabilities]
-        return "measured" not in self.record and all(min(row) == max(row) and len(row) > 1 for row in rows)
+        return "measured" not in self.record and all(len(row) > 1 and min(row) == max(row) for row in rows)
 
-    def log_probability(self, architecture: Architecture) -> float:
-        """Return an architecture's log-probability, the sum over edges."""
-        rows = zip(self.probabilities, architecture.operations, strict=True)
-        return sum(math.log(max(row[self.operations.index(name)], LEAST_PROBABILITY)) for row, name in rows)
+    def log_probability(self, architecture: AnyArchitecture) -> float:
+        """Return an architecture's log-probability, the sum over the independent parts of the space's belief."""
+        return self._logarithm(self._parts, architecture)
 
-    def drawn(self, seed: int) -> Iterator[tuple[Architecture, float]]:
+    def drawn(self, seed: int) -> Iterator[tuple[AnyArchitecture, float]]:
         """Yield architectures drawn from the posterior with their log-probabilities, `DRAWS` of them."""
-        generator = random.Random(seed)
+        generator, parts = random.Random(seed), self._parts
+        options = [(list(part), list(part.values())) for part in parts]
         for _ in range(DRAWS):
-            names = [generator.choices(self.operations, row)[0] for row in self.probabilities]
-            architecture = Architecture(tuple(names))
-            yield architecture, self.log_probability(architecture)
+            chosen = [generator.choices(values, weights)[0] for values, weights in options]
+            architecture = self.space.decided(tuple(itertools.chain.from_iterable(chosen)))
+            yield architecture, self._logarithm(parts, architecture)
 
-    def ranked(self) -> Iterator[tuple[Architecture, float]]:
-        """Yield every architecture with its log-probability, the sum over edges, in descending order.
+    def ranked(self) -> Iterator[tuple[AnyArchitecture, float]]:
+        """Yield every architecture with its log-probability, the sum over independent parts, in descending order.
 
         A search that has measured architectures, `record["measured"]`, yields these, best first. Else the sorted
         product is walked best first with a heap: nothing is enumerated that is not asked for.
         """
         for text in self.record.get("measured", []):
-            architecture = Architecture.parse(text, self.operations)
+            architecture = self.space.parse(text)
             yield architecture, self.log_probability(architecture)
         if "measured" in self.record:
             return
-        logarithms = [[math.log(max(p, LEAST_PROBABILITY)) for p in row] for row in self.probabilities]
-        edges = [sorted(zip(row, self.operations, strict=True), reverse=True) for row in logarithms]
+        parts = [
+            sorted(((math.log(max(p, LEAST_PROBABILITY)), values) for values, p in part.items()), reverse=True)
+            for part in self._parts
+        ]
 
         def total(choice: tuple[int, ...]) -> float:
-            return sum(edge[place][0] for edge, place in zip(edges, choice, strict=True))
+            return sum(part[place][0] for part, place in zip(parts, choice, strict=True))
 
-        start = (0,) * len(edges)
+        start = (0,) * len(parts)
         heap, seen = [(-total(start), start)], {start}
         while heap:
             cost, choice = heapq.heappop(heap)
-            yield Architecture(tuple(edge[place][1] for edge, place in zip(edges, choice, strict=True))), -cost
+            chosen = (part[place][1] for part, place in zip(parts, choice, strict=True))
+            yield self.space.decided(tuple(itertools.chain.from_iterable(chosen))), -cost
             for index, place in enumerate(choice):
-                if place + 1 < len(edges[index]):
+                if place + 1 < len(parts[index]):
                     successor = (*choice[:index], place + 1, *choice[index + 1 :])
                     if successor not in seen:
                         seen.add(successor)
                         heapq.heappush(heap, (-total(successor), successor))
+
+    @property
+    def _parts(self) -> Sequence[Mapping[tuple[str, ...], float]]:
+        return self.space.belief(self.probabilities)
+
+    def _logarithm(self, parts: Sequence[Mapping[tuple[str, ...], float]], architecture: AnyArchitecture) -> float:
+        values, total = iter(self.space.decisions_of(architecture)), 0.0
+        for part in parts:
+            chosen = tuple(itertools.islice(values, len(next(iter(part)))))
+            total += math.log(max(part.get(chosen, 0.0), LEAST_PROBABILITY))
+        return total
 
 
 @runtime_checkable

@@ -227,7 +227,7 @@ class Bilevel(ABC):
         record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": self.hold_sample}
         if self.watch is not None:
             record["collapses"] = at_work.collapses
-        return SearchResult(space.operations, at_work.relaxation.mean().tolist(), at_work.supernet, record)
+        return SearchResult(space, at_work.relaxation.mean().tolist(), at_work.supernet, record)
 
 
 DRAWS = 1000
@@ -253,9 +253,19 @@ class _Search:
                 f"search.kept_operations must begin with all {len(space.operations)} operations of {space.name}, of "
                 f"which nothing is known yet, but got {list(plan.kept_operations)}."
             )
+        if plan.kept_operations and plan.kept_operations[-1] == 1 and space.choices != space.operations:
+            raise InputError(
+                f"search.kept_operations must leave 2 operations or more in {space.name}: a single one could be none, "
+                f"which its architectures do not have, but got {list(plan.kept_operations)}."
+            )
         with seeded(stage.seed, "search", "weights"):
             partial = plan.partial_channels[0] if plan.partial_channels else 1
             self.supernet = space.supernet(data, partial=partial).to(self.world.device)
+        if len(set(plan.partial_channels)) > 1 and not self.supernet.can_widen:
+            raise InputError(
+                f"The supernet of {space.name} keeps the partial channels that it begins with, but "
+                f"search.partial_channels is {list(plan.partial_channels)}; give one number for all stages."
+            )
         if (prepare := getattr(plan.objective, "prepare", None)) is not None:
             prepare(self.supernet, seed_at(stage.seed, "search", "prepare"))
         seed = seed_at(stage.seed, "search")

@@ -63,7 +63,7 @@ class Prior:
                 continue
             with seeded(stage.seed, "prior", len(cells)):
                 network = space.network(cell, data).to(stage.world.device)
-            cells.append([space.operations.index(name) for name in cell.operations])
+            cells.append([-1 if place is None else place for place in space.operations_of(cell)])
             scores.append(self.proxy.score(network, batch.images, batch.labels, threat, seed=stage.seed))
         return self.strength * stage.world.broadcast(
             effects(torch.tensor(cells), torch.tensor(scores), len(space.operations))
@@ -74,7 +74,7 @@ def effects(cells: Tensor, scores: Tensor, num_operations: int) -> Tensor:
     """Return the effect [E, O] of every operation on every edge on the normal scores of architectures.
 
     Args:
-        cells: [N, E], the operations' places.
+        cells: [N, E], the operations' places; -1 for no edge.
         scores: [N].
         num_operations: O.
     """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.errors import InputError
 from robust_nas.models.cells import make_operation
+from robust_nas.spaces.cell import CellSpace
 from robust_nas.supernet import MixedCell
 
 if TYPE_CHECKING:
@@ -59,8 +60,13 @@ class Resource:
         """Return what the space's networks cost, operation by operation.
 
         Raises:
-            InputError: if no network keeps to a hard limit.
+            InputError: if no network keeps to a hard limit, or for another kind of space than cells.
         """
+        if not isinstance(space, CellSpace):
+            raise InputError(
+                "search.resource knows what operations cost in cell spaces, such as nasbench201, but the space is "
+                f"{space.name}; leave it out."
+            )
         measure: Callable[[nn.Module, tuple[int, int, int]], float] = {
             "parameters": lambda module, _: float(count_parameters(module)),
             "multiply_adds": lambda module, shape: float(count_multiply_adds(module, shape)),

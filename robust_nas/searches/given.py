@@ -44,5 +44,7 @@ class Given:
             raise InputError(
                 f"search.architecture must lead from the input to the output, but {chosen} does not; give another one."
             )
-        probabilities = [[float(operation == name) for name in space.operations] for operation in chosen.operations]
-        return SearchResult(space.operations, probabilities, supernet=None, record={"trajectory": [], "seconds": 0.0})
+        probabilities = [
+            [float(place == taken) for place in range(len(space.operations))] for taken in space.operations_of(chosen)
+        ]
+        return SearchResult(space, probabilities, supernet=None, record={"trajectory": [], "seconds": 0.0})

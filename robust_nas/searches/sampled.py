@@ -32,7 +32,7 @@ from robust_nas.training._plan import Training
 if TYPE_CHECKING:
     from torch import nn
 
-    from robust_nas.architecture import Architecture
+    from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.spaces import Space
     from robust_nas.supernet import Supernet
@@ -115,7 +115,7 @@ class Sampled:
         seconds, started = seconds if state is None else state["seconds"], time.monotonic()
         known = {trial["architecture"]: trial["values"] for trial in trials}
 
-        def measure(architecture: Architecture) -> Sequence[float]:
+        def measure(architecture: AnyArchitecture) -> Sequence[float]:
             if str(architecture) in known:
                 return known[str(architecture)]
             return self._measure(architecture, space, data, threat, stage, supernet)
@@ -137,7 +137,7 @@ class Sampled:
 
     def _measure(
         self,
-        architecture: Architecture,
+        architecture: AnyArchitecture,
         space: Space,
         data: Dataset,
         threat: ThreatModel,
@@ -180,14 +180,16 @@ class Sampled:
         As if there were one trial more, with a part of every operation: none is impossible.
         """
         ranked = sorted(trials, key=lambda trial: trial["values"][0], reverse=True)
-        best = [space.parse(trial["architecture"]).operations for trial in ranked[: max(1, len(ranked) // 10)]]
+        best = [
+            space.operations_of(space.parse(trial["architecture"])) for trial in ranked[: max(1, len(ranked) // 10)]
+        ]
         probabilities = [
             [
-                (sum(operations[edge] == name for operations in best) + 1 / len(space.operations)) / (len(best) + 1)
-                for name in space.operations
+                (sum(places[edge] == place for places in best) + 1 / len(space.operations)) / (len(best) + 1)
+                for place in range(len(space.operations))
             ]
             for edge in range(len(space.edges))
         ]
         measured = [trial["architecture"] for trial in ranked]
         record = {"trajectory": [], "seconds": seconds, "measured": measured, "trials": trials}
-        return SearchResult(space.operations, probabilities, supernet, record)
+        return SearchResult(space, probabilities, supernet, record)

@@ -19,7 +19,7 @@ from robust_nas.registry import Group
 if TYPE_CHECKING:
     from torch import nn
 
-    from robust_nas.architecture import Architecture
+    from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import DataForm, Dataset, NetworkData
     from robust_nas.supernet import Supernet
 
@@ -35,7 +35,7 @@ class BuiltFrom:
     """
 
     space: Space
-    architecture: Architecture
+    architecture: AnyArchitecture
     data: DataForm
 
 
@@ -49,19 +49,46 @@ class Space(Protocol):
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The operations an edge can have."""
+        """The operations that an edge of the supernet mixes."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Those of them that an architecture can have on an edge."""
 
     @property
     def edges(self) -> list[tuple[int, int]]:
-        """The cell's (source, target) pairs."""
+        """The (source, target) pairs of the cell, or of one cell after the other: the rows of a mixture."""
 
-    def parse(self, text: str) -> Architecture:
+    @property
+    def edge_names(self) -> list[str]:
+        """What edges are called: "0-1"."""
+
+    def parse(self, text: str) -> AnyArchitecture:
         """Read an architecture of this space."""
 
     def is_connected(self, choice: Sequence[int]) -> bool:
         """Whether the output depends on the input where each edge has the operation at its place in `operations`."""
 
-    def network(self, architecture: Architecture, data: NetworkData, *, affine: bool = True) -> nn.Module:
+    @property
+    def decisions(self) -> dict[str, tuple[str, ...]]:
+        """What an architecture is made of, by name, each with its possible values: samplers draw and change these."""
+
+    def decided(self, values: Sequence[str]) -> AnyArchitecture:
+        """Return the architecture of the values of `decisions`."""
+
+    def decisions_of(self, architecture: AnyArchitecture) -> tuple[str, ...]:
+        """Return the values of `decisions` that make an architecture."""
+
+    def operations_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return each edge's operation as a place in `operations`, None where the architecture has no such edge."""
+
+    def belief(self, probabilities: Sequence[Sequence[float]]) -> Sequence[Mapping[tuple[str, ...], float]]:
+        """Return what a mixture [E][O] believes of `decisions`: one after the other, those that belong together.
+
+        Each part has the probability of the values of one or more decisions; parts are independent.
+        """
+
+    def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> nn.Module:
         """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state.
 
         It says what it was built from as `built_from`.

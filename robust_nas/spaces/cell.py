@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import OPERATIONS, Architecture, edges_of
+from robust_nas.architecture import OPERATIONS, AnyArchitecture, Architecture, edges_of
 from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, NetworkData
     from robust_nas.models.cells import CellNetwork
-    from robust_nas.supernet import Supernet
+    from robust_nas.supernet import CellSupernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,19 @@ class CellSpace:
             )
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """All operations."""
+        return self.operations
+
+    @property
     def edges(self) -> list[tuple[int, int]]:
         """The cell's (source, target) pairs."""
         return edges_of(self.num_nodes)
+
+    @property
+    def edge_names(self) -> list[str]:
+        """What edges are called."""
+        return [f"{source}-{target}" for source, target in self.edges]
 
     def parse(self, text: str) -> Architecture:
         """Read an architecture of this space, in the string or the digits form.
@@ -75,7 +85,30 @@ class CellSpace:
         """Whether the output depends on the input where each edge has the operation at its place in `operations`."""
         return Architecture(tuple(self.operations[place] for place in choice)).is_connected
 
-    def network(self, architecture: Architecture, data: NetworkData, *, affine: bool = True) -> CellNetwork:
+    @property
+    def decisions(self) -> dict[str, tuple[str, ...]]:
+        """Each edge's operation."""
+        return {f"edge {name}": self.operations for name in self.edge_names}
+
+    def decided(self, values: Sequence[str]) -> Architecture:
+        """Return the architecture of the values of `decisions`."""
+        return Architecture(tuple(values))
+
+    def decisions_of(self, architecture: AnyArchitecture) -> tuple[str, ...]:
+        """Return the values of `decisions` that make an architecture."""
+        assert isinstance(architecture, Architecture)
+        return architecture.operations
+
+    def operations_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return each edge's operation as a place in `operations`."""
+        assert isinstance(architecture, Architecture)
+        return [self.operations.index(name) for name in architecture.operations]
+
+    def belief(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
+        """Return the probability of each operation, edge by edge."""
+        return [{(name,): p for name, p in zip(self.operations, row, strict=True)} for row in probabilities]
+
+    def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> CellNetwork:
         """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights.
 
         Edges that count as zero or do not lead to the output are left out (`Architecture.pruned`): their parameters
@@ -85,7 +118,7 @@ class CellSpace:
         from robust_nas.models.cells import Cell, CellNetwork, make_operation
         from robust_nas.spaces import BuiltFrom
 
-        assert architecture.num_nodes == self.num_nodes
+        assert isinstance(architecture, Architecture) and architecture.num_nodes == self.num_nodes
         operations = architecture.pruned.operations
 
         def cell(channels: int) -> Cell:
@@ -95,8 +128,8 @@ class CellSpace:
         network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
         return network
 
-    def supernet(self, data: Dataset, *, partial: int = 1) -> Supernet:
+    def supernet(self, data: Dataset, *, partial: int = 1) -> CellSupernet:
         """Return the supernet: the skeleton with a mixture of all operations on every edge, batch norm not affine."""
-        from robust_nas.supernet import Supernet
+        from robust_nas.supernet import CellSupernet
 
-        return Supernet(self, data, partial)
+        return CellSupernet(self, data, partial)

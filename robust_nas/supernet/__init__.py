@@ -1,4 +1,4 @@
-"""The supernet: a network that holds every architecture of a cell space, mixed edge by edge.
+"""The supernet: a network that holds every architecture of a space, mixed edge by edge.
 
 The mixture is an argument, not a state: the same supernet serves a sample, the mean, or a one-hot choice. What does
 change is its size, in progressive shrinking: operations are left out (`keep`), partial channels become more (`widen`).
@@ -7,15 +7,17 @@ change is its size, in progressive shrinking: operations are left out (`keep`), 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import has_torch_function_unary
 
+from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
 from robust_nas.models.cells import AveragePool3x3, CellNetwork, ReLUConvBN, Zero, make_operation
 
@@ -23,28 +25,42 @@ Weights = Sequence[Tensor | None]
 """The weights of an edge's operations; None is exactly 0."""
 
 if TYPE_CHECKING:
-    from robust_nas.architecture import Architecture
+    from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.spaces.cell import CellSpace
 
 
-class Supernet(CellNetwork):
-    """The skeleton of a cell space with all operations on every edge; one mixture [E, O] serves all cells.
+class Supernet(nn.Module):
+    """What the supernets of all kinds of space do.
 
-    Args:
-        partial: k: an edge's operations see 1/k of the channels, the others pass by (PC-DARTS, arXiv:1907.05737).
-
-    Raises:
-        InputError: if k does not divide the number of channels.
+    Attributes:
+        operations: the candidates on every edge.
+        partial: k of every stage of progressive shrinking until now: operations see 1/k of the channels.
+        can_widen: whether `widen` is there.
     """
 
-    def __init__(self, space: CellSpace, data: Dataset, partial: int = 1) -> None:
-        if partial < 1 or space.channels % partial:
-            raise InputError(
-                f"Partial channels of 1/{partial} must divide space.channels, but got {space.channels} channels."
-            )
-        super().__init__(space, data, lambda channels: MixedCell(space, channels, partial), affine=False)
-        self.operations, self.partial = space.operations, [partial]
+    operations: tuple[str, ...]
+    partial: list[int]
+    can_widen: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def mixed_operations(self) -> Sequence[tuple[int, Mixed]]:
+        """Every mixed operation of every cell, with its edge."""
+
+    @abstractmethod
+    def choose(self, architecture: AnyArchitecture) -> SampledSupernet:
+        """Return an architecture's network with copies of the supernet's weights and statistics.
+
+        Raises:
+            InputError: if the supernet has an operation of it no more (`keep`).
+        """
+
+    def alone(self, mixture: Tensor) -> SampledSupernet:
+        """Return a copy with the operations that a mixture [E, O] of zeros and ones has, and no others."""
+        copied = copy.deepcopy(self)
+        copied.keep(mixture.bool())
+        return SampledSupernet(copied, mixture)
 
     @property
     def form(self) -> dict[str, Any]:
@@ -63,41 +79,19 @@ class Supernet(CellNetwork):
         self.pass_by(form["passing"])
         self.keep(torch.tensor([[name in names for name in self.operations] for names in form["operations"]]))
 
-    @property
-    def mixed_operations(self) -> list[tuple[int, MixedOperation]]:
-        """Every mixed operation of every cell, with its edge."""
-        cells = [layer for layer in self.layers if isinstance(layer, MixedCell)]
-        return [(edge, mixed) for cell in cells for edge, mixed in enumerate(cell.edges)]  # type: ignore[misc]
-
-    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
-        """Return logits [B, K] of [0, 1] images [B, C, H, W] at a mixture [E, O].
-
-        An operation whose weight is exactly 0 is not computed, unless the mixture is to be differentiated.
-        """
-        weights = [list(row.unbind()) for row in mixture]
-        if not mixture.requires_grad:
-            used = mixture.tolist()
-            weights = [
-                [w if number else None for w, number in zip(*pair, strict=True)]
-                for pair in zip(weights, used, strict=True)
-            ]
-        return super().forward(images, weights)
-
     def at(self, mixture: Tensor) -> SampledSupernet:
         """Return the network that the supernet is at a mixture [E, O]: what an attack is pointed at."""
         return SampledSupernet(self, mixture)
 
-    def choose(self, architecture: Architecture) -> SampledSupernet:
-        """Return an architecture's network with copies of the supernet's weights and statistics.
-
-        Raises:
-            InputError: if the supernet has an operation of it no more (`keep`).
-        """
-        rows = torch.tensor([self.operations.index(name) for name in architecture.pruned.operations])
-        mixture = F.one_hot(rows, len(self.operations)).bool()
-        alone = copy.deepcopy(self)
-        alone.keep(mixture)
-        return SampledSupernet(alone, mixture.to(self.mean))
+    def rows_of(self, mixture: Tensor) -> list[Weights]:
+        """Return each edge's weights; None for those of exactly 0, unless the mixture is to be differentiated."""
+        weights: list[Weights] = [list(row.unbind()) for row in mixture]
+        if mixture.requires_grad:
+            return weights
+        return [
+            [weight if number else None for weight, number in zip(row, numbers, strict=True)]
+            for row, numbers in zip(weights, mixture.tolist(), strict=True)
+        ]
 
     def keep(self, active: Tensor) -> None:
         """Leave out the operations that are not `active` [E, O], for good; a mixture must have no weight on them."""
@@ -115,9 +109,8 @@ class Supernet(CellNetwork):
             dimensions of channels.
         """
         self.partial.append(partial)
-        return {
-            new: place for _, mixed in self.mixed_operations for new, place in mixed.widen(partial, self.mean).items()
-        }
+        like = next(self.parameters())
+        return {new: place for _, mixed in self.mixed_operations for new, place in mixed.widen(partial, like).items()}
 
     def pass_by(self, share: float) -> None:
         """Let the channels that the last widening brought pass by to this share; the rest comes from the operations."""
@@ -139,6 +132,44 @@ class SampledSupernet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.supernet(images, self.mixture)
+
+
+class CellSupernet(Supernet, CellNetwork):
+    """The skeleton of a cell space with all operations on every edge; one mixture [E, O] serves all cells.
+
+    Args:
+        partial: k: an edge's operations see 1/k of the channels, the others pass by (PC-DARTS, arXiv:1907.05737).
+
+    Raises:
+        InputError: if k does not divide the number of channels.
+    """
+
+    def __init__(self, space: CellSpace, data: Dataset, partial: int = 1) -> None:
+        if partial < 1 or space.channels % partial:
+            raise InputError(
+                f"Partial channels of 1/{partial} must divide space.channels, but got {space.channels} channels."
+            )
+        super().__init__(space, data, lambda channels: MixedCell(space, channels, partial), affine=False)
+        self.operations, self.partial = space.operations, [partial]
+
+    @property
+    def mixed_operations(self) -> list[tuple[int, MixedOperation]]:
+        """Every mixed operation of every cell, with its edge."""
+        cells = [layer for layer in self.layers if isinstance(layer, MixedCell)]
+        return [(edge, mixed) for cell in cells for edge, mixed in enumerate(cell.edges)]  # type: ignore[misc]
+
+    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
+        """Return logits [B, K] of [0, 1] images [B, C, H, W] at a mixture [E, O].
+
+        An operation whose weight is exactly 0 is not computed, unless the mixture is to be differentiated.
+        """
+        return super().forward(images, self.rows_of(mixture))
+
+    def choose(self, architecture: AnyArchitecture) -> SampledSupernet:
+        """Return an architecture's network with copies of the supernet's weights and statistics."""
+        assert isinstance(architecture, Architecture)
+        rows = torch.tensor([self.operations.index(name) for name in architecture.pruned.operations])
+        return self.alone(F.one_hot(rows, len(self.operations)).to(self.mean))
 
 
 class MixedCell(nn.Module):
@@ -244,7 +275,40 @@ def _computed_jointly(x: Tensor, pairs: Sequence[tuple[ReLUConvBN, Tensor]]) -> 
     return dict(zip(blocks, normed.split(widths, 1), strict=True))
 
 
-class MixedOperation(nn.Module):
+class Mixed(nn.Module):
+    """A mixture of operations on an edge.
+
+    Attributes:
+        names: the candidates, in the space's order.
+        operations: those that are left, by name.
+        passing: the share of the channels of the last widening that pass by.
+        auxiliary: how much of the input is added.
+    """
+
+    names: tuple[str, ...]
+    operations: nn.ModuleDict
+    passing: float
+    auxiliary: float
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave out all operations but those at `places` of the space's list.
+
+        Raises:
+            InputError: if one of them was left out before, and had weights.
+        """
+        kept = [self.names[place] for place in places]
+        # A choice has `none` where no other operation leads to the output, also where the search has left it out.
+        if gone := [name for name in kept if name not in self.operations and name != "none"]:
+            raise InputError(f"The supernet has left out {', '.join(gone)} on an edge, and has no weights for it.")
+        for name in [name for name in self.operations if name not in kept]:
+            del self.operations[name]
+
+    def widen(self, partial: int, like: Tensor) -> dict[Tensor, tuple[Tensor, int]]:
+        """Let the operations see 1/`partial` of the channels; see `Supernet.widen`."""
+        raise NotImplementedError
+
+
+class MixedOperation(Mixed):
     """sum_o w_o o(x) over the candidate operations o of an edge (DARTS, arXiv:1806.09055, equation 2).
 
     Args:
@@ -306,19 +370,6 @@ class MixedOperation(nn.Module):
 
     def _own(self, x: Tensor) -> Tensor:
         return x if self.width == self.channels else x[:, self.start : self.start + self.width]
-
-    def keep(self, places: Sequence[int]) -> None:
-        """Leave out all operations but those at `places` of the space's list.
-
-        Raises:
-            InputError: if one of them was left out before, and had weights.
-        """
-        kept = [self.names[place] for place in places]
-        # A choice has `none` where no other operation leads to the output, also where the search has left it out.
-        if gone := [name for name in kept if name not in self.operations and name != "none"]:
-            raise InputError(f"The supernet has left out {', '.join(gone)} on an edge, and has no weights for it.")
-        for name in [name for name in self.operations if name not in kept]:
-            del self.operations[name]
 
     def widen(self, partial: int, like: Tensor) -> dict[Tensor, tuple[Tensor, int]]:
         """Let the operations see 1/`partial` of the channels; see `Supernet.widen`."""

@@ -84,7 +84,7 @@ def rows_from_run(run: RunDir) -> list[Row]:
     there. The result depends on the run's files only.
 
     Raises:
-        InputError: if the run has trained nothing or measured nothing, or one of the files is damaged.
+        InputError: if the run has trained nothing, no cells, or measured nothing, or one of the files is damaged.
     """
     trained = {model["name"]: model for model in read_json(run / "train.json")["models"]}
     evaluation, certification = (
@@ -94,6 +94,10 @@ def rows_from_run(run: RunDir) -> list[Row]:
     config, environment = _read_config(run / "config.toml"), read_json(run / "environment.json")
     rows = []
     for name, model in trained.items():
+        if model["architecture"].startswith("Genotype("):
+            raise InputError(
+                f"The table is of cells, as in nasbench201, but {run.path} has trained genotypes of the DARTS space."
+            )
         architecture = Architecture.parse(model["architecture"], config["space"]["operations"])
         provenance: dict[str, Any] = {
             "architecture": model["architecture"],

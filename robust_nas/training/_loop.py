@@ -74,10 +74,16 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
             "train.norm 'mixture' puts two batch norms in place of each nn.BatchNorm2d, but this network has none; set "
             "it to 'batch'."
         )
+    if training.drop_path and not hasattr(model, "drop_path"):
+        raise InputError(
+            "train.drop_path is for networks with paths to drop, such as those of the DARTS space; set it to 0."
+        )
     try:
         best, last, record = _train(model, data, threat, training, stage)
     finally:
         unmix(model, training.serve)
+        if training.drop_path:
+            model.drop_path = 0.0  # type: ignore[assignment]
     model.load_state_dict(best if record["kept"] == "best" else last)
     return Fitted(model.eval(), best, last, record)
 
@@ -117,7 +123,7 @@ def _train(
     done, state = stage.resume()
     if state is None and (prepare := getattr(training.method, "prepare", None)) is not None:
         prepare(model, seed_at(stage.seed, stage.name, "prepare"))
-    trainee = Trainee(model, training, world)
+    trainee = Trainee(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
     history: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
     seconds, started = 0.0, time.monotonic()
@@ -130,6 +136,8 @@ def _train(
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
         if _collapsed(history, watch):
             break
+        if training.drop_path:
+            model.drop_path = training.drop_path * epoch / training.epochs  # type: ignore[assignment]
         model.train()
         batches = _batches(data, threat, training, trainee.memory, stage, epoch)
         losses = [trainee.step(batch, share) for share, batch in batches]
@@ -196,16 +204,23 @@ def _train(
 
 
 class Trainee:
-    """A network in training, and all that its steps change."""
+    """A network in training, and all that its steps change.
 
-    def __init__(self, model: nn.Module, training: Training, world: World) -> None:
+    Raises:
+        InputError: if an auxiliary head is wanted of a network that offers none.
+    """
+
+    def __init__(self, model: nn.Module, training: Training, world: World, *, seed: int = 0) -> None:
         self._format = torch.channels_last if training.channels_last else torch.contiguous_format
         model.to(memory_format=self._format)
         self._model, self._training, self._world = model, training, world
         # Compiled, it has one graph for the attack and one for the step.
         self._called: nn.Module = torch.compile(model) if training.compile else model  # type: ignore[assignment]
         self._wrapped = world.wrap(self._called)
-        self._optimiser = make_optimiser(model, training)
+        self._head = _auxiliary_head(model, training, world, seed)
+        # The head learns with the network, and is no part of it.
+        self._learning = model if self._head is None else nn.ModuleList([model, self._head])
+        self._optimiser = make_optimiser(self._learning, training)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
         self._checked = False
         self.average, self.memory = Average(model, training.ema), Memory()
@@ -219,6 +234,8 @@ class Trainee:
             loss = self._loss(self._wrapped, crafted, batch)
             self._optimiser.zero_grad(set_to_none=True)
             self._scaler.scale(loss).backward()
+        if self._head is not None:
+            self._average_gradients(self._head, batch)
         if not self._checked:
             _check_branches(model)
             self._checked = True
@@ -228,17 +245,31 @@ class Trainee:
                 group["momentum"] = training.momentum_at(share)
         if training.gradient_clip:
             self._scaler.unscale_(self._optimiser)
-            nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
+            nn.utils.clip_grad_norm_(self._learning.parameters(), training.gradient_clip)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self.average.update()
         return loss.detach()
 
     def _loss(self, called: nn.Module, crafted: Tensor, batch: Batch) -> Tensor:
-        forward, training = Forward(self._model, called, batch.images, self._format), self._training
+        training, head = self._training, self._head
+        tapped = None if head is None else self._model.auxiliary_at
+        forward = Forward(self._model, called, batch.images, self._format, tapped)  # type: ignore[arg-type]
         # Seeded for dropout; what AWP moves the weights along has the same mask.
         with self._cast(), seeded(batch.seed, "model", device=self._world.device):
-            return training.method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
+            loss = training.method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
+            if head is not None:
+                logits = head(forward.features(crafted)).float()
+                loss = loss + training.auxiliary * F.cross_entropy(logits, batch.targets)
+            return loss
+
+    @staticmethod
+    def _average_gradients(head: nn.Module, batch: Batch) -> None:
+        """Give all ranks the mean gradient of what is not averaged in the backward pass."""
+        gradients = [parameter.grad for parameter in head.parameters() if parameter.grad is not None]
+        averaged = batch.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, averaged.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def _cast(self) -> torch.autocast:
         precision = self._training.precision
@@ -246,7 +277,7 @@ class Trainee:
 
     def agree(self) -> None:
         """Give all ranks the same buffers and memory."""
-        self._world.mean_buffers(self._model)
+        self._world.mean_buffers(self._learning)
         self.average.agree(self._world.mean)
         self.memory.merge(self._world)
 
@@ -258,16 +289,33 @@ class Trainee:
             "scaler": self._scaler.state_dict(),
             "average": {"values": self.average.values, "steps": self.average.steps},
             "memory": self.memory.state(),
+            **({} if self._head is None else {"head": self._head.state_dict()}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
         self._model.load_state_dict(state["model"])
+        if self._head is not None:
+            self._head.load_state_dict(state["head"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
         device, average = self._world.device, state["average"]
         self.average.values, self.average.steps = on_device(device, average["values"]), average["steps"]
         self.memory.load_state(state["memory"], device)
+
+
+def _auxiliary_head(model: nn.Module, training: Training, world: World, seed: int) -> nn.Module | None:
+    """Return a new auxiliary head for the network, if there is to be one."""
+    if not training.auxiliary:
+        return None
+    make_head = getattr(model, "auxiliary_head", None)
+    if make_head is None:
+        raise InputError(
+            "train.auxiliary is for networks with an auxiliary head, such as those of the DARTS space; set it to 0."
+        )
+    with seeded(seed):
+        head: nn.Module = make_head()
+    return head.to(world.device).train()
 
 
 def _batches(

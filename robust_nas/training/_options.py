@@ -26,13 +26,21 @@ class Forward:
         model: what `through` finds the mixtures in.
         wrapped: the model as it is called: compiled, or averaging gradients over ranks.
         clean: the batch's own images.
+        tapped: a part of the model whose outputs are remembered too.
     """
 
     def __init__(
-        self, model: nn.Module, wrapped: Callable[[Tensor], Tensor], clean: Tensor, memory_format: torch.memory_format
+        self,
+        model: nn.Module,
+        wrapped: Callable[[Tensor], Tensor],
+        clean: Tensor,
+        memory_format: torch.memory_format,
+        tapped: nn.Module | None = None,
     ) -> None:
         self.model, self._wrapped, self._clean, self._format = model, wrapped, clean, memory_format
+        self._tapped = tapped
         self._known: list[tuple[Tensor, Tensor]] = []
+        self._features: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits [B, K], float32, of images [B, C, H, W]."""
@@ -41,10 +49,27 @@ class Forward:
                 return logits
         # Also a detached clean image is clean.
         clean = images.data_ptr() == self._clean.data_ptr()
-        with through(self.model, "clean" if clean else "adversarial"):
+        with through(self.model, "clean" if clean else "adversarial"), self._noted(images):
             logits = self._wrapped(images.contiguous(memory_format=self._format)).float()
         self._known.append((images, logits))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the tapped part's output [B, C, H, W] in the pass of these images."""
+        self(images)
+        (found,) = (features for known, features in self._features if known is images)
+        return found
+
+    @contextlib.contextmanager
+    def _noted(self, images: Tensor) -> Iterator[None]:
+        if self._tapped is None:
+            yield
+            return
+        hook = self._tapped.register_forward_hook(lambda _, __, output: self._features.append((images, output)))
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def added_losses(training: Training, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:

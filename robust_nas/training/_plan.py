@@ -91,6 +91,13 @@ class Training:
             and 1: AdvProp (arXiv:1911.09665).
         pairing: weight of the mean squared difference between the logits of crafted and clean images (adversarial
             logit pairing, arXiv:1803.06373).
+        drop_path: the probability with which, at the end of the training, an operation's output is dropped from a
+            node's sum, image by image, identities excepted; it grows linearly from 0, epoch by epoch (arXiv:1806.09055,
+            appendix A.2: 0.2; Zoph et al. 2018, arXiv:1707.07012). For networks of the DARTS space. Attacks see the
+            network without.
+        auxiliary: weight of the cross-entropy, at the crafted images, of an auxiliary head at 2/3 of the depth, which
+            is trained beside the network and then left out (arXiv:1806.09055, appendix A.2: 0.4). For networks of the
+            DARTS space.
         awp: how far weights are moved up the loss before each step, as a share of their norm (adversarial weight
             perturbation, arXiv:2004.05884); the paper's values are 0.01 with pgd_at and 0.005 with trades.
         ema: largest decay of the running mean of weights and buffers, which is then what is evaluated and kept; 0 for
@@ -140,6 +147,8 @@ class Training:
     serve: Branch = "adversarial"
     clean_weight: float = 0.0
     pairing: float = 0.0
+    drop_path: float = 0.0
+    auxiliary: float = 0.0
     awp: float = 0.0
     ema: float = 0.0
     precision: Precision = "float32"
@@ -157,11 +166,21 @@ class Training:
                 raise InputError(f"train.{name} must be at least 1, but got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise InputError(f"train.learning_rate must be above 0, but got {self.learning_rate}.")
-        for name in ("warm_up", "momentum", "epsilon_ramp", "epsilon_warm_up", "label_smoothing", "ema"):
+        for name in ("warm_up", "momentum", "epsilon_ramp", "epsilon_warm_up", "label_smoothing", "ema", "drop_path"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"train.{name} must be in [0, 1), but got {value}.")
-        for name in ("weight_decay", "padding", "cutout", "mix_up", "clean_weight", "pairing", "awp", "gradient_clip"):
+        for name in (
+            "weight_decay",
+            "padding",
+            "cutout",
+            "mix_up",
+            "clean_weight",
+            "pairing",
+            "awp",
+            "gradient_clip",
+            "auxiliary",
+        ):
             if not getattr(self, name) >= 0:
                 raise InputError(f"train.{name} must not be negative, but got {getattr(self, name)}.")
         for name, choices in (
@@ -216,6 +235,12 @@ class Training:
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
                 "train.compile and train.norm 'mixture'."
             )
+        for name in ("drop_path", "auxiliary"):
+            if getattr(self, name) and (self.compile or getattr(self.method, "bounds_network", False)):
+                raise InputError(
+                    f"train.{name} changes the network in training, which is neither compiled nor bounded so; leave "
+                    "out train.compile, and take a method that does not bound the network, or set it to 0."
+                )
         if sum(self.curriculum) > 1:
             raise InputError(
                 f"train.epsilon_warm_up and train.epsilon_ramp must be at most 1 together, but got "

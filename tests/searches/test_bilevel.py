@@ -17,7 +17,7 @@ from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.seeds import seed_at, seeded
-from robust_nas.supernet import Supernet
+from robust_nas.supernet import CellSupernet
 from robust_nas.supernet._relaxation import Relaxation
 from robust_nas.supernet.softmax import SoftmaxRelaxation
 from robust_nas.threat import ThreatModel
@@ -230,8 +230,8 @@ def test_random_sharing_takes_no_setting_of_what_alpha_learns(options):
 
 def test_random_sharing_learns_nothing_of_the_operations_and_never_draws_a_constant_cell(space, data, monkeypatch):
     drawn = []
-    original = Supernet.forward
-    monkeypatch.setattr(Supernet, "forward", lambda self, x, m: drawn.append(m) or original(self, x, m))
+    original = CellSupernet.forward
+    monkeypatch.setattr(CellSupernet, "forward", lambda self, x, m: drawn.append(m) or original(self, x, m))
     found = RandomSharing(**{**QUICK, "epochs": 10}).search(space, data, THREAT, _stage())
     assert found.probabilities == [pytest.approx([0.2] * 5)] * 6
     single = [mixture for mixture in drawn if bool((mixture.max(-1).values == 1).all())]

@@ -92,9 +92,9 @@ def test_the_loss_sees_the_sample_that_was_attacked_exactly_when_it_is_held(spac
         attacked.append(model.mixture.clone())
         return craft(self, model, *arguments, **options)
 
-    from robust_nas.supernet import Supernet
+    from robust_nas.supernet import CellSupernet
 
-    original = Supernet.forward
+    original = CellSupernet.forward
 
     def note_used(self, images, mixture):
         if torch.is_grad_enabled() and self.training:
@@ -102,7 +102,7 @@ def test_the_loss_sees_the_sample_that_was_attacked_exactly_when_it_is_held(spac
         return original(self, images, mixture)
 
     monkeypatch.setattr(FGSM, "perturb", note_attacked)
-    monkeypatch.setattr(Supernet, "forward", note_used)
+    monkeypatch.setattr(CellSupernet, "forward", note_used)
     dataclasses.replace(SEARCH, epochs=1, hold_sample=hold, validation_attack=PGD(steps=0)).search(
         space, data, THREAT, _stage()
     )

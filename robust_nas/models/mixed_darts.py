@@ -1,0 +1,161 @@
+"""The supernet of the DARTS space: its network with a mixture of operations on every edge of both cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nas.errors import InputError
+from robust_nas.genotype import edges_of
+from robust_nas.models.cells import Zero
+from robust_nas.models.darts import CellForm, DartsNetwork, Inputs, make_operation
+from robust_nas.supernet import Mixed, SampledSupernet, Supernet, Weights
+
+if TYPE_CHECKING:
+    from robust_nas.architecture import AnyArchitecture
+    from robust_nas.datasets import Dataset
+    from robust_nas.spaces.darts import DartsSpace
+
+
+class DartsSupernet(Supernet, DartsNetwork):
+    """The skeleton of a DARTS space with all operations on every edge; one mixture [E, O] serves all cells.
+
+    The first half of the mixture's rows is that of the normal cells, the second half that of the reduction cells.
+
+    Args:
+        partial: k: an edge's operations see 1/k of the channels, the others pass by (PC-DARTS, arXiv:1907.05737).
+
+    Raises:
+        InputError: if k does not divide the number of channels, or leaves fewer than two.
+    """
+
+    can_widen: ClassVar[bool] = False
+
+    def __init__(self, space: DartsSpace, data: Dataset, partial: int = 1) -> None:
+        if partial < 1 or space.channels % partial or space.channels // partial < 2:
+            raise InputError(
+                f"Partial channels of 1/{partial} must divide space.channels and be two or more, but got "
+                f"{space.channels} channels."
+            )
+        super().__init__(
+            space,
+            data,
+            lambda form: MixedDartsCell(space, form, partial),
+            space.channels,
+            space.num_cells,
+            affine=False,
+        )
+        self.space, self.operations, self.partial = space, space.operations, [partial]
+
+    @property
+    def mixed_operations(self) -> list[tuple[int, MixedDartsOperation]]:
+        """Every mixed operation of every cell, with its edge."""
+        half = len(self.space.edges) // 2
+        return [
+            (edge + half * (number in self.reductions), mixed)
+            for number, cell in enumerate(self.cells)
+            for edge, mixed in enumerate(cell.edges)  # type: ignore[arg-type]
+        ]
+
+    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:  # type: ignore[override]
+        """Return logits [B, K] of [0, 1] images [B, C, H, W] at a mixture [E, O].
+
+        An operation whose weight is exactly 0 is not computed, unless the mixture is to be differentiated.
+        """
+        rows = self.rows_of(mixture)
+        half = len(rows) // 2
+        normal, reduction = rows[:half], rows[half:]
+        return self.through_cells(
+            images, lambda reduces, cell, *inputs: cell(*inputs, reduction if reduces else normal)
+        )
+
+    def choose(self, architecture: AnyArchitecture) -> SampledSupernet:
+        """Return a genotype's network, as deep and wide as the supernet, with copies of its weights and statistics."""
+        mixture = torch.zeros(len(self.space.edges), len(self.operations))
+        for edge, place in enumerate(self.space.operations_of(architecture)):
+            if place is not None:
+                mixture[edge, place] = 1
+        return self.alone(mixture.to(self.mean))
+
+
+class MixedDartsCell(nn.Module):
+    """A cell whose nodes are the sums of mixed operations on both inputs and all earlier nodes."""
+
+    def __init__(self, space: DartsSpace, form: CellForm, partial: int = 1) -> None:
+        super().__init__()
+        self.inputs = Inputs(form, affine=False)
+        self.pairs = edges_of(space.num_nodes)
+        # Neighbouring edges take different channels, so that all are mixed somewhere.
+        self.edges = nn.ModuleList(
+            MixedDartsOperation(space.operations, form.channels, form.stride_from(source), partial, edge)
+            for edge, (source, _) in enumerate(self.pairs)
+        )
+
+    def forward(self, before: Tensor, last: Tensor, weights: Sequence[Weights]) -> Tensor:
+        """Return the concatenation of the nodes, for each edge's weights."""
+        nodes = self.inputs(before, last)
+        edges = zip(self.pairs, self.edges, weights, strict=True)
+        for target in range(2, 2 + self.pairs[-1][1] - 1):
+            terms = []
+            for _ in range(target):
+                (source, _), edge, row = next(edges)
+                terms.append(edge(nodes[source], row))
+            nodes.append(sum(terms[1:], terms[0]))
+        return torch.cat(nodes[2:], 1)
+
+
+class MixedDartsOperation(Mixed):
+    """sum_o w_o o(x) over the candidate operations o of an edge (DARTS, arXiv:1806.09055, equation 2).
+
+    Args:
+        operations: the candidates' names.
+        channels: of x.
+        stride: 2 halves the resolution.
+        partial: k: the operations see 1/k of the channels; the others pass by, under 2 x 2 max pooling where the
+            resolution is halved.
+        block: which of the k blocks of channels that is, counted around.
+    """
+
+    def __init__(
+        self, operations: tuple[str, ...], channels: int, stride: int = 1, partial: int = 1, block: int = 0
+    ) -> None:
+        super().__init__()
+        self.names, self.stride = operations, stride
+        self.width = channels // partial
+        self.start = block % partial * self.width
+        self.operations = nn.ModuleDict(
+            {name: make_operation(name, self.width, stride, affine=False, normed_pools=True) for name in operations}
+        )
+        self.passing = self.auxiliary = 0.0
+
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        """Return the mixture [B, C, H', W'] of the operations on x [B, C, H, W]."""
+        if self.width == x.shape[1]:
+            return self._mixed(x, weights)
+        end = self.start + self.width
+        mixed = self._mixed(x[:, self.start : end], weights)
+        before, after = x[:, : self.start], x[:, end:]
+        parts = [self._passed(before)] if self.start else []
+        parts.append(mixed)
+        if end < x.shape[1]:
+            parts.append(self._passed(after))
+        return torch.cat(parts, 1)
+
+    def _passed(self, x: Tensor) -> Tensor:
+        return x if self.stride == 1 else F.max_pool2d(x, 2, ceil_mode=True)
+
+    def _mixed(self, x: Tensor, weights: Weights) -> Tensor:
+        terms = []
+        for name, operation in self.operations.items():
+            weight = weights[self.names.index(name)]
+            if weight is not None and not isinstance(operation, Zero):
+                terms.append(weight * operation(x))
+        if self.auxiliary:
+            # DARTS- has a factorised reduction of its own where the resolution is halved; a mean needs no weights.
+            own = x if self.stride == 1 else F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+            terms.append(self.auxiliary * own)
+        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(x[:, :, :: self.stride, :: self.stride])

@@ -1,0 +1,53 @@
+"""What everything else relies on, for every declared space."""
+
+import itertools
+import random
+
+import pytest
+
+from robust_nas import spaces
+from robust_nas.architecture import AnyArchitecture
+from robust_nas.searches import SearchResult
+
+
+@pytest.fixture(params=spaces.names())
+def space(request):
+    return spaces.load(request.param)
+
+
+def _drawn(space, seed):
+    generator = random.Random(seed)
+    return space.decided([generator.choice(values) for values in space.decisions.values()])
+
+
+def test_architectures_are_read_as_they_are_written_and_made_of_their_decisions(space):
+    for seed in range(20):
+        architecture = _drawn(space, seed)
+        assert isinstance(architecture, AnyArchitecture)
+        assert space.parse(str(architecture)) == architecture
+        assert space.decided(space.decisions_of(architecture)) == architecture
+        assert hash(space.parse(str(architecture))) == hash(architecture)
+
+
+def test_edges_have_different_names_and_the_operations_of_architectures_are_choices(space):
+    assert len(set(space.edge_names)) == len(space.edges)
+    assert set(space.choices) <= set(space.operations)
+    for seed in range(5):
+        placed = space.operations_of(_drawn(space, seed))
+        assert len(placed) == len(space.edges)
+        assert {space.operations[place] for place in placed if place is not None} <= set(space.choices)
+
+
+def test_a_mixture_of_one_architecture_believes_in_it_alone(space):
+    for seed in range(5):
+        architecture = _drawn(space, seed)
+        rows = [
+            [float(place == own) for place in range(len(space.operations))] for own in space.operations_of(architecture)
+        ]
+        found = SearchResult(space, rows, None, {})
+        assert found.best == architecture and found.log_probability(architecture) == 0
+        assert {drawn for drawn, _ in itertools.islice(found.drawn(0), 5)} == {architecture}
+
+
+def test_a_space_is_described_by_its_table(space):
+    assert spaces.described(spaces.describe(space)) == space
