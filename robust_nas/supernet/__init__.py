@@ -247,14 +247,11 @@ def _kind(block: ReLUConvBN) -> Any:
 def _computed_jointly(x: Tensor, pairs: Sequence[tuple[ReLUConvBN, Tensor]]) -> dict[ReLUConvBN, Tensor]:
     """Return w BN(conv(x)) of blocks of one kind, with the running statistics moved as each block would."""
     blocks = [block for block, _ in pairs]
-    first, widths = blocks[0], [block.convolution.out_channels for block in blocks]
-    convolved = F.conv2d(
-        x, torch.cat([block.convolution.weight for block in blocks]), padding=first.convolution.padding
-    )
-    norm, scale = (
-        first.norm,
-        torch.cat([weight.expand(width) for (_, weight), width in zip(pairs, widths, strict=True)]),
-    )
+    convolution, norm = blocks[0].convolution, blocks[0].norm
+    widths = [block.convolution.out_channels for block in blocks]
+    kernels = torch.cat([block.convolution.weight for block in blocks])
+    convolved = F.conv2d(x, kernels, padding=convolution.padding)
+    scale = torch.cat([weight.expand(width) for (_, weight), width in zip(pairs, widths, strict=True)])
     means, variances = ([getattr(block.norm, name) for block in blocks] for name in ("running_mean", "running_var"))
     tracked = norm.running_mean is not None
     mean, variance = (torch.cat(means), torch.cat(variances)) if tracked else (None, None)

@@ -50,8 +50,8 @@ def test_half_way_operations_are_left_out_and_all_channels_mixed(space, data):
 
 
 def test_the_auxiliary_skip_is_gone_at_the_end_of_the_search(space, data, monkeypatch):
-    scales, add = [], Supernet.add_skip
-    monkeypatch.setattr(Supernet, "add_skip", lambda self, scale: scales.append(scale) or add(self, scale))
+    scales, add = [], CellSupernet.add_skip
+    monkeypatch.setattr(CellSupernet, "add_skip", lambda self, scale: scales.append(scale) or add(self, scale))
     found = Dirichlet(**QUICK, auxiliary_skip=0.5).search(space, data, THREAT, _stage())
     assert scales[0] == 0.5 and scales[-1] == 0 and scales == sorted(scales, reverse=True)
     assert 0.25 in scales  # half-way
