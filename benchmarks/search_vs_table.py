@@ -107,7 +107,7 @@ def search(row: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
             "cpu": describe_environment(World(), [])["cpu"],
         },
     )
-    print(path.read_text(), flush=True)
+    print(row, seed, candidates[0].architecture, flush=True)
 
 
 def correlation(seed: int, data: Dataset, out: Path, work: Path, count: int = 100) -> None:

@@ -252,6 +252,8 @@ def _computed_jointly(x: Tensor, pairs: Sequence[tuple[ReLUConvBN, Tensor]]) -> 
     kernels = torch.cat([block.convolution.weight for block in blocks])
     convolved = F.conv2d(x, kernels, padding=convolution.padding)
     scale = torch.cat([weight.expand(width) for (_, weight), width in zip(pairs, widths, strict=True)])
+    # A network in double precision may be given a mixture in single precision; half precision keeps its float32 norms.
+    scale = scale.to(torch.promote_types(scale.dtype, convolved.dtype))
     means, variances = ([getattr(block.norm, name) for block in blocks] for name in ("running_mean", "running_var"))
     tracked = norm.running_mean is not None
     mean, variance = (torch.cat(means), torch.cat(variances)) if tracked else (None, None)
