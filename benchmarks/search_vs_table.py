@@ -48,8 +48,8 @@ CURRICULUM: dict[str, Any] = {
 """What all searches share; the weights alone learn at first, and epsilon grows."""
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "dirichlet, adversarial, seeded": ({"name": "dirichlet", "prior": {"proxy": "synflow"}}, {}),
     "dirichlet, adversarial": ({"name": "dirichlet"}, {}),
+    "dirichlet, adversarial, seeded": ({"name": "dirichlet", "prior": {"proxy": "synflow"}}, {}),
     "dirichlet, clean, seeded": ({"name": "dirichlet", "objective": "standard", "prior": {"proxy": "synflow"}}, {}),
     "dirichlet, clean": ({"name": "dirichlet", "objective": "standard"}, {}),
     "darts, adversarial": ({"name": "darts"}, {}),

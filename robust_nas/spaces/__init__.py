@@ -6,6 +6,7 @@ space of one's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +117,33 @@ class _Catalogue(Group):
         kinds = Group(__name__, "Kind", "supernet")
         kind = table.pop("kind", None)
         if not isinstance(kind, str) or kind not in kinds.names():
-            raise InputError(f"{path} must have a 'kind', one of {', '.join(kinds.names())}, but got {kind!r}.")
+            raise InputError(
+                f"{_place_in(path, 'kind')} must have a 'kind', one of {', '.join(kinds.names())}, but got {kind!r}."
+            )
+        _check_alone(kinds.get(kind), {"name": name, **table}, path)
         return kinds.get(kind), {"name": name, **table}
+
+
+def _check_alone(kind: type[Any], declared: Mapping[str, Any], path: Path) -> None:
+    """Say in which line of a declaration the mistake is that the space would be refused for.
+
+    What it leaves out may be given elsewhere, and has no line.
+    """
+    try:
+        build(kind, declared, "space")
+    except InputError as error:
+        mentions = {key: re.search(rf"\b{re.escape(key)}\b", str(error)) for key in declared if key != "name"}
+        places = {key: found.start() for key, found in mentions.items() if found}
+        if places:
+            raise InputError(f"{_place_in(path, min(places, key=places.__getitem__))}: {error}") from None
+
+
+def _place_in(path: Path, key: str) -> str:
+    """Return a file with the line in which it sets a key, if it does."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = (number for number, line in enumerate(lines, start=1) if re.match(rf"\s*['\"]?{re.escape(key)}\b", line))
+    number = next(found, None)
+    return str(path) if number is None else f"{path}, line {number}"
 
 
 def names() -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from robust_nas import spaces
 from robust_nas.architecture import AnyArchitecture
+from robust_nas.errors import InputError
 from robust_nas.searches import SearchResult
 
 
@@ -51,3 +52,34 @@ def test_a_mixture_of_one_architecture_believes_in_it_alone(space):
 
 def test_a_space_is_described_by_its_table(space):
     assert spaces.described(spaces.describe(space)) == space
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            'kind = "cell"\n# a comment\nnum_nodes = 4\nchanels = 8\n',
+            r"line 4: .*no key 'chanels'. Did you mean 'channels'",
+        ),
+        ('kind = "cell"\nnum_nodes = "4"\noperations = ["none"]\n', r"line 2: space\.num_nodes must be .* but got '4'"),
+        (
+            'kind = "cell"\nnum_nodes = 4\noperations = [\n  "none",\n  "sep"\n]\n',
+            r"line 3: space\.operations .* got sep",
+        ),
+        ('kind = "darts"\nnum_cells = 2\n', r"line 2: space\.num_cells must be at least 3, but got 2"),
+        ('\nkind = "cel"\n', r"line 2 must have a 'kind', one of .*, but got 'cel'"),
+        ('kind = "cell"\nnum_nodes = = 4\n', r"not valid TOML: .*line 2"),
+        ("num_nodes = 4\n", r"mine\.toml must have a 'kind'"),
+    ],
+)
+def test_a_mistake_in_a_declaration_is_named_with_its_line(tmp_path, text, said):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        spaces.load(str(tmp_path / "mine.toml"))
+
+
+def test_what_a_declaration_leaves_out_may_be_given_with_it(tmp_path):
+    (tmp_path / "mine.toml").write_text('kind = "cell"\noperations = ["none", "skip_connect"]\n')
+    assert spaces.load(str(tmp_path / "mine.toml"), num_nodes=3).num_nodes == 3
+    with pytest.raises(InputError, match="must have the key 'num_nodes', but it is missing"):
+        spaces.load(str(tmp_path / "mine.toml"))
