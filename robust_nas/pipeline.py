@@ -538,6 +538,8 @@ def start(
     Args:
         fill: writes what there is already, up to the training, which is then not rehearsed.
     """
+    if fill is None and chosen.derive.diversity and not getattr(chosen.search, "leaves_supernet", True):
+        raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     data = load_data(chosen, world)
     if fill is None:

@@ -95,6 +95,11 @@ class Sampled:
             return []
         return [self.sharing.batch_size] if self.training is None else list(self.training.batch_sizes)
 
+    @property
+    def leaves_supernet(self) -> bool:
+        """Whether there is a supernet, whose weights architectures can inherit after the search."""
+        return self.training is None and bool(self.batch_sizes)
+
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
         """Search `space`; see `Search.search`.
 
@@ -107,7 +112,7 @@ class Sampled:
         supernet, sharing = None, replace(stage, name=f"{stage.name}-sharing")
         done, state = stage.resume()
         seconds = 0.0
-        if self.batch_sizes and self.training is None:
+        if self.leaves_supernet:
             shared = self.sharing.search(space, data, threat, sharing)
             supernet, seconds = shared.supernet, shared.record["seconds"]
         # A sampler that is asked anew and told the same values asks the same questions.
