@@ -158,9 +158,12 @@ def work(path: Path, progress: Progress) -> None:
         return
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     torch.use_deterministic_algorithms(world.device.type == "cpu")
-    data = load_data(chosen, world)
-    progress.say(f"measuring trials of {path}; Ctrl-C ends this, not the search")
-    count = chosen.search.work(chosen.space, data, chosen.threat, Stage("search", chosen.seed, world, progress, path))
+    try:
+        stage = Stage("search", chosen.seed, world, progress, path)
+        progress.say(f"measuring trials of {path}; Ctrl-C ends this, not the search")
+        count = chosen.search.work(chosen.space, load_data(chosen, world), chosen.threat, stage)
+    finally:
+        world.stop()
     progress.say(f"The search of {path} is over; {count} of its trials were measured here.")
 
 

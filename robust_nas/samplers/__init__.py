@@ -34,7 +34,10 @@ class Proposer(Protocol):
     """A search under way."""
 
     def ask(self) -> AnyArchitecture:
-        """Return the architecture to measure next; it may be one whose values are known."""
+        """Return the architecture to measure next; it may be one whose values are known, or one that is being measured.
+
+        Several may be asked before the first one's values are told.
+        """
 
     def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         """Take note of an architecture's values, one per objective, the higher the better; it need not be one asked."""
