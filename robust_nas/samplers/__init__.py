@@ -107,7 +107,7 @@ class Questions:
         pending = {architecture.canonical for architecture in self._open}
         repeats = 0
         while True:
-            architecture = self._twin or self.proposer.ask()
+            architecture = self.proposer.ask() if self._twin is None else self._twin
             self._twin = architecture if architecture.canonical in pending else None
             if self._twin is not None:
                 return None
