@@ -187,6 +187,18 @@ def _simulate(
 
 
 @app.command(RUN)
+def work(run: Path) -> None:
+    """Measure trials of a search=sampled that runs elsewhere, beside it; with search.at_once above 1."""
+    from robust_nas import pipeline
+
+    try:
+        pipeline.work(run, _progress())
+    except KeyboardInterrupt:
+        print("Stopped. The trial under way is measured by another process.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.command(RUN)
 def derive(run: Path) -> None:
     """Choose architectures from what the search believes."""
     _work(_resume(run, []), "derive")

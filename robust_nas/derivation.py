@@ -1,7 +1,7 @@
 """From a search's belief to architectures: the most probable one, or the best of some with the supernet's weights.
 
 Candidates are functionally different, and ranked by adversarial or certified accuracy on the validation split with the
-weights they inherit from the supernet.
+weights they inherit from the supernet; those of an ensemble can be chosen so that few attacks transfer between them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -23,12 +23,12 @@ from robust_nas.bounds import Bound
 from robust_nas.certification import certify
 from robust_nas.datasets._batches import epoch_batches
 from robust_nas.errors import InputError
-from robust_nas.evaluation import evaluate
+from robust_nas.evaluation import evaluate, transfers
 from robust_nas.searches import LEAST_PROBABILITY
 from robust_nas.seeds import generator_at, seed_at
 
 if TYPE_CHECKING:
-    from robust_nas.datasets import Dataset
+    from robust_nas.datasets import Dataset, ImageSet
     from robust_nas.distributed import World
     from robust_nas.run_dir import Stage
     from robust_nas.searches import SearchResult
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 Network = TypeVar("Network", bound=nn.Module)
+
+NO_WEIGHTS = (
+    "derive.diversity is {}, but this search leaves no supernet whose weights the candidates could have when they are "
+    "attacked; set it to 0, or search with a supernet."
+)
+"""What is said where transfer cannot be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +61,12 @@ class Derivation:
         calibration_batches: training batches over which a candidate's batch-norm statistics are measured anew: those
             of the supernet belong to the mixture.
         batch_size: of these batches.
+        diversity: how much a transfer rate weighs against accuracy: after the first one, the candidate is chosen next
+            whose accuracy (certified, or under attack), less `diversity` times its mean transfer rate with those
+            chosen so far, is highest. With 0, transfer is not measured.
 
     Raises:
-        InputError: if `pool` is smaller than `count`, or `count` below 1.
+        InputError: if `pool` is smaller than `count`, `count` below 1, or `diversity` negative.
     """
 
     count: int = 3
@@ -68,8 +77,11 @@ class Derivation:
     bound: Bound | None = None
     calibration_batches: int = 8
     batch_size: int = 64
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.diversity < math.inf:
+            raise InputError(f"derive.diversity must be a number from 0 on, but got {self.diversity}.")
         if not 1 <= self.count <= self.pool:
             raise InputError(f"derive.count must be from 1 to derive.pool ({self.pool}), but got {self.count}.")
         for name in ("calibration_batches", "batch_size", "num_images"):
@@ -91,6 +103,15 @@ class Candidate:
     validation_clean: float | None = None
     validation_robust: float | None = None
     validation_certified: float | None = None
+    transfer: Mapping[str, TransferCount] | None = None  # of its examples to the other candidates, by architecture
+
+
+@dataclass(frozen=True)
+class TransferCount:
+    """How many adversarial examples of a candidate, on images that another classifies correctly too, fool that one."""
+
+    examples: int
+    fooled: int
 
 
 def derive(
@@ -101,8 +122,13 @@ def derive(
     Architectures whose output does not depend on the input are left out. A search without a supernet keeps the
     order of its posterior. Where the search has learned nothing, no architecture is the most probable one: they are
     drawn, unless perturbation is to tell.
+
+    Raises:
+        InputError: if transfer is to be measured and there is no supernet.
     """
     if found.supernet is None:
+        if derivation.diversity:
+            raise InputError(NO_WEIGHTS.format(derivation.diversity))
         return distinct(found, derivation.pool)
     drawn = derivation.method == "samples" or (derivation.method == "argmax" and found.is_undecided)
     if drawn:
@@ -112,7 +138,7 @@ def derive(
         pool = distinct(found, derivation.pool, itertools.chain([first], found.ranked()))
     else:
         pool = distinct(found, derivation.pool)
-    images, scored = data.validation[: derivation.num_images], []
+    images, scored, networks = data.validation[: derivation.num_images], [], []
     for candidate in stage.progress.steps(pool, stage.name):
         network = derivation.calibrated(found.supernet.choose(candidate.architecture), data, stage)
         within = stage.within("validation")
@@ -129,8 +155,65 @@ def derive(
                 validation_certified=certified,
             )
         )
+        if derivation.diversity:
+            networks.append(network)
+    if derivation.diversity:
+        scored = _with_transfer(scored, networks, images, threat, derivation, stage)
     named = 0 if drawn else 1
-    return [*scored[:named], *sorted(scored[named:], key=_standing, reverse=True)]
+    ranked = [*scored[:named], *sorted(scored[named:], key=_standing, reverse=True)]
+    return most_diverse(ranked, derivation.count, derivation.diversity) if derivation.diversity else ranked
+
+
+def _with_transfer(
+    candidates: Sequence[Candidate],
+    networks: Sequence[nn.Module],
+    images: ImageSet,
+    threat: ThreatModel,
+    derivation: Derivation,
+    stage: Stage,
+) -> list[Candidate]:
+    """Return the candidates with what is known of how attacks transfer between their networks."""
+    examples, fooled = (counts.tolist() for counts in transfers(networks, images, threat, derivation.attack, stage))
+    return [
+        replace(
+            source,
+            transfer={
+                str(target.architecture): TransferCount(examples[row][column], fooled[row][column])
+                for column, target in enumerate(candidates)
+                if row != column
+            },
+        )
+        for row, source in enumerate(candidates)
+    ]
+
+
+def transfer_rate(one: Candidate, other: Candidate) -> float:
+    """Return the mean, over both directions, of the share of one candidate's adversarial examples that fool the other.
+
+    A direction without an example does not count; where neither has one, nothing transfers, and the rate is 0.
+    """
+    assert one.transfer is not None and other.transfer is not None
+    both = one.transfer[str(other.architecture)], other.transfer[str(one.architecture)]
+    rates = [found.fooled / found.examples for found in both if found.examples]
+    return sum(rates) / len(rates) if rates else 0.0
+
+
+def most_diverse(ranked: Sequence[Candidate], count: int, diversity: float) -> list[Candidate]:
+    """Return the candidates with `count` of them in front, chosen one after another; the others keep their order.
+
+    The first one stays. Each next one has the highest accuracy less `diversity` times its mean transfer rate with
+    those chosen before it; of equal ones, the first.
+    """
+    chosen, left = list(ranked[:1]), list(ranked[1:])
+
+    def worth(candidate: Candidate) -> float:
+        robust, certified = candidate.validation_robust, candidate.validation_certified
+        rates = [transfer_rate(candidate, other) for other in chosen]
+        return ((robust or 0.0) if certified is None else certified) - diversity * sum(rates) / len(rates)
+
+    while left and len(chosen) < count:
+        chosen.append(left.pop(left.index(max(left, key=worth))))
+    return [*chosen, *left]
 
 
 def _least_dispensable(
@@ -244,10 +327,22 @@ def to_record(
                 "validation_robust": candidate.validation_robust,
                 "validation_certified": candidate.validation_certified,
                 "rank": rank if rank <= derivation.count else None,
+                **_transfer_record(candidate, candidates[: derivation.count]),
             }
             for rank, candidate in enumerate(candidates, start=1)
         ],
         "chosen": [str(candidate.architecture) for candidate in candidates[: derivation.count]],
         "num_validation": num_validation,
         "seconds": seconds,
+    }
+
+
+def _transfer_record(candidate: Candidate, chosen: Sequence[Candidate]) -> dict[str, Any]:
+    """Return the counts, and the mean rate with the chosen ones (without the candidate), if they were measured."""
+    if candidate.transfer is None:
+        return {}
+    rates = [transfer_rate(candidate, other) for other in chosen if other is not candidate]
+    return {
+        "transfer": {name: asdict(found) for name, found in candidate.transfer.items()},
+        "transfer_rate": sum(rates) / len(rates) if rates else None,
     }

@@ -35,6 +35,7 @@ from robust_nas.progress import Progress
 from robust_nas.recipe import CertificationPlan, Recipe, SmoothingPlan
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
+from robust_nas.searches.sampled import Sampled
 from robust_nas.seeds import seeded
 from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
 from robust_nas.spaces.cell import CellSpace
@@ -138,6 +139,32 @@ def search(job: Job) -> None:
         },
     )
     stage.finish()
+
+
+def work(path: Path, progress: Progress) -> None:
+    """Measure trials of a search that another process runs in a run folder, until it is over.
+
+    Raises:
+        InputError: if it is no run folder, or one whose search has nothing to share.
+    """
+    folder = RunDir.open(path)
+    chosen = recipe.from_table(config.read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    if not isinstance(chosen.search, Sampled):
+        raise InputError(
+            f"'robust-nas work' measures trials, but the search of {path} has none; that needs search=sampled."
+        )
+    if (folder / "search.json").is_file():
+        progress.say(f"The search of {path} is over: there is nothing to measure.")
+        return
+    world = World.start(chosen.device, chosen.threads, chosen.workers)
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
+    try:
+        stage = Stage("search", chosen.seed, world, progress, path)
+        progress.say(f"measuring trials of {path}; Ctrl-C ends this, not the search")
+        count = chosen.search.work(chosen.space, load_data(chosen, world), chosen.threat, stage)
+    finally:
+        world.stop()
+    progress.say(f"The search of {path} is over; {count} of its trials were measured here.")
 
 
 def load_search(job: Job) -> SearchResult:
@@ -538,6 +565,8 @@ def start(
     Args:
         fill: writes what there is already, up to the training, which is then not rehearsed.
     """
+    if fill is None and chosen.derive.diversity and not getattr(chosen.search, "leaves_supernet", True):
+        raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     data = load_data(chosen, world)
     if fill is None:

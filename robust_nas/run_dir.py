@@ -6,11 +6,13 @@
         metrics.jsonl          one line per epoch and stage
         architecture.txt       the derived architectures, best first
         checkpoints/           *.safetensors: finished models, and the state of a stage under way
+        study.journal          what Optuna's samplers were told, for `optuna.load_study(study_name="search", ...)`
+        trials/                the open trials of a search by several processes, while it lasts (searches/_trials.py)
         <stage>.json           a finished stage's result; a stage whose result exists is skipped
         ...                    the stages' own files (evaluation.parquet, certificates.parquet, report.html, ...)
 
 Every file is written to a temporary name in the same folder and then renamed: a reader finds the whole file or none.
-(metrics.jsonl is appended to, a line at a time; a line that was cut off is dropped.)
+(metrics.jsonl and study.journal are appended to, a line at a time; a line that was cut off is dropped.)
 Weights and training states are safetensors; nothing is ever unpickled. Rank 0 writes.
 """
 

@@ -53,6 +53,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
         (["run", "mnist", "data.download=false", "--data-root", "/nonexistent"], "--data-root"),
         (["run", "--resume", "nowhere"], "not a run folder"),
         (["derive", "nowhere"], "not a run folder"),
+        (["work", "nowhere"], "not a run folder"),
         (["info", "|nor_conv_3x3~0|+|none~0|"], "must have edge 1-2"),
         (["info", "|nor_conv_9x9~0|+|none~0|none~1|+|none~0|none~1|none~2|"], "unknown operation 'nor_conv_9x9'"),
         (["info", "pdg"], "Did you mean 'pgd'?"),
@@ -117,6 +118,21 @@ def started_run(command: Command, root: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return started_run(command, tmp_path_factory.mktemp("runs"))
+
+
+def test_who_would_measure_trials_hears_that_there_are_none_or_that_the_search_is_over(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    assert "needs search=sampled" in refused(command("work", run))
+    trials = "search={name='sampled', objectives=['score'], proxy='num_params', trials=2}"
+    small = ["space.channels=1", "space.stages=1", "threads=1", trials]
+    assert command("search", "digits", *small, "--out", tmp_path).returncode == 0
+    (sampled,) = tmp_path.iterdir()
+    done = command("work", sampled)
+    assert done.returncode == 0
+    assert "is over: there is nothing to measure" in done.stderr
+    (sampled / "search.json").unlink()
+    assert "is 1: the sampler waits for each trial" in refused(command("work", sampled))
 
 
 def test_a_corrupt_checkpoint_is_named(command: Command, run: Path) -> None:

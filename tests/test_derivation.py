@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import math
 from collections import Counter
 
@@ -9,7 +10,7 @@ import torch
 from robust_nas import datasets, derivation, spaces
 from robust_nas.architecture import Architecture
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.derivation import Derivation
+from robust_nas.derivation import Candidate, Derivation, TransferCount, most_diverse, transfer_rate
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
@@ -125,3 +126,86 @@ def test_where_nothing_was_learned_architectures_are_drawn_and_the_best_one_is_f
     assert robust == sorted(robust, reverse=True)
     assert uniform.is_undecided and not result.is_undecided
     assert not SearchResult(space, [[1.0, 0.0, 0.0, 0.0, 0.0]] * 6, None, {}).is_undecided
+
+
+def _ranked(robust, rates):
+    # Rates are given as (examples, fooled) of row to column.
+    cells = [Architecture.parse(digits) for digits in ("321434", "323133", "333333", "111111")[: len(robust)]]
+    return [
+        Candidate(
+            cell,
+            0.0,
+            validation_robust=robust[row],
+            transfer={str(cells[c]): TransferCount(*rates[row][c]) for c in range(len(cells)) if c != row},
+        )
+        for row, cell in enumerate(cells)
+    ]
+
+
+def test_the_rate_of_a_pair_is_the_mean_over_both_directions_that_have_examples():
+    rates = [[None, (10, 5), (0, 0)], [(4, 1), None, (0, 0)], [(8, 2), (0, 0), None]]
+    first, second, third = _ranked([0.5, 0.5, 0.5], rates)
+    assert transfer_rate(first, second) == transfer_rate(second, first) == pytest.approx((5 / 10 + 1 / 4) / 2)
+    assert transfer_rate(first, third) == 2 / 8
+    assert transfer_rate(second, third) == 0
+
+
+def test_the_next_candidate_weighs_accuracy_against_the_mean_transfer_with_those_before():
+    # Of ten examples, so many transfer.
+    share = {(0, 1): 9, (0, 2): 5, (0, 3): 4, (2, 3): 10, (1, 2): 0, (1, 3): 0}
+    rates = [[(10, share.get((min(a, b), max(a, b)), 0)) for b in range(4)] for a in range(4)]
+    ranked = _ranked([0.50, 0.48, 0.40, 0.35], rates)
+
+    def order(count, diversity):
+        return [ranked.index(one) for one in most_diverse(ranked, count, diversity)]
+
+    # At 1/10: 0.48 - 0.09 = 0.39, 0.40 - 0.05 = 0.35, 0.35 - 0.04 = 0.31.
+    assert order(2, 0.1) == [0, 1, 2, 3]
+    # At 1: 0.48 - 0.9, 0.40 - 0.5 = -0.10, 0.35 - 0.4 = -0.05; then 0.48 - 0.9 / 2 = 0.03 and 0.40 - (0.5 + 1) / 2.
+    assert order(2, 1.0) == [0, 3, 1, 2]
+    assert order(3, 1.0) == [0, 3, 1, 2]
+    # At 1/4: 0.48 - 0.225 = 0.255, 0.40 - 0.125 = 0.275, 0.35 - 0.1 = 0.25.
+    assert order(2, 0.25) == [0, 2, 1, 3]
+    assert order(1, 1.0) == order(4, 0.0) == [0, 1, 2, 3]
+
+
+def test_a_pair_that_is_chosen_for_diversity_is_the_best_of_all_pairs_with_the_first(found, data):
+    plain = _derive(found, data, pool=6, count=2, method="samples")
+    chosen = _derive(found, data, pool=6, count=2, method="samples", diversity=0.5)
+    first, second, *others = chosen
+    assert first.architecture == plain[0].architecture
+    assert {one.architecture for one in chosen} == {one.architecture for one in plain}
+
+    def worth(one):
+        return one.validation_robust - 0.5 * transfer_rate(first, one)
+
+    assert all(worth(second) >= worth(one) for one in others)
+    robust = [one.validation_robust for one in others]
+    assert robust == sorted(robust, reverse=True)
+
+
+def test_without_diversity_nothing_more_is_measured_and_the_record_says_nothing_of_it(found, data, monkeypatch):
+    monkeypatch.setattr(derivation, "transfers", lambda *_: pytest.fail("measured"))
+    candidates = _derive(found, data, pool=3, count=2)
+    record = derivation.to_record(candidates, Derivation(count=2, pool=3), 64, 1.0)
+    assert all("transfer" not in candidate for candidate in record["candidates"])
+
+
+def test_the_record_has_the_counts_of_all_pairs_and_the_mean_rate_with_the_chosen(found, data):
+    plan = Derivation(count=2, pool=3, diversity=0.5)
+    candidates = _derive(found, data, pool=3, count=2, diversity=0.5)
+    record = json.loads(json.dumps(derivation.to_record(candidates, plan, 64, 1.0)))
+    first, second, third = record["candidates"]
+    assert set(first["transfer"]) == {second["architecture"], third["architecture"]}
+    assert first["transfer_rate"] == second["transfer_rate"] == transfer_rate(*candidates[:2])
+    both = [transfer_rate(candidates[2], one) for one in candidates[:2]]
+    assert third["transfer_rate"] == pytest.approx(sum(both) / 2)
+
+
+def test_diversity_is_refused_where_there_are_no_weights_to_attack_and_where_it_is_no_number(found, data):
+    space, result = found
+    with pytest.raises(InputError, match="leaves no supernet"):
+        _derive((space, dataclasses.replace(result, supernet=None)), data, diversity=0.5)
+    for wrong in (-0.1, math.nan, math.inf):
+        with pytest.raises(InputError, match=r"derive\.diversity must be a number from 0 on"):
+            Derivation(diversity=wrong)

@@ -29,6 +29,7 @@ from robust_nas.searches._stability import Watch
 from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
+from robust_nas.searches.sampled import Sampled
 from robust_nas.threat import ThreatModel
 from robust_nas.training._loop import fit
 from robust_nas.training._plan import Training
@@ -218,6 +219,26 @@ def test_two_processes_decide_alike_what_each_would_decide_otherwise(tmp_path: P
     assert isinstance(first["trajectory"][-1]["eigenvalue"], float)
     for ours, others in zip(first["weights"], second["weights"], strict=True):
         assert torch.equal(ours, others)
+
+
+def test_two_ranks_measure_the_open_trials_of_a_search_together_and_take_no_workers(tmp_path: Path) -> None:
+    digits = datasets.load("digits")
+    data = dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32])
+    space = spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
+    search = build(Sampled, {"objectives": ["score"], "proxy": "num_params", "trials": 5, "at_once": 2})
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+
+    def searched(world: World) -> list[Any]:
+        found = search.search(
+            space, data, ThreatModel(epsilon=0.1), Stage("search", 0, world, Progress(quiet=True), folder)
+        )
+        return [trial["values"] for trial in found.record["trials"]]
+
+    first, second = on_two_ranks(searched, tmp_path)
+    alone = search.search(space, data, ThreatModel(epsilon=0.1), Stage("search", 0, World(), Progress(quiet=True)))
+    assert first == second == [trial["values"] for trial in alone.record["trials"]]
+    assert not (folder / "trials").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="an accelerator is here, so asking for one is right")

@@ -1,8 +1,9 @@
 """Clean and attacked accuracy, image by image, and the checks that expose gradient masking.
 
 `evaluate` gives every attack's outcome on every image, `robustness_curve` and `minimal_distortions` the accuracy over
-epsilon, `masking_checks` the reasons to distrust them, `strongest_examples` the images to look at, and `estimate_cost`
-what it will cost; an `EvaluationPlan` is all of these for one model. Each attack is a value from `robust_nas.attacks`.
+epsilon, `masking_checks` the reasons to distrust them, `strongest_examples` the images to look at, `transfers` which
+networks share adversarial examples, and `estimate_cost` what it will cost; an `EvaluationPlan` is all of these but
+transfer for one model. Each attack is a value from `robust_nas.attacks`.
 """
 
 from robust_nas.evaluation._chunks import BATCH_SIZE, digest_of
@@ -12,6 +13,7 @@ from robust_nas.evaluation.curves import Curve, Distortions, minimal_distortions
 from robust_nas.evaluation.examples import file_name, save_examples, strongest_examples
 from robust_nas.evaluation.masking import MaskingCheck, masking_checks
 from robust_nas.evaluation.plan import Assessment, EvaluationPlan, notes
+from robust_nas.evaluation.transfer import transfers
 
 __all__ = [
     "BATCH_SIZE",
@@ -36,5 +38,6 @@ __all__ = [
     "robustness_curve",
     "save_examples",
     "strongest_examples",
+    "transfers",
     "wilson_interval",
 ]

@@ -144,6 +144,9 @@ def _candidates(contents: Contents) -> Content:
         for kind in ("clean", "robust", "certified")
         if any(candidate.get(f"validation_{kind}") is not None for candidate in derive["candidates"])
     ] or ["clean", "robust"]
+    # Where the choice looked at it: the mean transfer rate with the chosen ones.
+    shares = [f"validation_{kind}" for kind in kinds]
+    shares += ["transfer_rate"] if any("transfer_rate" in candidate for candidate in derive["candidates"]) else []
     rows = []
     for candidate in derive["candidates"]:
         rows.append(
@@ -154,16 +157,22 @@ def _candidates(contents: Contents) -> Content:
                 element("td", f"{candidate['log_posterior']:.2f}".replace("-", "\N{MINUS SIGN}")),
                 [
                     element("td", DASH if value is None else percent(value))
-                    for value in (candidate[f"validation_{kind}"] for kind in kinds)
+                    for value in (candidate.get(share) for share in shares)
                 ],
             )
         )
-    heads = ("Rank", "Architecture", "Log posterior", *(f"{kind.capitalize()}, %" for kind in kinds))
+    heads = ["Rank", "Architecture", "Log posterior", *(f"{kind.capitalize()}, %" for kind in kinds)]
     caption = (
         "The candidates: the most probable architectures that compute different functions, then by "
         f"{kinds[-1]} accuracy with the supernet's weights on {derive.get('num_validation', '?')} validation images. "
         "Inherited weights rank, they do not predict the accuracy after training. Those with a rank were trained."
     )
+    if "transfer_rate" in shares:
+        heads.append("Transfer, %")
+        caption += (
+            " Transfer is the mean share of adversarial examples that a candidate and the other chosen ones have in "
+            "common, the less the better for an ensemble."
+        )
     table = element(
         "table",
         element("caption", caption),

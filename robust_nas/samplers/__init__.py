@@ -2,7 +2,7 @@
 
 One file is one sampler: a frozen, keyword-only dataclass with `start`. `samplers.get("evolution")`. A sampler knows
 neither tables nor training: what measures an architecture, a table's row or a short training, is the caller's
-(`queries`).
+(`queries`, or `Questions` where several are measured at once).
 
 A query is one measured class of architectures (`Architecture.canonical`). An architecture that is equivalent to a
 measured one is answered from memory and costs nothing. A sampler that asks for `PATIENCE` known ones in a row has
@@ -11,6 +11,7 @@ nothing new to say: it is told the values of a random unmeasured class instead, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from random import Random  # not the module: `samplers.random` would take its name
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -23,7 +24,7 @@ from robust_nas.seeds import seed_at
 if TYPE_CHECKING:
     from robust_nas.spaces import Space
 
-__all__ = ["PATIENCE", "Proposer", "Sampler", "classes", "draw", "get", "names", "num_weights", "queries"]
+__all__ = ["PATIENCE", "Proposer", "Questions", "Sampler", "classes", "draw", "get", "names", "num_weights", "queries"]
 
 PATIENCE = 100
 """After so many known architectures in a row, a random unmeasured one is measured."""
@@ -33,7 +34,10 @@ class Proposer(Protocol):
     """A search under way."""
 
     def ask(self) -> AnyArchitecture:
-        """Return the architecture to measure next; it may be one whose values are known."""
+        """Return the architecture to measure next; it may be one whose values are known, or one that is being measured.
+
+        Several may be asked before the first one's values are told.
+        """
 
     def tell(self, architecture: AnyArchitecture, values: Sequence[float]) -> None:
         """Take note of an architecture's values, one per objective, the higher the better; it need not be one asked."""
@@ -70,24 +74,61 @@ def queries(
         num_objectives: how many values that is.
         seed: the search's seed.
     """
-    proposer = sampler.start(space, num_objectives, seed)
-    known: dict[str, Sequence[float]] = {}
-    repeats = 0
-    while True:
-        architecture = proposer.ask()
-        if architecture.canonical in known:
-            proposer.tell(architecture, known[architecture.canonical])
-            repeats += 1
-            if repeats < PATIENCE:
-                continue
-            fresh = draw_unmeasured(space, known, Random(seed_at(seed, "unmeasured", len(known))))
-            if fresh is None:
-                return
-            architecture = fresh
-        repeats = 0
-        values = known[architecture.canonical] = measure(architecture)
-        proposer.tell(architecture, values)
+    questions = Questions(sampler, space, num_objectives, seed)
+    while (architecture := questions.ask()) is not None:
+        values = measure(architecture)
+        questions.answer(values)
         yield architecture, values
+
+
+class Questions:
+    """What a sampler asks, every class of architectures once; several questions may be open, answered in their order.
+
+    Args:
+        sampler: what chooses.
+        space: where it chooses.
+        num_objectives: how many values an answer has.
+        seed: the search's seed.
+    """
+
+    def __init__(self, sampler: Sampler, space: Space, num_objectives: int = 1, seed: int = 0) -> None:
+        self.proposer = sampler.start(space, num_objectives, seed)
+        self._space, self._seed = space, seed
+        self._known: dict[str, Sequence[float]] = {}
+        self._open: deque[AnyArchitecture] = deque()
+        self._twin: AnyArchitecture | None = None  # of an open one: its values are not known yet
+
+    def ask(self) -> AnyArchitecture | None:
+        """Return the next architecture to measure.
+
+        None, if all classes are measured or open; and where the sampler repeats an open question, until that is
+        answered: it would go on repeating it.
+        """
+        pending = {architecture.canonical for architecture in self._open}
+        repeats = 0
+        while True:
+            architecture = self.proposer.ask() if self._twin is None else self._twin
+            self._twin = architecture if architecture.canonical in pending else None
+            if self._twin is not None:
+                return None
+            if architecture.canonical in self._known:
+                self.proposer.tell(architecture, self._known[architecture.canonical])
+                repeats += 1
+                if repeats < PATIENCE:
+                    continue
+                taken = {*self._known, *pending}
+                fresh = draw_unmeasured(self._space, taken, Random(seed_at(self._seed, "unmeasured", len(taken))))
+                if fresh is None:
+                    return None
+                architecture = fresh
+            self._open.append(architecture)
+            return architecture
+
+    def answer(self, values: Sequence[float]) -> None:
+        """Tell the sampler the values of the oldest open question's architecture."""
+        architecture = self._open.popleft()
+        self._known[architecture.canonical] = values
+        self.proposer.tell(architecture, values)
 
 
 _GROUP = Group(__name__, "Sampler", "start")

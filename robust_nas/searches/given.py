@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
@@ -30,6 +30,8 @@ class Given:
         architecture: an architecture string of the space, or its digits. The default is the NAS-Bench-201 cell with the
             highest accuracy under PGD at 8/255 in the CIFAR-10 part of NAS-RobBench-201 (arXiv:2403.13134).
     """
+
+    leaves_supernet: ClassVar[bool] = False
 
     architecture: Annotated[str, BeforeValidator(_as_text)] = "323133"
 

@@ -1,15 +1,20 @@
 """Search by trials: a sampler proposes architectures, each is trained briefly or takes a supernet's weights.
 
 The baselines of differentiable search: regularised evolution, TPE, NSGA-II, random search, or any other sampler.
+Several processes can measure trials of one search side by side (`Sampled.work`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from robust_nas import __version__
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.complexity import count_multiply_adds, count_parameters
@@ -18,13 +23,16 @@ from robust_nas.derivation import calibrated
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
+from robust_nas.intake import load_weights
 from robust_nas.progress import Progress
 from robust_nas.proxies import Proxy
 from robust_nas.proxies.synflow import Synflow
-from robust_nas.run_dir import Stage
-from robust_nas.samplers import Sampler, queries
+from robust_nas.run_dir import STAGE_FILES, Stage, save_state
+from robust_nas.samplers import Questions, Sampler
+from robust_nas.samplers._optuna import Study
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.searches import SearchResult
+from robust_nas.searches._trials import FOLDER, PATIENCE, Trials, wait
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.seeds import seed_at, seeded
 from robust_nas.training._plan import Training
@@ -39,6 +47,11 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 Objective = Literal["robust", "clean", "score", "parameters", "multiply_adds"]
+
+WEIGHTS = "supernet.safetensors"
+
+JOURNAL = "study.journal"
+"""The file in the run folder with what Optuna's samplers were told."""
 
 SCORED = 32
 """Images of the batch that untrained networks are scored on."""
@@ -62,6 +75,9 @@ class Sampled:
         sharing: trains that supernet.
         attack: attacks the trials.
         num_images: validation images that measure them, the first ones; all, if not given.
+        at_once: architectures that the sampler asks for before it is told the first one's values, so that as many
+            processes can measure them, `robust-nas work RUN` beside the one that runs the search. It is told values in
+            the order in which it asked: what is found depends on this number, but not on how many processes there are.
 
     Raises:
         InputError: for a value outside its range.
@@ -75,9 +91,10 @@ class Sampled:
     sharing: RandomSharing = field(default_factory=RandomSharing)
     attack: Attack = field(default_factory=lambda: PGD(steps=10))
     num_images: int | None = None
+    at_once: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("trials", "num_images"):
+        for name in ("trials", "num_images", "at_once"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
@@ -95,11 +112,17 @@ class Sampled:
             return []
         return [self.sharing.batch_size] if self.training is None else list(self.training.batch_sizes)
 
+    @property
+    def leaves_supernet(self) -> bool:
+        """Whether there is a supernet, whose weights architectures can inherit after the search."""
+        return self.training is None and bool(self.batch_sizes)
+
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
         """Search `space`; see `Search.search`.
 
         Raises:
-            InputError: if the sampler does not take as many objectives, or what training and evaluation raise.
+            InputError: if the sampler does not take as many objectives, if it asks other questions than before an
+                interruption, or what training and evaluation raise.
         """
         seed = seed_at(stage.seed)
         # What the sampler cannot do is said before the supernet is trained.
@@ -107,33 +130,131 @@ class Sampled:
         supernet, sharing = None, replace(stage, name=f"{stage.name}-sharing")
         done, state = stage.resume()
         seconds = 0.0
-        if self.batch_sizes and self.training is None:
+        if self.leaves_supernet:
             shared = self.sharing.search(space, data, threat, sharing)
             supernet, seconds = shared.supernet, shared.record["seconds"]
         # A sampler that is asked anew and told the same values asks the same questions.
         trials: list[dict[str, Any]] = [] if state is None else state["trials"]
         seconds, started = seconds if state is None else state["seconds"], time.monotonic()
-        known = {trial["architecture"]: trial["values"] for trial in trials}
+        queue = self._open(data, stage, supernet, done)
+        questions = Questions(self.sampler, space, len(self.objectives), seed)
+        pending: deque[AnyArchitecture] = deque()
 
-        def measure(architecture: AnyArchitecture) -> Sequence[float]:
-            if str(architecture) in known:
-                return known[str(architecture)]
+        def measure(architecture: AnyArchitecture) -> list[float]:
             return self._measure(architecture, space, data, threat, stage, supernet)
 
-        asked = queries(self.sampler, space, measure, num_objectives=len(self.objectives), seed=seed)
         left = stage.progress.steps(range(done, self.trials), "trials", total=self.trials, done=done)
-        for number, (architecture, values) in enumerate(asked, start=1):
-            if number > done:
-                trials.append({"architecture": str(architecture), "values": list(values)})
-                stage.log(number, **trials[-1])
-                seconds, started = seconds + time.monotonic() - started, time.monotonic()
-                stage.save(number, {"trials": trials, "seconds": seconds})
-                next(left, None)
-            if number == self.trials:
+        for number in range(1, self.trials + 1):
+            while len(pending) < min(self.at_once, self.trials + 1 - number):
+                asked = questions.ask()
+                if asked is None:
+                    break
+                pending.append(asked)
+                if queue is not None and number + len(pending) - 1 > done:
+                    queue.ask(number + len(pending) - 1, asked)
+            if not pending:
                 break
+            if number <= done:
+                _check_replay(number, trials[number - 1]["architecture"], str(pending.popleft()), stage)
+                questions.answer(trials[number - 1]["values"])
+                continue
+            values = measure(pending[0]) if queue is None else _shared(queue, number, pending, measure, stage)
+            questions.answer(values)
+            trials.append({"architecture": str(pending.popleft()), "values": values})
+            stage.log(number, **trials[-1])
+            seconds, started = seconds + time.monotonic() - started, time.monotonic()
+            stage.save(number, {"trials": trials, "seconds": seconds})
+            if queue is not None:
+                queue.forget(number)
+            _keep(questions, stage)
+            next(left, None)
+        _keep(questions, stage)
         next(left, None)
+        if self.at_once > 1 and stage.folder is not None and stage.world.is_main:
+            Trials(stage.folder / FOLDER).close()
         sharing.finish()
         return self._believed(space, supernet, trials, seconds)
+
+    def _open(self, data: Dataset, stage: Stage, supernet: Supernet | None, done: int) -> Trials | None:
+        """Return the trials in the run folder, for other processes to take part; None where none can."""
+        if self.at_once == 1 or stage.folder is None or not stage.world.is_main:
+            return None
+        queue, processes = Trials(stage.folder / FOLDER), stage.world.size
+        if supernet is not None:
+            save_state(queue.folder / WEIGHTS, {"weights": supernet.state_dict()})
+        form = None if supernet is None else supernet.form
+        queue.open({**_to_agree_on(data), "processes": processes, "supernet": form}, done)
+        return queue if processes == 1 else None
+
+    def work(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> int:
+        """Measure trials of the search that another process runs in the stage's folder, until it is over.
+
+        Any number of processes can do so at a time, and end at any time.
+
+        Returns:
+            How many trials this process has measured.
+
+        Raises:
+            InputError: if the search asks for one architecture at a time, or is another process group's alone, or if
+                this process has another version or other data than the one that asks.
+        """
+        assert stage.folder is not None
+        if self.at_once == 1:
+            raise InputError(
+                f"search.at_once of {stage.folder} is 1: the sampler waits for each trial, and nothing can be shared; "
+                "start a run with search.at_once=4, or as many as there are processes."
+            )
+        if stage.world.size > 1:
+            raise InputError("A trial is measured by one process here; start 'robust-nas work' without torchrun.")
+        queue, over = Trials(stage.folder / FOLDER), stage.folder / STAGE_FILES["search"]
+        count, idle, joined = 0, time.monotonic(), False
+        supernet: Supernet | None = None
+
+        def measure(architecture: AnyArchitecture) -> list[float]:
+            return self._measure(architecture, space, data, threat, stage, supernet)
+
+        while stage.folder.is_dir() and not over.exists():
+            agreed = queue.agreed()
+            if agreed is not None and not joined:
+                _check_agreement(agreed, data, stage)
+                supernet, joined = self._shared_supernet(agreed["supernet"], space, data, queue, stage), True
+            if agreed is not None and self._measure_one(queue, space, measure, stage):
+                count, idle = count + 1, time.monotonic()
+                continue
+            if time.monotonic() - idle > PATIENCE:
+                stage.progress.say(
+                    f"nothing to measure for {PATIENCE:.0f} s; if nobody runs the search: robust-nas run --resume "
+                    f"{stage.folder}"
+                )
+                idle = math.inf  # said once
+            wait()
+        return count
+
+    def _measure_one(
+        self, queue: Trials, space: Space, measure: Callable[[AnyArchitecture], list[float]], stage: Stage
+    ) -> bool:
+        """Measure the oldest open trial that nobody else measures; return whether there was one."""
+        for number in queue.numbers():
+            with queue.claim(number) as text:
+                if text is None:
+                    continue
+                architecture, started = space.parse(text), time.monotonic()
+                values, seconds = measure(architecture), time.monotonic() - started
+                queue.answer(number, architecture, values, seconds)
+            found = ", ".join(f"{name} {value:g}" for name, value in zip(self.objectives, values, strict=True))
+            stage.progress.say(f"trial {number}: {text}: {found}, in {seconds:.1f} s")
+            return True
+        return False
+
+    def _shared_supernet(
+        self, form: dict[str, Any] | None, space: Space, data: Dataset, queue: Trials, stage: Stage
+    ) -> Supernet | None:
+        if form is None:
+            return None
+        supernet = space.supernet(data, partial=form["partial"][0])
+        supernet.take_form(form)
+        load_weights(supernet, queue.folder / WEIGHTS, "resume the run, which writes them anew")
+        return supernet.to(stage.world.device)
 
     def _measure(
         self,
@@ -193,3 +314,70 @@ class Sampled:
         measured = [trial["architecture"] for trial in ranked]
         record = {"trajectory": [], "seconds": seconds, "measured": measured, "trials": trials}
         return SearchResult(space, probabilities, supernet, record)
+
+
+def _shared(
+    queue: Trials,
+    number: int,
+    pending: Sequence[AnyArchitecture],
+    measure: Callable[[AnyArchitecture], list[float]],
+    stage: Stage,
+) -> list[float]:
+    """Return the values of the oldest open trial, `number`; meanwhile measure open trials that nobody else does."""
+    idle = time.monotonic()
+    while (values := queue.values(number)) is None:
+        for place, architecture in enumerate(pending, start=number):
+            with queue.claim(place) as text:
+                if text is None:
+                    continue
+                started = time.monotonic()
+                queue.answer(place, architecture, measure(architecture), time.monotonic() - started)
+            idle = time.monotonic()
+            break
+        else:
+            if time.monotonic() - idle > PATIENCE:
+                stage.progress.say(f"waiting for trial {number}, which {queue.claimant(number)} measures")
+                idle = math.inf  # said once
+            wait()
+    return values
+
+
+def _check_replay(number: int, before: str, now: str, stage: Stage) -> None:
+    """Raise InputError if a sampler that is told the same does not ask the same as before the interruption."""
+    if before != now:
+        raise InputError(
+            f"Trial {number} of {stage.folder} was {before}, but the sampler would now ask for {now}: its package has "
+            "changed since; resume with the versions that environment.json names, or start a new run."
+        )
+
+
+def _keep(questions: Questions, stage: Stage) -> None:
+    """Add to the journal of an Optuna study what was told."""
+    if isinstance(questions.proposer, Study) and stage.folder is not None and stage.world.is_main:
+        questions.proposer.keep(stage.folder / JOURNAL)
+
+
+def _to_agree_on(data: Dataset) -> dict[str, Any]:
+    """Return what the processes that measure a search's trials must have in common, beside the run's configuration."""
+    digest = hashlib.blake2b(digest_size=16)
+    for images in (data.train, data.validation):
+        digest.update(images.labels.cpu().numpy().tobytes())
+    return {"version": __version__, "labels": digest.hexdigest()}
+
+
+def _check_agreement(agreed: dict[str, Any], data: Dataset, stage: Stage) -> None:
+    """Raise InputError if this process cannot take part in a search."""
+    if agreed["processes"] > 1:
+        raise InputError(
+            f"The trials of {stage.folder} are measured by {agreed['processes']} processes of torchrun together, which "
+            "take no other ones; resume the run without torchrun."
+        )
+    own = _to_agree_on(data)
+    if agreed["version"] != own["version"]:
+        raise InputError(
+            f"{stage.folder} runs with robust-nas {agreed['version']}, but this is {own['version']}; use the same one."
+        )
+    if agreed["labels"] != own["labels"]:
+        raise InputError(
+            f"The images of {data.name} here have other labels than those of {stage.folder}; use the same files."
+        )

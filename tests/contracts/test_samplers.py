@@ -58,6 +58,26 @@ def test_a_search_measures_every_class_once_and_then_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", samplers.names())
+def test_with_three_questions_open_at_a_time_every_class_is_asked_once_and_equal_seeds_ask_alike(name: str) -> None:
+    def asked() -> list[str]:
+        questions = samplers.Questions(samplers.get(name)(), SPACE)
+        found: list[Architecture] = []
+        answered = 0
+        while True:
+            while len(found) - answered < 3 and (architecture := questions.ask()) is not None:
+                found.append(architecture)
+            if answered == len(found):
+                return [architecture.canonical for architecture in found]
+            questions.answer([value(found[answered], 0)])
+            answered += 1
+
+    first = asked()
+    assert len(first) == len(CLASSES)
+    assert set(first) == CLASSES
+    assert asked() == first
+
+
+@pytest.mark.parametrize("name", samplers.names())
 def test_a_sampler_takes_values_of_architectures_that_it_did_not_ask_for(name: str) -> None:
     proposer = samplers.get(name)().start(SPACE, 1, 0)
     for architecture in itertools.islice(Architecture.enumerate(3, SPACE.operations), 40):

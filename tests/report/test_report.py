@@ -146,6 +146,21 @@ def test_weights_scales_and_candidates_are_those_of_the_files(finished: tuple[st
         assert row[-1] == f"{100 * candidate['validation_robust']:.1f}"
 
 
+def test_candidates_that_were_chosen_for_diversity_show_their_transfer_rates(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("plots", "drawing"):
+        monkeypatch.setattr(f"robust_nas.report.{part}.to_svg", lambda figure, key, name: "")
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    derive = read(run, "derive")
+    for number, candidate in enumerate(derive["candidates"]):
+        candidate["transfer_rate"] = None if number == 0 else 0.1234 * number
+    (run / "derive.json").write_text(json.dumps(derive))
+    page = Page(write_report(RunDir.open(run)).read_text(encoding="utf-8"))
+    rows = [row for row in page.rows if "Transfer, %" in page.text and len(row) == 6 and row[2].strip()[1:2].isdigit()]
+    assert [row[-1].strip() for row in rows] == ["\N{EN DASH}", "12.3", "24.7", "37.0"]
+
+
 def test_the_last_derived_cell_is_the_one_of_the_largest_concentrations(
     finished: tuple[str, Page], finished_run: Path
 ) -> None:

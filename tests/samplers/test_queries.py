@@ -92,3 +92,37 @@ def test_a_space_too_large_to_enumerate_is_drawn_from_all_the_same() -> None:
     second = draw_unmeasured(space, {first.canonical}, random.Random(0))
     assert second is not None
     assert second.canonical != first.canonical
+
+
+def test_open_questions_are_answered_in_their_order_and_one_like_an_open_one_waits_for_its_values() -> None:
+    # The second is equivalent to the first.
+    sampler = Scripted(script=("300100", "310100", "333333", "323133", "123123"), told=[])
+    questions = samplers.Questions(sampler, SPACE)
+
+    def ask() -> str | None:
+        architecture = questions.ask()
+        return None if architecture is None else architecture.digits()
+
+    assert [ask(), ask(), ask()] == ["300100", None, None]
+    questions.answer([0.1])
+    assert [ask(), ask()] == ["333333", "323133"]
+    assert sampler.told == [("300100", 0.1), ("310100", 0.1)]
+    questions.answer([0.3])
+    assert ask() == "123123"
+    questions.answer([0.4])
+    assert sampler.told[2:] == [("333333", 0.3), ("323133", 0.4)]
+
+
+def test_questions_end_when_all_classes_are_measured_or_open() -> None:
+    space = CellSpace(name="two nodes", num_nodes=2, operations=("skip_connect", "nor_conv_1x1", "nor_conv_3x3"))
+    questions = samplers.Questions(samplers.get("random")(), space)
+    asked = set()
+    for _ in range(30):
+        if (architecture := questions.ask()) is not None:
+            asked.add(architecture.canonical)
+        if len(asked) == 3:
+            break
+        if architecture is None:
+            questions.answer([0.0])
+    assert len(asked) == 3
+    assert questions.ask() is None
