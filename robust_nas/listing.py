@@ -14,6 +14,7 @@ from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.genotype import CELLS, Genotype
 from robust_nas.pixels import format_pixels
+from robust_nas.residual import ResidualArchitecture
 from robust_nas.run_dir import read_json, unfinished_stages
 from robust_nas.text import aligned, warnings
 
@@ -64,6 +65,8 @@ def describe(thing: str) -> str:
         return describe_architecture(Architecture.parse(thing))
     if thing.strip().startswith("Genotype("):
         return describe_genotype(Genotype.parse(thing))
+    if thing.strip().startswith("depths="):
+        return describe_residual(ResidualArchitecture.parse(thing))
     if (Path(thing) / "config.toml").is_file():
         return describe_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
@@ -123,6 +126,12 @@ def describe_genotype(genotype: Genotype) -> str:
             terms = " + ".join(f"{name} of {source}" for name, source in chosen[place : place + 2])
             lines.append(f"{cell} node {2 + place // 2}: {terms}")
     return "\n".join(lines)
+
+
+def describe_residual(architecture: ResidualArchitecture) -> str:
+    """Return a residual architecture's form and its decisions, line by line."""
+    lines = aligned([(key, value) for key, value in architecture.parts.items()], left=2)
+    return "\n".join([f"string      {architecture}", *lines])
 
 
 def _describe_component(kind: str, component: Any, name: str) -> str:

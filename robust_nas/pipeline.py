@@ -33,10 +33,12 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.progress import Progress
 from robust_nas.recipe import CertificationPlan, Recipe, SmoothingPlan
+from robust_nas.registry import name_of
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.seeds import seeded
 from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
+from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import ThreatModel
 
@@ -129,15 +131,21 @@ def search(job: Job) -> None:
         "search.json",
         {
             **settings,
-            "operations": list(recipe.space.operations),
-            "edges": [list(edge) for edge in recipe.space.edges],
-            "edge_names": recipe.space.edge_names,
+            **_rows(recipe.space),
             "probabilities": found.probabilities,
             **found.record,
             **({} if found.supernet is None else {"supernet": found.supernet.form}),
         },
     )
     stage.finish()
+
+
+def _rows(space: Space) -> dict[str, Any]:
+    """Return what search.json says its probabilities are of: operations on edges, or values of decisions."""
+    if not isinstance(space, MixedSpace):
+        return {"decisions": {name: list(values) for name, values in space.rows.items()}}
+    edges = [list(edge) for edge in space.edges]
+    return {"operations": list(space.operations), "edges": edges, "edge_names": space.edge_names}
 
 
 def load_search(job: Job) -> SearchResult:
@@ -150,7 +158,9 @@ def load_search(job: Job) -> SearchResult:
     supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
     if weights.is_file():
         form = saved.get("supernet")  # runs of older versions have none
-        supernet = job.recipe.space.supernet(job.data, partial=form["partial"][0] if form else 1)
+        supernet = mixed(job.recipe.space, name_of(job.recipe.search)).supernet(
+            job.data, partial=form["partial"][0] if form else 1
+        )
         if form:
             supernet.take_form(form)
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
@@ -565,8 +575,8 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
 
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)
-    operations = len(chosen.space.operations)
-    uniform = SearchResult(chosen.space, [[1 / operations] * operations] * len(chosen.space.edges), None, {})
+    rows = [[1 / len(options)] * len(options) for options in chosen.space.rows.values()]
+    uniform = SearchResult(chosen.space, rows, None, {})
     any_architecture = derivation.distinct(uniform, 1)[0].architecture
     with seeded(chosen.seed, "rehearsal"):
         model = chosen.space.network(any_architecture, data).to(data.train.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
@@ -31,6 +31,8 @@ class Given:
             highest accuracy under PGD at 8/255 in the CIFAR-10 part of NAS-RobBench-201 (arXiv:2403.13134).
     """
 
+    needs_supernet: ClassVar[bool] = False
+
     architecture: Annotated[str, BeforeValidator(_as_text)] = "323133"
 
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
@@ -45,6 +47,7 @@ class Given:
                 f"search.architecture must lead from the input to the output, but {chosen} does not; give another one."
             )
         probabilities = [
-            [float(place == taken) for place in range(len(space.operations))] for taken in space.operations_of(chosen)
+            [float(place == taken) for place in range(len(row))]
+            for row, taken in zip(space.rows.values(), space.places_of(chosen), strict=True)
         ]
         return SearchResult(space, probabilities, supernet=None, record={"trajectory": [], "seconds": 0.0})
