@@ -22,6 +22,7 @@ from robust_nas import config, derivation, intake, recipe, spaces
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import certify as certify_model
+from robust_nas.certification import refusal
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.datasets._batches import check_batch
@@ -346,9 +347,18 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
 
 
 def certify(job: Job) -> None:
-    """Certify every trained model on the test images; write certification.json and certificates.parquet."""
+    """Certify every trained model on the test images; write certification.json and certificates.parquet.
+
+    A model that has an operation without sound bounds is left out, by the record too: searches of what blocks are made
+    of may find some.
+    """
     for name, model in load_models(job).items():
-        _certify_one(job, name, model)
+        if reason := refusal(model, job.data.test):
+            job.say(f"certify: {name} is left out: {reason}")
+            done = job.read("certification.json") if job.has("certification.json") else {"models": {}}
+            job.write("certification.json", {**done, "left_out": {**done.get("left_out", {}), name: reason}})
+        else:
+            _certify_one(job, name, model)
 
 
 def certify_beside(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
@@ -439,6 +449,9 @@ def ensemble(job: Job) -> None:
     models, plan = load_models(job), job.recipe.ensemble
     if len(models) == 1:
         job.say("ensemble: left out, as one network is no ensemble")
+        return
+    if refused := [name for name, model in models.items() if refusal(model, job.data.test)]:
+        job.say(f"ensemble: left out, as its weights are of bounds, and {refused[0]} has none that are sound")
         return
     if not job.has("ensemble.json"):
         threat, bound = job.recipe.ensemble_threat, plan.bound or job.recipe.certification.bound
