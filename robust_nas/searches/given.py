@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def _as_text(value: object) -> object:
-    """Return digits, which TOML reads as a number, as text."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Return what TOML reads as something else as text: digits as a number, three sizes as a time of day."""
+    return str(value) if isinstance(value, int | datetime.time) and not isinstance(value, bool) else value
 
 
 @dataclass(frozen=True, kw_only=True)
