@@ -181,6 +181,8 @@ class Recipe:
             raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
         if getattr(self.search, "needs_supernet", True):
             mixed(self.space, name_of(self.search))
+        if (check := getattr(self.search, "check", None)) is not None:
+            check(self.space)
         if self.train.boosting and self.derive.count == 1:
             raise InputError(
                 "train.boosting trains every network after the first beside those before it, but derive.count is 1."

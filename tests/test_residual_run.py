@@ -115,6 +115,12 @@ def test_searches_that_need_a_supernet_are_refused_before_there_is_a_folder(comm
     assert "has none: its architectures are lists of decisions" in refused.stderr and "'sampled'" in refused.stderr
 
 
+def test_an_architecture_of_another_space_is_refused_before_there_is_a_folder(command, tmp_path):
+    refused = command("run", "digits", "space=robust-resnet-small", "search=given", "--out", tmp_path / "runs")
+    assert refused.returncode == 2 and not (tmp_path / "runs").exists()
+    assert "is written depths=2-3-1" in refused.stderr and "but got '323133'" in refused.stderr
+
+
 def test_the_python_calls_search_by_scores_and_train_what_is_given():
     data, threat = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.1)
     space = rn.spaces.load("robust-resnet-small", depths=((1,), (1,)), widths=((4,), (4, 8)), stems=(4,))

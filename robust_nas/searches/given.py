@@ -12,6 +12,7 @@ from robust_nas.errors import InputError
 from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
+    from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.run_dir import Stage
     from robust_nas.spaces import Space
@@ -36,7 +37,7 @@ class Given:
 
     architecture: Annotated[str, BeforeValidator(_as_text)] = "323133"
 
-    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+    def check(self, space: Space) -> AnyArchitecture:
         """Return the architecture.
 
         Raises:
@@ -47,6 +48,15 @@ class Given:
             raise InputError(
                 f"search.architecture must lead from the input to the output, but {chosen} does not; give another one."
             )
+        return chosen
+
+    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+        """Return the architecture.
+
+        Raises:
+            InputError: what `check` raises.
+        """
+        chosen = self.check(space)
         probabilities = [
             [float(place == taken) for place in range(len(row))]
             for row, taken in zip(space.rows.values(), space.places_of(chosen), strict=True)
