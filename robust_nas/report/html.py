@@ -113,7 +113,8 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
     model, short = contents.trained.get(name, {}), contents.short(text)
     facts: dict[str, str] = {}
     if text.startswith("depths="):
-        facts |= {key.capitalize(): value for key, value in ResidualArchitecture.parse(text).parts.items()}
+        parts = ResidualArchitecture.parse(text).parts
+        facts |= {"SE" if key == "se" else key.capitalize(): value for key, value in parts.items()}
     if "from" in model:
         facts["From"] = model["from"]
     if "parameters" in model:
