@@ -137,6 +137,13 @@ def test_the_python_calls_search_by_scores_and_train_what_is_given():
     assert str(given.best) == text and given.log_probability(given.best) == 0
 
 
+def test_a_trial_that_the_training_refuses_is_named():
+    data, threat = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.1)
+    space = rn.spaces.load("robust-resnet-small", depths=((1,), (1,)), widths=((4,), (4,)), norms=("instance",))
+    with pytest.raises(InputError, match=r"The trial depths=1-1 .* cannot be trained .*: .*instance_norm"):
+        rn.search(space, data, threat, method="sampled", training={"method": "ibp", "epochs": 1})
+
+
 def test_an_architecture_is_explained_and_a_wrong_one_is_named(command):
     text = "depths=2-3-1 widths=16-32-64 kernel=3 activation=silu norm=batch se=none block=basic stem=16"
     assert "activation  silu" in command("info", text).stdout

@@ -176,6 +176,10 @@ class Sampled:
                     network = fit(network, data, threat, self.training, alone).model
                 except Diverged:  # worth no more than a constant network
                     return [{**costs, **found}[name] for name in self.objectives]
+                except InputError as error:
+                    raise InputError(
+                        f"The trial {architecture} cannot be trained as search.training says: {error}"
+                    ) from None
             else:
                 assert supernet is not None
                 size = self.sharing.batch_size
