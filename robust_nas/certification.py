@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from robust_nas import bounds
 from robust_nas.bounds import TOLERANCE, Bound
+from robust_nas.bounds._box import NoRule
+from robust_nas.bounds.interval import Interval
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -22,6 +24,15 @@ from robust_nas.evaluation import wilson_interval
 from robust_nas.registry import name_of
 from robust_nas.run_dir import Stage
 from robust_nas.threat import Norm, ThreatModel
+
+
+def refusal(model: nn.Module, images: ImageSet) -> str | None:
+    """Return why no kind of bound says anything of a model: an operation without a sound rule; None, if it has none."""
+    try:
+        Interval().margins(model, images.images[:1], images.labels[:1], ThreatModel(epsilon=1e-6))
+    except NoRule as error:
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

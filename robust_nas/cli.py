@@ -99,7 +99,11 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
     argument(
         "--threat", metavar="NORM:EPSILON", help="with a search space: such as linf:8/255 (the data set's recipe's)"
     ),
-    argument("--relaxation", metavar="NAME", help="with a search space: dirichlet, softmax or gumbel (dirichlet)"),
+    argument(
+        "--relaxation",
+        metavar="NAME",
+        help="with a search space that has a supernet: dirichlet, softmax or gumbel (dirichlet)",
+    ),
     argument(
         "--progressive",
         action="store_true",

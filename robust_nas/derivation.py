@@ -26,6 +26,7 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate, transfers
 from robust_nas.searches import LEAST_PROBABILITY
 from robust_nas.seeds import generator_at, seed_at
+from robust_nas.spaces import MixedSpace
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, ImageSet
@@ -226,7 +227,7 @@ def _least_dispensable(
     these are chosen in the same way afterwards, by what the supernet is without an edge (the paper chooses those of one
     node before it looks at the next one's; here all are looked at first).
     """
-    assert found.supernet is not None
+    assert found.supernet is not None and isinstance(space, MixedSpace)
     mixture = torch.tensor(found.probabilities)
     within, images = stage.within("validation"), data.validation[: derivation.num_images]
     generator = generator_at("cpu", stage.seed, stage.name, "edges")
@@ -252,7 +253,7 @@ def _least_dispensable(
         kept = min(standings, key=lambda place: standings[place])
         mixture[edge] = torch.zeros(len(mixture[edge])).index_fill(0, torch.tensor(kept), 1.0)
     chosen = replace(found, probabilities=mixture.tolist(), record={}).best
-    if None in space.operations_of(chosen):
+    if None in space.places_of(chosen):
         weights = mixture.clone()
         for edge in stage.progress.steps(range(len(mixture)), "perturbation of edges"):
             without = mixture.clone()
@@ -269,7 +270,7 @@ def _standing(candidate: Candidate) -> tuple[float, float, float]:
     return candidate.validation_certified or 0.0, candidate.validation_robust or 0.0, candidate.log_posterior
 
 
-def _carries_the_input(space: Space, mixture: torch.Tensor) -> bool:
+def _carries_the_input(space: MixedSpace, mixture: torch.Tensor) -> bool:
     """Whether the output of a mixture [E, O] depends on its input."""
     edges, operations = mixture.shape
     none = [place for place in range(operations) if not space.is_connected([place] * edges)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,9 @@ from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.genotype import CELLS, Genotype
 from robust_nas.pixels import format_pixels
+from robust_nas.residual import ResidualArchitecture
 from robust_nas.run_dir import read_json, unfinished_stages
+from robust_nas.sizes import Sizes
 from robust_nas.text import aligned, warnings
 
 GROUPS = {
@@ -64,6 +67,10 @@ def describe(thing: str) -> str:
         return describe_architecture(Architecture.parse(thing))
     if thing.strip().startswith("Genotype("):
         return describe_genotype(Genotype.parse(thing))
+    if thing.strip().startswith("depths="):
+        return describe_residual(ResidualArchitecture.parse(thing))
+    if re.fullmatch(r"\s*\d+(:\d+)+\s*", thing):
+        return describe_sizes(Sizes.parse(thing))
     if (Path(thing) / "config.toml").is_file():
         return describe_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
@@ -123,6 +130,18 @@ def describe_genotype(genotype: Genotype) -> str:
             terms = " + ".join(f"{name} of {source}" for name, source in chosen[place : place + 2])
             lines.append(f"{cell} node {2 + place // 2}: {terms}")
     return "\n".join(lines)
+
+
+def describe_residual(architecture: ResidualArchitecture) -> str:
+    """Return a residual architecture's form and its decisions, line by line."""
+    lines = aligned([(key, value) for key, value in architecture.parts.items()], left=2)
+    return "\n".join([f"string      {architecture}", *lines])
+
+
+def describe_sizes(sizes: Sizes) -> str:
+    """Return a size architecture's form and its channels, layer by layer."""
+    lines = [f"layer {number}  {channels} channels" for number, channels in enumerate(sizes.channels, start=1)]
+    return "\n".join([f"string   {sizes}", *lines])
 
 
 def _describe_component(kind: str, component: Any, name: str) -> str:

@@ -22,6 +22,7 @@ from robust_nas import config, derivation, intake, recipe, spaces
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import certify as certify_model
+from robust_nas.certification import refusal
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.datasets._batches import check_batch
@@ -33,11 +34,13 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.progress import Progress
 from robust_nas.recipe import CertificationPlan, Recipe, SmoothingPlan
+from robust_nas.registry import name_of
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import Sampled
 from robust_nas.seeds import seeded
 from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
+from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import ThreatModel
 
@@ -130,9 +133,7 @@ def search(job: Job) -> None:
         "search.json",
         {
             **settings,
-            "operations": list(recipe.space.operations),
-            "edges": [list(edge) for edge in recipe.space.edges],
-            "edge_names": recipe.space.edge_names,
+            **_rows(recipe.space),
             "probabilities": found.probabilities,
             **found.record,
             **({} if found.supernet is None else {"supernet": found.supernet.form}),
@@ -167,6 +168,14 @@ def work(path: Path, progress: Progress) -> None:
     progress.say(f"The search of {path} is over; {count} of its trials were measured here.")
 
 
+def _rows(space: Space) -> dict[str, Any]:
+    """Return what search.json says its probabilities are of: operations on edges, or values of decisions."""
+    if not isinstance(space, MixedSpace):
+        return {"decisions": {name: list(values) for name, values in space.rows.items()}}
+    edges = [list(edge) for edge in space.edges]
+    return {"operations": list(space.operations), "edges": edges, "edge_names": space.edge_names}
+
+
 def load_search(job: Job) -> SearchResult:
     """Return the search's result from the run folder.
 
@@ -177,7 +186,9 @@ def load_search(job: Job) -> SearchResult:
     supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
     if weights.is_file():
         form = saved.get("supernet")  # runs of older versions have none
-        supernet = job.recipe.space.supernet(job.data, partial=form["partial"][0] if form else 1)
+        supernet = mixed(job.recipe.space, name_of(job.recipe.search)).supernet(
+            job.data, partial=form["partial"][0] if form else 1
+        )
         if form:
             supernet.take_form(form)
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
@@ -363,9 +374,18 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
 
 
 def certify(job: Job) -> None:
-    """Certify every trained model on the test images; write certification.json and certificates.parquet."""
+    """Certify every trained model on the test images; write certification.json and certificates.parquet.
+
+    A model that has an operation without sound bounds is left out, by the record too: searches of what blocks are made
+    of may find some.
+    """
     for name, model in load_models(job).items():
-        _certify_one(job, name, model)
+        if reason := refusal(model, job.data.test):
+            job.say(f"certify: {name} is left out: {reason}")
+            done = job.read("certification.json") if job.has("certification.json") else {"models": {}}
+            job.write("certification.json", {**done, "left_out": {**done.get("left_out", {}), name: reason}})
+        else:
+            _certify_one(job, name, model)
 
 
 def certify_beside(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
@@ -456,6 +476,9 @@ def ensemble(job: Job) -> None:
     models, plan = load_models(job), job.recipe.ensemble
     if len(models) == 1:
         job.say("ensemble: left out, as one network is no ensemble")
+        return
+    if refused := [name for name, model in models.items() if refusal(model, job.data.test)]:
+        job.say(f"ensemble: left out, as its weights are of bounds, and {refused[0]} has none that are sound")
         return
     if not job.has("ensemble.json"):
         threat, bound = job.recipe.ensemble_threat, plan.bound or job.recipe.certification.bound
@@ -565,7 +588,7 @@ def start(
     Args:
         fill: writes what there is already, up to the training, which is then not rehearsed.
     """
-    if fill is None and chosen.derive.diversity and not getattr(chosen.search, "leaves_supernet", True):
+    if fill is None and chosen.derive.diversity and not getattr(chosen.search, "needs_supernet", True):
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     data = load_data(chosen, world)
@@ -594,8 +617,8 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
 
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)
-    operations = len(chosen.space.operations)
-    uniform = SearchResult(chosen.space, [[1 / operations] * operations] * len(chosen.space.edges), None, {})
+    rows = [[1 / len(options)] * len(options) for options in chosen.space.rows.values()]
+    uniform = SearchResult(chosen.space, rows, None, {})
     any_architecture = derivation.distinct(uniform, 1)[0].architecture
     with seeded(chosen.seed, "rehearsal"):
         model = chosen.space.network(any_architecture, data).to(data.train.device)

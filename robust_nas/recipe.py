@@ -18,9 +18,10 @@ from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.errors import InputError, suggest
 from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.pixels import parse_pixels
+from robust_nas.registry import name_of
 from robust_nas.searches import Search
 from robust_nas.smoothing import NORM, Smoothing
-from robust_nas.spaces import Space
+from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import Pixels, ThreatModel
 from robust_nas.training._plan import Training
@@ -178,6 +179,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
             raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
+        if getattr(self.search, "needs_supernet", True):
+            mixed(self.space, name_of(self.search))
+        if (check := getattr(self.search, "check", None)) is not None:
+            check(self.space)
         if self.train.boosting and self.derive.count == 1:
             raise InputError(
                 "train.boosting trains every network after the first beside those before it, but derive.count is 1."
@@ -221,6 +226,13 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
     Raises:
         InputError: for an unknown recipe or a mistake in it.
     """
+    return _loaded(name, overrides, data_root)
+
+
+def _loaded(
+    name: str, overrides: Sequence[str], data_root: Path | None, search: dict[str, Any] | None = None
+) -> Recipe:
+    """Return a recipe as `load` does, with another [search] section than its own, if one is given."""
     path = Path(name)
     if name in names():
         table = config.read_toml(catalogue.files("recipes")[name])
@@ -237,9 +249,24 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
             f"There is no recipe '{name}'. {suggest(name, names())} A path to a .toml file or to a folder of class "
             "folders works too."
         )
+    if search is not None:
+        table["search"] = search
     if data_root is not None:
         config.set_key(table, "data.root", str(data_root.expanduser().resolve()))
     return from_table(config.override({"name": path.stem, **table}, overrides), name)
+
+
+TRIAL_SHARE = 10
+"""Into how many trainings of trials the epochs of a recipe's training go, where the search of a space gives none."""
+
+
+def _trial_of(training: Training) -> dict[str, Any]:
+    """Return a recipe's training as that of a trial, which has one epoch of every `TRIAL_SHARE`, or one."""
+    epochs = max(1, training.epochs // TRIAL_SHARE)
+    share = epochs / training.epochs
+    knots = [{"epoch": knot.epoch * share, "learning_rate": knot.learning_rate} for knot in training.knots]
+    whole = {key: value for key, value in config.to_dict(training).items() if key not in ("phases", "start_from")}
+    return {**whole, "epochs": epochs, "knots": knots, "boosting": False}
 
 
 RELAXATIONS = {"dirichlet": "dirichlet", "softmax": "darts", "gumbel": "gumbel"}
@@ -252,25 +279,31 @@ def for_space(
     *,
     data: str,
     threat: str | None = None,
-    relaxation: str = "dirichlet",
+    relaxation: str | None = None,
     progressive: bool = False,
     data_root: Path | None = None,
 ) -> Recipe:
     """Return the recipe of a search of a space: the data set's own, with what is given in its place.
 
+    A space without a supernet is searched by trials ("sampled"), each with the data set's recipe's training, in a tenth
+    of its epochs.
+
     Args:
         space: a search space's name, or a path to its declaration.
         data: a data set that has a recipe, or a folder of class folders.
         threat: such as "linf:8/255"; the data set's recipe's, if not given.
-        relaxation: one of `RELAXATIONS`.
+        relaxation: one of `RELAXATIONS`; dirichlet, if not given.
         progressive: whether operations are left out and partial channels widened at half-time, in DrNAS's proportions
             (arXiv:2006.10355, section 4: 4 then 2, the weights alone learn in the first fifth of a stage). Where the
             supernet does not widen, as in the DARTS space, partial channels stay at 1/4.
 
     Raises:
-        InputError: for an unknown name, or what `load` raises.
+        InputError: for an unknown name, what is for supernets where there is none, or what `load` raises.
     """
     declared = spaces.load(space)
+    if not isinstance(declared, MixedSpace) and (relaxation is not None or progressive):
+        mixed(declared, RELAXATIONS.get(relaxation or "dirichlet", str(relaxation)))
+    relaxation = relaxation or "dirichlet"
     if relaxation not in RELAXATIONS:
         raise InputError(f"There is no relaxation '{relaxation}'. {suggest(relaxation, RELAXATIONS)}")
     if data not in names() and not Path(data).is_dir():
@@ -279,17 +312,23 @@ def for_space(
             f"{suggest(data, names())} A folder of class folders works too."
         )
     # The recipe's sizes are of its own kind of space.
-    alike = type(declared) is type(load(data, data_root=data_root).space)
-    given = [f"space.name={space}" if alike else f"space={space}", f"search.name={RELAXATIONS[relaxation]}"]
+    own = load(data, data_root=data_root)
+    given = [f"space.name={space}" if type(declared) is type(own.space) else f"space={space}"]
+    search: dict[str, Any] | None = None
+    if isinstance(declared, MixedSpace):
+        given.append(f"search.name={RELAXATIONS[relaxation]}")
+    else:
+        named = any(override.startswith(("search=", "search.name=")) for override in overrides)
+        search = {} if named else {"name": "sampled", "training": _trial_of(own.train)}
     if threat is not None:
         model = ThreatModel.parse(threat)
         given += [f"threat.norm={model.norm}", f"threat.epsilon={model.epsilon!r}"]
-    if progressive:
+    if progressive and isinstance(declared, MixedSpace):
         count = len(declared.operations)
         partial = [4, 2] if isinstance(declared, CellSpace) else [4, 4]  # others' supernets do not widen
         given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", f"search.partial_channels={partial}"]
         given += ["search.alpha_frozen=0.2"]
-    return load(data, [*given, *overrides], data_root=data_root)
+    return _loaded(data, [*given, *overrides], data_root, search)
 
 
 def from_table(table: dict[str, Any], source: str) -> Recipe:

@@ -191,8 +191,12 @@ def _accepts(rule: _Rule, num_positional: int, keywords: tuple[str, ...]) -> boo
     return True
 
 
-def _no_rule(operation: str) -> InputError:
-    return InputError(
+class NoRule(InputError):
+    """A network has an operation that nothing is proved about."""
+
+
+def _no_rule(operation: str) -> NoRule:
+    return NoRule(
         f"Interval bounds have no sound rule for {operation}; write the model with other operations, "
         "or use another kind of bound."
     )
@@ -324,6 +328,30 @@ def _leaky_relu(input: Box, negative_slope: float = 0.01, inplace: bool = False)
 def _hardtanh(input: Box, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Box:
     result = _both(input, lambda bound: bound.clamp(min_val, max_val))
     return _assign(input, result, "hardtanh") if inplace else result
+
+
+_SILU_LEAST = (-1.278464542761074, -0.27846454276107385)
+_GELU_LEAST = (-0.7517915246935645, -0.16997120747990369)
+"""Where SiLU and GELU are least, and what they are there: they fall as far as that place and grow from there on."""
+
+
+def _silu(input: Box, inplace: bool = False) -> Box:
+    if inplace:
+        raise _no_rule("silu in place")
+    return _falls_and_grows(input, F.silu, *_SILU_LEAST)
+
+
+def _gelu(input: Box, *, approximate: str = "none") -> Box:
+    if approximate != "none":
+        raise _no_rule(f"gelu with approximate='{approximate}'")
+    return _falls_and_grows(input, F.gelu, *_GELU_LEAST)
+
+
+def _falls_and_grows(input: Box, function: Callable[[Tensor], Tensor], place: float, least: float) -> Box:
+    lower, upper = function(input.lower), function(input.upper)
+    inside = (input.lower <= place) & (place <= input.upper)
+    smaller = torch.minimum(lower, upper)
+    return Box(torch.where(inside, smaller.clamp(max=least), smaller), torch.maximum(lower, upper))
 
 
 def _clamp(input: Box, min: Any = None, max: Any = None) -> Box:
@@ -593,6 +621,9 @@ _RULES: dict[str, _Rule] = {
     "div": _div,
     "pad": _pad,
     "adaptive_avg_pool2d": _passes_through(F.adaptive_avg_pool2d, linear=True),
+    "silu": _silu,
+    "gelu": _gelu,
+    "softplus": _passes_through(F.softplus),
     "sigmoid": _passes_through(torch.sigmoid),
     "tanh": _passes_through(torch.tanh),
     "mean": _mean,

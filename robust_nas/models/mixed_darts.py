@@ -76,7 +76,7 @@ class DartsSupernet(Supernet, DartsNetwork):
     def choose(self, architecture: AnyArchitecture) -> SampledSupernet:
         """Return a genotype's network, as deep and wide as the supernet, with copies of its weights and statistics."""
         mixture = torch.zeros(len(self.space.edges), len(self.operations))
-        for edge, place in enumerate(self.space.operations_of(architecture)):
+        for edge, place in enumerate(self.space.places_of(architecture)):
             if place is not None:
                 mixture[edge, place] = 1
         return self.alone(mixture.to(self.mean))

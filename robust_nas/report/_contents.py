@@ -213,9 +213,11 @@ class Contents(Measurements):
         """The runs that the networks of a joined run come from; none in others."""
         return list(dict.fromkeys(m["from"].partition("/")[0] for m in self.trained.values() if "from" in m))
 
-    def parse(self, text: str) -> Architecture | Genotype:
-        """Read an architecture of the run's space."""
-        return Genotype.parse(text) if text.startswith("Genotype(") else Architecture.parse(text, self.operations)
+    def parse(self, text: str) -> Architecture | Genotype | None:
+        """Read an architecture of the run's space; None for one that is no graph, of which its string says all."""
+        if text.startswith("Genotype("):
+            return Genotype.parse(text)
+        return Architecture.parse(text, self.operations) if "~" in text or text.isdigit() else None
 
     def short(self, text: str) -> str:
         """Return an architecture's digits form, or its string form where it has none or digits would not do."""

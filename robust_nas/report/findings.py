@@ -276,6 +276,8 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
         found += about_attacks(contents)
     if contents.certified:
         found.append(("Certification", _about_certification(contents)))
+    for name, reason in (contents.stages["certify"] or {}).get("left_out", {}).items():
+        found.append(("Certification", f"Nothing was proved of {name}, and no ensemble was fitted to bounds. {reason}"))
     if contents.stages["ensemble"] and contents.certified:
         found += _about_weights(contents)
     if contents.smoothed:

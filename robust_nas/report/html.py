@@ -38,6 +38,7 @@ from robust_nas.report._results import distances, results
 from robust_nas.report._smoothed import smoothed
 from robust_nas.report.drawing import draw
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
+from robust_nas.residual import ResidualArchitecture
 from robust_nas.run_dir import STAGE_FILES, RunDir, unfinished_stages, write_text
 from robust_nas.searches import SearchResult
 
@@ -98,17 +99,22 @@ def _architectures(contents: Contents) -> Content:
     if not chosen:
         return None
     cards = [_architecture_card(contents, name, text) for name, text in chosen.items()]
+    drawn = any(contents.parse(text) is not None for text in chosen.values())
     note = (
         "A node is the sum of its incoming edges. Dotted lines are edges without an operation (none); grey ones carry "
         "nothing from the input to the output. A cell of a genotype begins with the outputs of the two cells before, "
         "and its output is all of its other nodes, joined."
     )
-    return [element("p", note, class_="note"), element("div", cards, _candidates(contents), class_="grid broad")]
+    head = element("p", note, class_="note") if drawn else None
+    return [head, element("div", cards, _candidates(contents), class_="grid broad")]
 
 
 def _architecture_card(contents: Contents, name: str, text: str) -> Html:
     model, short = contents.trained.get(name, {}), contents.short(text)
     facts: dict[str, str] = {}
+    if text.startswith("depths="):
+        parts = ResidualArchitecture.parse(text).parts
+        facts |= {"SE" if key == "se" else key.capitalize(): value for key, value in parts.items()}
     if "from" in model:
         facts["From"] = model["from"]
     if "parameters" in model:
@@ -119,7 +125,8 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
         facts["Training"] = f"{model['epochs']} epochs of {model.get('method', '')}, {duration(model.get('seconds'))}"
     if "validation" in model:
         facts["Validation"] = _accuracies(model["validation"])
-    drawing = draw(contents.parse(text), contents.operations, f"cell-{name}")
+    parsed = contents.parse(text)
+    drawing = None if parsed is None else draw(parsed, contents.operations, f"cell-{name}")
     return element(
         "figure",
         element("h3", name, " ", element("small", short) if short != text else None),
@@ -162,8 +169,11 @@ def _candidates(contents: Contents) -> Content:
             )
         )
     heads = ["Rank", "Architecture", "Log posterior", *(f"{kind.capitalize()}, %" for kind in kinds)]
+    measured = any(candidate.get("validation_clean") is not None for candidate in derive["candidates"])
     caption = (
-        "The candidates: the most probable architectures that compute different functions, then by "
+        "The candidates, in the order of what the search has measured or believes. Those with a rank were trained."
+        if not measured
+        else "The candidates: the most probable architectures that compute different functions, then by "
         f"{kinds[-1]} accuracy with the supernet's weights on {derive.get('num_validation', '?')} validation images. "
         "Inherited weights rank, they do not predict the accuracy after training. Those with a rank were trained."
     )

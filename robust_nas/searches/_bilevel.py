@@ -32,6 +32,7 @@ from robust_nas.searches._resources import Cost, Resource
 from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
 from robust_nas.seeds import seed_at, seeded
+from robust_nas.spaces import mixed
 from robust_nas.supernet._relaxation import drawn_by
 from robust_nas.threat import growth_at
 from robust_nas.training import Batch, Memory, Method
@@ -241,7 +242,8 @@ class _Search:
     """A search at work: the supernet, the relaxation, and what trains them."""
 
     def __init__(self, plan: Bilevel, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> None:
-        self.plan, self.space, self.data, self.threat = plan, space, data, threat
+        self.plan, self.data, self.threat = plan, data, threat
+        self.space = space = mixed(space, name_of(plan))
         self.stage, self.world = stage, stage.world
         if len(data.validation) < self.world.size:
             raise InputError(

@@ -20,7 +20,7 @@ from robust_nas.seeds import seed_at, seeded
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
     from robust_nas.run_dir import Stage
-    from robust_nas.spaces import Space
+    from robust_nas.spaces import MixedSpace
     from robust_nas.threat import ThreatModel
 
 
@@ -51,7 +51,7 @@ class Prior:
             if getattr(self, name) < least:
                 raise InputError(f"search.prior.{name} must be at least {least}, but got {getattr(self, name)}.")
 
-    def alpha(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> Tensor:
+    def alpha(self, space: MixedSpace, data: Dataset, threat: ThreatModel, stage: Stage) -> Tensor:
         """Return what to add to alpha [E, O]; equal on all ranks."""
         (indices, *_) = epoch_batches(len(data.train), self.batch_size, World(), stage.seed, "prior")
         batch, generator = data.train[indices], Random(seed_at(stage.seed, "prior"))
@@ -63,7 +63,7 @@ class Prior:
                 continue
             with seeded(stage.seed, "prior", len(cells)):
                 network = space.network(cell, data).to(stage.world.device)
-            cells.append([-1 if place is None else place for place in space.operations_of(cell)])
+            cells.append([-1 if place is None else place for place in space.places_of(cell)])
             scores.append(self.proxy.score(network, batch.images, batch.labels, threat, seed=stage.seed))
         return self.strength * stage.world.broadcast(
             effects(torch.tensor(cells), torch.tensor(scores), len(space.operations))

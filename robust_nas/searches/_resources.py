@@ -124,7 +124,7 @@ class Cost:
         return self.fixed + (self.operations.to(mixture) * mixture).sum()
 
 
-def _shapes_of_cells(space: Space, data: NetworkData, device: torch.device) -> list[tuple[int, int, int]]:
+def _shapes_of_cells(space: CellSpace, data: NetworkData, device: torch.device) -> list[tuple[int, int, int]]:
     """Return every cell's channels, height and width."""
     shapes: list[tuple[int, int, int]] = []
     supernet = space.supernet(data).to(device).eval()  # type: ignore[arg-type]

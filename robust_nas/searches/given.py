@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -11,6 +12,7 @@ from robust_nas.errors import InputError
 from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
+    from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.run_dir import Stage
     from robust_nas.spaces import Space
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def _as_text(value: object) -> object:
-    """Return digits, which TOML reads as a number, as text."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Return what TOML reads as something else as text: digits as a number, three sizes as a time of day."""
+    return str(value) if isinstance(value, int | datetime.time) and not isinstance(value, bool) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +33,11 @@ class Given:
             highest accuracy under PGD at 8/255 in the CIFAR-10 part of NAS-RobBench-201 (arXiv:2403.13134).
     """
 
-    leaves_supernet: ClassVar[bool] = False
+    needs_supernet: ClassVar[bool] = False
 
     architecture: Annotated[str, BeforeValidator(_as_text)] = "323133"
 
-    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+    def check(self, space: Space) -> AnyArchitecture:
         """Return the architecture.
 
         Raises:
@@ -46,7 +48,17 @@ class Given:
             raise InputError(
                 f"search.architecture must lead from the input to the output, but {chosen} does not; give another one."
             )
+        return chosen
+
+    def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
+        """Return the architecture.
+
+        Raises:
+            InputError: what `check` raises.
+        """
+        chosen = self.check(space)
         probabilities = [
-            [float(place == taken) for place in range(len(space.operations))] for taken in space.operations_of(chosen)
+            [float(place == taken) for place in range(len(row))]
+            for row, taken in zip(space.rows.values(), space.places_of(chosen), strict=True)
         ]
         return SearchResult(space, probabilities, supernet=None, record={"trajectory": [], "seconds": 0.0})

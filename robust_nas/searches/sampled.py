@@ -35,6 +35,7 @@ from robust_nas.searches import SearchResult
 from robust_nas.searches._trials import FOLDER, PATIENCE, Trials, wait
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.seeds import seed_at, seeded
+from robust_nas.spaces import mixed
 from robust_nas.training._plan import Training
 
 if TYPE_CHECKING:
@@ -106,16 +107,16 @@ class Sampled:
             )
 
     @property
+    def needs_supernet(self) -> bool:
+        """Whether trials take a supernet's weights, which architectures can inherit after the search, too."""
+        return self.training is None and bool({"robust", "clean"} & set(self.objectives))
+
+    @property
     def batch_sizes(self) -> list[int]:
         """Global batches of the trainings that there are."""
         if not {"robust", "clean"} & set(self.objectives):
             return []
         return [self.sharing.batch_size] if self.training is None else list(self.training.batch_sizes)
-
-    @property
-    def leaves_supernet(self) -> bool:
-        """Whether there is a supernet, whose weights architectures can inherit after the search."""
-        return self.training is None and bool(self.batch_sizes)
 
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
         """Search `space`; see `Search.search`.
@@ -127,10 +128,12 @@ class Sampled:
         seed = seed_at(stage.seed)
         # What the sampler cannot do is said before the supernet is trained.
         self.sampler.start(space, len(self.objectives), seed)
+        if self.needs_supernet:
+            mixed(space, "sampled")
         supernet, sharing = None, replace(stage, name=f"{stage.name}-sharing")
         done, state = stage.resume()
         seconds = 0.0
-        if self.leaves_supernet:
+        if self.needs_supernet:
             shared = self.sharing.search(space, data, threat, sharing)
             supernet, seconds = shared.supernet, shared.record["seconds"]
         # A sampler that is asked anew and told the same values asks the same questions.
@@ -265,8 +268,10 @@ class Sampled:
         stage: Stage,
         supernet: Supernet | None,
     ) -> list[float]:
-        """Return an architecture's objectives, the higher the better; a constant network is right by chance."""
-        from robust_nas.training._loop import fit
+        """Return an architecture's objectives, the higher the better; a constant network, or one whose
+        training diverges, is right by chance.
+        """
+        from robust_nas.training._loop import Diverged, fit
 
         with seeded(stage.seed, "trial", str(architecture)):
             network: nn.Module = space.network(architecture, data).to(stage.world.device)
@@ -283,7 +288,14 @@ class Sampled:
         if architecture.is_connected and {"robust", "clean"} & set(self.objectives):
             if self.training is not None:
                 alone = Stage("trial", seed_at(stage.seed, str(architecture)), stage.world, Progress(quiet=True))
-                network = fit(network, data, threat, self.training, alone).model
+                try:
+                    network = fit(network, data, threat, self.training, alone).model
+                except Diverged:  # worth no more than a constant network
+                    return [{**costs, **found}[name] for name in self.objectives]
+                except InputError as error:
+                    raise InputError(
+                        f"The trial {architecture} cannot be trained as search.training says: {error}"
+                    ) from None
             else:
                 assert supernet is not None
                 size = self.sharing.batch_size
@@ -296,20 +308,18 @@ class Sampled:
     def _believed(
         self, space: Space, supernet: Supernet | None, trials: list[dict[str, Any]], seconds: float
     ) -> SearchResult:
-        """Return the trials, best first, and how often each operation is in the best tenth of them.
+        """Return the trials, best first, and how often the best tenth of them have each operation or decided value.
 
-        As if there were one trial more, with a part of every operation: none is impossible.
+        As if there were one trial more, with a part of every one of these: none is impossible.
         """
         ranked = sorted(trials, key=lambda trial: trial["values"][0], reverse=True)
-        best = [
-            space.operations_of(space.parse(trial["architecture"])) for trial in ranked[: max(1, len(ranked) // 10)]
-        ]
+        best = [space.places_of(space.parse(trial["architecture"])) for trial in ranked[: max(1, len(ranked) // 10)]]
         probabilities = [
             [
-                (sum(places[edge] == place for places in best) + 1 / len(space.operations)) / (len(best) + 1)
-                for place in range(len(space.operations))
+                (sum(places[row] == place for places in best) + 1 / len(options)) / (len(best) + 1)
+                for place in range(len(options))
             ]
-            for edge in range(len(space.edges))
+            for row, options in enumerate(space.rows.values())
         ]
         measured = [trial["architecture"] for trial in ranked]
         record = {"trajectory": [], "seconds": seconds, "measured": measured, "trials": trials}

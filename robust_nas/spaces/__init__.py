@@ -48,6 +48,46 @@ class Space(Protocol):
     def name(self) -> str:
         """The declaration's name."""
 
+    def parse(self, text: str) -> AnyArchitecture:
+        """Read an architecture of this space."""
+
+    @property
+    def decisions(self) -> dict[str, tuple[str, ...]]:
+        """What an architecture is made of, by name, each with its possible values: samplers draw and change these."""
+
+    def decided(self, values: Sequence[str]) -> AnyArchitecture:
+        """Return the architecture of the values of `decisions`."""
+
+    def decisions_of(self, architecture: AnyArchitecture) -> tuple[str, ...]:
+        """Return the values of `decisions` that make an architecture."""
+
+    @property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """What a search's probabilities are of: each row's name, such as an edge's, and what it chooses among."""
+
+    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return what an architecture has chosen in each of `rows`, as a place in it; None where it has no such row."""
+
+    def belief(self, probabilities: Sequence[Sequence[float]]) -> Sequence[Mapping[tuple[str, ...], float]]:
+        """Return what probabilities of `rows` say of `decisions`: one after the other, those that belong together.
+
+        Each part has the probability of the values of one or more decisions; parts are independent.
+        """
+
+    def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> nn.Module:
+        """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state.
+
+        It says what it was built from as `built_from`.
+        """
+
+
+@runtime_checkable
+class MixedSpace(Space, Protocol):
+    """What spaces with a supernet do as well: one network has all architectures in it, and every edge can be a mixture.
+
+    Their `rows` are the edges, of which each chooses among `operations`.
+    """
+
     @property
     def operations(self) -> tuple[str, ...]:
         """The operations that an edge of the supernet mixes."""
@@ -64,39 +104,26 @@ class Space(Protocol):
     def edge_names(self) -> list[str]:
         """What edges are called: "0-1"."""
 
-    def parse(self, text: str) -> AnyArchitecture:
-        """Read an architecture of this space."""
-
     def is_connected(self, choice: Sequence[int]) -> bool:
         """Whether the output depends on the input where each edge has the operation at its place in `operations`."""
 
-    @property
-    def decisions(self) -> dict[str, tuple[str, ...]]:
-        """What an architecture is made of, by name, each with its possible values: samplers draw and change these."""
-
-    def decided(self, values: Sequence[str]) -> AnyArchitecture:
-        """Return the architecture of the values of `decisions`."""
-
-    def decisions_of(self, architecture: AnyArchitecture) -> tuple[str, ...]:
-        """Return the values of `decisions` that make an architecture."""
-
-    def operations_of(self, architecture: AnyArchitecture) -> list[int | None]:
-        """Return each edge's operation as a place in `operations`, None where the architecture has no such edge."""
-
-    def belief(self, probabilities: Sequence[Sequence[float]]) -> Sequence[Mapping[tuple[str, ...], float]]:
-        """Return what a mixture [E][O] believes of `decisions`: one after the other, those that belong together.
-
-        Each part has the probability of the values of one or more decisions; parts are independent.
-        """
-
-    def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> nn.Module:
-        """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state.
-
-        It says what it was built from as `built_from`.
-        """
-
     def supernet(self, data: Dataset, *, partial: int = 1) -> Supernet:
         """Return the network in which every edge is a mixture of all operations, on 1/`partial` of the channels."""
+
+
+def mixed(space: Space, search: str) -> MixedSpace:
+    """Return a space that has a supernet, for the search of a name.
+
+    Raises:
+        InputError: if the space has none.
+    """
+    if isinstance(space, MixedSpace):
+        return space
+    raise InputError(
+        f"The search '{search}' trains a supernet, but the space {space.name} has none: its architectures are lists of "
+        "decisions. Searches that work: 'sampled', with search.training (a short training of every trial) or "
+        "search.objectives = [\"score\"]; and 'given'."
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +141,7 @@ class _Catalogue(Group):
                 f"There is no search space '{name}'. {suggest(name, declared)} A path to a .toml file works too."
             )
         table = read_toml(path)
-        kinds = Group(__name__, "Kind", "supernet")
+        kinds = Group(__name__, "Kind", "decided")
         kind = table.pop("kind", None)
         if not isinstance(kind, str) or kind not in kinds.names():
             raise InputError(
@@ -175,8 +202,8 @@ def described(table: Mapping[str, Any]) -> Space:
         InputError: for an unknown kind, or a mistake in it.
     """
     settings = {key: value for key, value in table.items() if key != "kind"}
-    space: Space = build(Group(__name__, "Kind", "supernet").get(str(table.get("kind"))), settings, "space")
+    space: Space = build(Group(__name__, "Kind", "decided").get(str(table.get("kind"))), settings, "space")
     return space
 
 
-_GROUP = _Catalogue(__name__, "Space", "supernet")
+_GROUP = _Catalogue(__name__, "Space", "decided")

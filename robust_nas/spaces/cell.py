@@ -99,7 +99,12 @@ class CellSpace:
         assert isinstance(architecture, Architecture)
         return architecture.operations
 
-    def operations_of(self, architecture: AnyArchitecture) -> list[int | None]:
+    @property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """The edges, each with the operations."""
+        return dict.fromkeys(self.edge_names, self.operations)
+
+    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
         """Return each edge's operation as a place in `operations`."""
         assert isinstance(architecture, Architecture)
         return [self.operations.index(name) for name in architecture.operations]

@@ -138,7 +138,12 @@ class DartsSpace:
             found += [f"{a},{b}", first, second]
         return tuple(found)
 
-    def operations_of(self, architecture: AnyArchitecture) -> list[int | None]:
+    @property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """The edges, each with the operations."""
+        return dict.fromkeys(self.edge_names, self.operations)
+
+    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
         """Return each edge's operation as a place in `operations`, None where a genotype has no edge."""
         assert isinstance(architecture, Genotype)
         return architecture.operations_of(self.operations)

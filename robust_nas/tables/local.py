@@ -98,6 +98,10 @@ def rows_from_run(run: RunDir) -> list[Row]:
             raise InputError(
                 f"The table is of cells, as in nasbench201, but {run.path} has trained genotypes of the DARTS space."
             )
+        if "~" not in model["architecture"]:
+            raise InputError(
+                f"The table is of cells, as in nasbench201, but {run.path} has trained '{model['architecture']}'."
+            )
         architecture = Architecture.parse(model["architecture"], config["space"]["operations"])
         provenance: dict[str, Any] = {
             "architecture": model["architecture"],

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 
+class Diverged(InputError):
+    """The loss is no number any more."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What training gave.
@@ -144,7 +148,7 @@ def _train(
         trainee.agree()
         mean_loss = float(world.mean(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
-            raise InputError(
+            raise Diverged(
                 f"The loss of {stage.name} is {mean_loss} in epoch {epoch + 1}; set train.learning_rate lower "
                 f"than {training.learning_rate}."
             )

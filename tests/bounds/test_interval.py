@@ -218,6 +218,19 @@ def test_each_operation_has_the_exact_range_of_its_values_over_boxes_of_either_s
     torch.testing.assert_close(box.upper, torch.stack(ends).amax(0))
 
 
+@pytest.mark.parametrize("function", [F.silu, F.gelu, F.softplus])
+def test_smooth_activations_have_the_exact_range_of_their_values(function: Callable[[Tensor], Tensor]) -> None:
+    lower = 3 * torch.randn(500, dtype=torch.float64)
+    upper = lower + 3 * torch.rand(500, dtype=torch.float64)
+    box = function(Box(lower, upper))
+    points = lower + (upper - lower) * torch.linspace(0, 1, 4001, dtype=torch.float64).unsqueeze(1)
+    values = function(torch.minimum(points, upper))
+    # GELU itself is computed with such an error where it is almost 0.
+    assert bool((box.lower <= values.amin(0) + 1e-14).all()) and bool((box.upper >= values.amax(0) - 1e-14).all())
+    torch.testing.assert_close(box.lower, values.amin(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(box.upper, values.amax(0), rtol=0, atol=1e-12)
+
+
 def test_the_last_layer_merged_with_the_margins_is_tighter_than_differences_of_logits() -> None:
     body = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     images, labels = torch.rand(6, 2, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -296,7 +309,9 @@ def add_to_constant(x: Tensor) -> Tensor:
 
 
 REFUSED = {
-    "silu": lambda self, x: F.silu(x),
+    "mish": lambda self, x: F.mish(x),
+    "gelu with approximate": lambda self, x: F.gelu(x, approximate="tanh"),
+    "silu in place": lambda self, x: F.silu(x, inplace=True),
     "softmax": lambda self, x: x.softmax(1),
     "abs": lambda self, x: x.abs(),
     "__rtruediv__|__rdiv__": lambda self, x: 1 / (x + 1),

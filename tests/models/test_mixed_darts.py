@@ -122,7 +122,7 @@ def test_the_gradient_reaches_every_row_and_zeros_are_not_computed(space, data):
             operation.register_forward_hook(lambda *_, edge=edge, name=name: seen.append((edge, name)))
     genotype = _drawn(space, 0)
     rows = torch.zeros(28, 8)
-    for edge, place in enumerate(space.operations_of(genotype)):
+    for edge, place in enumerate(space.places_of(genotype)):
         if place is not None:
             rows[edge, place] = 1
     supernet(images, rows)

@@ -146,3 +146,11 @@ def test_wrong_settings_are_refused():
     ]:
         with pytest.raises(InputError, match=message):
             Sampled(**options)
+
+
+def test_a_trial_whose_training_diverges_is_right_by_chance_and_the_search_goes_on(space, data):
+    training = Training(method=Standard(), epochs=1, batch_size=16, learning_rate=1e30, selection_attack=FGSM())
+    search = Sampled(sampler=Random(), trials=2, training=training, attack=FGSM(), objectives=("clean", "robust"))
+    found = search.search(space, data, THREAT, _stage())
+    connected = [t["values"] for t in found.record["trials"] if space.parse(t["architecture"]).is_connected]
+    assert connected and connected == [[0.1, 0.0]] * len(connected)

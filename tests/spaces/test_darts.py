@@ -51,7 +51,7 @@ def test_decisions_make_a_genotype_and_are_read_off_it_again():
         genotype = space.decided(values)
         assert space.decisions_of(genotype) == values
         assert space.parse(str(genotype)) == genotype
-        used = [place for place in space.operations_of(genotype) if place is not None]
+        used = [place for place in space.places_of(genotype) if place is not None]
         assert len(used) == 16 and 0 not in used
 
 

@@ -1,0 +1,57 @@
+"""What spaces have in common whose architectures are lists of independent decisions, without a supernet."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robust_nas.architecture import AnyArchitecture
+from robust_nas.errors import InputError
+
+
+class Decisions(ABC):
+    """A search believes something of each decision on its own: the rows of its probabilities are the decisions."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def decisions(self) -> dict[str, tuple[str, ...]]:
+        """What an architecture is made of, by name, each with its possible values."""
+
+    @abstractmethod
+    def decisions_of(self, architecture: AnyArchitecture) -> tuple[str, ...]:
+        """Return the values of `decisions` that make an architecture."""
+
+    @property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """The decisions."""
+        return self.decisions
+
+    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return the place of each decision's value among those that are possible."""
+        chosen = zip(self.decisions.values(), self.decisions_of(architecture), strict=True)
+        return [values.index(value) for values, value in chosen]
+
+    def belief(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
+        """Return the probability of each value, decision by decision."""
+        return [
+            {(value,): p for value, p in zip(values, row, strict=True)}
+            for values, row in zip(self.decisions.values(), probabilities, strict=True)
+        ]
+
+    def _checked(self, architecture: AnyArchitecture) -> None:
+        """Raise InputError, naming the decision, unless all of an architecture's values are possible ones."""
+        for (name, values), value in zip(self.decisions.items(), self.decisions_of(architecture), strict=True):
+            if value not in values:
+                raise InputError(
+                    f"The {name} of an architecture of {self.name} is one of {', '.join(values)}, but '{architecture}' "
+                    f"has {value}."
+                )
+
+
+def check_options(key: str, options: tuple[Any, ...]) -> None:
+    """Raise InputError unless a declaration's `key` lists one or more different options."""
+    if not options or len(set(options)) < len(options):
+        raise InputError(f"space.{key} must list one or more different options, but got {list(options)}.")
