@@ -254,7 +254,7 @@ class Sampled:
     ) -> Supernet | None:
         if form is None:
             return None
-        supernet = space.supernet(data, partial=form["partial"][0])
+        supernet = mixed(space, "sampled").supernet(data, partial=form["partial"][0])
         supernet.take_form(form)
         load_weights(supernet, queue.folder / WEIGHTS, "resume the run, which writes them anew")
         return supernet.to(stage.world.device)
@@ -268,8 +268,9 @@ class Sampled:
         stage: Stage,
         supernet: Supernet | None,
     ) -> list[float]:
-        """Return an architecture's objectives, the higher the better; a constant network, or one whose
-        training diverges, is right by chance.
+        """Return an architecture's objectives, the higher the better.
+
+        A constant network, or one whose training diverges, is right by chance.
         """
         from robust_nas.training._loop import Diverged, fit
 
