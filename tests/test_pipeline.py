@@ -450,9 +450,11 @@ def test_the_epoch_that_is_not_kept_is_attacked_too(tmp_path: Path) -> None:
         ("train.method={name='fast', start='n_fgsm'} threat.norm=l2", "is for linf"),
         ("train.method=cat threat.norm=l2", "CAT is for linf"),
         ("train.padding=8", "leaves nothing of images of 8"),
+        ("search.partial_channels=[3]", "Partial channels of 1/3 must divide space.channels"),
+        ("search.kept_operations=[4, 2]", "must begin with all 5 operations of nasbench201"),
     ],
 )
-def test_a_training_that_cannot_work_is_refused_before_the_search(tmp_path: Path, override: str, message: str) -> None:
+def test_what_cannot_work_is_refused_before_the_search(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         rn.run("digits", *override.rsplit(" ", 1 if " threat" in override else 0), out=tmp_path)
     assert not any(tmp_path.iterdir())

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, TrainingImages
     from robust_nas.run_dir import Stage
     from robust_nas.spaces import Space
+    from robust_nas.supernet import Supernet
     from robust_nas.supernet._relaxation import Relaxation
     from robust_nas.threat import ThreatModel
 
@@ -170,6 +171,35 @@ class Bilevel(ABC):
                 f"search.epochs must be at least 1 for each of the {stages} stages, but got {self.epochs}."
             )
 
+    def check(self, space: Space) -> None:
+        """Raise InputError unless the operations that stages keep are those of the space; see `Search`."""
+        mixable, kept = mixed(space, name_of(self)), list(self.kept_operations)
+        if kept and kept[0] != len(mixable.operations):
+            raise InputError(
+                f"search.kept_operations must begin with all {len(mixable.operations)} operations of {space.name}, of "
+                f"which nothing is known yet, but got {kept}."
+            )
+        if kept and kept[-1] == 1 and mixable.choices != mixable.operations:
+            raise InputError(
+                f"search.kept_operations must leave 2 operations or more in {space.name}: a single one could be none, "
+                f"which its architectures do not have, but got {kept}."
+            )
+
+    def make_supernet(self, space: Space, data: Dataset) -> Supernet:
+        """Return the supernet of the first stage.
+
+        Raises:
+            InputError: if the space's supernet does not take such partial channels.
+        """
+        partial = self.partial_channels[0] if self.partial_channels else 1
+        supernet = mixed(space, name_of(self)).supernet(data, partial=partial)
+        if len(set(self.partial_channels)) > 1 and not supernet.can_widen:
+            raise InputError(
+                f"The supernet of {space.name} keeps the partial channels that it begins with, but "
+                f"search.partial_channels is {list(self.partial_channels)}; give one number for all stages."
+            )
+        return supernet
+
     def check_schedule(self, name: str) -> None:
         """Raise InputError unless both ends of a schedule are above 0."""
         if min(getattr(self, name)) <= 0:
@@ -250,24 +280,9 @@ class _Search:
                 f"A search needs a validation image for each of {self.world.size} processes, but the validation split "
                 f"of {data.name} has {len(data.validation)}; set data.validation_size higher."
             )
-        if plan.kept_operations and plan.kept_operations[0] != len(space.operations):
-            raise InputError(
-                f"search.kept_operations must begin with all {len(space.operations)} operations of {space.name}, of "
-                f"which nothing is known yet, but got {list(plan.kept_operations)}."
-            )
-        if plan.kept_operations and plan.kept_operations[-1] == 1 and space.choices != space.operations:
-            raise InputError(
-                f"search.kept_operations must leave 2 operations or more in {space.name}: a single one could be none, "
-                f"which its architectures do not have, but got {list(plan.kept_operations)}."
-            )
+        plan.check(space)
         with seeded(stage.seed, "search", "weights"):
-            partial = plan.partial_channels[0] if plan.partial_channels else 1
-            self.supernet = space.supernet(data, partial=partial).to(self.world.device)
-        if len(set(plan.partial_channels)) > 1 and not self.supernet.can_widen:
-            raise InputError(
-                f"The supernet of {space.name} keeps the partial channels that it begins with, but "
-                f"search.partial_channels is {list(plan.partial_channels)}; give one number for all stages."
-            )
+            self.supernet = plan.make_supernet(space, data).to(self.world.device)
         if (prepare := getattr(plan.objective, "prepare", None)) is not None:
             prepare(self.supernet, seed_at(stage.seed, "search", "prepare"))
         seed = seed_at(stage.seed, "search")
