@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -354,6 +355,21 @@ def _falls_and_grows(input: Box, function: Callable[[Tensor], Tensor], place: fl
     return Box(torch.where(inside, smaller.clamp(max=least), smaller), torch.maximum(lower, upper))
 
 
+_LARGEST_THRESHOLD = 700.0
+"""Of softplus; exponentials of more overflow."""
+
+
+def _softplus(input: Box, beta: float = 1.0, threshold: float = 20.0) -> Box:
+    if not (beta > 0 and 0 <= threshold <= _LARGEST_THRESHOLD):
+        raise _no_rule(f"softplus with beta={beta} and threshold={threshold}")
+    # Beyond this place torch gives the input itself, which is less: the values grow on both sides of a step down.
+    place = threshold / beta
+    top = math.log1p(math.exp(threshold)) / beta
+    lower, upper = (F.softplus(bound, beta, threshold) for bound in (input.lower, input.upper))
+    steps = (input.lower * beta <= threshold) & (input.upper * beta > threshold)
+    return Box(torch.where(steps, lower.clamp(max=place), lower), torch.where(steps, upper.clamp(min=top), upper))
+
+
 def _clamp(input: Box, min: Any = None, max: Any = None) -> Box:
     return _both(input, lambda bound: torch.clamp(bound, min, max))
 
@@ -623,7 +639,7 @@ _RULES: dict[str, _Rule] = {
     "adaptive_avg_pool2d": _passes_through(F.adaptive_avg_pool2d, linear=True),
     "silu": _silu,
     "gelu": _gelu,
-    "softplus": _passes_through(F.softplus),
+    "softplus": _softplus,
     "sigmoid": _passes_through(torch.sigmoid),
     "tanh": _passes_through(torch.tanh),
     "mean": _mean,

@@ -255,6 +255,8 @@ class Bilevel(ABC):
             stage.log(epoch + 1, **trajectory[-1])
             at_work.watch(trajectory)
             stage.save(epoch + 1, {**at_work.state(), "seconds": seconds, "trajectory": trajectory})
+        # A search that its watch has ended is left before the skip is gone, which what is derived does not have.
+        at_work.supernet.add_skip(0.0)
         record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": self.hold_sample}
         if self.watch is not None:
             record["collapses"] = at_work.collapses

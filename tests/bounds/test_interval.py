@@ -231,6 +231,25 @@ def test_smooth_activations_have_the_exact_range_of_their_values(function: Calla
     torch.testing.assert_close(box.upper, values.amax(0), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("beta", "threshold"), [(1.0, 1.0), (2.0, 0.5), (0.5, 0.0)])
+def test_the_step_down_of_softplus_at_a_low_threshold_is_within_its_bounds(beta: float, threshold: float) -> None:
+    lower = torch.randn(500, dtype=torch.float64)
+    upper = lower + torch.rand(500, dtype=torch.float64)
+    box = F.softplus(Box(lower, upper), beta, threshold)
+    points = lower + (upper - lower) * torch.linspace(0, 1, 4001, dtype=torch.float64).unsqueeze(1)
+    values = F.softplus(torch.minimum(points, upper), beta, threshold)
+    assert bool((box.lower <= values.amin(0)).all()) and bool((box.upper >= values.amax(0)).all())
+    torch.testing.assert_close(box.lower, values.amin(0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(box.upper, values.amax(0), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"beta": -1.0}, {"beta": 0.0}, {"threshold": -1.0}])
+def test_a_softplus_that_nothing_is_known_of_is_refused(options: dict[str, float]) -> None:
+    box = Box(torch.zeros(1), torch.ones(1))
+    with pytest.raises(InputError, match="softplus"):
+        F.softplus(box, **options)
+
+
 def test_the_last_layer_merged_with_the_margins_is_tighter_than_differences_of_logits() -> None:
     body = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     images, labels = torch.rand(6, 2, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])

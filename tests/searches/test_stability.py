@@ -94,6 +94,12 @@ def test_a_search_that_collapses_ends_at_its_last_healthy_state(space, data, mon
     assert found.probabilities == trajectory[3]["mixture"] != trajectory[5]["mixture"]
 
 
+def test_a_search_that_collapses_leaves_no_auxiliary_skip_in_its_supernet(space, data, monkeypatch):
+    search, _ = _watched(monkeypatch, {2})
+    found = dataclasses.replace(search, auxiliary_skip=0.5).search(space, data, ThreatModel(epsilon=0.1), _stage())
+    assert all(mixed.auxiliary == 0 for _, mixed in found.supernet.mixed_operations)
+
+
 def test_a_search_goes_back_and_on_with_a_stronger_anchor(space, data, monkeypatch):
     anchors = []
     anchored = _bilevel.Bilevel.anchored
