@@ -68,7 +68,7 @@ def test_genotypes_come_in_the_order_of_the_products_of_their_edges_weights(seed
     result = _of_darts(seed)
 
     def product(genotype):
-        places = enumerate(SMALL.operations_of(genotype))
+        places = enumerate(SMALL.places_of(genotype))
         return math.prod(result.probabilities[edge][place] for edge, place in places if place is not None)
 
     everything = {SMALL.decided(values) for values in itertools.product(*SMALL.decisions.values())}
