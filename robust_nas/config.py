@@ -21,18 +21,19 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robust_nas.errors import InputError, suggest
-from robust_nas.registry import group_of, name_of
+from robust_nas.registry import group_of
 
 T = TypeVar("T")
 
 
-def build(cls: type[T], section: Mapping[str, Any], where: str = "") -> T:
+def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str | None = None) -> T:
     """Return the dataclass `cls` with the values of `section`.
 
     Args:
         cls: a dataclass.
         section: values by field name, as TOML has them.
         where: the section's dotted place, for messages.
+        name: the component's, if the section has named it.
 
     Raises:
         InputError: for an unknown or missing key or a value of the wrong type, naming its place.
@@ -40,7 +41,8 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in section:
         if key not in fields:
-            raise InputError(f"{_place(where)} has no key '{key}'. {suggest(key, fields)}")
+            other = "" if name is None else f" If it is another component's, {where}={name} leaves it out."
+            raise InputError(f"{_place(where)} has no key '{key}'. {suggest(key, fields)}{other}")
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and key not in section:
@@ -63,9 +65,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
         table = {"name": value} if isinstance(value, str) else value
         if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
             raise InputError(f"{where} must be a name or a table with a 'name', but got {value!r}.")
-        component, defaults = group.resolve(table["name"])
-        options = {key: item for key, item in table.items() if key != "name"}
-        return build(component, {**defaults, **options}, where)
+        component, options = group.resolve(table)
+        return build(component, options, where, table.get("name"))
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         if not isinstance(value, Mapping):
             raise InputError(f"{where} must be a table, but got {value!r}.")
@@ -123,8 +124,8 @@ def _plain(annotation: Any, value: Any) -> Any:
         return value
     table = to_dict(value)
     choices = typing.get_args(annotation) or (annotation,)
-    is_component = any(group_of(choice) for choice in choices)
-    return {"name": name_of(value), **table} if is_component else table
+    group = next((group for choice in choices if (group := group_of(choice))), None)
+    return table if group is None else {**group.identity(value), **table}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

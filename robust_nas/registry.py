@@ -7,6 +7,7 @@ components. Listing names imports nothing.
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +70,13 @@ class Group:
             )
         return found[0]
 
-    def resolve(self, name: str) -> tuple[type[Any], dict[str, Any]]:
-        """Return the component class called `name` and the options that its name stands for (none, for a module)."""
-        return self.get(name), {}
+    def resolve(self, table: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
+        """Return the component class that a table names, and its options: those of the table, and of what it names."""
+        return self.get(table["name"]), {key: value for key, value in table.items() if key != "name"}
+
+    def identity(self, component: object) -> dict[str, str]:
+        """Return what names a component in its table, beside its options."""
+        return {"name": name_of(component)}
 
 
 def group_of(annotation: Any) -> Group | None:

@@ -128,12 +128,30 @@ def mixed(space: Space, search: str) -> MixedSpace:
 
 @dataclass(frozen=True)
 class _Catalogue(Group):
-    """Spaces by the name of their declaration, not of their kind's file."""
+    """Spaces by the name of their declaration, or by their kind where a table has all of their settings itself."""
 
     def names(self) -> list[str]:
         return sorted(catalogue.files("search_spaces"))
 
-    def resolve(self, name: str) -> tuple[type[Any], dict[str, Any]]:
+    def resolve(self, table: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
+        name = table.get("name", "")
+        if "kind" not in table:
+            kind, declared = self._declared(name)
+            return kind, {**declared, **table}
+        given = _KINDS.get(str(table["kind"]))
+        if name in self.names() and self._declared(name)[0] is not given:
+            raise InputError(
+                f"The space {name} is not of the kind '{table['kind']}' that its section has; space={name} takes all "
+                "of its settings."
+            )
+        return given, {key: value for key, value in table.items() if key != "kind"}
+
+    def identity(self, component: object) -> dict[str, str]:
+        module = type(component).__module__
+        return {"kind": module.removeprefix(f"{__name__}.")}
+
+    def _declared(self, name: str) -> tuple[type[Any], dict[str, Any]]:
+        """Return the kind of a declared space, and its settings."""
         declared = catalogue.files("search_spaces")
         path = declared.get(name) or Path(name)
         if name not in declared and path.suffix != ".toml":
@@ -141,14 +159,13 @@ class _Catalogue(Group):
                 f"There is no search space '{name}'. {suggest(name, declared)} A path to a .toml file works too."
             )
         table = read_toml(path)
-        kinds = Group(__name__, "Kind", "decided")
         kind = table.pop("kind", None)
-        if not isinstance(kind, str) or kind not in kinds.names():
+        if not isinstance(kind, str) or kind not in _KINDS.names():
             raise InputError(
-                f"{_place_in(path, 'kind')} must have a 'kind', one of {', '.join(kinds.names())}, but got {kind!r}."
+                f"{_place_in(path, 'kind')} must have a 'kind', one of {', '.join(_KINDS.names())}, but got {kind!r}."
             )
-        _check_alone(kinds.get(kind), {"name": name, **table}, path)
-        return kinds.get(kind), {"name": name, **table}
+        _check_alone(_KINDS.get(kind), {"name": name, **table}, path)
+        return _KINDS.get(kind), {"name": name, **table}
 
 
 def _check_alone(kind: type[Any], declared: Mapping[str, Any], path: Path) -> None:
@@ -184,15 +201,12 @@ def load(name: str, **options: Any) -> Space:
     Raises:
         InputError: for an unknown space, or a mistake in its declaration.
     """
-    kind, declared = _GROUP.resolve(name)
-    space: Space = build(kind, {**declared, **options}, f"space {name}")
-    return space
+    return _built({"name": name, **options}, f"space {name}")
 
 
 def describe(space: Space) -> dict[str, Any]:
     """Return a space as a table with its kind and all of its settings, which needs no declaration to be read again."""
-    package, _, module = type(space).__module__.rpartition(".")
-    return {"kind": module if package == __name__ else type(space).__module__, **to_dict(space)}
+    return {**_GROUP.identity(space), **to_dict(space)}
 
 
 def described(table: Mapping[str, Any]) -> Space:
@@ -201,9 +215,14 @@ def described(table: Mapping[str, Any]) -> Space:
     Raises:
         InputError: for an unknown kind, or a mistake in it.
     """
-    settings = {key: value for key, value in table.items() if key != "kind"}
-    space: Space = build(Group(__name__, "Kind", "decided").get(str(table.get("kind"))), settings, "space")
+    return _built(table, "space")
+
+
+def _built(table: Mapping[str, Any], where: str) -> Space:
+    kind, settings = _GROUP.resolve(table)
+    space: Space = build(kind, settings, where)
     return space
 
 
+_KINDS = Group(__name__, "Kind", "decided")
 _GROUP = _Catalogue(__name__, "Space", "decided")

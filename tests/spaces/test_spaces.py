@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from robust_nas import spaces
+from robust_nas import config, recipe, spaces
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.errors import InputError
 from robust_nas.searches import SearchResult
@@ -88,3 +88,17 @@ def test_what_a_declaration_leaves_out_may_be_given_with_it(tmp_path):
     assert spaces.load(str(tmp_path / "mine.toml"), num_nodes=3).num_nodes == 3
     with pytest.raises(InputError, match="must have the key 'num_nodes', but it is missing"):
         spaces.load(str(tmp_path / "mine.toml"))
+
+
+def test_a_run_in_a_space_of_ones_own_needs_its_file_no_more(tmp_path):
+    (tmp_path / "mine.toml").write_text('kind = "cell"\nnum_nodes = 3\noperations = ["skip_connect", "nor_conv_3x3"]\n')
+    started = recipe.load("digits", [f"space={tmp_path / 'mine.toml'}", "space.channels=4"])
+    (tmp_path / "config.toml").write_text(config.to_toml(started.to_dict()))
+    (tmp_path / "mine.toml").unlink()
+    assert recipe.load(str(tmp_path / "config.toml")).space == started.space
+
+
+def test_the_settings_of_one_kind_are_not_taken_for_a_space_of_another():
+    table = spaces.describe(spaces.load("nasbench201"))
+    with pytest.raises(InputError, match=r"The space darts is not of the kind 'cell' .* space=darts takes all"):
+        spaces.described({**table, "name": "darts"})
