@@ -52,6 +52,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dirichlet, adversarial, seeded": ({"name": "dirichlet", "prior": {"proxy": "synflow"}}, {}),
     "dirichlet, clean, seeded": ({"name": "dirichlet", "objective": "standard", "prior": {"proxy": "synflow"}}, {}),
     "dirichlet, clean": ({"name": "dirichlet", "objective": "standard"}, {}),
+    "dirichlet, clean, equal time": ({"name": "dirichlet", "objective": "standard", "epochs": 12}, {}),
     "darts, adversarial": ({"name": "darts"}, {}),
     "random sharing": ({"name": "random_sharing", "alpha_frozen": 1.0}, {"method": "samples", "pool": 40}),
     "synflow, best of 100": (
