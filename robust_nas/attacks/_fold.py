@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -55,7 +55,7 @@ def folded(model: nn.Module) -> Iterator[None]:
     convolutions and batch norms without running statistics are left alone. Outputs agree with the unfolded model's up
     to rounding.
     """
-    if isinstance(model, OptimizedModule):
+    if _is_compiled(model):
         yield
         return
     replaced: list[nn.Sequential] = []
@@ -104,3 +104,9 @@ def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
         and convolution.weight.dtype == norm.running_var.dtype
         and not any(module._forward_hooks or module._forward_pre_hooks for module in (convolution, norm))
     )
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a model is one that `torch.compile` gave; importing what compiles takes seconds."""
+    compiler = sys.modules.get("torch._dynamo")
+    return compiler is not None and isinstance(model, compiler.OptimizedModule)

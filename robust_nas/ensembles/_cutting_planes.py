@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog, nnls
 
 from robust_nas.ensembles._objective import Array, MarginHinge
 
@@ -96,6 +94,9 @@ class CuttingPlanes:
         The bound comes from the linear programme's multipliers, made to sum to 1 for every term: whatever these are, a
         weighted average of planes is below the objective. So the solver's tolerances do not make it wrong.
         """
+        from scipy import sparse  # imported here: it takes most of a second, which other commands need not wait
+        from scipy.optimize import linprog
+
         heights, sizes = self._planes[:, :, members], self._sizes(members, unit)
         points, groups, count = heights.shape
         # Over u = sizes * w and the terms' models r: minimise sum_g r_g with r_g above every plane.
@@ -171,6 +172,8 @@ def _nearest(point: Array, row: Array, planes: Array, level: float) -> Array | N
     With v = u - point this is the least |v| with G v >= h, which is a least squares problem with positive unknowns
     (Lawson and Hanson 1974, Solving Least Squares Problems, chapter 23).
     """
+    from scipy.optimize import nnls
+
     count = len(point)
     rows = np.concatenate([-planes, np.eye(count), row[None], -row[None]])
     least = np.r_[planes @ point - level, -point, 1 - row @ point, row @ point - 1]
