@@ -10,7 +10,7 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
-from robust_nas.searches import _bilevel
+from robust_nas.searches import _alternation
 from robust_nas.searches._resources import Resource
 from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
@@ -83,7 +83,7 @@ def test_a_progressive_search_resumes_to_the_same_result(space, data, tmp_path, 
 
 def test_the_optimisers_momentum_goes_with_the_weights_into_the_wider_supernet(space, data, monkeypatch):
     seen = {}
-    begin = _bilevel._Search._begin
+    begin = _alternation.Alternation._begin
 
     def noted(self, number, active=None):
         if number:
@@ -94,7 +94,7 @@ def test_the_optimisers_momentum_goes_with_the_weights_into_the_wider_supernet(s
             names = dict(self.supernet.named_parameters())
             seen["after"] = {n: self.weight_optimiser.state[p]["momentum_buffer"].clone() for n, p in names.items()}
 
-    monkeypatch.setattr(_bilevel._Search, "_begin", noted)
+    monkeypatch.setattr(_alternation.Alternation, "_begin", noted)
     Dirichlet(**{**QUICK, **PROGRESSIVE}).search(space, data, THREAT, _stage())
     assert set(seen["after"]) < set(seen["before"])
     for name, after in seen["after"].items():
@@ -125,7 +125,7 @@ def test_the_second_order_gradient_is_that_of_the_validation_loss_after_the_opti
         gradient_clip=1e9,
     )
     gradients, states = [], []
-    step = _bilevel._Search._step_of_alpha
+    step = _alternation.Alternation._step_of_alpha
 
     def noted(self, *arguments):
         self.supernet.double()
@@ -140,12 +140,12 @@ def test_the_second_order_gradient_is_that_of_the_validation_loss_after_the_opti
         step(self, *arguments)
         gradients.append(self.relaxation.alpha.grad.double().clone())
 
-    sample = _bilevel._Search._sample
-    monkeypatch.setattr(_bilevel._Search, "_sample", lambda self, *place: sample(self, *place).double())
-    monkeypatch.setattr(_bilevel._Search, "_step_of_alpha", noted)
+    sample = _alternation.Alternation._sample
+    monkeypatch.setattr(_alternation.Alternation, "_sample", lambda self, *place: sample(self, *place).double())
+    monkeypatch.setattr(_alternation.Alternation, "_step_of_alpha", noted)
     images = datasets.ImageSet.images.fget
     monkeypatch.setattr(datasets.ImageSet, "images", property(lambda self: images(self).double()))
-    monkeypatch.setattr(_bilevel._Search, "snapshot", lambda self, epoch: {"epoch": epoch})
+    monkeypatch.setattr(_alternation.Alternation, "snapshot", lambda self, epoch: {"epoch": epoch})
     search.search(space, small, THREAT, _stage())
     state, momenta, rate = states[momentum]
     with seeded(0, "search", "weights"):
@@ -175,14 +175,14 @@ def test_the_second_order_gradient_is_that_of_the_validation_loss_after_the_opti
 def test_a_virtual_step_of_weights_on_single_paths_is_one_on_the_mixture(space, data, monkeypatch):
     # Else alpha would have no part in the step, and the second order no part in its gradient.
     seen = []
-    crafted = _bilevel._Search._crafted
+    crafted = _alternation.Alternation._crafted
 
     def noted(self, step, level, *arguments):
         mixture, *others = crafted(self, step, level, *arguments)
         seen.append((level, mixture.requires_grad))
         return mixture, *others
 
-    monkeypatch.setattr(_bilevel._Search, "_crafted", noted)
+    monkeypatch.setattr(_alternation.Alternation, "_crafted", noted)
     options = {**QUICK, "epochs": 1, "order": "second", "single_path": True, "hold_sample": False}
     Dirichlet(**options).search(space, data, THREAT, _stage())
     assert set(seen) == {("virtual", True), ("alpha", True), ("weights", False)}

@@ -8,7 +8,7 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage, load_state
-from robust_nas.searches import _bilevel
+from robust_nas.searches import _alternation
 from robust_nas.searches._resources import Resource
 from robust_nas.searches.darts import DARTS
 from robust_nas.supernet.softmax import SoftmaxRelaxation
@@ -105,9 +105,9 @@ def test_a_latency_is_measured_once_for_a_search_that_resumes(space, data, tmp_p
     stage = Stage("search", 0, World(), Progress(quiet=True), tmp_path)
     search.search(space, data, ThreatModel(epsilon=0.1), stage)
     costs = []
-    load = _bilevel._Search.load_state
+    load = _alternation.Alternation.load_state
     monkeypatch.setattr(
-        _bilevel._Search,
+        _alternation.Alternation,
         "load_state",
         lambda self, state: costs.append(self.cost) or load(self, state) or costs.append(self.cost),
     )
