@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.overrides import has_torch_function_unary
 
 from robust_nas.errors import InputError
+from robust_nas.models._images import ImageNetwork
 
 if TYPE_CHECKING:
     from robust_nas.datasets import NetworkData
-    from robust_nas.spaces import BuiltFrom
     from robust_nas.spaces.cell import CellSpace
 
 
@@ -166,7 +166,7 @@ class Reduction(nn.Module):
         return self.shortcut(x) + self.second(self.first(x))
 
 
-class CellNetwork(nn.Module):
+class CellNetwork(ImageNetwork):
     """The macro skeleton: stem, stages of equal cells with a reduction between them, pooling, linear classifier.
 
     Args:
@@ -179,14 +179,10 @@ class CellNetwork(nn.Module):
         InputError: if the images are too small for the number of stages.
     """
 
-    mean: Tensor
-    std: Tensor
-    built_from: BuiltFrom | None = None
-
     def __init__(
         self, space: CellSpace, data: NetworkData, make_cell: Callable[[int], nn.Module], affine: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(data)
         image_channels, height, width = data.image_shape
         least = space.stem_stride * 2 ** (space.stages - 1)
         if min(height, width) < least:
@@ -194,9 +190,6 @@ class CellNetwork(nn.Module):
                 f"{space.stages} stages behind a stem of stride {space.stem_stride} need images of at least {least} "
                 f"pixels a side, but {data.name} has {height} x {width}; set space.stages lower."
             )
-        mean, std = data.channel_statistics
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
-        self.register_buffer("std", std.view(1, -1, 1, 1))
         channels = space.channels
         self.stem = nn.Sequential(
             nn.Conv2d(image_channels, channels, 3, space.stem_stride, padding=1, bias=False),
@@ -215,7 +208,7 @@ class CellNetwork(nn.Module):
 
     def forward(self, images: Tensor, *mixture: Any) -> Tensor:
         """Return logits [B, K] of [0, 1] images [B, C, H, W]; what a supernet's cells need more is `mixture`."""
-        x = self.stem((images - self.mean) / self.std)
+        x = self.stem(self.normalised(images))
         for layer in self.layers:
             x = layer(x) if isinstance(layer, Reduction) else layer(x, *mixture)
         return self.classifier(self.last(x).mean(dim=(2, 3)))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.errors import InputError
+from robust_nas.models._images import ImageNetwork
 from robust_nas.models.cells import AveragePool3x3, ReLUConvBN, Zero
 
 if TYPE_CHECKING:
     from robust_nas.datasets import NetworkData
     from robust_nas.genotype import Choice
-    from robust_nas.spaces import BuiltFrom
     from robust_nas.spaces.darts import DartsSpace
 
 
@@ -170,7 +170,7 @@ def dropped(x: Tensor, probability: float) -> Tensor:
     return x * kept / (1 - probability)
 
 
-class DartsNetwork(nn.Module):
+class DartsNetwork(ImageNetwork):
     """The macro skeleton: stem, cells of which those at 1/3 and 2/3 of the depth reduce, pooling, linear classifier.
 
     The stem of "cifar" is a 3x3 convolution to three times the channels. That of "imagenet" is three of stride 2, of
@@ -188,9 +188,6 @@ class DartsNetwork(nn.Module):
         InputError: if the images are too small.
     """
 
-    mean: Tensor
-    std: Tensor
-    built_from: BuiltFrom | None = None
     drop_path: float = 0.0
     """The probability with which a term of a node is dropped in training, but for identities."""
 
@@ -203,7 +200,7 @@ class DartsNetwork(nn.Module):
         num_cells: int,
         affine: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(data)
         image_channels, height, width = data.image_shape
         is_small = space.skeleton == "cifar"
         least = 4 if is_small else 32
@@ -212,9 +209,6 @@ class DartsNetwork(nn.Module):
                 f"The skeleton '{space.skeleton}' of {space.name} needs images of at least {least} pixels a side, but "
                 f"{data.name} has {height} x {width}" + ("." if is_small else "; set space.skeleton to 'cifar'.")
             )
-        mean, std = data.channel_statistics
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
-        self.register_buffer("std", std.view(1, -1, 1, 1))
         if is_small:
             self.stem: nn.Module = nn.Sequential(*_convolved(image_channels, 3 * channels, 1, affine))
             self.second_stem: nn.Module = nn.Identity()
@@ -250,7 +244,7 @@ class DartsNetwork(nn.Module):
 
     def through_cells(self, images: Tensor, call: Callable[..., Any]) -> Tensor:
         """Return logits [B, K]; `call` gets whether a cell reduces, the cell, and its two inputs."""
-        before = self.stem((images - self.mean) / self.std)
+        before = self.stem(self.normalised(images))
         last = self.second_stem(before)
         for number, cell in enumerate(self.cells):
             before, last = last, call(number in self.reductions, cell, before, last)

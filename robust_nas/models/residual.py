@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from robust_nas.errors import InputError
+from robust_nas.models._images import ImageNetwork
 
 if TYPE_CHECKING:
     from robust_nas.datasets import NetworkData
     from robust_nas.residual import ResidualArchitecture
-    from robust_nas.spaces import BuiltFrom
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -101,7 +101,7 @@ class ResidualBlock(nn.Module):
         return shortcut + self.excitation(x)
 
 
-class ResidualNetwork(nn.Module):
+class ResidualNetwork(ImageNetwork):
     """Stem, stages of residual blocks, norm and activation, pooling, linear classifier.
 
     The first block of every stage but the first halves the resolution. WRN-28-10 is `depths=4-4-4 widths=160-320-640
@@ -117,14 +117,10 @@ class ResidualNetwork(nn.Module):
         InputError: if the images are too small for the number of stages.
     """
 
-    mean: Tensor
-    std: Tensor
-    built_from: BuiltFrom | None = None
-
     def __init__(
         self, form: ResidualArchitecture, data: NetworkData, se_reduction: int = 16, affine: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(data)
         image_channels, height, width = data.image_shape
         # Of one pixel alone, instance norm knows no variance.
         least = 2 ** len(form.depths)
@@ -133,9 +129,6 @@ class ResidualNetwork(nn.Module):
                 f"A residual network of {len(form.depths)} stages needs images of at least {least} pixels a side, but "
                 f"{data.name} has {height} x {width}; give space.depths and space.widths fewer stages."
             )
-        mean, std = data.channel_statistics
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
-        self.register_buffer("std", std.view(1, -1, 1, 1))
         self.stem = nn.Conv2d(image_channels, form.stem, 3, padding=1, bias=form.norm == "none")
         self.blocks, channels = nn.ModuleList(), form.stem
         for stage, (depth, out_channels) in enumerate(zip(form.depths, form.widths, strict=True)):
@@ -164,7 +157,7 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] of [0, 1] images [B, C, H, W]."""
-        x = self.stem((images - self.mean) / self.std)
+        x = self.stem(self.normalised(images))
         for block in self.blocks:
             x = block(x)
         return self.classifier(self.last(x).mean(dim=(2, 3)))

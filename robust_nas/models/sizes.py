@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
+from robust_nas.models._images import ImageNetwork
 from robust_nas.models.cells import Cell, Reduction, ReLUConvBN, make_operation
 
 if TYPE_CHECKING:
     from robust_nas.datasets import NetworkData
     from robust_nas.sizes import Sizes
-    from robust_nas.spaces import BuiltFrom
     from robust_nas.spaces.size import SizeSpace
 
 
@@ -34,7 +34,7 @@ def make_widening(name: str, in_channels: int, out_channels: int, affine: bool) 
     return ReLUConvBN(in_channels, out_channels, {"nor_conv_1x1": 1, "nor_conv_3x3": 3}[name], affine=affine)
 
 
-class SizeNetwork(nn.Module):
+class SizeNetwork(ImageNetwork):
     """Stem, cells with reductions between stages, pooling, linear classifier.
 
     A cell's operations on its input bring it to the cell's channels.
@@ -49,12 +49,8 @@ class SizeNetwork(nn.Module):
         InputError: if the images are too small for the number of stages.
     """
 
-    mean: Tensor
-    std: Tensor
-    built_from: BuiltFrom | None = None
-
     def __init__(self, space: SizeSpace, sizes: Sizes, data: NetworkData, affine: bool = True) -> None:
-        super().__init__()
+        super().__init__(data)
         image_channels, height, width = data.image_shape
         least = 2 ** (space.stages - 1)
         if min(height, width) < least:
@@ -62,9 +58,6 @@ class SizeNetwork(nn.Module):
                 f"{space.stages} stages need images of at least {least} pixels a side, but {data.name} has {height} x "
                 f"{width}; set space.stages lower."
             )
-        mean, std = data.channel_statistics
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
-        self.register_buffer("std", std.view(1, -1, 1, 1))
         architecture = Architecture.parse(space.cell)
         edges = architecture.pruned.edges
         channels = sizes.channels[0]
@@ -91,7 +84,7 @@ class SizeNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] of [0, 1] images [B, C, H, W]."""
-        x = self.stem((images - self.mean) / self.std)
+        x = self.stem(self.normalised(images))
         for layer in self.layers:
             x = layer(x)
         return self.classifier(self.last(x).mean(dim=(2, 3)))
