@@ -67,7 +67,7 @@ class Derivation:
             chosen so far, is highest. With 0, transfer is not measured.
 
     Raises:
-        InputError: if `pool` is smaller than `count`, `count` below 1, or `diversity` negative.
+        InputError: if `pool` is smaller than `count`, `count` below 1, or `diversity` negative or for one network.
     """
 
     count: int = 3
@@ -83,6 +83,10 @@ class Derivation:
     def __post_init__(self) -> None:
         if not 0 <= self.diversity < math.inf:
             raise InputError(f"derive.diversity must be a number from 0 on, but got {self.diversity}.")
+        if self.diversity and self.count == 1:
+            raise InputError(
+                "derive.diversity chooses the networks beside the first, but derive.count is 1; leave it out."
+            )
         if not 1 <= self.count <= self.pool:
             raise InputError(f"derive.count must be from 1 to derive.pool ({self.pool}), but got {self.count}.")
         for name in ("calibration_batches", "batch_size", "num_images"):

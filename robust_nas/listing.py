@@ -174,15 +174,15 @@ def describe_run(path: Path) -> str:
 def _searched(found: dict[str, Any]) -> list[str]:
     """Return what a search believes, before anything is derived from it."""
     from robust_nas import spaces
-    from robust_nas.searches import SearchResult
+    from robust_nas.searches import SearchResult, last_row
 
     result = SearchResult(spaces.described({"kind": "cell", **found["space"]}), found["probabilities"], None, found)
     kind = "best of the trials" if "measured" in found else "most probable"
     lines = ["all architectures are equally probable"] if result.is_undecided else [f"{kind}: {result.best}"]
-    if trajectory := found["trajectory"]:
-        accuracies = ", ".join(f"{kind} {value:.1%}" for kind, value in trajectory[-1]["validation"].items())
-        entropy = trajectory[-1]["entropy"]
-        lines.append(f"supernet on validation images: {accuracies}; entropy of the mixture {entropy:.2f} nats")
+    if found["trajectory"]:
+        end = last_row(found)
+        accuracies = ", ".join(f"{kind} {value:.1%}" for kind, value in end["validation"].items())
+        lines.append(f"supernet on validation images: {accuracies}; entropy of the mixture {end['entropy']:.2f} nats")
     for collapse in found.get("collapses", []):
         lines.append(f"collapsed in epoch {collapse['epoch']}: {collapse['reason']}; back to {collapse['back_to']}")
     return lines

@@ -209,3 +209,5 @@ def test_diversity_is_refused_where_there_are_no_weights_to_attack_and_where_it_
     for wrong in (-0.1, math.nan, math.inf):
         with pytest.raises(InputError, match=r"derive\.diversity must be a number from 0 on"):
             Derivation(diversity=wrong)
+    with pytest.raises(InputError, match=r"networks beside the first, but derive\.count is 1"):
+        Derivation(diversity=0.5, count=1)

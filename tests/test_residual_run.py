@@ -62,7 +62,7 @@ def test_the_best_of_the_trials_are_trained_and_reported_without_a_drawing(run):
 
 def test_networks_without_sound_bounds_are_left_out_of_certification_by_name(run):
     folder, said = run
-    assert "certify: model-0 is left out: Interval bounds have no sound rule for" in said and "group_norm" in said
+    assert "certify: model-0 is left out: Bounds have no sound rule for" in said and "group_norm" in said
     assert "ensemble: left out, as its weights are of bounds" in said
     assert list(read_json(folder / "certification.json")["left_out"]) == ["model-0", "model-1"]
     assert unfinished_stages(folder) == []

@@ -152,13 +152,13 @@ class Box(Tensor):
         in_place = operation in _IN_PLACE
         rule = _RULES.get(operation.removesuffix("_") if in_place else operation)
         if rule is None or namespace not in _NAMESPACES:
-            raise _no_rule(name)
+            raise NoRule(name)
         if not _accepts(rule, len(args), tuple(kwargs)):
-            raise _no_rule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})")
+            raise NoRule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})")
         operands = _operands(rule)
         others = [value for key, value in kwargs.items() if key not in operands]
         if _any_box([*args[len(operands) :], *others]):
-            raise _no_rule(f"{name} with a perturbed parameter")
+            raise NoRule(f"{name} with a perturbed parameter")
         result = rule(*args, **kwargs)
         return _assign(args[0] if args else kwargs[operands[0]], result, name) if in_place else result
 
@@ -167,7 +167,7 @@ class Box(Tensor):
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         # Reached only by code that goes round __torch_function__, such as compiled operations.
-        raise _no_rule(str(func))
+        raise NoRule(str(func))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -195,12 +195,10 @@ def _accepts(rule: _Rule, num_positional: int, keywords: tuple[str, ...]) -> boo
 class NoRule(InputError):
     """A network has an operation that nothing is proved about."""
 
-
-def _no_rule(operation: str) -> NoRule:
-    return NoRule(
-        f"Interval bounds have no sound rule for {operation}; write the model with other operations, "
-        "or use another kind of bound."
-    )
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"Bounds have no sound rule for {operation}; what is to be certified must be made of other operations."
+        )
 
 
 def _any_box(values: Sequence[Any]) -> bool:
@@ -210,7 +208,7 @@ def _any_box(values: Sequence[Any]) -> bool:
 def _assign(box: Any, result: Box, name: str) -> Box:
     """Let `box` become `result`, as an operation in place does."""
     if not isinstance(box, Box) or box.shares_memory or box.shape != result.shape or box.dtype != result.dtype:
-        raise _no_rule(f"{name}, in place on a constant or on a tensor that has views")
+        raise NoRule(f"{name}, in place on a constant or on a tensor that has views")
     box.become(result)
     return box
 
@@ -275,7 +273,7 @@ def _batch_norm(
 ) -> Box:
     if training or running_mean is None or running_var is None:
         # The batch's own statistics move with the perturbation, and the images of a batch with each other.
-        raise _no_rule("batch normalisation with batch statistics")
+        raise NoRule("batch normalisation with batch statistics")
     centre, radius = input.centre_and_radius()
     # Not F.batch_norm, which has no gradient for the statistics: certified training shares those of a clean batch.
     scale = (running_var + eps).rsqrt()
@@ -317,7 +315,7 @@ def _relu(input: Box, inplace: bool = False) -> Box:
 
 def _leaky_relu(input: Box, negative_slope: float = 0.01, inplace: bool = False) -> Box:
     if not 0 <= negative_slope <= 1:
-        raise _no_rule("leaky_relu with a negative slope outside [0, 1]")
+        raise NoRule("leaky_relu with a negative slope outside [0, 1]")
     trace = _TRACE.get()
     node = trace.relu(input, negative_slope) if trace else None
     bounds = (input.lower, input.upper) if node is None else (node.lower, node.upper)
@@ -338,13 +336,13 @@ _GELU_LEAST = (-0.7517915246935645, -0.16997120747990369)
 
 def _silu(input: Box, inplace: bool = False) -> Box:
     if inplace:
-        raise _no_rule("silu in place")
+        raise NoRule("silu in place")
     return _falls_and_grows(input, F.silu, *_SILU_LEAST)
 
 
 def _gelu(input: Box, *, approximate: str = "none") -> Box:
     if approximate != "none":
-        raise _no_rule(f"gelu with approximate='{approximate}'")
+        raise NoRule(f"gelu with approximate='{approximate}'")
     return _falls_and_grows(input, F.gelu, *_GELU_LEAST)
 
 
@@ -361,7 +359,7 @@ _LARGEST_THRESHOLD = 700.0
 
 def _softplus(input: Box, beta: float = 1.0, threshold: float = 20.0) -> Box:
     if not (beta > 0 and 0 <= threshold <= _LARGEST_THRESHOLD):
-        raise _no_rule(f"softplus with beta={beta} and threshold={threshold}")
+        raise NoRule(f"softplus with beta={beta} and threshold={threshold}")
     # Beyond this place torch gives the input itself, which is less: the values grow on both sides of a step down.
     place = threshold / beta
     top = math.log1p(math.exp(threshold)) / beta
@@ -384,7 +382,7 @@ def _avg_pool2d(
     divisor_override: int | None = None,
 ) -> Box:
     if divisor_override is not None and divisor_override <= 0:
-        raise _no_rule("avg_pool2d with a negative divisor")
+        raise NoRule("avg_pool2d with a negative divisor")
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
     if options == (3, 1, 1, False, False, None) and input.ndim == 4:
@@ -426,7 +424,7 @@ def _max_pool2d(
     return_indices: bool = False,
 ) -> Box:  # fmt: skip
     if return_indices:
-        raise _no_rule("max_pool2d with return_indices")
+        raise NoRule("max_pool2d with return_indices")
     return _both(input, lambda bound: F.max_pool2d(bound, kernel_size, stride, padding, dilation, ceil_mode))
 
 
@@ -436,7 +434,7 @@ def _passes_through(function: Callable[..., Tensor], *, linear: bool = False) ->
     def rule(input: Box, *args: Any, **kwargs: Any) -> Box:
         # A narrower type would round the bounds; `out` would write to somebody's tensor.
         if {"dtype", "out"} & kwargs.keys() or any(isinstance(arg, torch.dtype) for arg in args):
-            raise _no_rule(f"{function.__name__} with dtype or out")
+            raise NoRule(f"{function.__name__} with dtype or out")
         return _both(input, lambda bound: function(bound, *args, **kwargs), linear=linear)
 
     return rule
@@ -467,14 +465,14 @@ _KEEP_ORDER = (Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.contiguous, T
 
 def _dropout(input: Box, p: float = 0.5, training: bool = True, inplace: bool = False) -> Box:
     if training:
-        raise _no_rule("dropout in training mode")
+        raise NoRule("dropout in training mode")
     return input
 
 
 def _to(input: Box, *args: Any, **kwargs: Any) -> Box:
     result = _both(input, lambda bound: bound.to(*args, **kwargs))
     if result.lower.dtype != input.lower.dtype:
-        raise _no_rule(f"a conversion from {input.lower.dtype} to {result.lower.dtype}, which rounds the bounds")
+        raise NoRule(f"a conversion from {input.lower.dtype} to {result.lower.dtype}, which rounds the bounds")
     return input if result.lower is input.lower else result
 
 
@@ -527,7 +525,7 @@ def _zeros_like(input: Box) -> Box:
 
 def _check_operand(value: Any) -> None:
     if not isinstance(value, Tensor | int | float):
-        raise _no_rule(f"arithmetic with {type(value).__name__}")
+        raise NoRule(f"arithmetic with {type(value).__name__}")
 
 
 def _neg(input: Box) -> Box:
@@ -592,7 +590,7 @@ def _mul(input: Any, other: Any) -> Box:
 def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Box:
     _check_operand(other)
     if rounding_mode is not None or not isinstance(input, Box) or isinstance(other, Box):
-        raise _no_rule("a division that rounds or has a perturbed divisor")
+        raise NoRule("a division that rounds or has a perturbed divisor")
     divisor = _like(input, other)
     return _scaled(input, lambda value: value / divisor, divisor)
 

@@ -40,7 +40,7 @@ from robust_nas.report.drawing import draw
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
 from robust_nas.residual import ResidualArchitecture
 from robust_nas.run_dir import STAGE_FILES, RunDir, unfinished_stages, write_text
-from robust_nas.searches import SearchResult
+from robust_nas.searches import SearchResult, last_row
 
 
 def write_report(run: RunDir) -> Path:
@@ -204,6 +204,7 @@ def _search(contents: Contents) -> Content:
     trajectory = (search or {}).get("trajectory", [])
     if not trajectory:
         return None
+    end = last_row(search)
     # Of Dirichlet searches, what their distributions are; of others, the mixture itself.
     kind = "concentration" if "concentration" in trajectory[0] else "mixture"
     operations = search["operations"]
@@ -212,7 +213,7 @@ def _search(contents: Contents) -> Content:
     names = search.get("edge_names") or [f"{source}-{target}" for source, target in search["edges"]]
     for index, edge in enumerate(names):
         moved = [row[kind][index] for row in trajectory]
-        final = moved[-1]
+        final = end[kind][index]
         winner = max(range(len(operations)), key=lambda place: final[place])
         share = final[winner] / sum(final)
         caption = f"ends at {operations[winner]} with {percent(share)} % of the mean mixture"
@@ -223,14 +224,12 @@ def _search(contents: Contents) -> Content:
         figures.append(element("figure", head, figure))
     if "entropy" in trajectory[0]:
         entropies = [row["entropy"] for row in trajectory]
-        name = f"Entropy of the mean mixture: from {entropies[0]:.2f} to {entropies[-1]:.2f} nats."
+        name = f"Entropy of the mean mixture: from {entropies[0]:.2f} to {end['entropy']:.2f} nats."
         head = element("h3", "Entropy ", element("small", "nats, mean over edges"))
         figures.append(element("figure", head, plots.entropy_plot(epochs, entropies, "entropy", name)))
     if "validation" in trajectory[0]:
-        accuracies = {
-            kind: [row["validation"].get(kind) for row in trajectory] for kind in trajectory[-1]["validation"]
-        }
-        name = f"Supernet on validation images, at the end: {_accuracies(trajectory[-1]['validation'])}."
+        accuracies = {name: [row["validation"].get(name) for row in trajectory] for name in end["validation"]}
+        name = f"Supernet on validation images, at the end: {_accuracies(end['validation'])}."
         head = element("h3", "Supernet ", element("small", "validation accuracy"))
         figure = plots.curve_plot(epochs, accuracies, "supernet", name)
         figures.append(element("figure", head, figure, _curve_legend(accuracies)))

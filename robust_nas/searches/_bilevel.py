@@ -248,6 +248,9 @@ class Bilevel(ABC):
         # A search that its watch has ended is left before the skip is gone, which what is derived does not have.
         at_work.supernet.add_skip(0.0)
         record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": self.hold_sample}
+        record["epoch"] = trajectory[-1]["epoch"]
         if self.watch is not None:
             record["collapses"] = at_work.collapses
+            if len(at_work.collapses) > self.watch.restarts:
+                record["epoch"] = at_work.collapses[-1]["back_to"]
         return SearchResult(space, at_work.relaxation.mean().tolist(), at_work.supernet, record)

@@ -9,7 +9,7 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
-from robust_nas.searches import _bilevel
+from robust_nas.searches import _bilevel, last_row
 from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
 from robust_nas.searches.darts import DARTS
 from robust_nas.threat import ThreatModel
@@ -92,6 +92,7 @@ def test_a_search_that_collapses_ends_at_its_last_healthy_state(space, data, mon
     assert [row["epoch"] for row in trajectory] == [0, 1, 2, 3, 4, 5]
     assert found.record["collapses"] == [{"epoch": 5, "reason": "so it is", "back_to": 3}]
     assert found.probabilities == trajectory[3]["mixture"] != trajectory[5]["mixture"]
+    assert last_row(found.record) == trajectory[3]
 
 
 def test_a_search_that_collapses_leaves_no_auxiliary_skip_in_its_supernet(space, data, monkeypatch):
