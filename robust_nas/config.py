@@ -41,8 +41,10 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str |
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in section:
         if key not in fields:
-            other = "" if name is None else f" If it is another component's, {where}={name} leaves it out."
-            raise InputError(f"{_place(where)} has no key '{key}'. {suggest(key, fields)}{other}")
+            hint = suggest(key, fields)
+            if name is not None and not hint.startswith("Did you mean"):
+                hint = f"{hint} If it was for another component than '{name}', {where}={name} leaves it out."
+            raise InputError(f"{_place(where)} has no key '{key}'. {hint}")
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and key not in section:

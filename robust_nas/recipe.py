@@ -22,7 +22,6 @@ from robust_nas.registry import name_of
 from robust_nas.searches import Search
 from robust_nas.smoothing import NORM, Smoothing
 from robust_nas.spaces import MixedSpace, Space, mixed
-from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import Pixels, ThreatModel
 from robust_nas.training._plan import Training
 
@@ -294,8 +293,7 @@ def for_space(
         threat: such as "linf:8/255"; the data set's recipe's, if not given.
         relaxation: one of `RELAXATIONS`; dirichlet, if not given.
         progressive: whether operations are left out and partial channels widened at half-time, in DrNAS's proportions
-            (arXiv:2006.10355, section 4: 4 then 2, the weights alone learn in the first fifth of a stage). Where the
-            supernet does not widen, as in the DARTS space, partial channels stay at 1/4.
+            (arXiv:2006.10355, section 4: 4 then 2, the weights alone learn in the first fifth of a stage).
 
     Raises:
         InputError: for an unknown name, what is for supernets where there is none, or what `load` raises.
@@ -325,8 +323,7 @@ def for_space(
         given += [f"threat.norm={model.norm}", f"threat.epsilon={model.epsilon!r}"]
     if progressive and isinstance(declared, MixedSpace):
         count = len(declared.operations)
-        partial = [4, 2] if isinstance(declared, CellSpace) else [4, 4]  # others' supernets do not widen
-        given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", f"search.partial_channels={partial}"]
+        given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", "search.partial_channels=[4, 2]"]
         given += ["search.alpha_frozen=0.2"]
     return _loaded(data, [*given, *overrides], data_root, search)
 

@@ -74,7 +74,7 @@ def test_what_is_written_is_read_back_the_same():
         ({"count": 1, "attack": 3}, "attack must be a name or a table"),
         ({"count": 1, "attacks": "pgd"}, "attacks must be a list, but got 'pgd'"),
         ({"count": 1, "attacks": [{"name": "pgd", "stepz": 1}]}, r"section \[attacks\[0\]\] has no key 'stepz'"),
-        ({"count": 1, "attack": {"name": "fgsm", "restarts": 2}}, "no key 'restarts'.* attack=fgsm leaves it out"),
+        ({"count": 1, "attack": {"name": "fgsm", "queries": 2}}, "no key 'queries'.* attack=fgsm leaves it out"),
         ({"count": 1, "length": "8/x"}, "length: .*fraction"),
     ],
 )

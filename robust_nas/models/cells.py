@@ -204,7 +204,7 @@ class CellNetwork(ImageNetwork):
                 self.layers.append(make_cell(channels))
         self.last = nn.Sequential(nn.BatchNorm2d(channels, affine=affine), nn.ReLU())
         self.classifier = nn.Linear(channels, len(data.classes))
-        _initialise(self)
+        initialise(self)
 
     def forward(self, images: Tensor, *mixture: Any) -> Tensor:
         """Return logits [B, K] of [0, 1] images [B, C, H, W]; what a supernet's cells need more is `mixture`."""
@@ -214,7 +214,7 @@ class CellNetwork(ImageNetwork):
         return self.classifier(self.last(x).mean(dim=(2, 3)))
 
 
-def _initialise(model: nn.Module) -> None:
+def initialise(model: nn.Module) -> None:
     """He initialisation (fan out) for convolutions, torch's default elsewhere."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class FactorisedReduction(nn.Module):
-    """ReLU, two 1x1 convolutions of stride 2, one of them a pixel further, side by side, and batch norm."""
+    """ReLU, two 1x1 convolutions of stride 2, one of them a pixel further, side by side, and batch norm.
+
+    Attributes:
+        order: the places of the output's channels among those of the first and then the second, if it is another one.
+    """
+
+    order: Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
         super().__init__()
@@ -29,12 +35,14 @@ class FactorisedReduction(nn.Module):
         self.first = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
         self.second = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+        self.register_buffer("order", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         # The zeros at the far ends change nothing at even sizes and admit odd ones.
         further = F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.first(x), self.second(further)], 1))
+        joined = torch.cat([self.first(x), self.second(further)], 1)
+        return self.norm(joined if self.order is None else joined[:, self.order])
 
 
 class SeparableConvolution(nn.Sequential):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,6 @@ class DartsSupernet(Supernet, DartsNetwork):
     Raises:
         InputError: if k does not divide the number of channels, or leaves fewer than two.
     """
-
-    can_widen: ClassVar[bool] = False
 
     def __init__(self, space: DartsSpace, data: Dataset, partial: int = 1) -> None:
         if partial < 1 or space.channels % partial or space.channels // partial < 2:
@@ -109,39 +107,26 @@ class MixedDartsCell(nn.Module):
 
 
 class MixedDartsOperation(Mixed):
-    """sum_o w_o o(x) over the candidate operations o of an edge (DARTS, arXiv:1806.09055, equation 2).
-
-    Args:
-        operations: the candidates' names.
-        channels: of x.
-        stride: 2 halves the resolution.
-        partial: k: the operations see 1/k of the channels; the others pass by, under 2 x 2 max pooling where the
-            resolution is halved.
-        block: which of the k blocks of channels that is, counted around.
-    """
+    """An edge of a DARTS space; channels pass by under 2 x 2 max pooling where the resolution is halved."""
 
     def __init__(
-        self, operations: tuple[str, ...], channels: int, stride: int = 1, partial: int = 1, block: int = 0
+        self, names: tuple[str, ...], channels: int, stride: int = 1, partial: int = 1, block: int = 0
     ) -> None:
-        super().__init__()
-        self.names, self.stride = operations, stride
-        self.width = channels // partial
-        self.start = block % partial * self.width
-        self.operations = nn.ModuleDict(
-            {name: make_operation(name, self.width, stride, affine=False, normed_pools=True) for name in operations}
-        )
-        self.passing = self.auxiliary = 0.0
+        super().__init__(names, channels, partial, block, stride)
+
+    def make(self, name: str, width: int) -> nn.Module:
+        return make_operation(name, width, self.stride, affine=False, normed_pools=True)
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         """Return the mixture [B, C, H', W'] of the operations on x [B, C, H, W]."""
-        if self.width == x.shape[1]:
+        if self.width == self.channels:
             return self._mixed(x, weights)
         end = self.start + self.width
         mixed = self._mixed(x[:, self.start : end], weights)
         before, after = x[:, : self.start], x[:, end:]
         parts = [self._passed(before)] if self.start else []
         parts.append(mixed)
-        if end < x.shape[1]:
+        if end < self.channels:
             parts.append(self._passed(after))
         return torch.cat(parts, 1)
 
@@ -158,4 +143,5 @@ class MixedDartsOperation(Mixed):
             # DARTS- has a factorised reduction of its own where the resolution is halved; a mean needs no weights.
             own = x if self.stride == 1 else F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
             terms.append(self.auxiliary * own)
-        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+        mixed = sum(terms[1:], terms[0]) if terms else torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+        return self.mostly(mixed, self._passed(x)) if self.passing else mixed

@@ -100,11 +100,12 @@ class Alternation:
         self.healthy = []  # of other sizes
         before, self.weight_optimiser = self.weight_optimiser, self._optimiser()
         for parameter in self.supernet.parameters():
-            old, offset = places.get(parameter, (parameter, 0))
+            old, offsets = places.get(parameter, (parameter, ()))
             if old in before.state:
                 momentum = torch.zeros_like(parameter)
                 kept = before.state[old]["momentum_buffer"]
-                momentum[tuple(slice(offset, offset + size) for size in kept.shape[:2])] = kept
+                starts = zip(offsets, kept.shape[: len(offsets)], strict=True)
+                momentum[tuple(slice(start, start + size) for start, size in starts)] = kept
                 self.weight_optimiser.state[parameter]["momentum_buffer"] = momentum
         self.forward = world.wrap(self.supernet, partly_used=True)
 

@@ -5,7 +5,6 @@ What is minimised is a training method's; what a mixture is, is a relaxation's.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from abc import ABC, abstractmethod
@@ -152,10 +151,6 @@ class Bilevel(ABC):
                     f"search.{name} has one number for each of the {stages} stages, {least} at least and none above "
                     f"the one before, but got {list(given)}."
                 )
-        if any(now % later for now, later in itertools.pairwise(self.partial_channels)):
-            raise InputError(
-                f"search.partial_channels must each divide the one before, but got {list(self.partial_channels)}."
-            )
         if self.epochs < stages:
             raise InputError(
                 f"search.epochs must be at least 1 for each of the {stages} stages, but got {self.epochs}."
@@ -179,16 +174,11 @@ class Bilevel(ABC):
         """Return the supernet of the first stage.
 
         Raises:
-            InputError: if the space's supernet does not take such partial channels.
+            InputError: if the space's supernet does not take the partial channels of one of the stages.
         """
-        partial = self.partial_channels[0] if self.partial_channels else 1
-        supernet = mixed(space, name_of(self)).supernet(data, partial=partial)
-        if len(set(self.partial_channels)) > 1 and not supernet.can_widen:
-            raise InputError(
-                f"The supernet of {space.name} keeps the partial channels that it begins with, but "
-                f"search.partial_channels is {list(self.partial_channels)}; give one number for all stages."
-            )
-        return supernet
+        mixable = mixed(space, name_of(self))
+        first, *_ = [mixable.supernet(data, partial=partial) for partial in self.partial_channels or (1,)]
+        return first
 
     def check_schedule(self, name: str) -> None:
         """Raise InputError unless both ends of a schedule are above 0."""

@@ -10,7 +10,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from torch.overrides import has_torch_function_unary
 
 from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
-from robust_nas.models.cells import AveragePool3x3, CellNetwork, ReLUConvBN, Zero, make_operation
+from robust_nas.models.cells import AveragePool3x3, CellNetwork, ReLUConvBN, Zero, initialise, make_operation
+from robust_nas.supernet._widening import Place, embed
 
 Weights = Sequence[Tensor | None]
 """The weights of an edge's operations; None is exactly 0."""
@@ -36,12 +37,10 @@ class Supernet(nn.Module):
     Attributes:
         operations: the candidates on every edge.
         partial: k of every stage of progressive shrinking until now: operations see 1/k of the channels.
-        can_widen: whether `widen` is there.
     """
 
     operations: tuple[str, ...]
     partial: list[int]
-    can_widen: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -98,15 +97,14 @@ class Supernet(nn.Module):
         for edge, mixed in self.mixed_operations:
             mixed.keep(active[edge].nonzero().flatten().tolist())
 
-    def widen(self, partial: int) -> dict[Tensor, tuple[Tensor, int]]:
-        """Let the operations see 1/`partial` of the channels, without a change of what the supernet computes.
+    def widen(self, partial: int) -> dict[Tensor, Place]:
+        """Let the operations see more channels, 1/`partial` of them, without a change of what the supernet computes.
 
         The new channels pass by at first, as they did: `passing`, 1 after this, is the share that still does, for
         `pass_by`. A convolution's old outputs do not see its new inputs until they learn to.
 
         Returns:
-            For every new parameter, the one in whose place it is, and where that one begins in it, along all
-            dimensions of channels.
+            For every new parameter, the one in whose place it is, and where that one begins in it.
         """
         self.partial.append(partial)
         like = next(self.parameters())
@@ -275,19 +273,37 @@ def _computed_jointly(x: Tensor, pairs: Sequence[tuple[ReLUConvBN, Tensor]]) -> 
 
 
 class Mixed(nn.Module):
-    """A mixture of operations on an edge.
+    """A mixture of operations on an edge, sum_o w_o o(x) (DARTS, arXiv:1806.09055, equation 2).
+
+    Args:
+        names: the candidates' names, in the space's order.
+        channels: of x.
+        partial: k: the operations see 1/k of the channels; the others pass by.
+        block: which of the k blocks of channels that is, counted around.
+        stride: 2 halves the resolution.
 
     Attributes:
-        names: the candidates, in the space's order.
         operations: those that are left, by name.
+        width: how many channels they see, from `start` on.
         passing: the share of the channels of the last widening that pass by.
+        fresh: which of the operations' channels these are, as ones and zeros.
         auxiliary: how much of the input is added.
     """
 
-    names: tuple[str, ...]
-    operations: nn.ModuleDict
-    passing: float
-    auxiliary: float
+    fresh: Tensor
+
+    def __init__(self, names: tuple[str, ...], channels: int, partial: int, block: int, stride: int = 1) -> None:
+        super().__init__()
+        self.names, self.channels, self.stride = names, channels, stride
+        self.width = channels // partial
+        self.start = block % partial * self.width
+        self.operations = nn.ModuleDict({name: self.make(name, self.width) for name in names})
+        self.passing = self.auxiliary = 0.0
+        self.register_buffer("fresh", torch.zeros(self.width), persistent=False)
+
+    @abstractmethod
+    def make(self, name: str, width: int) -> nn.Module:
+        """Return an operation that sees as many channels."""
 
     def keep(self, places: Sequence[int]) -> None:
         """Leave out all operations but those at `places` of the space's list.
@@ -302,31 +318,42 @@ class Mixed(nn.Module):
         for name in [name for name in self.operations if name not in kept]:
             del self.operations[name]
 
-    def widen(self, partial: int, like: Tensor) -> dict[Tensor, tuple[Tensor, int]]:
+    def initialise(self, operation: nn.Module) -> None:
+        """Initialise a new operation's weights as the supernet does, where that is not as torch does."""
+
+    def widen(self, partial: int, like: Tensor) -> dict[Tensor, Place]:
         """Let the operations see 1/`partial` of the channels; see `Supernet.widen`."""
-        raise NotImplementedError
+        width = self.channels // partial
+        # The block of channels that this one is in; the last one around it where blocks of the new size cut it.
+        start = max(self.start // width * width, self.start + self.width - width)
+        offset = self.start - start
+        places: dict[Tensor, Place] = {}
+        for name, old in self.operations.items():
+            wide = self.make(name, width)
+            self.initialise(wide)
+            places |= embed(wide.to(like), old, offset)
+            self.operations[name] = wide.train(old.training)
+        self.fresh = torch.ones(width).to(like)
+        self.fresh[offset : offset + self.width] = 0
+        self.width, self.start, self.passing = width, start, 1.0
+        return places
+
+    def mostly(self, mixed: Tensor, passed: Tensor) -> Tensor:
+        """Return what the operations' channels give, given their mixture and what they are where they pass by."""
+        return mixed + (self.passing * self.fresh).view(-1, 1, 1) * (passed - mixed) if self.passing else mixed
 
 
 class MixedOperation(Mixed):
-    """sum_o w_o o(x) over the candidate operations o of an edge (DARTS, arXiv:1806.09055, equation 2).
+    """An edge of a cell space."""
 
-    Args:
-        operations: the candidates' names.
-        channels: of x.
-        partial: k: the operations see 1/k of the channels; the others pass by.
-        block: which of the k blocks of channels that is, counted around.
-    """
+    def __init__(self, names: tuple[str, ...], channels: int, partial: int = 1, block: int = 0) -> None:
+        super().__init__(names, channels, partial, block)
 
-    fresh: Tensor
+    def make(self, name: str, width: int) -> nn.Module:
+        return make_operation(name, width, affine=False)
 
-    def __init__(self, operations: tuple[str, ...], channels: int, partial: int = 1, block: int = 0) -> None:
-        super().__init__()
-        self.names, self.channels = operations, channels
-        self.width = channels // partial
-        self.start = block % partial * self.width
-        self.operations = nn.ModuleDict({name: make_operation(name, self.width, affine=False) for name in operations})
-        self.passing = self.auxiliary = 0.0
-        self.register_buffer("fresh", torch.zeros(self.width), persistent=False)
+    def initialise(self, operation: nn.Module) -> None:
+        initialise(operation)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         return self.mix(_Node(x), list(weights.unbind()))
@@ -363,40 +390,7 @@ class MixedOperation(Mixed):
         if self.auxiliary:
             terms.append(self.auxiliary * own)
         mixed = sum(terms[1:], terms[0]) if terms else torch.zeros_like(own)
-        if self.passing:
-            mixed = mixed + (self.passing * self.fresh).view(-1, 1, 1) * (own - mixed)
-        return mixed
+        return self.mostly(mixed, own)
 
     def _own(self, x: Tensor) -> Tensor:
         return x if self.width == self.channels else x[:, self.start : self.start + self.width]
-
-    def widen(self, partial: int, like: Tensor) -> dict[Tensor, tuple[Tensor, int]]:
-        """Let the operations see 1/`partial` of the channels; see `Supernet.widen`."""
-        width = self.channels // partial
-        start = self.start // width * width
-        offset = self.start - start
-        new: dict[Tensor, tuple[Tensor, int]] = {}
-        for name, old in self.operations.items():
-            if isinstance(old, ReLUConvBN):
-                wide = ReLUConvBN(width, width, old.convolution.kernel_size[0], affine=False).to(like)
-                _embed(wide, old, offset)
-                new[wide.convolution.weight] = old.convolution.weight, offset
-                self.operations[name] = wide.train(old.training)
-        self.fresh = torch.ones(width).to(like)
-        self.fresh[offset : offset + self.width] = 0
-        self.width, self.start, self.passing = width, start, 1.0
-        return new
-
-
-@torch.no_grad()
-def _embed(wide: ReLUConvBN, narrow: ReLUConvBN, offset: int) -> None:
-    """Put a convolution with its batch norm into a wider one, in which its outputs are what they were."""
-    end = offset + narrow.convolution.out_channels
-    weight = nn.init.kaiming_normal_(wide.convolution.weight, mode="fan_out", nonlinearity="relu")
-    weight[offset:end] = 0
-    weight[offset:end, offset:end] = narrow.convolution.weight
-    for name, statistic in narrow.norm.named_buffers():
-        if statistic.dim():
-            wide.norm.get_buffer(name)[offset:end] = statistic
-        else:
-            wide.norm.get_buffer(name).copy_(statistic)

@@ -73,6 +73,60 @@ def test_the_channels_that_operations_do_not_see_pass_by(stride):
     torch.testing.assert_close(mixture[:, seen], expected)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("block", range(6))
+def test_widening_changes_nothing_until_the_new_channels_cease_to_pass_by(stride, block):
+    torch.manual_seed(block)
+    x, weights = torch.randn(3, 24, 6, 6), list(torch.rand(8).unbind())
+    narrow = MixedDartsOperation(spaces.load("darts").operations, 24, stride, partial=6, block=block)
+    narrow(x, weights)  # running statistics that are not those of the start
+    # DrNAS's steps on CIFAR-10, of which the first does not fit into blocks, and one more.
+    for partial in (4, 2):
+        wide = copy.deepcopy(narrow)
+        wide.widen(partial, x)
+        assert wide.width == 24 // partial and wide.start <= narrow.start
+        assert narrow.start + narrow.width <= wide.start + wide.width <= 24
+        for training in (True, False):
+            before, after = (copy.deepcopy(one).train(training)(x, weights) for one in (narrow, wide))
+            torch.testing.assert_close(after, before)
+        new = [
+            channel
+            for channel in range(wide.start, wide.start + wide.width)
+            if not narrow.start <= channel < narrow.start + narrow.width
+        ]
+        passed = wide.eval()(x, weights)[:, new]
+        wide.passing = 0.5
+        halfway = wide(x, weights)
+        wide.passing = 0.0
+        mixed = wide(x, weights)
+        torch.testing.assert_close(halfway[:, new], (passed + mixed[:, new]) / 2)
+        assert bool(((mixed[:, new] - passed).abs().mean((0, 2, 3)) > 0.01).all())
+        # What was there sees none of it.
+        old = [channel for channel in range(24) if channel not in new]
+        torch.testing.assert_close(mixed[:, old], narrow.eval()(x, weights)[:, old])
+        narrow = wide.train()
+
+
+def test_a_widened_supernet_computes_what_it_did_and_says_where_its_weights_came_from(data):
+    space = spaces.load("darts", channels=12, num_cells=4)
+    supernet, mixture, images = _supernet(space, data, partial=6), _mixture(space), data.train.images
+    for partial in (4, 2):
+        expected = supernet(images, mixture)
+        old = {id(parameter) for parameter in supernet.parameters()}
+        places = supernet.widen(partial)
+        torch.testing.assert_close(supernet(images, mixture), expected)
+        assert {id(parameter) for parameter in supernet.parameters()} - old == {id(new) for new in places}
+        for new, (before, (row, column)) in places.items():
+            rows, columns = before.shape[:2]
+            assert torch.equal(new[row : row + rows, column : column + columns], before)
+        supernet.pass_by(0.0)
+    # Another one of its form, read from a file, takes its weights.
+    other = space.supernet(data, partial=6).eval()
+    other.take_form(supernet.form)
+    other.load_state_dict(supernet.state_dict())
+    assert torch.equal(other(images, mixture), supernet(images, mixture))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_hot_rows_are_the_genotypes_network(space, data, seed):
     supernet, genotype = _supernet(space, data), _drawn(space, seed)

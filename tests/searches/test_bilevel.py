@@ -244,7 +244,6 @@ def test_random_sharing_learns_nothing_of_the_operations_and_never_draws_a_const
     [
         ({"kept_operations": (5, 3), "partial_channels": (4, 2, 1)}, "one number for each of the 3 stages"),
         ({"kept_operations": (3, 5)}, "none above the one before"),
-        ({"partial_channels": (4, 3)}, "must each divide the one before"),
         ({"kept_operations": (5, 3), "epochs": 1}, "at least 1 for each of the 2 stages"),
         ({"order": "second", "objective": IBP()}, "cannot be taken through"),
         ({"validation_images": 0}, r"validation_images must be at least 1"),

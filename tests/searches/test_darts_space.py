@@ -82,11 +82,11 @@ def test_differentiable_searches_move_the_rows_of_both_cells(space, data, search
 
 
 def test_a_progressive_search_with_partial_channels_resumes_to_the_same_result(space, data, tmp_path, monkeypatch):
-    stages = {"epochs": 2, "kept_operations": (4, 2), "partial_channels": (2, 2)}
+    stages = {"epochs": 2, "kept_operations": (4, 2), "partial_channels": (2, 1)}
     search = Dirichlet(**{**QUICK, **stages})
     whole = search.search(space, data, THREAT, _stage())
     assert [sum(weight > 0 for weight in row) for row in whole.probabilities] == [2] * 18
-    assert {mixed.width for _, mixed in whole.supernet.mixed_operations} == {2, 4, 8}
+    assert {mixed.width for _, mixed in whole.supernet.mixed_operations} == {4, 8, 16}
     save = Stage.save
 
     def killed(self, done, state):
@@ -182,7 +182,7 @@ def test_a_mutation_changes_one_operation_or_the_sources_of_one_node(space):
 @pytest.mark.parametrize(
     ("search", "sentence"),
     [
-        (Dirichlet(**{**QUICK, "epochs": 2}, partial_channels=(4, 2)), "search.partial_channels is [4, 2]"),
+        (Dirichlet(**{**QUICK, "epochs": 2}, partial_channels=(4, 3)), "Partial channels of 1/3 must divide"),
         (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(5, 2)), "begin with all 4 operations"),
         (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(4, 1)), "must leave 2 operations or more"),
         (Dirichlet(**QUICK, resource=Resource(limit=1e5)), "search.resource knows what operations cost in cell spaces"),

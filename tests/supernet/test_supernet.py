@@ -196,10 +196,10 @@ def test_a_widened_supernet_computes_what_it_did_and_says_where_its_weights_came
     places = supernet.widen(2)
     torch.testing.assert_close(supernet(data.train.images, mixture), expected)
     assert {id(p) for p in supernet.parameters()} - old == {id(p) for p in places}
-    for new, (before, offset) in places.items():
+    for new, (before, (row, column)) in places.items():
         size = len(before)
         assert len(new) == 2 * size
-        assert torch.equal(new[offset : offset + size, offset : offset + size], before)
+        assert torch.equal(new[row : row + size, column : column + size], before)
 
 
 def test_an_operation_that_was_left_out_is_gone(space, data):
