@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,3 +32,22 @@ def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> 
     with torch.no_grad():
         counted(torch.zeros(1, *image_shape))
     return total
+
+
+@torch.no_grad()
+def output_shapes(
+    model: nn.Module, modules: Sequence[nn.Module], image_shape: tuple[int, int, int]
+) -> list[tuple[int, int, int]]:
+    """Return the shapes [C, H, W] of what modules of a model give for one image, in the order of their use."""
+    shapes: list[tuple[int, int, int]] = []
+
+    def note(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shapes.append(cast(tuple[int, int, int], tuple(output.shape[1:])))
+
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        model.eval()(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes

@@ -152,7 +152,7 @@ class DartsCell(nn.Module):
 
     def __init__(self, chosen: tuple[Choice, ...], form: CellForm, affine: bool) -> None:
         super().__init__()
-        self.inputs = Inputs(form, affine)
+        self.form, self.inputs = form, Inputs(form, affine)
         self.sources = [source for _, source in chosen]
         self.operations = nn.ModuleList(
             make_operation(name, form.channels, form.stride_from(source), affine) for name, source in chosen

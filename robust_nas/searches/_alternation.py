@@ -67,7 +67,7 @@ class Alternation:
         self.cost = None
         if plan.resource is not None:
             # One process's: a latency is not measured twice alike, and all have to keep the same alpha.
-            self.cost = self.world.broadcast(plan.resource.cost(space, data, self.world.device))
+            self.cost = self.world.broadcast(plan.resource.cost(self.space, data, self.world.device))
         self.of_stage = 0.0
         """How much of the stage of progressive shrinking is over."""
         self.memory = {"alpha": Memory(), "weights": Memory()}
@@ -368,7 +368,7 @@ class Alternation:
         """Go on from a checkpoint."""
         self._go_back(state)
         self.healthy, self.collapses = state["healthy"], state["collapses"]
-        self.cost = None if state["cost"] is None else Cost(**state["cost"])
+        self.cost = None if state["cost"] is None else Cost(self.space, **state["cost"])
 
     def _go_back(self, state: dict[str, Any]) -> None:
         """Take up a state: the stages' sizes first, then what is in them."""

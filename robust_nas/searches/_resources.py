@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,13 +14,12 @@ from torch import Tensor, nn
 
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.errors import InputError
-from robust_nas.models.cells import make_operation
-from robust_nas.spaces.cell import CellSpace
-from robust_nas.supernet import MixedCell
+from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
+    from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import NetworkData
-    from robust_nas.spaces import Space
+    from robust_nas.spaces import MixedSpace, Site
     from robust_nas.supernet._relaxation import Relaxation
 
 TIMED = 20
@@ -56,32 +56,35 @@ class Resource:
         if self.weight < 0:
             raise InputError(f"search.resource.weight must not be negative, but got {self.weight}.")
 
-    def cost(self, space: Space, data: NetworkData, device: torch.device) -> Cost:
+    def cost(self, space: MixedSpace, data: NetworkData, device: torch.device) -> Cost:
         """Return what the space's networks cost, operation by operation.
 
         Raises:
-            InputError: if no network keeps to a hard limit, or for another kind of space than cells.
+            InputError: if no network keeps to a hard limit.
         """
-        if not isinstance(space, CellSpace):
-            raise InputError(
-                "search.resource knows what operations cost in cell spaces, such as nasbench201, but the space is "
-                f"{space.name}; leave it out."
-            )
         measure: Callable[[nn.Module, tuple[int, int, int]], float] = {
             "parameters": lambda module, _: float(count_parameters(module)),
             "multiply_adds": lambda module, shape: float(count_multiply_adds(module, shape)),
             "latency": lambda module, shape: _milliseconds(module, shape, device),
         }[self.quantity]
-        shapes = _shapes_of_cells(space, data, device)
-        table = torch.zeros(len(space.edges), len(space.operations))
-        for shape in shapes:
-            row = [measure(make_operation(name, shape[0], affine=True), shape) for name in space.operations]
-            table += torch.tensor(row)
-        # A network with one operation everywhere, which leaves out no edge, tells what there is beside the cells.
-        connected = [place for place in range(len(space.operations)) if space.is_connected([place] * len(space.edges))]
-        plain = space.network(space.parse(str(connected[0]) * len(space.edges)), data)
-        cost = Cost(measure(plain, data.image_shape) - float(table[:, connected[0]].sum()), table)
-        least = cost.fixed + float(table.min(1).values.sum())
+
+        @functools.cache
+        def at(name: str, site: Site) -> float:
+            return measure(space.operation_at(name, site), site.shape)
+
+        table = torch.tensor(
+            [[sum(at(name, site) for site in sites) for name in space.operations] for sites in space.sites(data)]
+        )
+        count = len(space.operations)
+        # One with the same operation everywhere leaves none out, and tells what there is beside the operations.
+        same = next(place for place in range(count) if space.is_connected([place] * len(space.edges)))
+        plain = SearchResult(space, [[float(place == same) for place in range(count)] for _ in table], None, {}).best
+        operations = Cost(space, 0.0, table)
+        network = space.network(plain, data)
+        cost = replace(operations, fixed=measure(network, data.image_shape) - operations.of_one(plain))
+        # Where the logarithms of probabilities are costs, the most probable architecture is the cheapest.
+        weights = (-table.double() / table.max().clamp_min(1e-12)).exp()
+        least = cost.of_one(SearchResult(space, weights.tolist(), None, {}).best)
         if self.hard and least > self.limit:
             raise InputError(
                 f"search.resource.limit is {self.limit:g}, but the least that a network of {space.name} costs in "
@@ -112,29 +115,23 @@ class Cost:
     """What a space's networks cost.
 
     Args:
+        space: the space.
         fixed: what all have: stem, reductions, classifier.
         operations: [E, O], what an operation on an edge adds, in all cells together.
     """
 
+    space: MixedSpace
     fixed: float
     operations: Tensor
 
     def of(self, mixture: Tensor) -> Tensor:
         """Return the expected cost at a mixture [E, O], differentiable in it."""
-        return self.fixed + (self.operations.to(mixture) * mixture).sum()
+        return self.fixed + (self.operations.to(mixture) * self.space.marginals(mixture)).sum()
 
-
-def _shapes_of_cells(space: CellSpace, data: NetworkData, device: torch.device) -> list[tuple[int, int, int]]:
-    """Return every cell's channels, height and width."""
-    shapes: list[tuple[int, int, int]] = []
-    supernet = space.supernet(data).to(device).eval()  # type: ignore[arg-type]
-    for layer in supernet.modules():
-        if isinstance(layer, MixedCell):
-            layer.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))
-    mixture = torch.zeros(len(space.edges), len(space.operations))
-    with torch.no_grad():
-        supernet(torch.zeros(1, *data.image_shape, device=device), mixture)
-    return shapes
+    def of_one(self, architecture: AnyArchitecture) -> float:
+        """Return what an architecture's network costs."""
+        chosen = enumerate(self.space.places_of(architecture))
+        return self.fixed + float(sum(self.operations[edge, place] for edge, place in chosen if place is not None))
 
 
 @torch.no_grad()

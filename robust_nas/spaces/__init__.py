@@ -18,7 +18,7 @@ from robust_nas.errors import InputError, suggest
 from robust_nas.registry import Group
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from robust_nas.architecture import AnyArchitecture
     from robust_nas.datasets import DataForm, Dataset, NetworkData
@@ -38,6 +38,19 @@ class BuiltFrom:
     space: Space
     architecture: AnyArchitecture
     data: DataForm
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a space's networks where the operation of an edge is computed.
+
+    Args:
+        shape: [C, H, W] of what it is given.
+        stride: 2 if it halves the resolution.
+    """
+
+    shape: tuple[int, int, int]
+    stride: int = 1
 
 
 @runtime_checkable
@@ -106,6 +119,15 @@ class MixedSpace(Space, Protocol):
 
     def is_connected(self, choice: Sequence[int]) -> bool:
         """Whether the output depends on the input where each edge has the operation at its place in `operations`."""
+
+    def marginals(self, mixture: Tensor) -> Tensor:
+        """Return the probability that an architecture of `belief` has an operation on an edge, for mixtures [E, O]."""
+
+    def sites(self, data: NetworkData) -> list[list[Site]]:
+        """Return for each edge where the space's networks compute its operation."""
+
+    def operation_at(self, name: str, site: Site) -> nn.Module:
+        """Return an operation as it is in the networks of `network`."""
 
     def supernet(self, data: Dataset, *, partial: int = 1) -> Supernet:
         """Return the network in which every edge is a mixture of all operations, on 1/`partial` of the channels."""

@@ -10,8 +10,11 @@ from robust_nas.architecture import OPERATIONS, AnyArchitecture, Architecture, e
 from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from robust_nas.datasets import Dataset, NetworkData
     from robust_nas.models.cells import CellNetwork
+    from robust_nas.spaces import Site
     from robust_nas.supernet import CellSupernet
 
 
@@ -112,6 +115,28 @@ class CellSpace:
     def belief(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
         """Return the probability of each operation, edge by edge."""
         return [{(name,): p for name, p in zip(self.operations, row, strict=True)} for row in probabilities]
+
+    def marginals(self, mixture: Tensor) -> Tensor:
+        """Return the mixture: an architecture has an operation on every edge."""
+        return mixture
+
+    def sites(self, data: NetworkData) -> list[list[Site]]:
+        """Return the cells, which all edges are in."""
+        from robust_nas.complexity import output_shapes
+        from robust_nas.models.cells import Cell
+        from robust_nas.spaces import Site
+
+        name = next(name for name in self.operations if name != "none")
+        network = self.network(self.decided([name] * len(self.edges)), data)
+        cells = [layer for layer in network.layers if isinstance(layer, Cell)]
+        found = [Site(shape) for shape in output_shapes(network.to(network.mean.device), cells, data.image_shape)]
+        return [found] * len(self.edges)
+
+    def operation_at(self, name: str, site: Site) -> nn.Module:
+        """Return an operation of the networks."""
+        from robust_nas.models.cells import make_operation
+
+        return make_operation(name, site.shape[0], affine=True)
 
     def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> CellNetwork:
         """Return the discrete network; `affine=False` gives the supernet's batch norm, to inherit its weights.

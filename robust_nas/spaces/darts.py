@@ -12,9 +12,12 @@ from robust_nas.errors import InputError
 from robust_nas.genotype import CELLS, OPERATIONS, Genotype, edges_of
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from robust_nas.datasets import Dataset, NetworkData
     from robust_nas.models.darts import CellForm, DartsCell, DartsNetwork
     from robust_nas.models.mixed_darts import DartsSupernet
+    from robust_nas.spaces import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,47 @@ class DartsSpace:
                 )
             found.append({choice: weight / total for choice, weight in weights.items()})
         return found
+
+    def marginals(self, mixture: Tensor) -> Tensor:
+        """Return how probable it is that a node takes an edge as one of its two, with an operation other than none."""
+        import torch
+
+        allowed = torch.tensor([name != "none" for name in self.operations], device=mixture.device)
+        found, edge = [], 0
+        for target in 2 * [*range(2, 2 + self.num_nodes)]:
+            weights = mixture[edge : edge + target] * allowed
+            of_edges = weights.sum(-1)
+            with_another = of_edges * (of_edges.sum() - of_edges)  # every pair is in two of these
+            found.append(weights * (of_edges.sum() - of_edges)[:, None] / (with_another.sum() / 2).clamp_min(1e-12))
+            edge += target
+        return torch.cat(found)
+
+    def sites(self, data: NetworkData) -> list[list[Site]]:
+        """Return, for the edges of either cell, its places in the networks."""
+        from robust_nas.complexity import output_shapes
+        from robust_nas.models.darts import DartsCell
+        from robust_nas.spaces import Site
+
+        network = self.network(self.decided([values[0] for values in self.decisions.values()]), data)
+        cells = [cell for cell in network.cells if isinstance(cell, DartsCell)]
+        inputs = [cell.inputs.second for cell in cells]
+        edges = edges_of(self.num_nodes)
+        found: list[list[Site]] = [[] for _ in self.edges]
+        shapes = output_shapes(network.to(network.mean.device), inputs, data.image_shape)
+        for cell, (channels, height, width) in zip(cells, shapes, strict=True):
+            for edge, (source, _) in enumerate(edges):
+                size = (height, width)
+                if cell.form.reduces and source >= 2:
+                    size = (-(-height // 2), -(-width // 2))
+                site = Site((channels, *size), cell.form.stride_from(source))
+                found[edge + len(edges) * cell.form.reduces].append(site)
+        return found
+
+    def operation_at(self, name: str, site: Site) -> nn.Module:
+        """Return an operation of the networks."""
+        from robust_nas.models.darts import make_operation
+
+        return make_operation(name, site.shape[0], site.stride, affine=True)
 
     def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> DartsNetwork:
         """Return a genotype's network, of `final_cells` cells with `final_channels` channels."""

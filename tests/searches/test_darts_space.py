@@ -185,7 +185,7 @@ def test_a_mutation_changes_one_operation_or_the_sources_of_one_node(space):
         (Dirichlet(**{**QUICK, "epochs": 2}, partial_channels=(4, 3)), "Partial channels of 1/3 must divide"),
         (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(5, 2)), "begin with all 4 operations"),
         (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(4, 1)), "must leave 2 operations or more"),
-        (Dirichlet(**QUICK, resource=Resource(limit=1e5)), "search.resource knows what operations cost in cell spaces"),
+        (Dirichlet(**QUICK, resource=Resource(limit=1.0, hard=True)), "the least that a network of darts costs"),
         (Sampled(sampler=Predictor(), trials=2, sharing=SHARING), "use another one, such as evolution or tpe"),
     ],
 )

@@ -1,3 +1,7 @@
+import itertools
+import math
+import random
+
 import pytest
 import torch
 
@@ -35,6 +39,58 @@ def test_the_expected_cost_of_a_single_architecture_is_its_networks(space, data,
     }.items():
         cost = Resource(quantity=quantity, limit=1.0).cost(space, data, torch.device("cpu"))
         assert float(cost.of(_one_hot(space, cell))) == counted
+
+
+def _darts(**options):
+    return spaces.load("darts", channels=4, num_cells=4, num_nodes=2, **options)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"final_channels": 6, "final_cells": 5}])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_cost_of_a_genotype_is_its_final_networks(data, seed, sizes):
+    space, generator = _darts(**sizes), random.Random(seed)
+    genotype = space.decided([generator.choice(values) for values in space.decisions.values()])
+    network = space.network(genotype, data)
+    for quantity, counted in {
+        "parameters": count_parameters(network),
+        "multiply_adds": count_multiply_adds(network, data.image_shape),
+    }.items():
+        cost = Resource(quantity=quantity, limit=1.0).cost(space, data, torch.device("cpu"))
+        assert cost.of_one(genotype) == counted
+
+
+def test_the_expected_cost_of_a_darts_mixture_is_the_mean_over_the_genotypes_it_believes_in(data):
+    space = _darts(operations=("none", "skip_connect", "sep_conv_3x3"))
+    mixture = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)).softmax(-1).requires_grad_()
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    expected, total = 0.0, 0.0
+    for choices in itertools.product(*(part.items() for part in space.belief(mixture.tolist()))):
+        probability = math.prod(p for _, p in choices)
+        values = tuple(itertools.chain.from_iterable(values for values, _ in choices))
+        expected += probability * cost.of_one(space.decided(values))
+        total += probability
+    assert total == pytest.approx(1)
+    assert float(cost.of(mixture).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_cheapest_genotype_is_found_among_all(data):
+    space = _darts(operations=("max_pool_3x3", "sep_conv_3x3"))
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    least = min(cost.of_one(space.decided(values)) for values in itertools.product(*space.decisions.values()))
+    Resource(limit=least, hard=True).cost(space, data, torch.device("cpu"))
+    with pytest.raises(InputError, match=f"the least that a network of darts costs in parameters is {least:g}"):
+        Resource(limit=least - 1, hard=True).cost(space, data, torch.device("cpu"))
+
+
+def test_a_search_of_genotypes_keeps_to_a_hard_limit(data):
+    space = _darts(operations=("skip_connect", "sep_conv_3x3"))
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    limit = 0.5 * (float(cost.of(torch.full((10, 2), 0.5))) + cost.fixed)
+    search = DARTS(
+        epochs=1, batch_size=16, validation_attack=PGD(steps=0), resource=Resource(limit=limit, weight=0.0, hard=True)
+    )
+    found = search.search(space, data, ThreatModel(epsilon=0.1), Stage("search", 0, World(), Progress(quiet=True)))
+    assert found.record["trajectory"][-1]["expected_cost"] <= limit * (1 + 1e-6)
 
 
 def test_the_expected_cost_of_a_mixture_is_the_mean_over_architectures(space, data):
