@@ -384,7 +384,7 @@ SLOW = pytest.mark.slow
     "kind", [Interval, *(pytest.param(kind, marks=[SLOW] * (kind is AlphaCROWN)) for kind in KINDS)]
 )
 def test_less_memory_gives_the_same_bounds(kind: Any) -> None:
-    model, x, y = cell_network(), images(6), labels(6, 10)
+    model, x, y = cell_network(), images(3), labels(3, 10)
     threat = ThreatModel(epsilon=0.01)
     expected = kind(memory=4).margins(model, x, y, threat).lower(threat)
     # One image at a time, and too little for zonotopes: CROWN then substitutes for every neuron.
