@@ -57,6 +57,24 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
+def quickly() -> list[str]:
+    """Return the settings of a run in which all that comes after the search takes seconds."""
+    return [
+        "train.epochs=1",
+        "train.method=standard",
+        "train.selection_attack=fgsm",
+        "evaluation.num_images=16",
+        "evaluation.masking_images=8",
+        "evaluation.curve_epsilons=[0.1]",
+        "evaluation.attacks=['fgsm']",
+        "evaluation.strongest=[]",
+        "certification.num_images=4",
+        "certification.bound=interval",
+        "workers=1",
+    ]
+
+
+@pytest.fixture(scope="session")
 def robbench(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
     """Return the published NAS-RobBench-201 table, imported from its real files."""
     from robust_nas.tables import Table, transfer

@@ -20,26 +20,15 @@ SETTINGS = [
     "derive.pool=2",
     "derive.num_images=16",
     "derive.calibration_batches=1",
-    "train.epochs=1",
-    "train.method=standard",
     "train.drop_path=0.2",
     "train.auxiliary=0.4",
-    "train.selection_attack=fgsm",
-    "evaluation.num_images=16",
-    "evaluation.masking_images=8",
-    "evaluation.curve_epsilons=[0.1]",
-    "evaluation.attacks=['fgsm']",
-    "evaluation.strongest=[]",
-    "certification.num_images=4",
-    "certification.bound=interval",
-    "workers=1",
 ]
 
 
 @pytest.fixture(scope="module")
-def run(command, tmp_path_factory):
+def run(command, tmp_path_factory, quickly):
     out = tmp_path_factory.mktemp("runs")
-    searched = command("search", "darts", "--data", "digits", "--threat", "linf:0.1", "--out", out, *SETTINGS)
+    searched = command("search", "darts", "--data", "digits", "--threat", "linf:0.1", "--out", out, *SETTINGS, *quickly)
     assert searched.returncode == 0, searched.stderr
     (folder,) = out.iterdir()
     found = command("info", folder)
@@ -83,7 +72,7 @@ def test_genotypes_are_not_put_into_a_table_of_cells(run):
 def test_a_recipe_of_another_kind_of_space_gives_no_sizes_to_it():
     chosen = for_space("darts-7", data="digits", progressive=True, threat="linf:0.1")
     assert chosen.space == rn.spaces.load("darts-7")
-    assert chosen.search.kept_operations == (7, 4) and chosen.search.partial_channels == (4, 4)
+    assert chosen.search.kept_operations == (7, 4) and chosen.search.partial_channels == (4, 2)
     cells = for_space("nasbench201", data="digits", progressive=True)
     assert cells.space.channels == 8 and cells.search.partial_channels == (4, 2)
 

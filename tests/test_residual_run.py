@@ -19,17 +19,6 @@ SETTINGS = [
     "search.training.selection_attack=fgsm",
     "derive.count=2",
     "derive.pool=2",
-    "train.epochs=1",
-    "train.method=standard",
-    "train.selection_attack=fgsm",
-    "evaluation.num_images=16",
-    "evaluation.masking_images=8",
-    "evaluation.curve_epsilons=[0.1]",
-    "evaluation.attacks=['fgsm']",
-    "evaluation.strongest=[]",
-    "certification.num_images=4",
-    "certification.bound=interval",
-    "workers=1",
 ]
 BATCH, GROUP = ["space.norms=['batch']"], ["space.norms=['group']"]
 
@@ -45,8 +34,8 @@ def _run(command, out, *settings):
 
 
 @pytest.fixture(scope="module")
-def run(command, tmp_path_factory):
-    return _run(command, tmp_path_factory.mktemp("runs"), *GROUP)
+def run(command, tmp_path_factory, quickly):
+    return _run(command, tmp_path_factory.mktemp("runs"), *GROUP, *quickly)
 
 
 def test_the_best_of_the_trials_are_trained_and_reported_without_a_drawing(run):
@@ -80,8 +69,8 @@ def test_residual_networks_are_not_put_into_a_table_of_cells(run):
         rn.tables.rows_from_run(RunDir.open(run[0]))
 
 
-def test_networks_with_sound_bounds_are_certified_and_joined(command, tmp_path):
-    folder, _ = _run(command, tmp_path, *BATCH, "ensemble.num_images=8")
+def test_networks_with_sound_bounds_are_certified_and_joined(command, tmp_path, quickly):
+    folder, _ = _run(command, tmp_path, *BATCH, *quickly, "ensemble.num_images=8")
     assert set(read_json(folder / "certification.json")["models"]) == {"model-0", "model-1", "uniform", "ensemble"}
     assert unfinished_stages(folder) == []
 

@@ -12,22 +12,11 @@ SETTINGS = [
     "search.proxy=num_params",
     "derive.count=1",
     "derive.pool=2",
-    "train.epochs=1",
-    "train.method=standard",
-    "train.selection_attack=fgsm",
-    "evaluation.num_images=16",
-    "evaluation.masking_images=8",
-    "evaluation.curve_epsilons=[0.1]",
-    "evaluation.attacks=['fgsm']",
-    "evaluation.strongest=[]",
-    "certification.num_images=4",
-    "certification.bound=interval",
-    "workers=1",
 ]
 
 
-def test_a_search_by_a_score_and_costs_goes_through_to_the_report(command, tmp_path):
-    searched = command("search", "nasbench201-size", "--data", "digits", "--out", tmp_path, *SETTINGS)
+def test_a_search_by_a_score_and_costs_goes_through_to_the_report(command, tmp_path, quickly):
+    searched = command("search", "nasbench201-size", "--data", "digits", "--out", tmp_path, *SETTINGS, *quickly)
     assert searched.returncode == 0, searched.stderr
     (folder,) = tmp_path.iterdir()
     assert command("run", "--resume", folder).returncode == 0
