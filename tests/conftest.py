@@ -24,6 +24,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process is left with one of them when the others have nothing to do."""
+    items.sort(key=lambda item: item.path.name not in ("test_pipeline.py", "test_assessment.py"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder with the real data sets and tables, which are not in the repository."""
