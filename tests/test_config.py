@@ -75,6 +75,7 @@ def test_what_is_written_is_read_back_the_same():
         ({"count": 1, "attacks": "pgd"}, "attacks must be a list, but got 'pgd'"),
         ({"count": 1, "attacks": [{"name": "pgd", "stepz": 1}]}, r"section \[attacks\[0\]\] has no key 'stepz'"),
         ({"count": 1, "attack": {"name": "fgsm", "queries": 2}}, "no key 'queries'.* attack=fgsm leaves it out"),
+        ({"count": 1, "attacks": [{"name": "fgsm", "queries": 2}]}, r"no key 'queries'\. Available: [a-z_, ]+\.$"),
         ({"count": 1, "length": "8/x"}, "length: .*fraction"),
     ],
 )

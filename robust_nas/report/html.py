@@ -218,7 +218,7 @@ def _search(contents: Contents) -> Content:
         share = final[winner] / sum(final)
         caption = f"ends at {operations[winner]} with {percent(share)} % of the mean mixture"
         name = f"{kind.capitalize()} on edge {edge.replace('-', ' to ')} over {epochs[-1]} epochs: {caption}."
-        figure = plots.concentration_plot(epochs, moved, operations, f"edge-{index}", name)
+        figure = plots.concentration_plot(epochs, moved, operations, winner, f"edge-{index}", name)
         arrow = edge.replace("-", " \N{RIGHTWARDS ARROW} ")
         head = element("h3", f"Edge {arrow} ", element("small", f"{operations[winner]}, {percent(share)} %"))
         figures.append(element("figure", head, figure))

@@ -145,13 +145,16 @@ def fraction_axis(axes: Axes) -> None:
 
 @styled
 def concentration_plot(
-    epochs: Sequence[int], concentrations: Sequence[Sequence[float]], operations: Sequence[str], key: str, name: str
+    epochs: Sequence[int],
+    concentrations: Sequence[Sequence[float]],
+    operations: Sequence[str],
+    strongest: int,
+    key: str,
+    name: str,
 ) -> Html:
-    """Return how the concentrations [epochs][operations] of one edge moved."""
+    """Return how the concentrations [epochs][operations] of one edge moved; the line of `strongest` is thicker."""
     figure, axes = figure_of(320, 190)
     colours, dashes = operation_colours(operations), operation_dashes(operations)
-    final = concentrations[-1]
-    strongest = max(range(len(operations)), key=lambda index: final[index])
     for index, operation in enumerate(operations):
         axes.plot(
             epochs,

@@ -136,7 +136,8 @@ class Alternation:
             back_to = self.healthy[0]["epoch"]
             self._go_back(self.healthy[0])
         self.collapses.append({"epoch": epoch, "reason": reason, "back_to": back_to})
-        then = "ends at" if len(self.collapses) > watch.restarts else "goes on, with ten times the anchor, from"
+        ends = len(self.collapses) > watch.restarts or epoch == self.plan.epochs
+        then = "ends at" if ends else "goes on, with ten times the anchor, from"
         self.stage.progress.say(f"search: collapsed in epoch {epoch}: {reason}; it {then} the state of epoch {back_to}")
 
     def learn(self, epoch: int) -> float:

@@ -241,6 +241,6 @@ class Bilevel(ABC):
         record["epoch"] = trajectory[-1]["epoch"]
         if self.watch is not None:
             record["collapses"] = at_work.collapses
-            if len(at_work.collapses) > self.watch.restarts:
+            if at_work.collapses and at_work.collapses[-1]["epoch"] == record["epoch"]:
                 record["epoch"] = at_work.collapses[-1]["back_to"]
         return SearchResult(space, at_work.relaxation.mean().tolist(), at_work.supernet, record)

@@ -160,13 +160,16 @@ class _Catalogue(Group):
         if "kind" not in table:
             kind, declared = self._declared(name)
             return kind, {**declared, **table}
-        given = _KINDS.get(str(table["kind"]))
-        if name in self.names() and self._declared(name)[0] is not given:
+        given, settings = _KINDS.get(str(table["kind"])), {key: value for key, value in table.items() if key != "kind"}
+        if name not in self.names():
+            return given, settings
+        kind, declared = self._declared(name)
+        if kind is not given:
             raise InputError(
                 f"The space {name} is not of the kind '{table['kind']}' that its section has; space={name} takes all "
                 "of its settings."
             )
-        return given, {key: value for key, value in table.items() if key != "kind"}
+        return given, {**declared, **settings}
 
     def identity(self, component: object) -> dict[str, str]:
         module = type(component).__module__

@@ -191,6 +191,29 @@ def test_a_search_without_distributions_shows_its_mean_weights_and_its_collapse(
     assert "collapsed in epoch 40 (it was said), after epoch 35, to which it went back" in text
 
 
+def test_the_thicker_line_of_an_edge_is_its_heading_s_also_after_a_collapse(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = {}
+
+    def note(figure: Any, key: str, name: str) -> str:
+        widths = [line.get_linewidth() for line in figure.axes[0].lines]
+        drawn[key] = widths.index(max(widths)) if key.startswith("edge-") else None
+        return ""
+
+    monkeypatch.setattr("robust_nas.report.plots.to_svg", note)
+    monkeypatch.setattr("robust_nas.report.drawing.to_svg", lambda figure, key, name: "")
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    search = read(run, "search")
+    count, rows = len(search["operations"]), search["trajectory"]
+    for row, strongest in zip(rows[-2:], (0, 1), strict=True):
+        row["concentration"] = [[2.0 if place == strongest else 1.0 for place in range(count)] for _ in search["edges"]]
+    search["epoch"] = rows[-2]["epoch"]
+    (run / "search.json").write_text(json.dumps(search))
+    write_report(RunDir.open(run))
+    assert [drawn[f"edge-{edge}"] for edge in range(len(search["edges"]))] == [0] * len(search["edges"])
+
+
 def test_a_failed_masking_check_stands_out(finished: tuple[str, Page]) -> None:
     page = finished[1]
     (row,) = [row for row in page.rows if "A black-box attack never beats a white-box one." in row[0]]

@@ -82,7 +82,7 @@ def test_differentiable_searches_move_the_rows_of_both_cells(space, data, search
 
 
 def test_a_progressive_search_with_partial_channels_resumes_to_the_same_result(space, data, tmp_path, monkeypatch):
-    stages = {"epochs": 2, "kept_operations": (4, 2), "partial_channels": (2, 1)}
+    stages = {"epochs": 4, "kept_operations": (4, 2), "partial_channels": (2, 1)}
     search = Dirichlet(**{**QUICK, **stages})
     whole = search.search(space, data, THREAT, _stage())
     assert [sum(weight > 0 for weight in row) for row in whole.probabilities] == [2] * 18
@@ -91,7 +91,7 @@ def test_a_progressive_search_with_partial_channels_resumes_to_the_same_result(s
 
     def killed(self, done, state):
         save(self, done, state)
-        if done == 1:
+        if done == 3:  # in the second stage
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Stage, "save", killed)

@@ -95,6 +95,13 @@ def test_a_search_that_collapses_ends_at_its_last_healthy_state(space, data, mon
     assert last_row(found.record) == trajectory[3]
 
 
+def test_a_search_that_goes_back_in_its_last_epoch_ends_at_the_state_that_it_went_back_to(space, data, monkeypatch):
+    search, _ = _watched(monkeypatch, {6}, restarts=1)
+    found = search.search(space, data, ThreatModel(epsilon=0.1), _stage())
+    assert found.record["collapses"] == [{"epoch": 6, "reason": "so it is", "back_to": 4}]
+    assert found.probabilities == last_row(found.record)["mixture"] == found.record["trajectory"][4]["mixture"]
+
+
 def test_a_search_that_collapses_leaves_no_auxiliary_skip_in_its_supernet(space, data, monkeypatch):
     search, _ = _watched(monkeypatch, {2})
     found = dataclasses.replace(search, auxiliary_skip=0.5).search(space, data, ThreatModel(epsilon=0.1), _stage())

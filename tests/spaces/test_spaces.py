@@ -102,3 +102,8 @@ def test_the_settings_of_one_kind_are_not_taken_for_a_space_of_another():
     table = spaces.describe(spaces.load("nasbench201"))
     with pytest.raises(InputError, match=r"The space darts is not of the kind 'cell' .* space=darts takes all"):
         spaces.described({**table, "name": "darts"})
+
+
+def test_a_declared_space_whose_kind_is_said_too_has_its_declared_settings_where_no_others_are_given():
+    declared = spaces.load("darts-7", channels=12)
+    assert spaces.described({"kind": "darts", "name": "darts-7", "channels": 12}) == declared
