@@ -53,7 +53,13 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dirichlet, clean, seeded": ({"name": "dirichlet", "objective": "standard", "prior": {"proxy": "synflow"}}, {}),
     "dirichlet, clean": ({"name": "dirichlet", "objective": "standard"}, {}),
     "dirichlet, clean, equal time": ({"name": "dirichlet", "objective": "standard", "epochs": 12}, {}),
+    "dirichlet, adversarial, progressive": (
+        {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [4, 2]},
+        {},
+    ),
+    "gumbel, adversarial": ({"name": "gumbel"}, {}),
     "darts, adversarial": ({"name": "darts"}, {}),
+    "darts, adversarial, watched": ({"name": "darts", "watch": {"window": 2, "restarts": 1}}, {}),
     "random sharing": ({"name": "random_sharing", "alpha_frozen": 1.0}, {"method": "samples", "pool": 40}),
     "synflow, best of 100": (
         {"name": "sampled", "sampler": "random", "trials": 100, "objectives": ["score"], "proxy": "synflow"},
