@@ -594,9 +594,9 @@ def start(
     data = load_data(chosen, world)
     if fill is None:
         _rehearse_training(chosen, data)
-        if (make_supernet := getattr(chosen.search, "make_supernet", None)) is not None:
+        if (rehearsed := getattr(chosen.search, "rehearse", None)) is not None:
             with seeded(chosen.seed, "rehearsal"):
-                make_supernet(chosen.space, data)
+                rehearsed(chosen.space, data)
 
     def make_folder() -> Path:
         folder = RunDir.create(root, chosen.name)

@@ -307,7 +307,8 @@ def test_a_training_goes_on_from_given_weights_and_the_next_network_is_boosted(
     )
     assert "There are no weights no.safetensors" in missing.stderr and not (tmp_path / "no").exists()
 
-    diverse = in_process(command, "run", "digits", *given, "derive.diversity=0.5", "--out", tmp_path / "no", code=2)
+    pairs = ["derive.count=2", "derive.pool=2", "derive.diversity=0.5"]
+    diverse = in_process(command, "run", "digits", *given, *pairs, "--out", tmp_path / "no", code=2)
     assert "this search leaves no supernet" in diverse.stderr and not (tmp_path / "no").exists()
 
     boosted = tmp_path / "boosted"

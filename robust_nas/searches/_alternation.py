@@ -107,7 +107,13 @@ class Alternation:
                 starts = zip(offsets, kept.shape[: len(offsets)], strict=True)
                 momentum[tuple(slice(start, start + size) for start, size in starts)] = kept
                 self.weight_optimiser.state[parameter]["momentum_buffer"] = momentum
+        self._keep_to_limit()
         self.forward = world.wrap(self.supernet, partly_used=True)
+
+    def _keep_to_limit(self) -> None:
+        """Move alpha to where the expected network keeps to a hard limit."""
+        if self.plan.resource is not None and self.plan.resource.hard and self.cost is not None:
+            self.plan.resource.keep(self.cost, self.relaxation)
 
     def epochs(self, done: int) -> Iterator[int]:
         """Yield the epochs that are left, until the search has collapsed once more than it may."""
@@ -197,8 +203,7 @@ class Alternation:
                 f"{plan.alpha_learning_rate}."
             )
         self.alpha_optimiser.step()
-        if plan.resource is not None and plan.resource.hard and self.cost is not None:
-            plan.resource.keep(self.cost, relaxation)
+        self._keep_to_limit()
 
     def _step_of_weights(self, step: _Step, indices: Tensor) -> Tensor:
         """Move the weights along the gradient of the objective on a training batch; return the loss, detached."""

@@ -174,11 +174,19 @@ class Bilevel(ABC):
         """Return the supernet of the first stage.
 
         Raises:
-            InputError: if the space's supernet does not take the partial channels of one of the stages.
+            InputError: if it does not take the partial channels of one of the stages.
         """
-        mixable = mixed(space, name_of(self))
-        first, *_ = [mixable.supernet(data, partial=partial) for partial in self.partial_channels or (1,)]
-        return first
+        mixable, (partial, *later) = mixed(space, name_of(self)), self.partial_channels or (1,)
+        supernet = mixable.supernet(data, partial=partial)
+        for other in {*later} - {partial}:
+            mixable.supernet(data, partial=other)  # refused here, if at all, and not in the middle of the search
+        return supernet
+
+    def rehearse(self, space: Space, data: Dataset) -> None:
+        """Raise InputError for what the search is refused for when it begins."""
+        self.make_supernet(space, data)
+        if self.resource is not None and self.resource.hard:
+            self.resource.cost(mixed(space, name_of(self)), data, data.train.device)
 
     def check_schedule(self, name: str) -> None:
         """Raise InputError unless both ends of a schedule are above 0."""

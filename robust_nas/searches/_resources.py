@@ -38,8 +38,9 @@ class Resource:
             of the search, in milliseconds.
         limit: of the whole network.
         weight: of the penalty, how far the expected network is above the limit, as a share of it.
-        hard: whether alpha goes back after each of its steps to where the expected network keeps to the limit. If it
-            cannot, it goes as near as `STEPS` of at most `LARGEST_STEP` lead.
+        hard: whether alpha goes to where the expected network keeps to the limit: at the start, after each of its
+            steps, and where operations are left out. If it cannot, it goes as near as `STEPS` of at most `LARGEST_STEP`
+            lead.
 
     Raises:
         InputError: if the limit is not above 0, or the weight is below 0.

@@ -124,9 +124,25 @@ def test_a_hard_limit_is_kept_in_every_epoch_and_a_penalty_pulls_towards_it(spac
         return [row["expected_cost"] for row in found.record["trajectory"]]
 
     hard = expected(Resource(limit=limit, weight=0.0, hard=True))
-    assert all(cost <= limit * (1 + 1e-6) for cost in hard[1:])
+    assert all(cost <= limit * (1 + 1e-6) for cost in hard)
     soft, free = expected(Resource(limit=limit, weight=10.0)), expected(Resource(limit=1e12))
     assert soft[-1] < free[-1] - 0.01 * start
+
+
+def test_a_hard_limit_is_kept_while_alpha_is_frozen_after_operations_were_left_out(space, data):
+    cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
+    # What is left of a uniform mixture of 5 is one of 2: without a step of alpha, its cost is another.
+    limit = cost.fixed + 0.8 * (float(cost.of(torch.full((6, 5), 0.2))) - cost.fixed)
+    search = DARTS(
+        epochs=2,
+        batch_size=16,
+        validation_attack=PGD(steps=0),
+        alpha_frozen=1.0,
+        kept_operations=(5, 2),
+        resource=Resource(limit=limit, hard=True),
+    )
+    found = search.search(space, data, ThreatModel(epsilon=0.1), Stage("search", 0, World(), Progress(quiet=True)))
+    assert all(row["expected_cost"] <= limit * (1 + 1e-6) for row in found.record["trajectory"])
 
 
 def test_a_limit_that_cannot_be_kept_ends_near_the_cheapest(space, data):
