@@ -57,6 +57,10 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [4, 2]},
         {},
     ),
+    "dirichlet, adversarial, progressive, alpha frozen longer": (
+        {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [4, 2], "alpha_frozen": 0.6},
+        {},
+    ),
     "gumbel, adversarial": ({"name": "gumbel"}, {}),
     "darts, adversarial": ({"name": "darts"}, {}),
     "darts, adversarial, watched": ({"name": "darts", "watch": {"window": 2, "restarts": 1}}, {}),
@@ -188,15 +192,16 @@ def table(out: Path) -> str:
         if row in METHODS and cells:
             named = [f"`{Architecture.parse(cell).digits()}` {100 * value(cell):.2f}" for cell in cells.values()]
             lines.append(f"- {row}: {', '.join(named)}")
-    for path in sorted(out.glob("correlation-*.json")):
-        entry = read_json(path)
-        truth = [value(cell) for cell in entry["cells"]]
-        robust, clean = (
-            stats.spearmanr([scores[place] for scores in entry["cells"].values()], truth).statistic for place in (0, 1)
-        )
+    inherited = [read_json(path)["cells"] for path in sorted(out.glob("correlation-*.json"))]
+    for place, kind in enumerate(["under attack", "clean"] if inherited else []):
+        found_by_seed = [
+            stats.spearmanr([scores[place] for scores in cells.values()], [value(cell) for cell in cells]).statistic
+            for cells in inherited
+        ]
         lines.append(
-            f"- {entry['row']}, seed {entry['seed']}: Spearman correlation of inherited-weight accuracy with the table "
-            f"over {len(truth)} random cells: under attack {robust:.2f}, clean {clean:.2f}"
+            f"- {FIRST}: Spearman correlation of inherited-weight accuracy, {kind}, with the table over "
+            f"{len(inherited[0])} random cells: {spread(found_by_seed, 1)}, seed by seed "
+            f"{', '.join(f'{correlation:.2f}' for correlation in found_by_seed)}"
         )
     return "\n".join(lines)
 
@@ -216,14 +221,14 @@ def random_cells(count: int) -> list[str]:
     return cells
 
 
-def spread(values: list[float]) -> str:
-    """Return the mean in percent with its 95 % t-interval."""
+def spread(values: list[float], unit: float = 100) -> str:
+    """Return the mean, times a unit, with its 95 % t-interval."""
     from scipy import stats
 
-    mean = 100 * statistics.mean(values)
+    mean = unit * statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.2f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * 100 * statistics.stdev(values) / len(values) ** 0.5
+    half = stats.t.ppf(0.975, len(values) - 1) * unit * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:.2f} ± {half:.2f}"
 
 
