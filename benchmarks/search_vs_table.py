@@ -61,6 +61,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [4, 2], "alpha_frozen": 0.6},
         {},
     ),
+    "dirichlet, adversarial, fewer operations alone": ({"name": "dirichlet", "kept_operations": [5, 3]}, {}),
+    "dirichlet, adversarial, partial channels alone": ({"name": "dirichlet", "partial_channels": [4, 2]}, {}),
     "gumbel, adversarial": ({"name": "gumbel"}, {}),
     "darts, adversarial": ({"name": "darts"}, {}),
     "darts, adversarial, watched": ({"name": "darts", "watch": {"window": 2, "restarts": 1}}, {}),
