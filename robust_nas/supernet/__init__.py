@@ -338,7 +338,7 @@ class Mixed(nn.Module):
         self.width, self.start, self.passing = width, start, 1.0
         return places
 
-    def mostly(self, mixed: Tensor, passed: Tensor) -> Tensor:
+    def let_pass(self, mixed: Tensor, passed: Tensor) -> Tensor:
         """Return what the operations' channels give, given their mixture and what they are where they pass by."""
         return mixed + (self.passing * self.fresh).view(-1, 1, 1) * (passed - mixed) if self.passing else mixed
 
@@ -390,7 +390,7 @@ class MixedOperation(Mixed):
         if self.auxiliary:
             terms.append(self.auxiliary * own)
         mixed = sum(terms[1:], terms[0]) if terms else torch.zeros_like(own)
-        return self.mostly(mixed, own)
+        return self.let_pass(mixed, own)
 
     def _own(self, x: Tensor) -> Tensor:
         return x if self.width == self.channels else x[:, self.start : self.start + self.width]
