@@ -202,6 +202,7 @@ def test_wrong_words_end_in_one_sentence_and_leave_nothing(
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # a run that is killed between two networks' attacks is in test_pipeline.py
 def test_an_attack_that_is_killed_at_60_percent_resumes_to_the_same_numbers(folder: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "robust_nas", "attack", MODEL, "--data", "digits", "--threat", "linf:0.08"]
     words += ["--attack", "pgd[steps=40,restarts=4,loss=margin]", "--attack", "square[queries=300]"]
@@ -239,6 +240,7 @@ def test_an_attack_that_is_killed_at_60_percent_resumes_to_the_same_numbers(fold
     assert not list(killed.glob("checkpoints/*.state.safetensors"))
 
 
+@pytest.mark.slow  # a run on two ranks, attacks included, is in test_pipeline.py
 def test_two_ranks_find_what_one_process_finds(folder: Path, tmp_path: Path, command: Command) -> None:
     words = ["attack", MODEL, "--data", "digits", "--threat", "linf:0.08", "--attack", "pgd[steps=5]", "--images", "90"]
     words += ["evaluation.batch_size=20", "evaluation.masking_images=10", "threads=1"]
