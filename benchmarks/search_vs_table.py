@@ -16,6 +16,7 @@ import argparse
 import random
 import statistics
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def table(out: Path) -> str:
         values = [value(cell) for cell in cells.values()]
         difference = ""
         if row != FIRST and len(own) > 1 and len(values) > 1:
-            test = stats.ttest_ind(list(own.values()), values, equal_var=False)  # Welch
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # where all values are equal
+                test = stats.ttest_ind(list(own.values()), values, equal_var=False)  # Welch
             low, high = test.confidence_interval()
             difference = f"{100 * low:.1f} to {100 * high:.1f}, p = {test.pvalue:.2g}"
         columns = [spread([value(cell, column) for cell in cells.values()]) for column in COLUMNS]
