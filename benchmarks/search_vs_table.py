@@ -46,7 +46,26 @@ CURRICULUM: dict[str, Any] = {
     "validation_attack": "fgsm",
     "validation_images": 500,
 }
-"""What all searches share; the weights alone learn at first, and epsilon grows."""
+"""What the searches of a supernet share; the weights alone learn at first, and epsilon grows."""
+
+ATTACK = {"name": "pgd", "steps": 3, "step_size": "4/255"}
+"""Measures cells, with inherited weights or their own."""
+
+FGSM_RS = {"name": "fgsm", "random_start": True, "batch_norm": "batch"}
+
+BRIEFLY: dict[str, Any] = {
+    "name": "sampled",
+    "trials": 30,
+    "training": {
+        "method": {"name": "pgd_at", "attack": FGSM_RS},
+        "epochs": 1,
+        "batch_size": 128,
+        "learning_rate": 0.1,
+    },
+    "attack": ATTACK,
+    "num_images": 1000,
+}
+"""Trials that are trained adversarially for an epoch: as many as the supernet's searches have time for."""
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dirichlet, adversarial": ({"name": "dirichlet"}, {}),
@@ -64,9 +83,53 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "dirichlet, adversarial, fewer operations alone": ({"name": "dirichlet", "kept_operations": [5, 3]}, {}),
     "dirichlet, adversarial, partial channels alone": ({"name": "dirichlet", "partial_channels": [4, 2]}, {}),
+    "dirichlet, half adversarial": (
+        {"name": "dirichlet", "objective": {"name": "pgd_at", "clean_share": 0.5, "attack": FGSM_RS}},
+        {},
+    ),
+    "dirichlet, TRADES": ({"name": "dirichlet", "objective": {"name": "trades", "attack": FGSM_RS}}, {}),
+    "dirichlet, certified": ({"name": "dirichlet", "objective": "ibp"}, {}),
+    "dirichlet, adversarial, curvature": (
+        {"name": "dirichlet", "smoothness": {"kind": "curvature", "weight": 1.0}, "alpha_interval": 2},
+        {},
+    ),
+    "dirichlet, clean, Jacobian": (
+        {"name": "dirichlet", "objective": "standard", "smoothness": {"kind": "jacobian", "weight": 0.1}},
+        {},
+    ),
+    "dirichlet, adversarial, second order": (
+        {"name": "dirichlet", "order": "second", "alpha_interval": 2},
+        {},
+    ),
+    "dirichlet, adversarial, KL anchor": ({"name": "dirichlet", "anchor": "kl"}, {}),
+    "dirichlet, adversarial, limited": (
+        {"name": "dirichlet", "resource": {"quantity": "multiply_adds", "limit": 725_000, "hard": True}},
+        {},
+    ),
     "gumbel, adversarial": ({"name": "gumbel"}, {}),
     "darts, adversarial": ({"name": "darts"}, {}),
     "darts, adversarial, watched": ({"name": "darts", "watch": {"window": 2, "restarts": 1}}, {}),
+    "evolution, shared weights": (
+        {
+            "name": "sampled",
+            "sampler": "evolution",
+            "trials": 100,
+            "sharing": CURRICULUM | {"alpha_frozen": 1.0},
+            "attack": ATTACK,
+            "num_images": 1000,
+        },
+        {},
+    ),
+    "evolution, trained briefly": (
+        BRIEFLY | {"sampler": {"name": "evolution", "population_size": 10, "sample_size": 5}},
+        {},
+    ),
+    "tpe, trained briefly": (BRIEFLY | {"sampler": "tpe"}, {}),
+    "nsga2, trained briefly": (
+        BRIEFLY | {"sampler": {"name": "nsga2", "population_size": 10}, "objectives": ["robust", "clean"]},
+        {},
+    ),
+    "random, trained briefly": (BRIEFLY | {"sampler": "random"}, {}),
     "random sharing": ({"name": "random_sharing", "alpha_frozen": 1.0}, {"method": "samples", "pool": 40}),
     "synflow, best of 100": (
         {"name": "sampled", "sampler": "random", "trials": 100, "objectives": ["score"], "proxy": "synflow"},
@@ -81,7 +144,7 @@ DERIVATION: dict[str, Any] = {
     "count": 1,
     "pool": 1,
     "num_images": 1000,
-    "attack": {"name": "pgd", "steps": 3, "step_size": "4/255"},
+    "attack": ATTACK,
 }
 """What all derivations share."""
 
