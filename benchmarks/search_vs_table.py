@@ -88,7 +88,6 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "dirichlet, TRADES": ({"name": "dirichlet", "objective": {"name": "trades", "attack": FGSM_RS}}, {}),
-    "dirichlet, certified": ({"name": "dirichlet", "objective": "ibp"}, {}),
     "dirichlet, adversarial, curvature": (
         {"name": "dirichlet", "smoothness": {"kind": "curvature", "weight": 1.0}, "alpha_interval": 2},
         {},
