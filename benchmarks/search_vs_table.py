@@ -81,6 +81,10 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [4, 2], "alpha_frozen": 0.6},
         {},
     ),
+    "dirichlet, adversarial, progressive to all channels": (
+        {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [2, 1]},
+        {},
+    ),
     "dirichlet, adversarial, fewer operations alone": ({"name": "dirichlet", "kept_operations": [5, 3]}, {}),
     "dirichlet, adversarial, partial channels alone": ({"name": "dirichlet", "partial_channels": [4, 2]}, {}),
     "dirichlet, half adversarial": (
