@@ -77,10 +77,6 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [4, 2]},
         {},
     ),
-    "dirichlet, adversarial, progressive, alpha frozen longer": (
-        {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [4, 2], "alpha_frozen": 0.6},
-        {},
-    ),
     "dirichlet, adversarial, progressive to all channels": (
         {"name": "dirichlet", "kept_operations": [5, 3], "partial_channels": [2, 1]},
         {},

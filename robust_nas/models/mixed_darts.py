@@ -27,7 +27,7 @@ class DartsSupernet(Supernet, DartsNetwork):
     The first half of the mixture's rows is that of the normal cells, the second half that of the reduction cells.
 
     Args:
-        partial: k: an edge's operations see 1/k of the channels, the others pass by (PC-DARTS, arXiv:1907.05737).
+        partial: k: an edge's operations see 1/k of the channels; see `Mixed`.
 
     Raises:
         InputError: if k does not divide the number of channels, or leaves fewer than two.
@@ -87,10 +87,9 @@ class MixedDartsCell(nn.Module):
         super().__init__()
         self.inputs = Inputs(form, affine=False)
         self.pairs = edges_of(space.num_nodes)
-        # Neighbouring edges take different channels, so that all are mixed somewhere.
         self.edges = nn.ModuleList(
-            MixedDartsOperation(space.operations, form.channels, form.stride_from(source), partial, edge)
-            for edge, (source, _) in enumerate(self.pairs)
+            MixedDartsOperation(space.operations, form.channels, partial, form.stride_from(source))
+            for source, _ in self.pairs
         )
 
     def forward(self, before: Tensor, last: Tensor, weights: Sequence[Weights]) -> Tensor:
@@ -109,26 +108,15 @@ class MixedDartsCell(nn.Module):
 class MixedDartsOperation(Mixed):
     """An edge of a DARTS space; channels pass by under 2 x 2 max pooling where the resolution is halved."""
 
-    def __init__(
-        self, names: tuple[str, ...], channels: int, stride: int = 1, partial: int = 1, block: int = 0
-    ) -> None:
-        super().__init__(names, channels, partial, block, stride)
-
     def make(self, name: str, width: int) -> nn.Module:
         return make_operation(name, width, self.stride, affine=False, normed_pools=True)
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         """Return the mixture [B, C, H', W'] of the operations on x [B, C, H, W]."""
         if self.width == self.channels:
-            return self._mixed(x, weights)
-        end = self.start + self.width
-        mixed = self._mixed(x[:, self.start : end], weights)
-        before, after = x[:, : self.start], x[:, end:]
-        parts = [self._passed(before)] if self.start else []
-        parts.append(mixed)
-        if end < self.channels:
-            parts.append(self._passed(after))
-        return torch.cat(parts, 1)
+            return self.shuffled(self._mixed(x, weights))
+        mixed = self._mixed(x[:, : self.width], weights)
+        return self.shuffled(torch.cat([mixed, self._passed(x[:, self.width :])], 1))
 
     def _passed(self, x: Tensor) -> Tensor:
         return x if self.stride == 1 else F.max_pool2d(x, 2, ceil_mode=True)

@@ -88,7 +88,8 @@ class Alternation:
         Which operations are `active` [E, O] is decided by alpha, if it is not given.
         """
         plan, world = self.plan, self.world
-        self.number, places = number, {}
+        self.number = number
+        places: dict[Tensor, Tensor] = {}
         if number and plan.partial_channels and plan.partial_channels[number] < plan.partial_channels[number - 1]:
             with seeded(self.stage.seed, "search", "widen", number):
                 places = self.supernet.widen(plan.partial_channels[number])
@@ -100,12 +101,11 @@ class Alternation:
         self.healthy = []  # of other sizes
         before, self.weight_optimiser = self.weight_optimiser, self._optimiser()
         for parameter in self.supernet.parameters():
-            old, offsets = places.get(parameter, (parameter, ()))
+            old = places.get(parameter, parameter)
             if old in before.state:
                 momentum = torch.zeros_like(parameter)
                 kept = before.state[old]["momentum_buffer"]
-                starts = zip(offsets, kept.shape[: len(offsets)], strict=True)
-                momentum[tuple(slice(start, start + size) for start, size in starts)] = kept
+                momentum[tuple(slice(size) for size in kept.shape)] = kept
                 self.weight_optimiser.state[parameter]["momentum_buffer"] = momentum
         self._keep_to_limit()
         self.forward = world.wrap(self.supernet, partly_used=True)

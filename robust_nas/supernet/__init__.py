@@ -20,7 +20,7 @@ from torch.overrides import has_torch_function_unary
 from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
 from robust_nas.models.cells import AveragePool3x3, CellNetwork, ReLUConvBN, Zero, initialise, make_operation
-from robust_nas.supernet._widening import Place, embed
+from robust_nas.supernet._widening import embed
 
 Weights = Sequence[Tensor | None]
 """The weights of an edge's operations; None is exactly 0."""
@@ -97,14 +97,14 @@ class Supernet(nn.Module):
         for edge, mixed in self.mixed_operations:
             mixed.keep(active[edge].nonzero().flatten().tolist())
 
-    def widen(self, partial: int) -> dict[Tensor, Place]:
+    def widen(self, partial: int) -> dict[Tensor, Tensor]:
         """Let the operations see more channels, 1/`partial` of them, without a change of what the supernet computes.
 
         The new channels pass by at first, as they did: `passing`, 1 after this, is the share that still does, for
         `pass_by`. A convolution's old outputs do not see its new inputs until they learn to.
 
         Returns:
-            For every new parameter, the one in whose place it is, and where that one begins in it.
+            For every new parameter, the one that is at its beginning.
         """
         self.partial.append(partial)
         like = next(self.parameters())
@@ -136,7 +136,7 @@ class CellSupernet(Supernet, CellNetwork):
     """The skeleton of a cell space with all operations on every edge; one mixture [E, O] serves all cells.
 
     Args:
-        partial: k: an edge's operations see 1/k of the channels, the others pass by (PC-DARTS, arXiv:1907.05737).
+        partial: k: an edge's operations see 1/k of the channels; see `Mixed`.
 
     Raises:
         InputError: if k does not divide the number of channels.
@@ -176,20 +176,18 @@ class MixedCell(nn.Module):
     def __init__(self, space: CellSpace, channels: int, partial: int = 1) -> None:
         super().__init__()
         self.num_nodes = space.num_nodes
-        # Neighbouring edges take different channels, so that all are mixed somewhere.
-        self.edges = nn.ModuleList(
-            MixedOperation(space.operations, channels, partial, edge) for edge in range(len(space.edges))
-        )
+        self.edges = nn.ModuleList(MixedOperation(space.operations, channels, partial) for _ in space.edges)
 
     def forward(self, x: Tensor, weights: Sequence[Weights]) -> Tensor:
         """Return the last node [B, C, H, W], for each edge's weights."""
         last = self.num_nodes - 1
         incoming: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
         for source in range(last):
-            node = _Node(sum(incoming[source][1:], incoming[source][0]) if source else x)
+            features = sum(incoming[source][1:], incoming[source][0]) if source else x
             # Edges are numbered target by target: those from the first, the second, ... node into each.
             numbers = [target * (target - 1) // 2 + source for target in range(source + 1, last + 1)]
             edges: list[MixedOperation] = [self.edges[number] for number in numbers]  # type: ignore[misc]
+            node = _Node(features, edges[0].width)
             node.convolve(
                 [block for edge, number in zip(edges, numbers, strict=True) for block in edge.blocks(weights[number])]
             )
@@ -199,10 +197,16 @@ class MixedCell(nn.Module):
 
 
 class _Node:
-    """A node's features, and what several edges make of them alike, computed once."""
+    """A node's features, and what several edges make of them alike, computed once.
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
+    Args:
+        x: [B, C, H, W].
+        width: how many of the channels operations see.
+    """
+
+    def __init__(self, x: Tensor, width: int) -> None:
+        self.seen = x if width == x.shape[1] else x[:, :width]
+        self.passed = None if width == x.shape[1] else x[:, width:]
         self.convolved: dict[ReLUConvBN, Tensor] = {}
         """Weighted outputs of blocks."""
 
@@ -212,7 +216,7 @@ class _Node:
         Channels do not see each other in either, and a batch norm's scale can be the mixture's weight: what comes out
         is what the blocks give one by one, but for rounding, in less time.
         """
-        if has_torch_function_unary(self.x):  # such as bounds, which follow modules
+        if has_torch_function_unary(self.seen):  # such as bounds, which follow modules
             return
         alike: dict[Any, list[tuple[ReLUConvBN, Tensor]]] = {}
         for block, weight in blocks:
@@ -224,11 +228,11 @@ class _Node:
 
     @cached_property
     def rectified(self) -> Tensor:
-        return F.relu(self.x)
+        return F.relu(self.seen)
 
     @cached_property
     def pooled(self) -> Tensor:
-        pooled: Tensor = AveragePool3x3()(self.x)
+        pooled: Tensor = AveragePool3x3()(self.seen)
         return pooled
 
 
@@ -275,16 +279,20 @@ def _computed_jointly(x: Tensor, pairs: Sequence[tuple[ReLUConvBN, Tensor]]) -> 
 class Mixed(nn.Module):
     """A mixture of operations on an edge, sum_o w_o o(x) (DARTS, arXiv:1806.09055, equation 2).
 
+    Of partial channels (PC-DARTS, arXiv:1907.05737), operations see the first ones, and the others pass by. What comes
+    out is shuffled (arXiv:1707.01083), so that the operations of the next edge see some of either: without it, channels
+    would hardly meet in a cell. The shuffle stays as it is when the supernet widens.
+
     Args:
         names: the candidates' names, in the space's order.
         channels: of x.
-        partial: k: the operations see 1/k of the channels; the others pass by.
-        block: which of the k blocks of channels that is, counted around.
+        partial: k: the operations see 1/k of the channels.
         stride: 2 halves the resolution.
 
     Attributes:
         operations: those that are left, by name.
-        width: how many channels they see, from `start` on.
+        width: how many channels they see.
+        groups: blocks of channels, from each of which the shuffle takes one after the other.
         passing: the share of the channels of the last widening that pass by.
         fresh: which of the operations' channels these are, as ones and zeros.
         auxiliary: how much of the input is added.
@@ -292,11 +300,10 @@ class Mixed(nn.Module):
 
     fresh: Tensor
 
-    def __init__(self, names: tuple[str, ...], channels: int, partial: int, block: int, stride: int = 1) -> None:
+    def __init__(self, names: tuple[str, ...], channels: int, partial: int = 1, stride: int = 1) -> None:
         super().__init__()
         self.names, self.channels, self.stride = names, channels, stride
-        self.width = channels // partial
-        self.start = block % partial * self.width
+        self.width, self.groups = channels // partial, partial
         self.operations = nn.ModuleDict({name: self.make(name, self.width) for name in names})
         self.passing = self.auxiliary = 0.0
         self.register_buffer("fresh", torch.zeros(self.width), persistent=False)
@@ -321,33 +328,31 @@ class Mixed(nn.Module):
     def initialise(self, operation: nn.Module) -> None:
         """Initialise a new operation's weights as the supernet does, where that is not as torch does."""
 
-    def widen(self, partial: int, like: Tensor) -> dict[Tensor, Place]:
+    def widen(self, partial: int, like: Tensor) -> dict[Tensor, Tensor]:
         """Let the operations see 1/`partial` of the channels; see `Supernet.widen`."""
         width = self.channels // partial
-        # The block of channels that this one is in; the last one around it where blocks of the new size cut it.
-        start = max(self.start // width * width, self.start + self.width - width)
-        offset = self.start - start
-        places: dict[Tensor, Place] = {}
+        places: dict[Tensor, Tensor] = {}
         for name, old in self.operations.items():
             wide = self.make(name, width)
             self.initialise(wide)
-            places |= embed(wide.to(like), old, offset)
+            places |= embed(wide.to(like), old)
             self.operations[name] = wide.train(old.training)
         self.fresh = torch.ones(width).to(like)
-        self.fresh[offset : offset + self.width] = 0
-        self.width, self.start, self.passing = width, start, 1.0
+        self.fresh[: self.width] = 0
+        self.width, self.passing = width, 1.0
         return places
 
     def let_pass(self, mixed: Tensor, passed: Tensor) -> Tensor:
         """Return what the operations' channels give, given their mixture and what they are where they pass by."""
         return mixed + (self.passing * self.fresh).view(-1, 1, 1) * (passed - mixed) if self.passing else mixed
 
+    def shuffled(self, x: Tensor) -> Tensor:
+        """Return the first channel of every group, then the second ones, and so on."""
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2) if self.groups > 1 else x
+
 
 class MixedOperation(Mixed):
     """An edge of a cell space."""
-
-    def __init__(self, names: tuple[str, ...], channels: int, partial: int = 1, block: int = 0) -> None:
-        super().__init__(names, channels, partial, block)
 
     def make(self, name: str, width: int) -> nn.Module:
         return make_operation(name, width, affine=False)
@@ -356,21 +361,17 @@ class MixedOperation(Mixed):
         initialise(operation)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return self.mix(_Node(x), list(weights.unbind()))
+        return self.mix(_Node(x, self.width), list(weights.unbind()))
 
     def blocks(self, weights: Weights) -> list[tuple[ReLUConvBN, Tensor]]:
-        """Return the convolutions on all channels, with their weights."""
-        if self.width < self.channels:
-            return []
+        """Return the convolutions, with their weights."""
         pairs = [(operation, weights[self.names.index(name)]) for name, operation in self.operations.items()]
         return [(block, weight) for block, weight in pairs if isinstance(block, ReLUConvBN) and weight is not None]
 
     def mix(self, node: _Node, weights: Weights) -> Tensor:
         """Return the mixture [B, C, H, W] of the operations on a node's features."""
-        if self.width == self.channels:
-            return self._mixed(node, weights)
-        start, end = self.start, self.start + self.width
-        return torch.cat([node.x[:, :start], self._mixed(node, weights), node.x[:, end:]], 1)
+        mixed = self._mixed(node, weights)
+        return self.shuffled(mixed if node.passed is None else torch.cat([mixed, node.passed], 1))
 
     def _mixed(self, node: _Node, weights: Weights) -> Tensor:
         terms = []
@@ -381,16 +382,12 @@ class MixedOperation(Mixed):
             if isinstance(operation, ReLUConvBN) and operation in node.convolved:
                 terms.append(node.convolved[operation])
             elif isinstance(operation, ReLUConvBN):
-                terms.append(weight * operation.norm(operation.convolution(self._own(node.rectified))))
+                terms.append(weight * operation.norm(operation.convolution(node.rectified)))
             elif isinstance(operation, AveragePool3x3):
-                terms.append(weight * self._own(node.pooled))
+                terms.append(weight * node.pooled)
             elif not isinstance(operation, Zero):
-                terms.append(weight * operation(self._own(node.x)))
-        own = self._own(node.x)
+                terms.append(weight * operation(node.seen))
         if self.auxiliary:
-            terms.append(self.auxiliary * own)
-        mixed = sum(terms[1:], terms[0]) if terms else torch.zeros_like(own)
-        return self.let_pass(mixed, own)
-
-    def _own(self, x: Tensor) -> Tensor:
-        return x if self.width == self.channels else x[:, self.start : self.start + self.width]
+            terms.append(self.auxiliary * node.seen)
+        mixed = sum(terms[1:], terms[0]) if terms else torch.zeros_like(node.seen)
+        return self.let_pass(mixed, node.seen)

@@ -152,26 +152,32 @@ def test_operations_without_weight_are_not_computed(space, data, monkeypatch):
     assert len(computed) == 1 + 2 * 3 + 6
 
 
-def test_partial_channels_pass_by_and_the_others_are_mixed():
+def test_partial_channels_pass_by_and_the_others_are_mixed_before_all_are_shuffled():
     torch.manual_seed(0)
     names = ("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3")
     x, weights = torch.randn(2, 8, 5, 5), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    mixed = MixedOperation(names, 8, partial=4, block=6).eval()
+    mixed = MixedOperation(names, 8, partial=4).eval()
     out = mixed(x, weights)
-    own = slice(4, 6)  # the third of four blocks of two channels
     whole = MixedOperation(names, 2).eval()
     whole.load_state_dict(mixed.state_dict())
-    torch.testing.assert_close(out[:, own], whole(x[:, own], weights))
-    others = [0, 1, 2, 3, 6, 7]
-    assert torch.equal(out[:, others], x[:, others])
+    torch.testing.assert_close(out, nn.ChannelShuffle(4)(torch.cat([whole(x[:, :2], weights), x[:, 2:]], 1)))
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_widening_changes_nothing_until_the_new_channels_cease_to_pass_by(block):
-    torch.manual_seed(block)
+def test_channels_meet_in_a_cell_whose_operations_see_a_quarter_of_them(space, data):
+    cell = MixedCell(space, 16, partial=4).eval()
+    convolution = F.one_hot(torch.tensor(space.operations.index("nor_conv_3x3")), 5).float()
+    x = torch.randn(1, 16, 3, 3, requires_grad=True)
+    out = cell(x, [list(convolution.unbind())] * 6)
+    gradients = [torch.autograd.grad(channel.sum(), x, retain_graph=True)[0][0] for channel in out[0]]
+    seen_by_each = [int((gradient.abs().amax((1, 2)) > 0).sum()) for gradient in gradients]
+    assert max(seen_by_each) > 16 // 4
+
+
+def test_widening_changes_nothing_until_the_new_channels_cease_to_pass_by():
+    torch.manual_seed(0)
     names = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
     x, weights = torch.randn(3, 8, 5, 5), torch.rand(5)
-    mixed = MixedOperation(names, 8, partial=4, block=block)
+    mixed = MixedOperation(names, 8, partial=4)
     mixed(x, weights)  # running statistics that are not those of the start
     for training in (True, False):
         narrow = copy.deepcopy(mixed).train(training)
@@ -183,8 +189,9 @@ def test_widening_changes_nothing_until_the_new_channels_cease_to_pass_by(block)
     wide.passing = 0.0
     # A share of the way in between, and in the end the plain mixture of half of the channels.
     torch.testing.assert_close(halfway, (wide(x, weights) + narrow(x, weights)) / 2)
-    plain = MixedOperation(names, 8, partial=2, block=block // 2).eval()
+    plain = MixedOperation(names, 8, partial=2).eval()
     plain.load_state_dict(wide.state_dict())
+    plain.groups = 4  # the shuffle is that of the start
     torch.testing.assert_close(wide(x, weights), plain(x, weights))
 
 
@@ -196,10 +203,10 @@ def test_a_widened_supernet_computes_what_it_did_and_says_where_its_weights_came
     places = supernet.widen(2)
     torch.testing.assert_close(supernet(data.train.images, mixture), expected)
     assert {id(p) for p in supernet.parameters()} - old == {id(p) for p in places}
-    for new, (before, (row, column)) in places.items():
+    for new, before in places.items():
         size = len(before)
         assert len(new) == 2 * size
-        assert torch.equal(new[row : row + size, column : column + size], before)
+        assert torch.equal(new[:size, :size], before)
 
 
 def test_an_operation_that_was_left_out_is_gone(space, data):
