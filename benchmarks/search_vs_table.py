@@ -88,8 +88,12 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "dirichlet, TRADES": ({"name": "dirichlet", "objective": {"name": "trades", "attack": FGSM_RS}}, {}),
-    "dirichlet, adversarial, curvature": (
+    "dirichlet, adversarial, curvature x 1": (
         {"name": "dirichlet", "smoothness": {"kind": "curvature", "weight": 1.0}, "alpha_interval": 2},
+        {},
+    ),
+    "dirichlet, adversarial, curvature x 0.01": (
+        {"name": "dirichlet", "smoothness": {"kind": "curvature", "weight": 0.01}, "alpha_interval": 2},
         {},
     ),
     "dirichlet, clean, Jacobian": (
