@@ -13,6 +13,7 @@ goes on from its last epoch (in `--work`), and further `--seeds` add to the tabl
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import statistics
 import time
@@ -26,12 +27,15 @@ import torch
 import robust_nas as rn
 from robust_nas import config, derivation
 from robust_nas.architecture import OPERATIONS, Architecture
-from robust_nas.datasets import Dataset
+from robust_nas.datasets import DataForm, Dataset
 from robust_nas.distributed import World
 from robust_nas.environment import describe_environment
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage, read_json, write_json
 from robust_nas.searches import SearchResult
+from robust_nas.searches._resources import Cost, Resource
+from robust_nas.spaces import mixed
+from robust_nas.tables import Table
 
 SPACE = {"channels": 16, "cells_per_stage": 1, "stages": 2}
 SIZES = {"size": 8, "train_size": 25_000, "validation_size": 10_000, "test_size": 100}
@@ -141,7 +145,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """Each method's search and derivation."""
 
-FIRST = next(iter(METHODS))
+FIRST, LARGEST = next(iter(METHODS)), "333333"
+"""What others are compared with, and the cell of 3 x 3 convolutions alone."""
 
 DERIVATION: dict[str, Any] = {
     "count": 1,
@@ -238,9 +243,11 @@ def table(out: Path) -> str:
     found = {row: {entry["seed"]: entry["cell"] for entry in entries if entry["row"] == row} for row in METHODS}
     seeded = [entry for entry in entries if entry["row"].endswith("seeded")]
     found["the seed alone"] = {entry["seed"]: most_probable(entry["trajectory"][0]["mixture"]) for entry in seeded}
+    found["the largest cell"] = {0: str(Architecture.parse(LARGEST))}
     found["random choice"] = dict(enumerate(random_cells(1000)))
     own = {seed: value(cell) for seed, cell in found[FIRST].items()}
-    heads = ["", "seeds", "PGD 8/255, %", "least", "AutoAttack", "clean", f"{FIRST} is better by", "minutes"]
+    heads = ["", "seeds", "PGD 8/255, %", "least", "AutoAttack", "clean", "multiply-adds, %"]
+    heads += [f"{FIRST} is better by", "minutes"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row, cells in found.items():
         if not cells:
@@ -254,7 +261,8 @@ def table(out: Path) -> str:
             low, high = test.confidence_interval()
             difference = f"{100 * low:.1f} to {100 * high:.1f}, p = {test.pvalue:.2g}"
         columns = [spread([value(cell, column) for cell in cells.values()]) for column in COLUMNS]
-        shown = [columns[0], f"{100 * min(values):.2f}", *columns[1:], difference]
+        size = f"{100 * statistics.mean(map(share_of_largest, cells.values())):.0f}"
+        shown = [columns[0], f"{100 * min(values):.2f}", *columns[1:], size, difference]
         minutes = f"{statistics.mean(cost):.1f}" if cost else ""
         lines.append(f"| {row} | {len(cells)} | {' | '.join([*shown, minutes])} |")
     lines += [""]
@@ -273,7 +281,43 @@ def table(out: Path) -> str:
             f"{len(inherited[0])} random cells: {spread(found_by_seed, 1)}, seed by seed "
             f"{', '.join(f'{correlation:.2f}' for correlation in found_by_seed)}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *room(published)])
+
+
+def share_of_largest(cell: str) -> float:
+    """Return the multiply-adds of a cell in a network of the searches' size, over those of `LARGEST`."""
+    of_one = costs().of_one
+    return of_one(Architecture.parse(cell).pruned) / of_one(Architecture.parse(LARGEST))
+
+
+@functools.cache
+def costs() -> Cost:
+    """Return the multiply-adds of operations in a network of the searches' size."""
+    form = DataForm("images", tuple("0123456789"), (3, 8, 8))
+    space = mixed(rn.spaces.load("nasbench201", **SPACE), "search_vs_table")
+    return Resource(quantity="multiply_adds", limit=1).cost(space, form, torch.device("cpu"))
+
+
+def room(published: Table) -> list[str]:
+    """Return how much better than the cell of the highest clean accuracy there is, among cells up to each size."""
+    from scipy import stats
+
+    cells = [Architecture.parse(name) for name in published.architectures]
+    clean, robust = (
+        [published.query(cell, column, dataset="cifar10").mean for cell in cells] for column in ("clean", COLUMNS[0])
+    )
+    sizes = [share_of_largest(str(cell)) for cell in cells]
+    lines = [
+        "| multiply-adds up to | cells | highest under PGD, % | where clean accuracy is highest |",
+        "|---|---|---|---|",
+    ]
+    for limit in (0.2, 0.4, 0.6, 0.8, 1.0):
+        within = [place for place, size in enumerate(sizes) if size <= limit]
+        best, best_clean = (max(within, key=values.__getitem__) for values in (robust, clean))
+        shown = [f"`{cells[place].digits()}` {100 * robust[place]:.2f}" for place in (best, best_clean)]
+        lines.append(f"| {100 * limit:.0f} % | {len(within)} | {' | '.join(shown)} |")
+    correlation = stats.spearmanr(clean, robust).statistic
+    return [*lines, "", f"Spearman correlation of clean accuracy and PGD over all cells: {correlation:.3f}"]
 
 
 def most_probable(mixture: list[list[float]]) -> str:
