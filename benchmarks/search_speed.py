@@ -5,8 +5,8 @@
 
 DrNAS's code is for a GPU; here `cuda()` gives back what it is called on. Both supernets of NAS-Bench-201 begin with the
 same convolutions, and have to give the same logits at the same mixture. Then they take turns with an epoch: for every
-batch of 64 training images a step of alpha on as many others and a step of the weights, first order. The ratio is the
-median over turns. Images are read from the folder `cifar10-jpeg` in `--data`. One thread.
+batch of 64 training images a step of alpha on as many others and a step of the weights, first order. The ratio is
+DrNAS's time over ours, the median over turns. Images are read from the folder `cifar10-jpeg` in `--data`. One thread.
 """
 
 from __future__ import annotations

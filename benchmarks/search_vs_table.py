@@ -69,7 +69,7 @@ BRIEFLY: dict[str, Any] = {
     "attack": ATTACK,
     "num_images": 1000,
 }
-"""Trials that are trained adversarially for an epoch: as many as the supernet's searches have time for."""
+"""Trials that are trained adversarially for an epoch, in ten minutes together."""
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dirichlet, adversarial": ({"name": "dirichlet"}, {}),

@@ -254,13 +254,18 @@ def _view(function: Callable[..., Tensor]) -> Rule:
         if function in _KEEP_ORDER and after[:1] == before[:1] and isinstance(result.node, Affine):
             result.node.pull = lambda g: [g.reshape(g.shape[0], *before)]
             result.node.push = lambda directions: directions[0].reshape(-1, *after)
+        if function is Tensor.transpose and len(args) == 2 and isinstance(result.node, Affine):
+            first, second = (dim % len(before) for dim in args)
+            if first and second:  # coefficients and directions have a dimension in front
+                result.node.pull = lambda g: [g.transpose(first + 1, second + 1)]
+                result.node.push = lambda directions: directions[0].transpose(first + 1, second + 1)
         input.shares_memory = result.shares_memory = True
         return result
 
     return rule
 
 
-_KEEP_ORDER = (Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.contiguous, Tensor.detach)
+_KEEP_ORDER = (Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.unflatten, Tensor.contiguous, Tensor.detach)
 """Views whose elements are in the order of their argument's."""
 
 
@@ -439,7 +444,17 @@ RULES: dict[str, Rule] = {
     "sum": _passes_through(torch.sum, linear=True),
     **{
         name: _view(getattr(Tensor, name))
-        for name in ("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand")
+        for name in (
+            "view",
+            "reshape",
+            "flatten",
+            "unflatten",
+            "permute",
+            "transpose",
+            "squeeze",
+            "unsqueeze",
+            "expand",
+        )
     },
     **{name: _view(getattr(Tensor, name)) for name in ("contiguous", "detach", "__getitem__")},
 }

@@ -114,9 +114,9 @@ class MixedDartsOperation(Mixed):
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         """Return the mixture [B, C, H', W'] of the operations on x [B, C, H, W]."""
         if self.width == self.channels:
-            return self.shuffled(self._mixed(x, weights))
-        mixed = self._mixed(x[:, : self.width], weights)
-        return self.shuffled(torch.cat([mixed, self._passed(x[:, self.width :])], 1))
+            return self.joined(self._mixed(x, weights), None)
+        seen, passed = x[:, : self.width], x[:, self.width :]
+        return self.joined(self._mixed(seen, weights), self._passed(passed))
 
     def _passed(self, x: Tensor) -> Tensor:
         return x if self.stride == 1 else F.max_pool2d(x, 2, ceil_mode=True)

@@ -69,7 +69,8 @@ class Bilevel(ABC):
         alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
         kept_operations: progressive shrinking: how many operations an edge has in each stage of the search; stages take
             equally many epochs. `[5, 3]` leaves out the two of the least weight at half-time. All, if not given.
-        partial_channels: k for each stage: operations see 1/k of the channels, the others pass by. `[4, 2]`.
+        partial_channels: k for each stage: operations see 1/k of the channels, the others pass by, and all
+            are shuffled. `[4, 2]`.
         widening: share of a stage's iterations over which the channels that it adds cease to pass by.
         epsilon_warm_up: share of the iterations, from the start, in which epsilon is almost 0.
         epsilon_ramp: share of the iterations after that, over which epsilon grows linearly to its full size.

@@ -116,7 +116,7 @@ class Supernet(nn.Module):
             mixed.passing = share
 
     def add_skip(self, scale: float) -> None:
-        """Add every mixed operation's input to what it gives, times `scale` (DARTS-, arXiv:2009.01027)."""
+        """Add what operations see to what they give, times `scale` (DARTS-, arXiv:2009.01027)."""
         for _, mixed in self.mixed_operations:
             mixed.auxiliary = scale
 
@@ -204,9 +204,12 @@ class _Node:
         width: how many of the channels operations see.
     """
 
+    passed: Tensor | None
+
     def __init__(self, x: Tensor, width: int) -> None:
-        self.seen = x if width == x.shape[1] else x[:, :width]
-        self.passed = None if width == x.shape[1] else x[:, width:]
+        self.seen, self.passed = x, None
+        if width < x.shape[1]:
+            self.seen, self.passed = x[:, :width], x[:, width:]
         self.convolved: dict[ReLUConvBN, Tensor] = {}
         """Weighted outputs of blocks."""
 
@@ -281,7 +284,8 @@ class Mixed(nn.Module):
 
     Of partial channels (PC-DARTS, arXiv:1907.05737), operations see the first ones, and the others pass by. What comes
     out is shuffled (arXiv:1707.01083), so that the operations of the next edge see some of either: without it, channels
-    would hardly meet in a cell. The shuffle stays as it is when the supernet widens.
+    would hardly meet in a cell. The shuffle stays as it is when the supernet widens: DrNAS's code changes it, and with
+    it what is computed. An architecture's own network has neither, and nothing passes by its `none`.
 
     Args:
         names: the candidates' names, in the space's order.
@@ -295,7 +299,7 @@ class Mixed(nn.Module):
         groups: blocks of channels, from each of which the shuffle takes one after the other.
         passing: the share of the channels of the last widening that pass by.
         fresh: which of the operations' channels these are, as ones and zeros.
-        auxiliary: how much of the input is added.
+        auxiliary: how much of what operations see is added.
     """
 
     fresh: Tensor
@@ -346,8 +350,9 @@ class Mixed(nn.Module):
         """Return what the operations' channels give, given their mixture and what they are where they pass by."""
         return mixed + (self.passing * self.fresh).view(-1, 1, 1) * (passed - mixed) if self.passing else mixed
 
-    def shuffled(self, x: Tensor) -> Tensor:
-        """Return the first channel of every group, then the second ones, and so on."""
+    def joined(self, mixed: Tensor, passed: Tensor | None) -> Tensor:
+        """Return mixed channels and those that pass by, shuffled: the first of every group, then the second ones."""
+        x = mixed if passed is None else torch.cat([mixed, passed], 1)
         return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2) if self.groups > 1 else x
 
 
@@ -370,8 +375,7 @@ class MixedOperation(Mixed):
 
     def mix(self, node: _Node, weights: Weights) -> Tensor:
         """Return the mixture [B, C, H, W] of the operations on a node's features."""
-        mixed = self._mixed(node, weights)
-        return self.shuffled(mixed if node.passed is None else torch.cat([mixed, node.passed], 1))
+        return self.joined(self._mixed(node, weights), node.passed)
 
     def _mixed(self, node: _Node, weights: Weights) -> Tensor:
         terms = []

@@ -277,6 +277,8 @@ AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     "mean over channels": lambda x: x[..., :2].mean((1, 2)),
     "sum": lambda x: x.sum(1, keepdim=True),
     "views": lambda x: x.permute(0, 2, 1, 3).flatten(2).unsqueeze(1).transpose(2, 3)[:, :, 1:],
+    "channels shuffled": lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2),
+    "transposed, counted from the end": lambda x: x.transpose(1, -1),
     "slices": lambda x: x[:, 0, ..., ::2],
     "cat": lambda x: torch.cat([x, 2 * x, ramp(3, 2, 4, 5)], -1),
     "stack": lambda x: torch.stack([x, -x], 2),

@@ -65,7 +65,7 @@ def _stage(folder=None) -> Stage:
         Dirichlet(**QUICK),
         DARTS(**QUICK, order="second"),
         Gumbel(**QUICK, single_path=True, auxiliary_skip=0.5),
-        Dirichlet(**QUICK, objective=IBP()),
+        Dirichlet(**QUICK, objective=IBP(), partial_channels=(2,)),
         DARTS(**QUICK, objective=Standard(), prior=Prior(proxy=NumParams(), architectures=4, batch_size=4)),
     ],
     ids=["dirichlet", "second order", "one path", "certified", "prior"],

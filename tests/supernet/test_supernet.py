@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robust_nas import datasets, spaces
+from robust_nas import bounds, datasets, spaces
 from robust_nas.architecture import Architecture
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.errors import InputError
 from robust_nas.supernet import MixedCell, MixedOperation
+from robust_nas.threat import ThreatModel
 
 CODES = ["323133", "012340", "444444", "111111", "203142"]
 
@@ -93,11 +94,18 @@ def test_what_is_chosen_is_a_copy_that_holds_nothing_else(space, data):
     assert sum(p.numel() for p in chosen.parameters()) == sum(p.numel() for p in discrete.parameters())
 
 
+@pytest.mark.parametrize("partial", [1, 2])
 @pytest.mark.parametrize("training", [False, True], ids=["running statistics", "batch statistics"])
-def test_a_mixed_cell_is_what_the_sum_over_edges_and_operations_says(training):
+def test_a_mixed_cell_is_what_the_sum_over_edges_and_operations_says(training, partial):
     torch.manual_seed(0)
     space = spaces.load("nasbench201", channels=4)
-    cell, mixture = MixedCell(space, 4).double().train(training), torch.rand(6, 5).double().requires_grad_()
+    cell, mixture = MixedCell(space, 4, partial).double().train(training), torch.rand(6, 5).double()
+    if partial > 1:  # and some operations are left out, others on every edge
+        active = torch.rand(6, 5) > 0.4
+        for edge, row in zip(cell.edges, active, strict=True):
+            edge.keep(row.nonzero().flatten().tolist())
+        mixture *= active
+    mixture.requires_grad_()
     for name, buffer in cell.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 1.5)
@@ -118,8 +126,15 @@ def _one_by_one(cell: MixedCell, operations: tuple[str, ...], x: torch.Tensor, m
     for target in range(1, 4):
         total = torch.zeros_like(x)
         for source in range(target):
-            for weight, name in zip(mixture[edge], operations, strict=True):
-                total = total + weight * cell.edges[edge].operations[name](nodes[source])
+            mixed, width = cell.edges[edge], cell.edges[edge].width
+            seen, passed = nodes[source].split([width, x.shape[1] - width], 1)
+            terms = [
+                weight * mixed.operations[name](seen)
+                for weight, name in zip(mixture[edge], operations, strict=True)
+                if name in mixed.operations
+            ]
+            joined = torch.cat([sum(terms, torch.zeros_like(seen)), passed], 1)
+            total = total + nn.ChannelShuffle(mixed.groups)(joined)
             edge += 1
         nodes.append(total)
     return nodes[-1]
@@ -161,6 +176,22 @@ def test_partial_channels_pass_by_and_the_others_are_mixed_before_all_are_shuffl
     whole = MixedOperation(names, 2).eval()
     whole.load_state_dict(mixed.state_dict())
     torch.testing.assert_close(out, nn.ChannelShuffle(4)(torch.cat([whole(x[:, :2], weights), x[:, 2:]], 1)))
+
+
+@pytest.mark.parametrize("bound", ["interval", "crown_ibp"])
+def test_bounds_hold_where_some_channels_pass_by(space, data, bound):
+    torch.manual_seed(0)
+    supernet = space.supernet(data, partial=4).double()
+    supernet(data.train.images.double(), torch.rand(6, 5).double())
+    supernet.widen(2)
+    supernet.pass_by(0.3)
+    network, threat = supernet.eval().at(torch.rand(6, 5).double()), ThreatModel(epsilon=0.02)
+    images, labels = data.train.images[:2].double(), data.train.labels[:2]
+    lower = bounds.get(bound)().margins(network, images, labels, threat).lower(threat)
+    for _ in range(20):
+        logits = network((images + 0.02 * torch.randn_like(images).sign()).clamp(0, 1))
+        margins = logits.gather(1, labels[:, None]) - logits
+        assert bool((margins >= lower - 1e-9)[lower < torch.inf].all())
 
 
 def test_channels_meet_in_a_cell_whose_operations_see_a_quarter_of_them(space, data):
