@@ -100,8 +100,12 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "dirichlet", "smoothness": {"kind": "curvature", "weight": 0.01}, "alpha_interval": 2},
         {},
     ),
-    "dirichlet, clean, Jacobian": (
+    "dirichlet, clean, Jacobian x 0.1": (
         {"name": "dirichlet", "objective": "standard", "smoothness": {"kind": "jacobian", "weight": 0.1}},
+        {},
+    ),
+    "dirichlet, clean, Jacobian x 0.001": (
+        {"name": "dirichlet", "objective": "standard", "smoothness": {"kind": "jacobian", "weight": 0.001}},
         {},
     ),
     "dirichlet, adversarial, second order": (
