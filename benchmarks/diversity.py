@@ -143,6 +143,11 @@ def table(out: Path) -> str:
         ]
         lines.append(f"| {' | '.join([name, str(len(rows)), *inherited, *shown])} |")
     lines.append("")
+    plain, *others = entries[0]["ensembles"]
+    for name in others:
+        for key in ("transfer", "robust"):
+            change = [entry["ensembles"][name][key] - entry["ensembles"][plain][key] for entry in entries]
+            lines.append(f"- {name}, less {plain}, seed by seed: {key} {spread(change)}")
     for name in entries[0]["ensembles"]:
         cells = [
             " ".join(f"`{Architecture.parse(cell).digits()}`" for cell in entry["ensembles"][name]["cells"])
