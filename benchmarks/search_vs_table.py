@@ -140,7 +140,6 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         BRIEFLY | {"sampler": {"name": "nsga2", "population_size": 10}, "objectives": ["robust", "clean"]},
         {},
     ),
-    "random, trained briefly": (BRIEFLY | {"sampler": "random"}, {}),
     "random sharing": ({"name": "random_sharing", "alpha_frozen": 1.0}, {"method": "samples", "pool": 40}),
     "synflow, best of 100": (
         {"name": "sampled", "sampler": "random", "trials": 100, "objectives": ["score"], "proxy": "synflow"},
