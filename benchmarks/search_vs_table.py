@@ -119,6 +119,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "gumbel, adversarial": ({"name": "gumbel"}, {}),
     "darts, adversarial": ({"name": "darts"}, {}),
+    "darts, adversarial, by perturbation": ({"name": "darts"}, {"method": "perturbation"}),
     "darts, adversarial, watched": ({"name": "darts", "watch": {"window": 2, "restarts": 1}}, {}),
     "evolution, shared weights": (
         {
