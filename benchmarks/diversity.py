@@ -126,6 +126,8 @@ def trained(members: Sequence[nn.Module], data: Dataset, seed: int) -> dict[str,
 def table(out: Path) -> str:
     """Return what was measured, as Markdown; means over seeds with 95 % intervals."""
     entries = [read_json(path) for path in sorted(out.glob("*.json"))]
+    if not entries:
+        return f"Nothing has been measured in {out}."
     heads = ["chosen; all in %", "seeds", "under attack, inherited weights", "transfer, inherited", "transfer, trained"]
     heads += ["ensemble, clean", "ensemble, under attack", "members' mean", "first member"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
