@@ -12,6 +12,7 @@ the gradients vanish or the accuracy low, and call the model robust or bad for t
 """
 
 from robust_nas.intake.diagnosis import check_model, check_outputs, diagnose
+from robust_nas.intake.independence import dependence
 from robust_nas.intake.loading import chosen_architectures, chosen_networks, files_of, load_models, trained_network
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised, prepared
 from robust_nas.intake.weights import check_weights_file, load_weights
@@ -25,6 +26,7 @@ __all__ = [
     "check_weights_file",
     "chosen_architectures",
     "chosen_networks",
+    "dependence",
     "diagnose",
     "files_of",
     "load_models",
