@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import bounds
+from robust_nas.attacks._model_state import copied
 from robust_nas.bounds import TOLERANCE, Bound
 from robust_nas.bounds._box import NoRule
+from robust_nas.bounds._margins import check_arithmetic, own_logits
 from robust_nas.bounds.interval import Interval
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
@@ -142,7 +143,8 @@ def certify(
             f"A certificate needs bounds in float64, but {name_of(chosen)} has dtype '{chosen.dtype}': "  # type: ignore[attr-defined]
             "float32 rounds bounds up by more than they are required to be above 0."
         )
-    network = copy.deepcopy(model).eval()
+    check_arithmetic(model)
+    network = copied(model).eval()
     world = stage.world if stage else World()
     device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), data.labels.device)
     chunks = [data[start : start + batch_size] for start in range(0, len(data), batch_size)]
@@ -189,8 +191,7 @@ def _certify_chunk(
 ) -> Tensor:
     """Return [E, 4, B], for E radii: least margins, seconds, places in `kinds`, and whether the image is right."""
     images, count, rows = chunk.images, len(chunk), []
-    with torch.no_grad():
-        clean = (network(images).argmax(1) == chunk.labels).double().cpu()
+    clean = (own_logits(network, images).argmax(1) == chunk.labels).double().cpu()
     for threat in threats:
         started = time.monotonic()
         found = bound.margins(network, images, chunk.labels, threat)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from robust_nas.attacks._model_state import copied, own_dtype
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -25,12 +26,12 @@ def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> 
         # Each output value is a sum over one filter's weights.
         total += output[0].numel() * module.weight[0].numel()
 
-    counted = copy.deepcopy(model).cpu().eval()
+    counted = copied(model).cpu().eval()
     for module in counted.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
     with torch.no_grad():
-        counted(torch.zeros(1, *image_shape))
+        counted(torch.zeros(1, *image_shape, dtype=own_dtype(counted)))
     return total
 
 

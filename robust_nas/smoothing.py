@@ -18,7 +18,6 @@ numbers, while noise and logits are float32, as is usual.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from scipy.special import betaincinv, ndtri
 from torch import Tensor, nn
 
 from robust_nas import intake
-from robust_nas.attacks._model_state import check_at_least, scores
+from robust_nas.attacks._model_state import check_at_least, copied, scores
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -315,7 +314,7 @@ class _Sampler:
 
     def __init__(self, model: nn.Module, smoothing: Smoothing, image: Tensor, seed: int) -> None:
         intake.check_model(model)
-        self._model, self._smoothing, self._seed = copy.deepcopy(model).eval(), smoothing, seed
+        self._model, self._smoothing, self._seed = copied(model).eval(), smoothing, seed
         tensors = chain(self._model.parameters(), self._model.buffers())
         self._device = next((tensor.device for tensor in tensors), image.device)
         image = image.to(self._device)

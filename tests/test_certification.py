@@ -1,9 +1,12 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_nas.api import build_ensemble
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
 from robust_nas.certification import Certification, certify
@@ -150,3 +153,73 @@ def test_an_image_is_proved_by_the_cheapest_kind_that_can() -> None:
     assert found.certified.tolist() == [True, True, False]
     assert found.methods[0] == "interval" and found.methods[1] == "crown_ibp" and found.methods[2] == "interval"
     torch.testing.assert_close(found.margin[1], torch.tensor(0.2 * 0.22, dtype=torch.float64))
+
+
+class Wrapped(nn.Module):
+    """A function around `two_classes`."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.function = two_classes(), function
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function(self.network, images)
+
+
+def under_autocast(network: nn.Module, images: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return network(images).float()
+
+
+OTHER_ARITHMETIC: dict[str, Callable[[], nn.Module]] = {
+    "under autocast": lambda: Wrapped(under_autocast),
+    "Tensor.half": lambda: Wrapped(lambda network, x: network(x.half().float())),
+    "a conversion from .* to torch.bfloat16": lambda: Wrapped(
+        lambda network, x: network(x.to(torch.bfloat16).to(x.dtype))
+    ),
+    "Tensor.int": lambda: Wrapped(lambda network, x: network((255 * x).int() / 255)),
+    "weight' is torch.float16": lambda: two_classes().half(),
+    "weight' is torch.bfloat16": lambda: two_classes().bfloat16(),
+    "returned a tuple": lambda: Wrapped(lambda network, x: (network(x), x)),
+    "returned a dict": lambda: Wrapped(lambda network, x: {"logits": network(x)}),
+}
+
+
+@pytest.mark.parametrize("named", OTHER_ARITHMETIC)
+def test_a_network_of_fewer_digits_or_without_logits_is_refused_by_name(named: str) -> None:
+    data, model = pixels_and_labels(), OTHER_ARITHMETIC[named]()
+    with pytest.raises(InputError, match=named):
+        certify(model, data, THREAT)
+    with pytest.raises(InputError, match=named):
+        build_ensemble([model, two_classes()], data, THREAT)
+
+
+def test_nothing_is_certified_inside_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
+        certify(two_classes(), pixels_and_labels(), THREAT)
+
+
+SAME_FUNCTION: dict[str, Callable[[], nn.Module]] = {
+    "in float64": lambda: two_classes().double(),
+    "writes into its input": lambda: Wrapped(lambda network, x: network(x.sub_(0.25).add_(0.25))),
+    "weights with a history": lambda: with_history(two_classes()),
+}
+
+
+def with_history(model: nn.Module) -> nn.Module:
+    norm: Any = nn.utils.weight_norm  # type: ignore[attr-defined]
+    norm(model[2], dim=None)  # type: ignore[index]
+    model.eval()(torch.rand(2, 1, 1, 1)).sum().backward()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("named", SAME_FUNCTION)
+def test_a_network_that_is_written_in_another_way_has_the_same_certificates(named: str) -> None:
+    data, model = pixels_and_labels(), SAME_FUNCTION[named]()
+    before = data.images.clone()
+    (found,), (expected,) = certify(model, data, THREAT), certify(two_classes(), data, THREAT)
+    torch.testing.assert_close(found.margin, expected.margin, atol=1e-6, rtol=0)
+    assert torch.equal(found.clean_correct, expected.clean_correct) and torch.equal(data.images, before)
+    weights = build_ensemble([model, two_classes()], data, THREAT, rule="uniform", bound="interval").weights
+    assert weights == [0.5, 0.5] and torch.equal(data.images, before)

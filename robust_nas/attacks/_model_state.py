@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,22 @@ LOOK_EVERY = 10
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits [B, K] and what they are compared with ([B, ...], mostly labels) to losses [B]; attacks make them larger."""
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` that shares nothing with it.
+
+    `copy.deepcopy` refuses tensors with a history, such as the weights that `weight_norm` computed in the last pass.
+    """
+    given = [value for module in model.modules() for value in vars(module).values()]
+    computed = [value for value in given if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def own_dtype(model: nn.Module) -> torch.dtype:
+    """Return the type of the images that a model takes: float64 where all its weights are, and float32."""
+    kinds = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    return torch.float64 if kinds == {torch.float64} else torch.float32
 
 
 @contextlib.contextmanager

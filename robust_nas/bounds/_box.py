@@ -154,6 +154,8 @@ class Box(Tensor):
             raise NoRule(name)
         if not _accepts(rule, len(args), tuple(kwargs)):
             raise NoRule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})")
+        if in_autocast():
+            raise NoRule(f"{name} under autocast, which rounds to fewer digits")
         operands = _arguments(rule)[: 2 if rule in OF_TWO else 1]
         others = [value for key, value in kwargs.items() if key not in operands]
         if _any_box([*args[len(operands) :], *others]):
@@ -198,6 +200,11 @@ class NoRule(InputError):
         super().__init__(
             f"Bounds have no sound rule for {operation}; what is to be certified must be made of other operations."
         )
+
+
+def in_autocast() -> bool:
+    """Whether operations are computed in lower precision than their arguments, on any device."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def _any_box(values: Sequence[Any]) -> bool:

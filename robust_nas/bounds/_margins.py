@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks._model_state import own_dtype
 from robust_nas.bounds import LinearMargins
-from robust_nas.bounds._box import Box
+from robust_nas.bounds._box import Box, in_autocast
 from robust_nas.bounds._graph import Leaf, MixedImages, Node, largest_value, lower_bound
 from robust_nas.bounds._memory import TooManyImages, limited, memory
 from robust_nas.errors import InputError
@@ -61,10 +63,7 @@ def margin_bounds(
         source: the network's input; without it, slopes are None, and the offsets are bounds over the whole box.
         bound: bounds linear functions of the logits.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-        raise InputError(
-            "Bounds need a model that maps images to one tensor of logits [B, K]; wrap the model so that it does."
-        )
+    check_logits(logits, len(labels))
     batch, num_classes = logits.shape
     if not ((labels >= 0) & (labels < num_classes)).all():
         raise InputError(f"Labels must be from 0 to {num_classes - 1}, the model's classes, but got others.")
@@ -108,8 +107,9 @@ def in_chunks(
     `model` is used in evaluation mode and left as it was.
 
     Raises:
-        InputError: for images outside [0, 1], or labels that do not go with the images.
+        InputError: for images outside [0, 1], labels that do not go with the images, or what `check_arithmetic` raises.
     """
+    check_arithmetic(model)
     check_images(images)
     if len(images) == 0 or labels.shape != images.shape[:1]:
         raise InputError(
@@ -144,6 +144,48 @@ def in_chunks(
     )
 
 
+def check_arithmetic(model: nn.Module) -> None:
+    """Raise InputError for a model that does not compute in float32 or float64, as what is proved about it does.
+
+    Within autocast, or with weights of fewer digits, its answers are another function's.
+    """
+    if in_autocast():
+        raise InputError(
+            "Bounds and exports are of a network in its own precision, but autocast is on, which computes in a lower "
+            "one; call this outside of torch.autocast."
+        )
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"Bounds and exports need a model in float32 or float64, but its '{name}' is {tensor.dtype}; "
+                "convert it with model.float() and take that."
+            )
+
+
+def own_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits [B, K] of images [B, C, H, W] in the model's own arithmetic, without gradients.
+
+    Raises:
+        InputError: if what it returns is none.
+    """
+    logits: Any
+    with torch.no_grad():
+        # A copy: a network may change its input in place.
+        logits = model(images.detach().to(own_dtype(model), copy=True))
+    check_logits(logits, len(images))
+    return logits
+
+
+def check_logits(logits: Any, num_images: int) -> None:
+    """Raise InputError unless what a model returned is one tensor [B, K]."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_images:
+        found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise InputError(
+            f"Bounds need a model that maps images to one tensor of logits [B, K], but for {num_images} images it "
+            f"returned {found}; wrap the model so that it does."
+        )
+
+
 def _check_at_image(found: LinearMargins, clean: Tensor) -> None:
     """Raise InputError if a bound is above the margin of the image itself, which is in the ball."""
     excess = torch.where(clean.isposinf(), -torch.inf, found.offsets - clean)
@@ -170,8 +212,10 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
         tensors for module, _ in modes for tensors in (module._parameters, module._buffers) if tensors
     ]
     given = [dict(tensors) for tensors in slots]
+    # What the network writes to, or computes into its attributes (`weight_norm` does), are copies too.
+    plain = [(vars(module), name, value) for module, _ in modes for name, value in _tensors(vars(module))]
     converted = {
-        tensor: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        tensor: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
         for tensors in given
         for tensor in tensors.values()
         if tensor is not None
@@ -188,9 +232,15 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
         for tensors, before in zip(slots, given, strict=True):
             tensors.clear()
             tensors.update(before)
+        for attributes, name, value in plain:
+            attributes[name] = value
         for module, training in modes:
             if module.training != training:
                 module.training = training
+
+
+def _tensors(attributes: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in attributes.items() if isinstance(value, Tensor)]
 
 
 class Settings(Protocol):

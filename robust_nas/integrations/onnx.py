@@ -9,7 +9,6 @@ float32, in as few kinds of operations as possible (`_onnx_graph` says why). Nee
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import intake
+from robust_nas.attacks._model_state import copied
+from robust_nas.bounds._margins import check_arithmetic
 from robust_nas.errors import InputError
 from robust_nas.run_dir import atomic_path
 from robust_nas.seeds import generator_at
@@ -88,7 +89,8 @@ def export_onnx(
             f"{list(points.shape)}."
         )
     intake.check_model(model)
-    network = copy.deepcopy(model).cpu().float().eval()
+    check_arithmetic(model)
+    network = copied(model).cpu().float().eval()
     num_classes, _ = intake.check_outputs(network, points[:1])
     written = _traced(network, shape)
     with atomic_path(path) as temporary:
@@ -129,7 +131,7 @@ def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> ModelProto:
                 model.graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
             )
         onnx.checker.check_model(model, full_check=True)
-    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
+    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter's own says at which step it was, its first cause says why
             cause = cause.__cause__
@@ -176,7 +178,7 @@ def classify(path: Path | str, images: Tensor) -> Tensor:
 
 
 def _logits(model: nn.Module, points: Tensor) -> Tensor:
-    network = copy.deepcopy(model).cpu().float().eval()
+    network = copied(model).cpu().float().eval()
     with torch.no_grad():
         return torch.cat([network(chunk) for chunk in points.detach().cpu().float().split(128)])
 
