@@ -36,10 +36,11 @@ from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation import wilson_interval
+from robust_nas.pixels import unit_images
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.seeds import generator_at
-from robust_nas.threat import Norm, Pixels, check_images, check_pixels
+from robust_nas.threat import Norm, Pixels, check_pixels
 
 ABSTAIN = -1
 """The answer of a smoothed classifier that abstains."""
@@ -231,7 +232,7 @@ class SmoothedClassifier:
         Raises:
             InputError: for images outside [0, 1], or a model that is no classifier of single images.
         """
-        check_images(images)
+        images = unit_images(images)
         if len(images) == 0:
             raise InputError("predict needs at least one image, but got none.")
         sampler = _Sampler(self.model, self.smoothing, images[:1], seed)

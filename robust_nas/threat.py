@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, get_args
 from pydantic import BeforeValidator
 
 from robust_nas.errors import InputError
-from robust_nas.pixels import parse_pixels
+from robust_nas.pixels import parse_pixels, unit_images
 
 if TYPE_CHECKING:
     import torch
@@ -95,33 +95,16 @@ class ThreatModel:
         """Return the allowed images around each of `images` [B, C, H, W].
 
         Raises:
-            InputError: if `images` are not floating point numbers in [0, 1].
+            InputError: if `images` are none.
         """
-        check_images(images)
         kinds: dict[str, type[LinfBall | L2Ball | L1Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
-        return kinds[self.norm](images, self.epsilon)
+        return kinds[self.norm](unit_images(images), self.epsilon)
 
     def lengths(self, delta: Tensor) -> Tensor:
         """Return the norm of each change [B, C, H, W] in double precision, [B]."""
         order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[self.norm]
         lengths: Tensor = delta.double().flatten(1).norm(p=order, dim=1)
         return lengths
-
-
-def check_images(images: Tensor) -> None:
-    """Raise InputError unless `images` is a [B, C, H, W] floating point tensor with values in [0, 1]."""
-    if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(
-            f"Images must be floating point numbers [B, C, H, W], but got {images.dtype} of shape {list(images.shape)}."
-        )
-    if images.numel() == 0:
-        return
-    low, high = (float(value) for value in images.detach().aminmax())
-    if not (low >= 0.0 and high <= 1.0):
-        raise InputError(
-            f"Images must be in [0, 1], but got values from {low:g} to {high:g}; "
-            "divide by 255, and leave normalisation to the model."
-        )
 
 
 class Ball(Protocol):

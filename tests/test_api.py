@@ -91,7 +91,7 @@ def test_an_argument_of_another_kind_costs_a_sentence_that_says_what_to_give() -
         (lambda: rn.build_ensemble([model], data, threat)): "such as data.test",
         (lambda: rn.build_ensemble({"a": model}, data.test, threat)): r"list\(run\.models\.values\(\)\), but got dict",
         (lambda: rn.build_ensemble([], data.test, threat)): "list without models",
-        (lambda: rn.Ensemble([model]).predict(data.test[:2].pixels)): "floating point",
+        (lambda: rn.Ensemble([model]).predict(data.test[:2])): "must be a tensor .*but got ImageSet",
     }.items():
         with pytest.raises(InputError, match=message):
             call()

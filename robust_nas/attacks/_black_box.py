@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from robust_nas.attacks import check_norm
 from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, scores
 from robust_nas.errors import InputError
+from robust_nas.pixels import class_labels, unit_images, unit_images_and_labels
 from robust_nas.seeds import generator_at
-from robust_nas.threat import Norm, ThreatModel, check_images
+from robust_nas.threat import Norm, ThreatModel
 
 # Starts are looked for at these shares of the longest way, one after the other, in noise that is smooth or not: an
 # image that white noise leaves in its class (on MNIST, all noise looks like an 8) is moved by smooth noise.
@@ -112,7 +113,7 @@ class HardLabelAttack(ABC):
         Args:
             predict: returns a label [M] for each of M images. It is given arrays if `images` is an array, else tensors,
                 shaped like `images` but for the first dimension.
-            images: [B, ...], floating point numbers in [0, 1].
+            images: [B, ...], as `pixels.stored_images` takes them.
             labels: [B], what a found image is not classified as.
             norm: of the distance, "l2" or "linf".
             seed: of all random directions.
@@ -123,9 +124,10 @@ class HardLabelAttack(ABC):
         """
         if norm not in ("l2", "linf"):
             raise InputError(f"{type(self).__name__} is for linf and l2, but got '{norm}'; use another attack instead.")
-        originals = torch.as_tensor(images).detach()
-        check_images(originals if originals.ndim == 4 else originals.reshape(len(originals), 1, 1, -1))
-        labels = torch.as_tensor(labels, device=originals.device)
+        given = torch.as_tensor(images).detach()
+        shaped = given if given.ndim == 4 else given.reshape(len(given), 1, 1, -1)
+        originals = unit_images(shaped).reshape(given.shape)
+        labels = class_labels(torch.as_tensor(labels, device=originals.device), len(originals))
         as_given = (lambda points: points) if isinstance(images, Tensor) else Tensor.numpy
         # Samples do not depend on each other: as many together as memory has room for.
         together = max(1, _MOST_NUMBERS // (max(self.directions, self.starts) * max(originals[:1].numel(), 1)))
@@ -154,7 +156,7 @@ class HardLabelAttack(ABC):
         is projected onto the ball, where it is as a rule classified correctly.
         """
         check_norm(self, threat)
-        images = images.detach()
+        images, labels = unit_images_and_labels(images, labels)
         ball = threat.around(images)
 
         def predict(points: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from robust_nas.attacks._model_state import (
     per_sample,
     superseded,
 )
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import ThreatModel
 
 APGDLoss = Literal["cross_entropy", "dlr"]
@@ -94,7 +95,7 @@ class APGD:
         seed: int = 0,
     ) -> Tensor:
         """Return what `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
-        images = images.detach()
+        images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()
         # The random starts of l1 lie in the largest of its balls.

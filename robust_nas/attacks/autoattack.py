@@ -13,6 +13,7 @@ from robust_nas.attacks._model_state import check_at_least, check_finite, frozen
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.square import Square
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.seeds import seed_at
 from robust_nas.threat import Norm, ThreatModel
 
@@ -68,12 +69,13 @@ class AutoAttack:
         Raises:
             InputError: for a model with fewer than 4 classes, which the targeted ratio compares.
         """
-        found = images.detach().clone()
+        images, labels = unit_images_and_labels(images, labels)
+        found = images.clone()
         if len(found) == 0:
             return found
         left = torch.arange(len(found), device=found.device)
         for number, attack in enumerate((None, *self.attacks(threat.norm))):
-            originals, own = images.detach()[left], labels[left]
+            originals, own = images[left], labels[left]
             points = (
                 originals
                 if attack is None

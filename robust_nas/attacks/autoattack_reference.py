@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robust_nas.attacks import check_classes
 from robust_nas.attacks._model_state import check_choice, check_finite, frozen, scores
 from robust_nas.errors import InputError
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import ThreatModel
 
 Version = Literal["standard", "plus", "rand"]
@@ -58,7 +59,7 @@ class AutoAttackReference:
         """
         from pyautoattack import AutoAttack
 
-        images = images.detach()
+        images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()
         ball = threat.around(images)

@@ -26,6 +26,7 @@ from robust_nas.attacks._model_state import (
     targeted_margin,
 )
 from robust_nas.errors import InputError
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import Norm, ThreatModel
 
 _LARGEST_ALPHA = 0.1  # alpha_max, the most weight of the original image
@@ -73,9 +74,10 @@ class FAB:
 
         A sample leaves the batch with its first misclassified point inside `threat`.
         """
-        found, _ = self._search(model, images.detach(), labels, threat, seed, enough=True)
-        inside = threat.around(images.detach()).contains(found)
-        return choose(inside, found, images.detach())
+        images, labels = unit_images_and_labels(images, labels)
+        found, _ = self._search(model, images, labels, threat, seed, enough=True)
+        inside = threat.around(images).contains(found)
+        return choose(inside, found, images)
 
     def closest(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
@@ -85,7 +87,8 @@ class FAB:
         The distance is 0 where the image itself is misclassified, and infinite, with the image as the point, where
         nothing was found. Epsilon is only the radius of the random restarts.
         """
-        return self._search(model, images.detach(), labels, threat, seed, enough=False)
+        images, labels = unit_images_and_labels(images, labels)
+        return self._search(model, images, labels, threat, seed, enough=False)
 
     def _search(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int, *, enough: bool

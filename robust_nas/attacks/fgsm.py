@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._model_state import BatchNorm, check_choice, check_finite, cross_entropy, frozen, input_gradient
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import Pixels, ThreatModel, check_pixels
 
 
@@ -41,9 +42,9 @@ class FGSM:
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
         """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
+        images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
-            return images.detach().clone()
-        images = images.detach()
+            return images.clone()
         ball = threat.around(images)
         start = ball.at(Draws(images, seed).uniform(images[0].numel() + 1, 0)) if self.random_start else images
         step_size = self.step_size or threat.epsilon * (1.25 if self.random_start else 1.0)

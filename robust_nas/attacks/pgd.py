@@ -25,6 +25,7 @@ from robust_nas.attacks._model_state import (
     scores,
 )
 from robust_nas.errors import InputError
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import Pixels, ThreatModel, check_pixels
 
 PGDLoss = Literal["cross_entropy", "margin", "dlr", "kl"]
@@ -113,7 +114,7 @@ class PGD:
         seed: int = 0,
     ) -> Tensor:
         """Return what `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
-        images = images.detach()
+        images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()
 

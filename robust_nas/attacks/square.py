@@ -24,6 +24,7 @@ from robust_nas.attacks._model_state import (
     scores,
 )
 from robust_nas.errors import InputError
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import ThreatModel
 
 # The share of the image that a square covers is halved after each of these iterations out of 10,000 (the authors'
@@ -91,7 +92,7 @@ class Square:
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
         """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
-        images = images.detach()
+        images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()
         channels, height, width = images.shape[1:]

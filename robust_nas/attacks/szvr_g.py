@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robust_nas.attacks import check_norm
 from robust_nas.attacks._model_state import check_at_least, check_choice, check_finite, frozen, margin, scores
 from robust_nas.errors import InputError
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.seeds import generator_at
 from robust_nas.threat import Norm, Pixels, ThreatModel, check_pixels
 
@@ -102,7 +103,7 @@ class SZVRG:
         Raises:
             InputError: for an l1 threat model.
         """
-        images = images.detach()
+        images, labels = unit_images_and_labels(images, labels)
         check_norm(self, threat)
         if len(images) == 0:
             return images.clone()

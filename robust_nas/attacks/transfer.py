@@ -13,6 +13,7 @@ from robust_nas.attacks._model_state import check_finite, frozen, misclassified,
 from robust_nas.attacks._surrogates import load_surrogates
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
+from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import ThreatModel
 
 
@@ -43,7 +44,7 @@ class Transfer:
         """
         if not self.surrogates:
             raise InputError("Transfer.surrogates must name at least one other model or run folder, but got none.")
-        images = images.detach()
+        images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()
         source = _MeanLogits(load_surrogates(self.surrogates, images.device))

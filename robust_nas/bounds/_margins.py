@@ -16,7 +16,8 @@ from robust_nas.bounds._box import Box, in_autocast
 from robust_nas.bounds._graph import Leaf, MixedImages, Node, largest_value, lower_bound
 from robust_nas.bounds._memory import TooManyImages, limited, memory
 from robust_nas.errors import InputError
-from robust_nas.threat import ThreatModel, check_images
+from robust_nas.pixels import unit_images_and_labels
+from robust_nas.threat import ThreatModel
 
 Precision = Literal["float64", "float32"]
 
@@ -110,15 +111,11 @@ def in_chunks(
         InputError: for images outside [0, 1], labels that do not go with the images, or what `check_arithmetic` raises.
     """
     check_arithmetic(model)
-    check_images(images)
-    if len(images) == 0 or labels.shape != images.shape[:1]:
-        raise InputError(
-            f"Bounds need one label for each of at least one image, but got {len(labels)} for {len(images)}."
-        )
-    if labels.is_floating_point():
-        raise InputError(f"Labels must be whole numbers, but got {labels.dtype}.")
+    images, labels = unit_images_and_labels(images, labels)
+    if len(images) == 0:
+        raise InputError("Bounds need at least one image, but got none.")
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    images = images.detach().to(dtype)
+    images = images.to(dtype)
     parts: list[LinearMargins] = []
     clean: list[Tensor] = []
     done, size = 0, settings.batch_size

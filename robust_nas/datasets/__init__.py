@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from robust_nas.errors import InputError
+from robust_nas.pixels import WHITE, class_labels, stored_images
 from robust_nas.registry import Group
 
 if TYPE_CHECKING:
@@ -67,42 +68,45 @@ class ImageSet:
     """Labelled images, stored as bytes and given out as float32 in [0, 1].
 
     Args:
-        pixels: [N, C, H, W], uint8, from 0 to `max_value`; or what `of` makes of floats.
-        labels: [N], int64.
-        max_value: the byte that stands for 1.0.
+        pixels: [N, C, H, W], uint8, from 0 to `max_value`; or what else `pixels.stored_images` takes: floats in [0, 1]
+            as they are, bool as 0 and 1.
+        labels: [N], whole numbers.
+        max_value: the whole number that stands for 1.0; 1 of floats and bool, whatever is given.
+
+    Raises:
+        InputError: for what are no images, or not their labels.
     """
 
     pixels: Tensor
     labels: Tensor
-    max_value: int = 255
+    max_value: int = WHITE
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_value, bool) or not isinstance(self.max_value, int) or self.max_value < 1:
+            raise InputError(f"ImageSet.max_value must be a whole number of at least 1, but got {self.max_value!r}.")
+        stored, white = stored_images(self.pixels, self.max_value)
+        labels = class_labels(self.labels, len(stored))
+        self._take(stored.float() if stored.is_floating_point() else stored, labels, white)
+
+    def _take(self, pixels: Tensor, labels: Tensor, max_value: int) -> None:
+        for name, value in (("pixels", pixels), ("labels", labels), ("max_value", max_value)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def unchecked(cls, pixels: Tensor, labels: Tensor, max_value: int = WHITE) -> ImageSet:
+        """The set of tensors that are known to be right, such as a part of another set's: nothing is looked at."""
+        made = object.__new__(cls)
+        made._take(pixels, labels, max_value)
+        return made
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor) -> ImageSet:
-        """Return the set of given images [N, C, H, W], floats in [0, 1] or bytes, with their labels [N].
+        """The set of images [N, C, H, W], as `pixels.stored_images` takes them, with their labels [N].
 
         Raises:
-            InputError: if they are no tensors or have another shape, or values outside [0, 1].
+            InputError: for what are no images, or not their labels.
         """
-        import torch
-
-        if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
-            raise InputError(
-                f"Images and labels must be tensors (torch.as_tensor makes them of arrays), but got "
-                f"{type(images).__name__} and {type(labels).__name__}."
-            )
-        if images.dim() != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
-            raise InputError(
-                "Images must be [N, C, H, W] and labels [N] whole numbers, but got "
-                f"{list(images.shape)} and {list(labels.shape)} of {labels.dtype}."
-            )
-        if not images.is_floating_point():
-            return cls(images, labels.long())
-        if not bool(((images >= 0) & (images <= 1)).all()):
-            raise InputError(
-                f"Images must be in [0, 1] (a model normalises its own input), but got values from "
-                f"{float(images.min()):g} to {float(images.max()):g}."
-            )
-        return cls(images.float(), labels.long(), max_value=1)
+        return cls(images, labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,11 +117,11 @@ class ImageSet:
         return self.pixels.float() / self.max_value
 
     def __getitem__(self, index: slice | Tensor) -> ImageSet:
-        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+        return self.unchecked(self.pixels[index], self.labels[index], self.max_value)
 
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the set on another device."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+        return self.unchecked(self.pixels.to(device), self.labels.to(device), self.max_value)
 
     @property
     def device(self) -> torch.device:
@@ -139,10 +143,10 @@ class ImageSet:
             channels = self.pixels.double().transpose(0, 1).flatten(1) / self.max_value
             deviation, mean = torch.std_mean(channels.cpu(), dim=1, correction=0)
             return mean.float(), deviation.clamp_min(1e-3).float()
-        levels = torch.arange(256, dtype=torch.float64) / self.max_value
+        levels = torch.arange(max(256, self.max_value + 1), dtype=torch.float64) / self.max_value
         means, deviations = [], []
         for channel in self.pixels.unbind(dim=1):
-            share = torch.bincount(channel.reshape(-1).int().cpu(), minlength=256) / channel.numel()
+            share = torch.bincount(channel.reshape(-1).int().cpu(), minlength=len(levels)) / channel.numel()
             mean = (share * levels).sum()
             means.append(mean)
             # A channel that never varies is left almost unscaled.
@@ -175,7 +179,8 @@ class ImageSet:
             return self
         shape = (size * height // shorter, size * width // shorter)
         pixels = F.interpolate(self.pixels.float(), shape, mode="bilinear", antialias=True).clamp(0, self.max_value)
-        return replace(self, pixels=pixels if self.pixels.is_floating_point() else pixels.round().to(self.pixels.dtype))
+        stored = pixels if self.pixels.is_floating_point() else pixels.round().to(self.pixels.dtype)
+        return self.unchecked(stored, self.labels, self.max_value)
 
 
 class NetworkData(Protocol):

@@ -141,7 +141,7 @@ class ImageFiles:
         files = self if size is None else replace(self, size=size)
         reader = _Reader(files.paths, files.size, seed)
         for chosen, pixels in zip(indices, _decoded_ahead(reader, indices, self.workers, self.device), strict=True):
-            yield ImageSet(pixels, self.labels[_on(chosen, self.device)])
+            yield ImageSet.unchecked(pixels, self.labels[_on(chosen, self.device)])
 
 
 def random_crop(width: int, height: int, generator: random.Random) -> tuple[int, int, int, int]:
@@ -249,7 +249,7 @@ class ClassFolders:
 
     def indices(self) -> ImageSet:
         """Return an image set of empty images whose labels are their indices: a list to cut parts from."""
-        return ImageSet(torch.empty((len(self.paths), 0), dtype=torch.uint8), torch.arange(len(self.paths)))
+        return ImageSet(torch.empty((len(self.paths), 0, 0, 0), dtype=torch.uint8), torch.arange(len(self.paths)))
 
 
 def _image_files(folder: str) -> list[str]:

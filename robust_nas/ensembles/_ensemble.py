@@ -18,9 +18,10 @@ from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
 from robust_nas.errors import InputError
 from robust_nas.intake import load_weights
+from robust_nas.pixels import unit_images
 from robust_nas.run_dir import atomic_path, read_json, write_json
 from robust_nas.spaces import BuiltFrom
-from robust_nas.threat import ThreatModel, check_images
+from robust_nas.threat import ThreatModel
 
 VERSION = 1
 """The form of a saved ensemble's config.json."""
@@ -73,9 +74,9 @@ class Ensemble(nn.Module):
         """Return the classes [N] of images [N, C, H, W], in evaluation mode, as the weights were fitted in.
 
         Raises:
-            InputError: for images outside [0, 1], or of whole numbers.
+            InputError: for what are no images.
         """
-        check_images(images)
+        images = unit_images(images)
         modes = [(module, module.training) for module in self.modules()]
         try:
             classes: Tensor = self.eval()(images).argmax(1)

@@ -14,7 +14,8 @@ from torch import Tensor
 from robust_nas.bounds import LinearMargins
 from robust_nas.ensembles import EnsembleWeights, common_images
 from robust_nas.errors import InputError
-from robust_nas.threat import Ball, Norm, ThreatModel, check_images
+from robust_nas.pixels import unit_images
+from robust_nas.threat import Ball, Norm, ThreatModel
 
 Hinge = Literal["target", "example"]
 Array = NDArray[np.float64]
@@ -242,8 +243,7 @@ def _allowed(images: Tensor, threat: ThreatModel) -> Ball | tuple[Tensor, Tensor
     """Return the changes that keep `images` in the ball and in [0, 1]."""
     if threat.norm != "linf":
         return threat.around(images)
-    check_images(images)
-    pixels = images.double().flatten(1)
+    pixels = unit_images(images).double().flatten(1)
     down, up = (room.clamp_max(threat.epsilon) for room in (pixels, 1 - pixels))
     return (up - down) / 2, (up + down) / 2
 

@@ -41,11 +41,12 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import file_name
 from robust_nas.integrations.onnx import TOLERANCE, classify, export_onnx, require_packages
 from robust_nas.pipeline import Job, load_models_and_ensembles
+from robust_nas.pixels import unit_images
 from robust_nas.progress import Progress
 from robust_nas.recipe import CertificationPlan, certification_from
 from robust_nas.run_dir import write_json, write_text
 from robust_nas.seeds import generator_at
-from robust_nas.threat import ThreatModel, check_images
+from robust_nas.threat import ThreatModel
 
 TIMEOUT = 300
 """Seconds that an instance asks a verifier to take at most."""
@@ -71,7 +72,7 @@ def write_vnnlib(path: Path | str, image: Tensor, label: int, num_classes: int, 
         InputError: for a norm other than linf, an image of another form, or a label that is no class.
     """
     _check_box(threat)
-    check_images(image.unsqueeze(0))
+    image = unit_images(image.unsqueeze(0)).squeeze(0)
     if not 0 <= label < num_classes or num_classes < 2:
         raise InputError(f"A label must be one of at least two classes, but got {label} of {num_classes}.")
     box = _box(image, threat.epsilon)

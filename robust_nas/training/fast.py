@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from robust_nas.attacks._model_state import BatchNorm, check_choice, check_finite, cross_entropy, frozen, input_gradient
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.errors import InputError
+from robust_nas.pixels import unit_images
 from robust_nas.seeds import generator_at
-from robust_nas.threat import Pixels, check_images, check_pixels
+from robust_nas.threat import Pixels, check_pixels
 from robust_nas.training import Batch
 
 Start = Literal["uniform", "none", "n_fgsm"]
@@ -87,9 +88,9 @@ class Fast:
 
     def _from_noise(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the points of N-FGSM [B, C, H, W], in [0, 1]."""
-        check_images(batch.images)
+        images = unit_images(batch.images)
         # The gradient is taken at an image too: as in the authors' code, the noise is clipped to [0, 1] before it.
-        start = (batch.images + _uniform(batch, 2 * batch.threat.epsilon, "n_fgsm")).clamp(0, 1)
+        start = (images + _uniform(batch, 2 * batch.threat.epsilon, "n_fgsm")).clamp(0, 1)
         with frozen(model, self.batch_norm):
             logits, _, gradient = input_gradient(model, start, batch.labels, cross_entropy)
         points = (start + (self.step_size or batch.threat.epsilon) * gradient.sign()).clamp(0, 1)

@@ -425,7 +425,7 @@ def test_wrong_arguments_are_refused() -> None:
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(2, 4, 1, 1)
     with pytest.raises(InputError, match="from 0 to 2"):
         Interval().margins(model, images, torch.tensor([0, 3]), THREAT)
-    with pytest.raises(InputError, match="one label for each"):
+    with pytest.raises(InputError, match="one for each of 2 images"):
         Interval().margins(model, images, torch.tensor([0]), THREAT)
     with pytest.raises(InputError, match=r"logits \[B, K\]"):
         Interval().margins(nn.Identity(), images, torch.tensor([0, 1]), THREAT)

@@ -256,6 +256,16 @@ def test_images_outside_the_unit_interval_are_refused(attack: Attack) -> None:
     images, labels = batch(model)
     with pytest.raises(InputError, match="divide by 255"):
         attack.perturb(model, images * 255, labels, THREATS[0])
+    with pytest.raises(InputError, match="one for each of 5 images"):
+        attack.perturb(model, images, labels.float(), THREATS[0])
+
+
+def test_bytes_are_attacked_as_what_they_stand_for(attack: Attack) -> None:
+    model = network()
+    stored = (batch(model)[0] * 255).byte()
+    labels = model(stored / 255).argmax(1)
+    found = attack.perturb(model, stored, labels, THREATS[0], seed=3)
+    assert torch.equal(found, attack.perturb(model, stored / 255, labels, THREATS[0], seed=3))
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -58,7 +58,7 @@ def grey(values: list[int], labels: list[int] | None = None) -> ImageSet:
     """Return one-pixel images of 1000 shades, labelled by the threshold unless told otherwise."""
     pixels = torch.tensor(values, dtype=torch.int32).view(-1, 1, 1, 1)
     own = [int(value > 500) for value in values]
-    return ImageSet(pixels, torch.tensor(own if labels is None else labels), 1000)
+    return ImageSet(pixels, torch.tensor(own if labels is None else labels, dtype=torch.int64), 1000)
 
 
 SHADES = [100, 380, 420, 470, 540, 570, 590, 650, 900, 950]

@@ -99,5 +99,6 @@ def _unzip(archive: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as content:
             return content.read(name)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    # A file that is encrypted, or compressed in a way of its own, raises the last two.
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{archive} is damaged ({error}); get it again.") from None
