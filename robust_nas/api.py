@@ -18,6 +18,7 @@ from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
+from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
 from robust_nas.evaluation import Evaluation
 from robust_nas.progress import Progress
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from robust_nas.training import Method
 
 
+@unchanged_process()
 def search(
     space: Space | str, data: Dataset, threat: ThreatModel, *, method: str = "dirichlet", seed: int = 0, **options: Any
 ) -> SearchResult:
@@ -46,6 +48,7 @@ def search(
     return found
 
 
+@unchanged_process()
 def derive(
     found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, *, seed: int = 0, **options: Any
 ) -> list[AnyArchitecture]:
@@ -55,6 +58,7 @@ def derive(
     return [candidate.architecture for candidate in candidates[: plan.count]]
 
 
+@unchanged_process()
 def train(
     architecture: AnyArchitecture | str | nn.Module,
     data: Dataset,
@@ -142,6 +146,7 @@ def evaluate(
 ) -> Evaluation: ...
 
 
+@unchanged_process()
 def evaluate(
     model: nn.Module,
     *given: Any,
@@ -181,16 +186,20 @@ def evaluate(
         )
     intake.check_model(model)
     for note in evaluation.notes(model, data, seed):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # the caller's line; between are this function and its decorator
     if folder is None:
         return evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed)
-    stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), Progress(), Path(folder))
+    place = RunDir(Path(folder))
+    place.path.mkdir(parents=True, exist_ok=True)
+    place.lock()
+    stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), Progress(), place.path)
     result = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=stage)
     result.save(folder, name)
     stage.finish()
     return result
 
 
+@unchanged_process()
 def certify(
     model: nn.Module,
     data: ImageSet,
@@ -212,6 +221,7 @@ def certify(
     return certify_model(model, data, threat, bound=chosen, epsilons=epsilons, batch_size=batch_size)
 
 
+@unchanged_process()
 def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedClassifier:
     """Return the classifier that answers as `model` does most often under Gaussian noise, with l2 certificates.
 
@@ -224,6 +234,7 @@ def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedC
     return SmoothedClassifier(model, config.build(Smoothing, {"sigma": sigma, **options}, "smooth"))
 
 
+@unchanged_process()
 def build_ensemble(
     models: Sequence[nn.Module],
     validation: ImageSet,
@@ -247,6 +258,7 @@ def build_ensemble(
     return Ensemble(list(models)).fit(validation, threat, rule=rule, bound=bound, **options).eval()
 
 
+@unchanged_process()
 def write_report(path: Path | str) -> Path:
     """Write the report of a run folder, as far as its stages have run, or of attacked models, and return its place."""
     from robust_nas import report
@@ -256,6 +268,7 @@ def write_report(path: Path | str) -> Path:
     return report.write_report(RunDir.open(path))
 
 
+@unchanged_process()
 def run(name: str, *overrides: str, out: Path | str = "runs", data_root: Path | None = None) -> Run:
     """Run a recipe in a new run folder, as `robust-nas run` does, and return it."""
     job = pipeline.start(load_recipe(name, overrides, data_root=data_root), Path(out), Progress(), [name, *overrides])
@@ -286,6 +299,7 @@ class Run:
         return read_json(self.path / stage_file)
 
 
+@unchanged_process()
 def load_run(path: Path | str) -> Run:
     """Return the models and records of a run folder whose training is finished."""
     folder = RunDir.open(path)
@@ -323,7 +337,7 @@ def _check_trainable(model: nn.Module, data: Dataset) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("The module has no parameter that requires a gradient; there is nothing to train.")
     for note in notes:
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, stacklevel=4)
 
 
 def _stage(name: str, seed: int, data: Dataset) -> Stage:

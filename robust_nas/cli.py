@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from robust_nas import __version__, table_cli
 from robust_nas.commands import Commands, argument
+from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
 
 T = TypeVar("T")
@@ -40,7 +41,8 @@ def main() -> None:
         if words == ["--version"]:
             print(f"robust-nas {__version__}")
         else:
-            app.run(words)
+            with unchanged_process():
+                app.run(words)
     except InputError as error:
         _fail(str(error), error)
     except KeyboardInterrupt:

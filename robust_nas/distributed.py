@@ -50,6 +50,17 @@ def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connectio
         sender.close()
 
 
+def in_group() -> bool:
+    """Whether this process has joined a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def leave_group() -> None:
+    """Leave the process group; nothing may be reduced afterwards."""
+    if in_group():
+        dist.destroy_process_group()
+
+
 class _Mean(torch.autograd.Function):
     """See `World.mean_through`."""
 
@@ -116,8 +127,8 @@ class World:
 
     def stop(self) -> None:
         """Leave the group; nothing may be reduced afterwards."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        if self.size > 1:
+            leave_group()
 
     @property
     def is_main(self) -> bool:

@@ -270,6 +270,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_LOCKED: list[RunDir] = []
+
+
+def locked_folders() -> list[RunDir]:
+    """Return the folders that this process has locked."""
+    return list(_LOCKED)
+
+
 @dataclass
 class RunDir:
     """A run folder on disk."""
@@ -319,6 +327,7 @@ class RunDir:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
+        _LOCKED.append(self)
         # What a process that was killed while writing has left.
         for temporary in self.path.rglob(".*.*"):
             if temporary.is_file():
@@ -328,6 +337,8 @@ class RunDir:
         """Let other processes work on this run."""
         if self._lock:
             self._lock.close()
+        if self in _LOCKED:
+            _LOCKED.remove(self)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -16,6 +16,7 @@ from robust_nas.bounds import Bound
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
+from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
 from robust_nas.intake import load_weights
 from robust_nas.pixels import unit_images
@@ -85,6 +86,7 @@ class Ensemble(nn.Module):
                 module.training = training
         return classes
 
+    @unchanged_process()
     def fit(
         self,
         validation: ImageSet,
@@ -155,6 +157,7 @@ class Ensemble(nn.Module):
         return folder
 
     @classmethod
+    @unchanged_process()
     def load(cls, folder: Path | str, members: Sequence[nn.Module] | None = None) -> Self:
         """Return the ensemble that `save` wrote, on the CPU and in evaluation mode.
 

@@ -21,6 +21,7 @@ from torch import nn
 from robust_nas import config
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.datasets import Dataset, DataSource
+from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError, suggest
 from robust_nas.intake.diagnosis import check_model
 from robust_nas.intake.preparation import Normalised
@@ -30,6 +31,7 @@ from robust_nas.seeds import seeded
 from robust_nas.spaces import Space, described
 
 
+@unchanged_process()
 def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module]:
     """Return the models that `spec` names, by name, in evaluation mode on `device`.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robust_nas import intake
 from robust_nas.attacks._model_state import copied
 from robust_nas.bounds._margins import check_arithmetic
+from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
 from robust_nas.run_dir import atomic_path
 from robust_nas.seeds import generator_at
@@ -64,6 +65,7 @@ class Exported:
     largest_difference: float
 
 
+@unchanged_process()
 def export_onnx(
     model: nn.Module, path: Path | str, image_shape: Sequence[int], *, points: Tensor | None = None
 ) -> Exported:

@@ -37,6 +37,7 @@ from robust_nas import __version__, config
 from robust_nas.assessment import data_section
 from robust_nas.datasets import DataSource, ImageSet
 from robust_nas.ensembles import Ensemble
+from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
 from robust_nas.evaluation import file_name
 from robust_nas.integrations.onnx import TOLERANCE, classify, export_onnx, require_packages
@@ -125,6 +126,7 @@ def _decimal(value: float) -> str:
     return digits if "." in digits else f"{digits}.0"
 
 
+@unchanged_process()
 def write_benchmark(
     models: Mapping[str, nn.Module],
     data: ImageSet,
