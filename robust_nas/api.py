@@ -24,6 +24,7 @@ from robust_nas.evaluation import Evaluation
 from robust_nas.progress import Progress
 from robust_nas.recipe import from_table
 from robust_nas.recipe import load as load_recipe
+from robust_nas.registry import allowing_code, named
 from robust_nas.run_dir import RunDir, Stage
 from robust_nas.seeds import seeded
 from robust_nas.smoothing import SmoothedClassifier, Smoothing
@@ -43,7 +44,7 @@ def search(
 ) -> SearchResult:
     """Search `space`; `options` are the search's fields. The result's `best` is the most probable architecture."""
     space = spaces.load(space) if isinstance(space, str) else space
-    chosen = config.build(searches.get(method), options, "search")
+    chosen = config.build(searches.get(method), named(options), "search")
     found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data))
     return found
 
@@ -53,7 +54,7 @@ def derive(
     found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, *, seed: int = 0, **options: Any
 ) -> list[AnyArchitecture]:
     """Return functionally different architectures, best first; `options` are fields of the recipe's [derive]."""
-    plan = config.build(derivation.Derivation, options, "derive")
+    plan = config.build(derivation.Derivation, named(options), "derive")
     candidates = derivation.derive(found, space, data, threat, plan, _stage("derive", seed, data))
     return [candidate.architecture for candidate in candidates[: plan.count]]
 
@@ -93,7 +94,8 @@ def train(
 
     _check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
-    plan = config.build(Training, {**section, **({} if method is None else {"method": method}), **options}, "train")
+    given = named({**({} if method is None else {"method": method}), **options})
+    plan = config.build(Training, {**section, **given}, "train")
     if plan.boosting:
         raise InputError("train.boosting is for runs; name the networks to train beside: beside=[...].")
     if plan.start_from is not None:
@@ -231,7 +233,7 @@ def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedC
     `sigma` is that with which the model was trained (`method="gaussian"`); `options` are the other fields of
     `robust_nas.smoothing.Smoothing`. Certificates are of what `predict` answers, not of the model.
     """
-    return SmoothedClassifier(model, config.build(Smoothing, {"sigma": sigma, **options}, "smooth"))
+    return SmoothedClassifier(model, config.build(Smoothing, named({"sigma": sigma, **options}), "smooth"))
 
 
 @unchanged_process()
@@ -269,11 +271,28 @@ def write_report(path: Path | str) -> Path:
 
 
 @unchanged_process()
-def run(name: str, *overrides: str, out: Path | str = "runs", data_root: Path | None = None) -> Run:
-    """Run a recipe in a new run folder, as `robust-nas run` does, and return it."""
-    job = pipeline.start(load_recipe(name, overrides, data_root=data_root), Path(out), Progress(), [name, *overrides])
-    pipeline.run(job)
-    return load_run(job.folder.path)
+def run(
+    name: str,
+    *overrides: str,
+    out: Path | str = "runs",
+    data_root: Path | None = None,
+    allow_code: bool = False,
+) -> Run:
+    """Run a recipe in a new run folder, as `robust-nas run` does, and return it.
+
+    Args:
+        name: a recipe's name, a path to a .toml file, or a folder with images.
+        overrides: `key=value` assignments, which may name code.
+        out: where the run folder is made.
+        data_root: where the data set's files are.
+        allow_code: whether what else is not robust-nas's own is run where the recipe's file names it.
+    """
+    with allowing_code(allow_code):
+        recipe = load_recipe(name, overrides, data_root=data_root)
+        job = pipeline.start(recipe, Path(out), Progress(), [name, *overrides])
+        pipeline.run(job)
+    # What the recipe's file and the overrides name has run.
+    return load_run(job.folder.path, allow_code=True)
 
 
 @dataclass(frozen=True)
@@ -300,12 +319,18 @@ class Run:
 
 
 @unchanged_process()
-def load_run(path: Path | str) -> Run:
-    """Return the models and records of a run folder whose training is finished."""
+def load_run(path: Path | str, *, allow_code: bool = False) -> Run:
+    """Return the models and records of a run folder whose training is finished.
+
+    Args:
+        path: the folder.
+        allow_code: whether what is not robust-nas's own is run where the folder's files name it.
+    """
     folder = RunDir.open(path)
-    saved = from_table(config.read_toml(folder / "config.toml"), str(folder.path))
-    job = pipeline.Job(saved, folder, World(), Progress(quiet=True))
-    return Run(folder.path, job.data, pipeline.load_models(job), saved.threat)
+    with allowing_code(allow_code):
+        saved = from_table(config.read_toml(folder / "config.toml"), str(folder.path))
+        job = pipeline.Job(saved, folder, World(), Progress(quiet=True))
+        return Run(folder.path, job.data, pipeline.load_models(job), saved.threat)
 
 
 _MADE = {

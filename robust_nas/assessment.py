@@ -35,6 +35,7 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, notes, save_examples
 from robust_nas.pipeline import read_data
 from robust_nas.progress import Progress
+from robust_nas.registry import ModelName, named
 from robust_nas.run_dir import RunDir, Stage, read_json, write_json, write_text
 from robust_nas.threat import ThreatModel
 
@@ -63,7 +64,7 @@ class AttackedModels:
         workers: forked processes that share out the chunks of images on the CPU.
     """
 
-    models: tuple[str, ...]
+    models: tuple[ModelName, ...]
     data: DataSource
     threats: tuple[ThreatModel, ...]
     normalise: str | None = None
@@ -115,9 +116,9 @@ def from_words(
             )
     run = _run_of(models[0])
     of_run = config.read_toml(run / "config.toml") if run else {}
-    table: dict[str, Any] = {"models": list(models), "evaluation": {"strongest": []}}
+    table: dict[str, Any] = {"models": named(list(models)), "evaluation": {"strongest": []}}
     if data is not None:
-        table["data"] = data_section(data)
+        table["data"] = named(data_section(data))
     elif "data" in of_run:
         table["data"] = of_run["data"]
     if data_root is not None:

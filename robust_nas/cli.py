@@ -6,17 +6,20 @@ Wrong input ends in one sentence and exit code 2. Set ROBUST_NAS_TRACEBACK=1 to 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from robust_nas import __version__, table_cli
-from robust_nas.commands import Commands, argument
+from robust_nas.commands import Commands, End, argument
 from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
+from robust_nas.text import visible
 
 T = TypeVar("T")
 
@@ -37,6 +40,10 @@ REPORTED = argument("run", type=Path, metavar="FOLDER", help="a run folder, or o
 def main() -> None:
     """Run the command line."""
     words = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        # Names that the terminal's encoding lacks are written with escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if words == ["--version"]:
             print(f"robust-nas {__version__}")
@@ -45,10 +52,19 @@ def main() -> None:
                 app.run(words)
     except InputError as error:
         _fail(str(error), error)
+    except End:
+        raise
+    except SystemExit as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        _fail(
+            f"{last.filename}, line {last.lineno}, ended the program ({error!r}), which a module that robust-nas runs "
+            "must not do; take that out of it.",
+            error,
+        )
     except KeyboardInterrupt:
         # Runs and simulated searches say themselves how to go on.
         print("robust-nas: Stopped; nothing was half-written.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise End(130) from None
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`); Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,11 +79,11 @@ def main() -> None:
 
 def _fail(message: str, error: BaseException) -> None:
     if os.environ.get("ROBUST_NAS_TRACEBACK"):
-        raise error
+        raise (RuntimeError(message) if isinstance(error, SystemExit) else error) from error.__cause__
     # Under torchrun a mistake may be one rank's alone; mistakes that all ranks find are said by each.
     rank = os.environ.get("RANK", "0")
-    print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{visible(' '.join(message.split()))}", file=sys.stderr)
+    raise End(2)
 
 
 @app.command(
@@ -189,7 +205,7 @@ def _simulate(
             print(found, end="\n\n")
         except KeyboardInterrupt:
             print("Stopped. The same command goes on where it ended.", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise End(130) from None
 
 
 @app.command(RUN)
@@ -201,7 +217,7 @@ def work(run: Path) -> None:
         pipeline.work(run, _progress())
     except KeyboardInterrupt:
         print("Stopped. The trial under way is measured by another process.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise End(130) from None
 
 
 @app.command(RUN)
@@ -275,9 +291,9 @@ def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, ou
         folder = assessment.run(chosen, out, _progress(), sys.argv[1:], budget=budget)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on where it ended.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise End(130) from None
     if os.environ.get("RANK", "0") == "0":
-        print(listing.describe(str(folder)))
+        print(visible(listing.describe(str(folder))))
 
 
 @app.command(
@@ -414,7 +430,7 @@ def info(thing: str) -> None:
     """Say what an architecture, a run folder, a component or a table is."""
     from robust_nas import listing
 
-    print(listing.describe(thing))
+    print(visible(listing.describe(thing)))
 
 
 proxies = Commands("robust-nas proxies", "Score untrained networks; 'robust-nas list proxies' lists the scores.")
@@ -453,7 +469,7 @@ def rank(table: str, words: Sequence[str], out: Path, architectures: int | None,
         print(ranking.text(ranking.run(opened, columns, scoring, out, _progress())))
     except KeyboardInterrupt:
         print("Stopped. The same command goes on where it ended.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise End(130) from None
 
 
 app.add("table", table_cli.app)
@@ -497,7 +513,7 @@ def _finish(job: Any, work: Callable[[Any], T], again: str = "The same command g
         return work(pipeline)
     except KeyboardInterrupt:
         job.say(f"Stopped. {again}")
-        raise SystemExit(130) from None
+        raise End(130) from None
     finally:
         job.folder.unlock()
         job.world.stop()

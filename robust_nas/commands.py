@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from robust_nas.errors import InputError, suggest
+from robust_nas.registry import allowing_code
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -25,6 +26,12 @@ Argument = tuple[tuple[str, ...], dict[str, Any]]
 def argument(*names: str, **options: Any) -> Argument:
     """Return an argument of a command: what `argparse.ArgumentParser.add_argument` takes."""
     return names, options
+
+
+_ALLOW_CODE = argument(
+    "--allow-code", action="store_true", help="run code of others that files name (run folders, recipes, cards, ...)"
+)
+"""Every command has it: what a new one reads is refused as long as it is not given."""
 
 
 class Commands:
@@ -73,9 +80,11 @@ class Commands:
             found.run(rest)
             return
         parser = _Parser(prog=f"{self.program} {name}", description=inspect.getdoc(found), allow_abbrev=False)
-        for names, options in arguments:
+        for names, options in (*arguments, _ALLOW_CODE):
             parser.add_argument(*names, **options)
-        found(**vars(parser.parse_intermixed_args(rest)))
+        given = vars(parser.parse_intermixed_args(rest))
+        with allowing_code(given.pop("allow_code")):
+            found(**given)
 
     def _help(self) -> str:
         width = max(map(len, self._commands))
@@ -88,8 +97,15 @@ class Commands:
         return "\n".join([usage, "", self.about, "", *lines, *(["", self.epilog] if self.epilog else [])])
 
 
+class End(SystemExit):
+    """The end of the program where it is the program itself that ends it, and no code that it runs."""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that raises what the user did wrong."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise End(status)
 
     def error(self, message: str) -> NoReturn:
         message = message[:1].upper() + message[1:]

@@ -21,13 +21,16 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robust_nas.errors import InputError, suggest
-from robust_nas.registry import group_of
+from robust_nas.registry import Named, check_model_name, group_of, holds_models, named
 
 T = TypeVar("T")
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str | None = None) -> T:
     """Return the dataclass `cls` with the values of `section`.
+
+    Code is run for names that are `registry.Named` only, as those of `override` and `component` are; what a file says
+    is not.
 
     Args:
         cls: a dataclass.
@@ -36,7 +39,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str |
         name: the component's, if the section has named it.
 
     Raises:
-        InputError: for an unknown or missing key or a value of the wrong type, naming its place.
+        InputError: for an unknown or missing key, a wrong type, or code that a file names; naming its place.
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in section:
@@ -67,7 +70,7 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
         table = {"name": value} if isinstance(value, str) else value
         if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
             raise InputError(f"{where} must be a name or a table with a 'name', but got {value!r}.")
-        component, options = group.resolve(table)
+        component, options = group.resolve(table, where)
         return build(component, options, where, table.get("name"))
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         if not isinstance(value, Mapping):
@@ -82,6 +85,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} must be a list of {len(kinds)}, but got {value!r}.")
         pairs = zip(kinds, value, strict=True)
         return tuple(_convert(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(pairs))
+    if isinstance(value, str) and any(map(holds_models, (annotation, *arguments))):
+        check_model_name(value, where)
     if origin in (typing.Union, types.UnionType) and type(None) in arguments:
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _convert(inner, value, where)
@@ -106,7 +111,10 @@ def _place(where: str) -> str:
 
 
 def to_dict(component: Any) -> dict[str, Any]:
-    """Return a dataclass as the table that `build` reads: components with their names, nothing that is None."""
+    """Return a dataclass as the table that `build` reads: components with their names, nothing that is None.
+
+    What it names is in memory already, and may be built again: its strings are `registry.Named`.
+    """
     table: dict[str, Any] = {}
     hints = _hints(type(component))
     for field in dataclasses.fields(component):
@@ -120,14 +128,14 @@ def _plain(annotation: Any, value: Any) -> Any:
     if isinstance(value, tuple):
         inner = (typing.get_args(annotation) or (None,))[0]
         return [_plain(inner, item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        return Named(value)
     if not dataclasses.is_dataclass(value):
         return value
     table = to_dict(value)
     choices = typing.get_args(annotation) or (annotation,)
     group = next((group for choice in choices if (group := group_of(choice))), None)
-    return table if group is None else {**group.identity(value), **table}
+    return table if group is None else {**named(group.identity(value)), **table}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -153,6 +161,8 @@ def to_toml(table: Mapping[str, Any]) -> str:
 
 def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Return `table` with `key=value` assignments applied; keys are dotted, values are TOML or plain text.
+
+    The assignments are the user's own: names in them are `registry.Named`.
 
     `train.epochs=3`, `threat.epsilon=8/255`, `search.batch_size=32`, `data=mnist` (a new component drops the old
     one's options).
@@ -188,13 +198,13 @@ def set_key(table: dict[str, Any], key: str, value: Any) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return named(tomllib.loads(f"value = {text}")["value"])
     except tomllib.TOMLDecodeError:
-        return text
+        return Named(text)
 
 
 def component(text: str) -> dict[str, Any]:
-    """Return the table of a component that is written in a word: "pgd[steps=100,loss=margin]".
+    """Return the table of a component that the user has written in a word: "pgd[steps=100,loss=margin]".
 
     Raises:
         InputError: if it is not written like that.
@@ -205,7 +215,7 @@ def component(text: str) -> dict[str, Any]:
         raise InputError(f"A component is written as a name, or as name[key=value,key=value], but got '{text}'.")
     # A comma inside a list or a table separates nothing here.
     assignments = re.split(r",(?=[a-z_.]+=)", settings) if settings else []
-    return override({"name": name}, assignments)
+    return override({"name": Named(name)}, assignments)
 
 
 def _copy(node: Any) -> Any:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, TypeVar
 
+from robust_nas.text import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,7 +26,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Print one line."""
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(visible(message), markup=False, soft_wrap=True)
 
     def steps(self, items: Iterable[T], title: str, *, total: int | None = None, done: int = 0) -> Iterator[T]:
         """Yield `items` while showing how many of `total` are done, `done` of them before this run.

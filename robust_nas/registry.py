@@ -3,17 +3,110 @@
 A component is the one public class of its module that has the group's method. A dotted name is imported as it is,
 so that a plugin can live in anybody's package. Files whose name starts with an underscore are shared code, not
 components. Listing names imports nothing.
+
+What a dotted name imports runs, and a file may be a stranger's: `check_code` lets only those names pass that the person
+at work has written (`Named`), and all of them within `allowing_code`. A string that comes from a file is not `Named`.
 """
 
+import contextlib
 import importlib
+import os
 import pkgutil
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any
 
 from robust_nas.errors import InputError, suggest
 
 _GROUPS: dict[str, "Group"] = {}
+
+_ALLOWED: ContextVar[bool] = ContextVar("code that files name is allowed", default=False)
+
+
+class Named(str):
+    """A name that the person at work has written, in Python or on the command line, or of what is in memory already.
+
+    What it names may run. Strings of files are none, nor is what is made of one (a part, another spelling): a name
+    whose origin was forgotten on its way is refused.
+    """
+
+
+def named(value: Any) -> Any:
+    """Return a value of a call, with tables and lists in it, whose strings are all `Named`."""
+    if isinstance(value, Mapping):
+        return {key: named(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(named, value))
+    return Named(value) if isinstance(value, str) else value
+
+
+@contextlib.contextmanager
+def allowing_code(allowed: bool = True) -> Iterator[None]:
+    """Let files name code, as `--allow-code` does; what was allowed before stays so."""
+    token = _ALLOWED.set(allowed or _ALLOWED.get())
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def check_code(name: str, where: str) -> None:
+    """Raise InputError for code that a file names, unless that is allowed.
+
+    Args:
+        name: the name, as it came.
+        where: what names it, such as a key.
+    """
+    if not isinstance(name, Named) and not _ALLOWED.get():
+        raise InputError(
+            f"{where} names code that is not robust-nas's own, '{name}', which would run. From a file that is taken "
+            "only if you say so: if you trust it, repeat this with --allow-code (in Python, allow_code=True)."
+        )
+
+
+@dataclass(frozen=True)
+class _NamesModels:
+    """The mark of a field of a component whose string names a model, as `intake.load_models` takes it."""
+
+
+ModelName = Annotated[str, _NamesModels()]
+"""The type of such a field; `config.build` refuses code in it that a file names."""
+
+
+def holds_models(annotation: Any) -> bool:
+    """Whether an annotation is `ModelName`."""
+    return any(isinstance(mark, _NamesModels) for mark in getattr(annotation, "__metadata__", ()))
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The parts of a model's name, PLACE:ATTRIBUTE@WEIGHTS, of which the weights may be missing."""
+
+    place: str
+    attribute: str
+    weights: str | None
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the place is somebody's module or file, and not torchvision."""
+        return self.place != "torchvision"
+
+
+def model_parts(name: str) -> ModelParts | None:
+    """Return the parts of a model's name; None if it has none, as a run folder's."""
+    found = re.fullmatch(r"(.+?):([\w.]+(?:\?[^@]*)?)(?:@(.+))?", name)
+    return ModelParts(*found.groups()) if found else None
+
+
+def check_model_name(name: str, where: str) -> None:
+    """Raise InputError for the name of a model, as `intake.load_models` takes it, that `check_code` refuses."""
+    parts = model_parts(name)
+    if parts is not None and parts.runs_code:
+        check_code(name, where)
 
 
 @dataclass(frozen=True)
@@ -39,16 +132,30 @@ class Group:
         return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
 
     def get(self, name: str) -> type[Any]:
-        """Return the component class called `name`.
+        """Return the component class called `name`, by whoever calls this: a name in a file is for `component`.
 
         Raises:
             InputError: if there is no such component, or its module does not define exactly one.
         """
+        return self.component(Named(name), self.package)
+
+    def component(self, name: str, where: str) -> type[Any]:
+        """Return the component class called `name`; a dotted one only if `check_code` lets it pass.
+
+        Args:
+            name: the name, as it came.
+            where: what names it, such as a key.
+
+        Raises:
+            InputError: if it is refused, or for what `get` raises.
+        """
         dotted = "." in name
-        if not dotted and name not in self.names():
+        if dotted:
+            check_code(name, where)
+        elif name not in self.names():
             raise InputError(f"{self.package} has no '{name}'. {suggest(name, self.names())}")
         try:
-            module = importlib.import_module(name if dotted else f"{self.package}.{name}")
+            module = _import(name) if dotted else importlib.import_module(f"{self.package}.{name}")
         except ModuleNotFoundError as error:
             if not dotted or not name.startswith(str(error.name)):
                 raise
@@ -70,13 +177,31 @@ class Group:
             )
         return found[0]
 
-    def resolve(self, table: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
+    def resolve(self, table: Mapping[str, Any], where: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the component class that a table names, and its options: those of the table, and of what it names."""
-        return self.get(table["name"]), {key: value for key, value in table.items() if key != "name"}
+        return self.component(table["name"], where), {key: value for key, value in table.items() if key != "name"}
 
     def identity(self, component: object) -> dict[str, str]:
         """Return what names a component in its table, beside its options."""
         return {"name": name_of(component)}
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module from where Python finds modules, or from the current folder, which it need not look into."""
+    folder = os.getcwd()
+    if {folder, ""} & {*sys.path}:
+        return importlib.import_module(name)
+    sys.path.append(folder)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except BaseException:
+        sys.path.remove(folder)
+        raise
+    # What is in the folder may import its neighbours later.
+    if not str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
+        sys.path.remove(folder)
+    return module
 
 
 def group_of(annotation: Any) -> Group | None:

@@ -338,7 +338,7 @@ def _objectives(table: Table, objectives: Sequence[str], dataset: str | None) ->
         )
     column = table.column(labels[0], **_criteria(dataset))
     skeleton = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in column.skeleton.split(","))}
-    space = spaces.load(column.space, **skeleton)
+    space = spaces.described({"name": column.space, **skeleton})
     if not isinstance(space, CellSpace):
         raise InputError(f"Searches are simulated in cell spaces, but the table {table.name} is of {column.space}.")
     columns = {label: table.values(label, **_criteria(dataset)) for label in labels}

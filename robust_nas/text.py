@@ -1,9 +1,31 @@
-"""Text for terminals."""
+"""Text for terminals and pages."""
 
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
+
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Marks that change the order in which what follows is read."""
+
+
+def visible(text: str, *, keep: str = "\n\t") -> str:
+    r"""Return text in which nothing acts instead of being shown.
+
+    Control characters, marks of direction and bytes that are no UTF-8 (as file names may have) become escapes such as
+    \x1b, but for those in `keep`; all other text, of whatever script, is as it was.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"  # a byte, as `surrogateescape` reads it
+    acts = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
+    return character.encode("unicode_escape", "surrogatepass").decode() if acts else character
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:

@@ -14,6 +14,7 @@ from robust_nas.attacks._surrogates import load_surrogates
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
 from robust_nas.pixels import unit_images_and_labels
+from robust_nas.registry import ModelName
 from robust_nas.threat import ThreatModel
 
 
@@ -30,7 +31,7 @@ class Transfer:
         attack: what is run on them; one that needs gradients may, as theirs are known.
     """
 
-    surrogates: tuple[str | InstanceOf[nn.Module], ...] = ()
+    surrogates: tuple[ModelName | InstanceOf[nn.Module], ...] = ()
     attack: Attack = field(default_factory=PGD)
 
     def perturb(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from robust_nas.errors import InputError
 from robust_nas.pixels import WHITE, class_labels, stored_images
-from robust_nas.registry import Group
+from robust_nas.registry import Group, named
 
 if TYPE_CHECKING:
     import torch
@@ -277,5 +277,5 @@ def load(name: str, **options: Any) -> Dataset:
     """Load a data set by name: `datasets.load("cifar10", root="data", train_size=5000)`."""
     from robust_nas import config
 
-    source: DataSource = config.build(get(name), options, "data")
+    source: DataSource = config.build(get(name), named(options), "data")
     return source.load_splits()

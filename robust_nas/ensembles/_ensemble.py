@@ -20,6 +20,7 @@ from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
 from robust_nas.intake import load_weights
 from robust_nas.pixels import unit_images
+from robust_nas.registry import named
 from robust_nas.run_dir import atomic_path, read_json, write_json
 from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel
@@ -113,7 +114,7 @@ class Ensemble(nn.Module):
                 f"Options such as {next(iter(options))} are for a rule that is given by its name; set them in {rule}."
             )
         chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
-        fits = config.build(ensembles.get(rule), options, "ensemble") if isinstance(rule, str) else rule
+        fits = config.build(ensembles.get(rule), named(options), "ensemble") if isinstance(rule, str) else rule
         shape = validation.image_shape
         self.fitted = fits.fit(
             [chosen.margins(member, validation.images, validation.labels, threat) for member in self.members],

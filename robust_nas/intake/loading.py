@@ -26,6 +26,7 @@ from robust_nas.errors import InputError, suggest
 from robust_nas.intake.diagnosis import check_model
 from robust_nas.intake.preparation import Normalised
 from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
+from robust_nas.registry import ModelParts, model_parts
 from robust_nas.run_dir import RunDir, read_json
 from robust_nas.seeds import seeded
 from robust_nas.spaces import Space, described
@@ -35,7 +36,8 @@ from robust_nas.spaces import Space, described
 def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module]:
     """Return the models that `spec` names, by name, in evaluation mode on `device`.
 
-    What is not read from weights is initialised from a fixed seed.
+    What is not read from weights is initialised from a fixed seed. A module or a file that is named is run: where a
+    name is from a file, `registry.check_model_name` comes first.
 
     Args:
         spec: a run folder, weights in one, "module:attribute" or "torchvision:NAME", as in `robust_nas.intake`.
@@ -53,7 +55,7 @@ def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module
 
 
 def _named(spec: str) -> dict[str, nn.Module]:
-    path, parts = Path(spec).expanduser(), _parts(spec)
+    path, parts = Path(spec).expanduser(), model_parts(spec)
     if path.is_dir():
         return _of_run(path)
     if (path.is_file() and path.suffix != ".py") or (parts is None and path.suffix in (".safetensors", *PICKLED)):
@@ -63,36 +65,22 @@ def _named(spec: str) -> dict[str, nn.Module]:
             f"{spec} is neither a run folder nor weights in one, nor written as package.module:attribute, "
             "path/to/file.py:attribute or torchvision:NAME."
         )
-    model = _of_torchvision(parts) if parts.place == "torchvision" else _of_module(parts)
-    return {parts.name: model}
+    model = _of_torchvision(parts) if not parts.runs_code else _of_module(parts)
+    return {_name_of(parts): model}
 
 
 def files_of(spec: str) -> list[Path]:
     """Return the files that the models of `spec` are read from, as far as they exist: where they changed, it did."""
-    path, parts = Path(spec).expanduser(), _parts(spec)
+    path, parts = Path(spec).expanduser(), model_parts(spec)
     places = [path, *path.glob("config.toml"), *path.glob("derive.json"), *_weights_in(path)]
     places += [Path(place).expanduser() for place in (parts.place, parts.weights) if place] if parts else []
     return [place.resolve() for place in places if place.is_file()]
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """place:attribute@weights, of which the weights may be missing."""
-
-    place: str
-    attribute: str
-    weights: str | None
-
-    @property
-    def name(self) -> str:
-        """What results call the model."""
-        name = self.attribute.partition("?")[0]
-        return f"{name}@{Path(self.weights).stem}" if self.weights else name
-
-
-def _parts(spec: str) -> _Parts | None:
-    found = re.fullmatch(r"(.+?):([\w.]+(?:\?[^@]*)?)(?:@(.+))?", spec)
-    return _Parts(*found.groups()) if found else None
+def _name_of(parts: ModelParts) -> str:
+    """Return what results call a model."""
+    name = parts.attribute.partition("?")[0]
+    return f"{name}@{Path(parts.weights).stem}" if parts.weights else name
 
 
 # Run folders of ours
@@ -180,7 +168,7 @@ def trained_network(space: Space, architecture: AnyArchitecture, data: Dataset, 
 # Modules of one's own
 
 
-def _of_module(parts: _Parts) -> nn.Module:
+def _of_module(parts: ModelParts) -> nn.Module:
     path = Path(parts.place).expanduser().absolute()
     # A file's neighbours, as `python path/to/file.py` finds them, and what is in the current folder.
     with _importable(Path.cwd(), *([path.parent] if path.suffix == ".py" else [])):
@@ -209,7 +197,7 @@ def _imported(place: str) -> ModuleType:
     try:
         return _run_file(path.resolve()) if place.endswith(".py") else importlib.import_module(place)
     # Whatever a file of the user's raises; ROBUST_NAS_TRACEBACK shows where.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         advice = "mend it" if place.endswith(".py") else "check its name, PYTHONPATH and the current folder"
         raise InputError(f"{place} cannot be imported ({type(error).__name__}: {error}); {advice}.") from error
 
@@ -225,7 +213,7 @@ def _run_file(path: Path) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, parts: _Parts) -> Any:
+def _attribute(module: ModuleType, parts: ModelParts) -> Any:
     value: Any = module
     for name in parts.attribute.split("."):
         if not hasattr(value, name):
@@ -240,7 +228,7 @@ def _attribute(module: ModuleType, parts: _Parts) -> Any:
     return value
 
 
-def _made(value: Any, parts: _Parts) -> nn.Module:
+def _made(value: Any, parts: ModelParts) -> nn.Module:
     """Return the model that `value` is or makes."""
     name, made = f"{parts.place}:{parts.attribute}", value
     if not isinstance(value, nn.Module) and callable(value):
@@ -254,7 +242,7 @@ def _made(value: Any, parts: _Parts) -> nn.Module:
             made = value()
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{name} failed to make a model ({type(error).__name__}: {error}); mend it.") from error
     if not isinstance(made, nn.Module):
         verb = "is" if made is value else "returns"
@@ -265,7 +253,7 @@ def _made(value: Any, parts: _Parts) -> nn.Module:
 # torchvision
 
 
-def _of_torchvision(parts: _Parts) -> nn.Module:
+def _of_torchvision(parts: ModelParts) -> nn.Module:
     from torchvision import models
 
     wanted = re.fullmatch(r"(\w+)(?:\?num_classes=(\d+))?", parts.attribute)

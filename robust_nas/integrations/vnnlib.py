@@ -45,6 +45,7 @@ from robust_nas.pipeline import Job, load_models_and_ensembles
 from robust_nas.pixels import unit_images
 from robust_nas.progress import Progress
 from robust_nas.recipe import CertificationPlan, certification_from
+from robust_nas.registry import named
 from robust_nas.run_dir import write_json, write_text
 from robust_nas.seeds import generator_at
 from robust_nas.threat import ThreatModel
@@ -308,7 +309,7 @@ def export_ensemble(
     else:
         table = {"threat": {"epsilon": epsilons[0]}}
     if data is not None:
-        table["data"] = data_section(data)
+        table["data"] = named(data_section(data))
     known = {field.name for field in fields(_Sections)}
     settings = config.build(_Sections, {key: value for key, value in table.items() if key in known})
     plan = certification_from(settings.certification, epsilons=epsilons, images=images)

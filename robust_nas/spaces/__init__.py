@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from robust_nas import catalogue
 from robust_nas.config import build, read_toml, to_dict
 from robust_nas.errors import InputError, suggest
-from robust_nas.registry import Group
+from robust_nas.registry import Group, named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -155,16 +155,18 @@ class _Catalogue(Group):
     def names(self) -> list[str]:
         return sorted(catalogue.files("search_spaces"))
 
-    def resolve(self, table: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
+    def resolve(self, table: Mapping[str, Any], where: str) -> tuple[type[Any], dict[str, Any]]:
         name = table.get("name", "")
         if "kind" not in table:
-            kind, declared = self._declared(name)
-            return kind, {**declared, **table}
-        given, settings = _KINDS.get(str(table["kind"])), {key: value for key, value in table.items() if key != "kind"}
+            own, declared = self._declared(name)
+            return own, {**declared, **table}
+        kind = table["kind"]
+        given = _KINDS.component(kind if isinstance(kind, str) else str(kind), f"{where}.kind")
+        settings = {key: value for key, value in table.items() if key != "kind"}
         if name not in self.names():
             return given, settings
-        kind, declared = self._declared(name)
-        if kind is not given:
+        own, declared = self._declared(name)
+        if own is not given:
             raise InputError(
                 f"The space {name} is not of the kind '{table['kind']}' that its section has; space={name} takes all "
                 "of its settings."
@@ -189,8 +191,9 @@ class _Catalogue(Group):
             raise InputError(
                 f"{_place_in(path, 'kind')} must have a 'kind', one of {', '.join(_KINDS.names())}, but got {kind!r}."
             )
-        _check_alone(_KINDS.get(kind), {"name": name, **table}, path)
-        return _KINDS.get(kind), {"name": name, **table}
+        found = _KINDS.component(kind, str(path))
+        _check_alone(found, {"name": name, **table}, path)
+        return found, {"name": name, **table}
 
 
 def _check_alone(kind: type[Any], declared: Mapping[str, Any], path: Path) -> None:
@@ -226,7 +229,7 @@ def load(name: str, **options: Any) -> Space:
     Raises:
         InputError: for an unknown space, or a mistake in its declaration.
     """
-    return _built({"name": name, **options}, f"space {name}")
+    return _built(named({"name": name, **options}), f"space {name}")
 
 
 def describe(space: Space) -> dict[str, Any]:
@@ -244,7 +247,7 @@ def described(table: Mapping[str, Any]) -> Space:
 
 
 def _built(table: Mapping[str, Any], where: str) -> Space:
-    kind, settings = _GROUP.resolve(table)
+    kind, settings = _GROUP.resolve(table, where)
     space: Space = build(kind, settings, where)
     return space
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.progress import Progress
+from robust_nas.registry import Named
 from robust_nas.run_dir import atomic_path
 from robust_nas.tables import cards, formats, local
 from robust_nas.tables._schema import SCHEMA, Row, numbering
@@ -68,7 +69,7 @@ def fetch(name: str, *, progress: Progress | None = None, pause: float = 1.0) ->
             for file in card.files:
                 if not (folder / file.name).is_file() or _sha256(folder / file.name) != file.sha256:
                     _download(file, folder / file.name, progress, pause)
-            return _convert(folder, card, progress)
+            return _convert(folder, card, card.format, progress)
 
 
 def import_published(
@@ -98,12 +99,13 @@ def import_published(
                     f"{path} has the sha256 {found}, but the card of '{card.name}' says {file.sha256}: it is damaged "
                     "or of another version; get it again, or leave the check out (--no-check) if you trust it."
                 )
-        return _convert(source, card, progress)
+        # Who names the format as well as the card has named the code.
+        return _convert(source, card, Named(format) if format and "." in format else card.format, progress)
 
 
 def _card_of(format: str | None, name: str | None) -> Card:
     """Return the card that is meant by a format, a name, or both."""
-    wanted = format and format.replace("_", "-")
+    wanted = format if format and "." in format else format and format.replace("_", "-")
     if wanted and wanted not in formats.names() and "." not in wanted:
         raise InputError(f"There is no format '{format}'. {suggest(wanted, formats.names())}")
     fitting = [cards.load(item) for item in ([name] if name else cards.names())]
@@ -116,9 +118,9 @@ def _card_of(format: str | None, name: str | None) -> Card:
     return fitting[0]
 
 
-def _convert(folder: Path, card: Card, progress: Progress) -> Path:
+def _convert(folder: Path, card: Card, format: str, progress: Progress) -> Path:
     """Write the table of the files in `folder` to its place, measure by measure, and read back how long it is."""
-    published = formats.get(card.format)().read(folder, card)
+    published = formats.component(format, f"The card of '{card.name}'")().read(folder, card)
     canonical = dict.fromkeys(Architecture.parse(digits).canonical for digits in published.index)
     schema = SCHEMA.with_metadata({**SCHEMA.metadata, **numbering(published.index, canonical)})
     lengths: list[int] = []

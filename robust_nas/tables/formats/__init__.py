@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from robust_nas.registry import Group
+from robust_nas.registry import Group, Named
 from robust_nas.tables.cards import Card
 
 if TYPE_CHECKING:
@@ -62,4 +62,9 @@ def get(name: str) -> type[Any]:
     Raises:
         InputError: if there is no such format.
     """
-    return _GROUP.get(name if "." in name else name.replace("-", "_"))
+    return component(Named(name), "The name of a format")
+
+
+def component(name: str, where: str) -> type[Any]:
+    """Return a format as `get` does; a dotted name that a card has only if `registry.check_code` lets it pass."""
+    return _GROUP.component(name if "." in name else name.replace("-", "_"), where)
