@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robust_nas.errors import InputError, suggest
 from robust_nas.registry import Named, check_model_name, group_of, holds_models, named
+from robust_nas.text import visible
 
 T = TypeVar("T")
 
@@ -155,8 +156,20 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """Return a table as TOML text."""
-    return tomli_w.dumps(table)
+    """Return a table as TOML text.
+
+    Raises:
+        InputError: for text that is no UTF-8, as a path may be.
+    """
+    text = tomli_w.dumps(table)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.end].rpartition("\n")[2]
+        raise InputError(
+            f"A file of settings is UTF-8 text, which '{visible(line)}' is not; give what it names another name."
+        ) from None
+    return text
 
 
 def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
 from robust_nas.genotype import Genotype
 from robust_nas.run_dir import METRICS, STAGE_FILES, RunDir, load_state, read_json, read_metrics
+from robust_nas.text import visible
 
 Threat = tuple[str, float]
 """A threat model's norm and radius."""
@@ -184,7 +185,7 @@ class Contents(Measurements):
             evaluation=stages["attack"],
             examples=_read_examples(run.path),
             stages=stages,
-            metrics=read_metrics(run / METRICS),
+            metrics=_shown(read_metrics(run / METRICS)),
         )
 
     @property
@@ -239,7 +240,7 @@ class Contents(Measurements):
     @cached_property
     def smoothed(self) -> list[dict[str, Any]]:
         """What certification.json says of smoothed classifiers, for each noise that `certify --method` was given."""
-        found = [read_json(path) for path in self.path.glob("certify-*/certification.json")]
+        found = [_read(path) for path in self.path.glob("certify-*/certification.json")]
         return sorted(
             (item for item in found if item["method"] == "smoothing"),
             key=lambda item: (item["sigma"], item["num_samples"], item["num_images"]),
@@ -292,7 +293,7 @@ class AttackContents(Measurements):
             config_text=config_text,
             config=config,
             environment=_read(folder / "environment.json") or {},
-            evaluation=read_json(folder / STAGE_FILES["attack"]),
+            evaluation=_shown(read_json(folder / STAGE_FILES["attack"])),
             examples=_read_examples(folder),
         )
 
@@ -300,7 +301,7 @@ class AttackContents(Measurements):
 def _read_settings(path: Path) -> tuple[str, dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     try:
-        return text, tomllib.loads(text)
+        return text, _shown(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}.") from None
 
@@ -308,12 +309,21 @@ def _read_settings(path: Path) -> tuple[str, dict[str, Any]]:
 def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
     # A run has examples of one model in examples.safetensors, or of each in examples-MODEL.safetensors.
     paths = sorted((folder / "checkpoints").glob("examples*.safetensors"))
-    found = [load_state(path) for path in paths if not path.name.endswith(".state.safetensors")]
+    found = [_shown(load_state(path)) for path in paths if not path.name.endswith(".state.safetensors")]
     return list({str(state.get("model")): state for state in found}.values())
 
 
 def _read(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+    return _shown(read_json(path)) if path.exists() else None
+
+
+def _shown(value: Any) -> Any:
+    """Return what a file says with all names in it as a page or a figure can show them."""
+    if isinstance(value, str):
+        return visible(value, keep="")
+    if isinstance(value, dict):
+        return {visible(key, keep="") if isinstance(key, str) else key: _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, list) else value
 
 
 def format_attack(name: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable
-from html import escape
+
+from robust_nas.text import visible
 
 
 class Html(str):
@@ -14,6 +17,24 @@ Content = str | Html | Iterable["Content"] | None
 """What an element can hold: text, markup, any of them in a row, or nothing."""
 
 _EMPTY = ("img", "meta", "wbr")
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""The security policy of a page that runs nothing and loads nothing; figures have their styles in attributes."""
+
+
+def escape(text: str) -> str:
+    r"""Return text as markup that shows it, what cannot be shown as an escape such as \x1b."""
+    return html.escape(visible(text))
+
+
+def identifier(text: str) -> str:
+    """Return text as what an id may be, different texts as different ones; letters, digits, "-" and "_" stay."""
+    return re.sub(r"[^A-Za-z0-9_-]", lambda found: f".{ord(found[0]):x}.", text)
+
+
+def security_policy(policy: str = POLICY) -> Html:
+    """Return the element that makes a browser keep to a policy; it stands before all that it is for."""
+    return element("meta", http_equiv="Content-Security-Policy", content=policy)
 
 
 def element(tag: str, *content: Content, **attributes: str | int | None) -> Html:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robust_nas.report._contents import Measurements
-from robust_nas.report._elements import Content, Html, element
+from robust_nas.report._elements import Content, Html, element, security_policy
 from robust_nas.report._style import STYLE
 from robust_nas.report.findings import percent
 
@@ -21,6 +21,7 @@ def frame(contents: Measurements, header: Html, sections: Sequence[tuple[str, Co
     head = element(
         "head",
         element("meta", charset="utf-8"),
+        security_policy(),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", f"{name} {DASH} robust-nas"),
         element("style", Html(STYLE)),

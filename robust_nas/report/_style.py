@@ -7,6 +7,7 @@ STYLE = """
 html { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   color: var(--ink); background: #fff; -webkit-text-size-adjust: 100%; }
 body { max-width: 1140px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1, h2, h3, h4, figcaption, .legend { overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .35rem; font-weight: 650; }
 h2 { font-size: 1.25rem; letter-spacing: -.01em; margin: 3.2rem 0 .6rem; padding-top: .9rem;
   border-top: 1px solid var(--rule); font-weight: 640; }

@@ -19,6 +19,7 @@ from robust_nas.report.plots import (
     RULE,
     figure_of,
     fraction_axis,
+    shortened,
     styled,
     to_svg,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _MODEL_COLOURS = ("#332288", "#CC6677", "#44AA99", "#882255", "#999933", "#AA4499", "#117733")
 _MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _WIDTH = 420  # as much as a telephone shows, so that letters stay legible there
-_LONGEST_LABEL = 20  # letters beside a line's end
+_LONGEST_LABEL = 20  # letters beside a line's end or a row
 _MOST_NUMBERED = 12  # with more classes, numbers in the cells of a heat map would not be legible
 
 
@@ -45,7 +46,7 @@ def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | Non
     """
     figure, axes = figure_of(_WIDTH, 34 + 44 * len(rows))
     for index, (title, values) in enumerate(rows):
-        axes.text(0, 0.27 - index, title, va="center", fontsize=11.5)
+        axes.text(0, 0.27 - index, shortened(title, 3 * _LONGEST_LABEL), va="center", fontsize=11.5)
         for shift, (kind, (colour, marker)) in zip((0.1, 0, -0.1), MARKERS.items(), strict=True):
             if item := values.get(kind):
                 height = shift - index  # so that clean and certified stay apart where they are equal
@@ -115,7 +116,7 @@ def robustness_plot(curves: Sequence[Curve], threat_epsilons: Sequence[float], k
     axes.set_xlim(-0.02 * largest, 1.02 * largest)
     fraction_axis(axes)
     _name_the_ends(axes, curves, 1.02 * largest, 14 / (0.8 * height))
-    longest = max(len(_shortened(curve.title)) for curve in curves)
+    longest = max(len(shortened(curve.title, _LONGEST_LABEL)) for curve in curves)
     ticks = _readable([*threat_epsilons, 0.0, *reversed(radii)], (_WIDTH - 65 - 6 * longest) / largest)
     axes.set_xticks(ticks, [format_pixels(tick) for tick in ticks])
     for tick, label in zip(ticks, axes.get_xticklabels(), strict=True):
@@ -135,7 +136,7 @@ def _name_the_ends(axes: Axes, curves: Sequence[Curve], edge: float, gap: float)
         path = [curve.points[-1]["epsilon"], edge, 1.05 * edge]
         axes.plot(path, [end, end, beside], color=colour, linewidth=0.8, clip_on=False)
         axes.plot([1.05 * edge], [beside], color=colour, marker=marker, clip_on=False)
-        title = _shortened(curve.title)
+        title = shortened(curve.title, _LONGEST_LABEL)
         axes.text(1.075 * edge, beside, title, va="center", fontsize=10, color=INK, gid=f"name-{curve.place}")
 
 
@@ -156,14 +157,6 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
         moved[index] = min(moved[index], ceiling)
         ceiling = moved[index] - gap
     return moved
-
-
-def _shortened(title: str) -> str:
-    """Return a title without its middle, if it is too long: names often differ at one end only."""
-    if len(title) <= _LONGEST_LABEL:
-        return title
-    half = (_LONGEST_LABEL - 1) // 2
-    return f"{title[:half]}\N{HORIZONTAL ELLIPSIS}{title[-half:]}"
 
 
 def _readable(radii: Sequence[float], pixels: float) -> list[float]:
@@ -257,7 +250,7 @@ def confusion_plot(counts: Sequence[Sequence[int]], classes: Sequence[str], key:
     import numpy as np
     from matplotlib.patches import Rectangle
 
-    size = len(counts)
+    size, classes = len(counts), [shortened(name, _LONGEST_LABEL) for name in classes]
     totals = np.maximum(np.sum(counts, axis=1, keepdims=True), 1)
     shares = np.asarray(counts, dtype=np.float64) / totals
     cell = min(44.0, 360 / size)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from robust_nas.architecture import Architecture
 from robust_nas.genotype import CELLS, Genotype
 from robust_nas.report._elements import Html, element
-from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, styled, to_svg
+from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, shortened, styled, to_svg
 
 if TYPE_CHECKING:
     import networkx
@@ -99,7 +99,15 @@ def _draw(
         if not is_none:
             # A bent edge is broken by its name; a straight one is too short for that, and has it on top.
             middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + (bend or 0.075))
-            text = axes.text(*middle, operation, ha="center", va="center", fontsize=11, color=_darker(colour), zorder=3)
+            text = axes.text(
+                *middle,
+                shortened(operation, 24),
+                ha="center",
+                va="center",
+                fontsize=11,
+                color=_darker(colour),
+                zorder=3,
+            )
             text.set_bbox({"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none"})
     for node, (x, y) in place.items():
         axes.add_patch(Circle((x, y), _RADIUS, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=4))

@@ -22,7 +22,7 @@ import numpy as np
 from robust_nas import __version__
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
-from robust_nas.report._elements import Html, element
+from robust_nas.report._elements import Html, element, security_policy
 from robust_nas.report._style import STYLE
 from robust_nas.report.plots import operation_colours
 from robust_nas.run_dir import write_text
@@ -126,7 +126,7 @@ def _page(table: Table, name: str, caveats: Sequence[str]) -> Html:
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        security_policy(policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", f"{name} \N{EN DASH} robust-nas"),
         element("style", Html(style)),

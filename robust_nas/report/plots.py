@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from robust_nas.report._elements import Html, element
+from robust_nas.report._elements import Html, element, identifier
+from robust_nas.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +34,7 @@ _OPERATION_COLOURS = ("#882255", "#88CCEE", "#332288", "#999933", "#CC6677", "#4
 _OPERATION_DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (7, 2)))
 
 _STYLE: Any = {
+    "text.parse_math": False,  # a name with two dollar signs is no formula
     "svg.fonttype": "none",  # text stays text: the page's font, searchable, small
     "svg.hashsalt": "robust-nas",
     "font.family": "sans-serif",
@@ -82,7 +85,9 @@ def styled(draw: Callable[P, Html]) -> Callable[P, Html]:
     def in_style(*args: P.args, **kwargs: P.kwargs) -> Html:
         import matplotlib
 
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            # Of other scripts' letters: the page shows them in the reader's font.
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
             return draw(*args, **kwargs)
 
     return in_style
@@ -117,17 +122,29 @@ def to_svg(figure: Figure, key: str, name: str) -> Html:
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{key}-', text)
-    text = re.sub(r'xlink:href="#', f'href="#{key}-', text)
-    text = re.sub(r"url\(#", f"url(#{key}-", text)
+    text = re.sub("<[^>]*>", functools.partial(_with_own_ids, key=identifier(key)), text)
     return element(
         "svg",
-        Html(re.sub(r"\n\s*", "\n", text)),
+        Html(visible(re.sub(r"\n\s*", "\n", text))),
         viewBox=view[1],
         role="img",
         aria_label=name,
         style=f"--natural:{float(width):g}px",
     )
+
+
+def _with_own_ids(tag: re.Match[str], key: str) -> str:
+    """Return a tag whose ids, and what refers to ids, begin with `key`."""
+    text = tag[0].replace(' id="', f' id="{key}-').replace('xlink:href="#', f'href="#{key}-')
+    return text.replace("url(#", f"url(#{key}-")
+
+
+def shortened(title: str, longest: int) -> str:
+    """Return a title without its middle, if it is too long: names often differ at one end only."""
+    if len(title) <= longest:
+        return title
+    half = (longest - 1) // 2
+    return f"{title[:half]}\N{HORIZONTAL ELLIPSIS}{title[-half:]}"
 
 
 def _epoch_axis(axes: Axes) -> None:
