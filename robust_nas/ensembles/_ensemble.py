@@ -18,9 +18,9 @@ from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
 from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
-from robust_nas.intake import load_weights
+from robust_nas.intake import LogProbabilities, Normalised, description, load_weights, made_by, make
 from robust_nas.pixels import unit_images
-from robust_nas.registry import named
+from robust_nas.registry import allowing_code, named
 from robust_nas.run_dir import atomic_path, read_json, write_json
 from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel
@@ -128,6 +128,9 @@ class Ensemble(nn.Module):
     def save(self, folder: Path | str) -> Path:
         """Write config.json and model.safetensors to a folder, without the members of weight 0, and return the folder.
 
+        config.json says how the members are made: by a search space, or by a module or file of one's own. Where that
+        cannot be said, it has the reason.
+
         Raises:
             InputError: if it is a file.
         """
@@ -144,7 +147,7 @@ class Ensemble(nn.Module):
         state = {key: value.detach().cpu().contiguous().clone() for key, value in kept.state_dict().items()}
         with atomic_path(folder / "model.safetensors") as path:
             save_file(state, path)
-        described = [_describe(getattr(member, "built_from", None)) for member in kept.members]
+        described = [_describe(member) for member in kept.members]
         write_json(
             folder / "config.json",
             {
@@ -159,11 +162,13 @@ class Ensemble(nn.Module):
 
     @classmethod
     @unchanged_process()
-    def load(cls, folder: Path | str, members: Sequence[nn.Module] | None = None) -> Self:
+    def load(cls, folder: Path | str, members: Sequence[nn.Module] | None = None, *, allow_code: bool = False) -> Self:
         """Return the ensemble that `save` wrote, on the CPU and in evaluation mode.
 
         Args:
-            members: modules to load the weights into, in the saved order; needed for those that no search space built.
+            folder: where it is.
+            members: modules to load the weights into, in the saved order; needed for those that cannot be made again.
+            allow_code: whether modules and files of one's own are run that the folder names.
 
         Raises:
             InputError: if there is none, it is damaged or of another version, or its weights do not fit.
@@ -179,13 +184,12 @@ class Ensemble(nn.Module):
         if not weights.is_file() or _digest(weights) != saved.get("sha256"):
             raise InputError(f"{weights} is not what {folder / 'config.json'} was saved with; save the ensemble again.")
         try:
-            if members is None and None in saved["members"]:
-                raise InputError(
-                    f"The ensemble in {folder} has members that no search space built; give all as "
-                    "Ensemble.load(folder, members=[...])."
-                )
-            built = members if members is not None else [_build(table) for table in saved["members"]]
-            ensemble = cls(built, saved["weights"], saved["scales"])
+            if members is None:
+                with allowing_code(allow_code):
+                    members = [
+                        _build(table, f"Member {index} of {folder}") for index, table in enumerate(saved["members"])
+                    ]
+            ensemble = cls(members, saved["weights"], saved["scales"])
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -194,9 +198,18 @@ class Ensemble(nn.Module):
         return ensemble.eval()
 
 
-def _describe(source: BuiltFrom | None) -> dict[str, Any] | None:
+def _describe(member: nn.Module) -> dict[str, Any]:
+    """Return how a member is made, but for its weights."""
+    if made_by(member) is not None:
+        return description(member)
+    if type(member) is Normalised:
+        numbers = {"mean": member.mean.flatten().tolist(), "std": member.std.flatten().tolist()}
+        return {"normalised": numbers, "of": _describe(member.model)}
+    if type(member) is LogProbabilities:
+        return {"logarithm": True, "of": _describe(member.model)}
+    source: BuiltFrom | None = getattr(member, "built_from", None)
     if source is None:
-        return None
+        return description(member)
     data = source.data
     return {
         "space": spaces.describe(source.space),
@@ -205,7 +218,20 @@ def _describe(source: BuiltFrom | None) -> dict[str, Any] | None:
     }
 
 
-def _build(table: dict[str, Any]) -> nn.Module:
+def _build(table: dict[str, Any] | None, where: str) -> nn.Module:
+    """Return the member of a table that `_describe` gave, or of None, as older files have it."""
+    if table is None or ("made_by" in table and table["made_by"] is None):
+        why = (table or {}).get("why", "no search space built it")
+        raise InputError(
+            f"{where} cannot be made again: {why}. Give all members, Ensemble.load(folder, members=[...]), or save an "
+            "ensemble of models that a file makes, rn.load_models('my_net.py:Net')."
+        )
+    if "normalised" in table:
+        return Normalised(_build(table["of"], where), table["normalised"]["mean"], table["normalised"]["std"])
+    if "logarithm" in table:
+        return LogProbabilities(_build(table["of"], where))
+    if "made_by" in table:
+        return make(table, where)
     form, space = table["data"], spaces.described(table["space"])
     channels, height, width = form["image_shape"]
     data = DataForm(str(form["name"]), tuple(form["classes"]), (channels, height, width))

@@ -13,7 +13,15 @@ the gradients vanish or the accuracy low, and call the model robust or bad for t
 
 from robust_nas.intake.diagnosis import check_model, check_outputs, diagnose
 from robust_nas.intake.independence import dependence
-from robust_nas.intake.loading import chosen_architectures, chosen_networks, files_of, load_models, trained_network
+from robust_nas.intake.loading import (
+    chosen_architectures,
+    chosen_networks,
+    files_of,
+    load_models,
+    made_by,
+    trained_network,
+)
+from robust_nas.intake.making import description, make
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised, prepared
 from robust_nas.intake.weights import check_weights_file, load_weights
 
@@ -27,10 +35,13 @@ __all__ = [
     "chosen_architectures",
     "chosen_networks",
     "dependence",
+    "description",
     "diagnose",
     "files_of",
     "load_models",
     "load_weights",
+    "made_by",
+    "make",
     "prepared",
     "trained_network",
 ]

@@ -66,7 +66,21 @@ def _named(spec: str) -> dict[str, nn.Module]:
             "path/to/file.py:attribute or torchvision:NAME."
         )
     model = _of_torchvision(parts) if not parts.runs_code else _of_module(parts)
+    # How to make it again, for those who save it without what its weights are loaded into.
+    place = str(Path(parts.place).expanduser().resolve()) if parts.place.endswith(".py") else parts.place
+    made = model if parts.runs_code or not isinstance(model, Normalised) else model.model
+    vars(made)[MADE_BY] = f"{place}:{parts.attribute}"
     return {_name_of(parts): model}
+
+
+MADE_BY = "_robust_nas_made_by"
+"""Where a model keeps the name that it was loaded by."""
+
+
+def made_by(model: nn.Module) -> str | None:
+    """Return the name by which a model of one's own was loaded, without weights; None if it was not."""
+    name = vars(model).get(MADE_BY)
+    return name if isinstance(name, str) else None
 
 
 def files_of(spec: str) -> list[Path]:

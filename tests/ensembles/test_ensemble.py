@@ -124,7 +124,9 @@ def test_a_saved_ensemble_is_the_same_function_without_the_members_of_weight_0(t
 
 def test_members_that_no_space_built_are_given_when_their_ensemble_is_loaded(tmp_path: Path) -> None:
     images, saved = torch.rand(4, 1, 2, 3), Ensemble(networks(2), [0.4, 0.6], [1.0, 3.0]).save(tmp_path)
-    with pytest.raises(InputError, match=r"give all as Ensemble\.load"):
+    with pytest.raises(
+        InputError, match=r"Member 0 .* cannot be made again: it is a Sequential of torch.*Give all members"
+    ):
         Ensemble.load(saved)
     torch.manual_seed(5)
     others = [nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(2)]
