@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from robust_nas.bounds import Bound
     from robust_nas.searches import SearchResult
     from robust_nas.spaces import Space
-    from robust_nas.training import Method
+    from robust_nas.training import TrainingMethod
 
 
 @unchanged_process()
@@ -66,7 +66,7 @@ def train(
     threat: ThreatModel,
     *,
     space: Space | str = "nasbench201",
-    method: str | dict[str, Any] | Method | None = None,
+    method: str | dict[str, Any] | TrainingMethod | None = None,
     beside: Sequence[nn.Module] = (),
     seed: int = 0,
     recipe: str | None = None,

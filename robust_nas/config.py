@@ -66,6 +66,7 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
     """Return `value`, as TOML has it, as a value of the annotated type."""
     group = group_of(annotation)
     if group is not None and dataclasses.is_dataclass(value) and callable(getattr(value, group.method, None)):
+        group.check_base(type(value))
         return value  # a component already, from Python
     if group is not None:
         table = {"name": value} if isinstance(value, str) else value

@@ -93,10 +93,11 @@ def load_data(recipe: Recipe, world: World) -> Dataset:
     """
     data = read_data(recipe.data, world)
     # Said before the search starts, not after it.
-    for section, plan in {"search": recipe.search, "derive": recipe.derive, "train": recipe.train}.items():
-        for size in getattr(plan, "batch_sizes", [getattr(plan, "batch_size", None)]):
-            if size is not None:
-                check_batch(f"{section}.batch_size", size, len(data.train), world)
+    derivation_sizes = [recipe.derive.batch_size]
+    sizes = {"search": recipe.search.batch_sizes, "derive": derivation_sizes, "train": recipe.train.batch_sizes}
+    for section, batches in sizes.items():
+        for size in batches:
+            check_batch(f"{section}.batch_size", size, len(data.train), world)
     return data.to(world.device)
 
 
@@ -588,15 +589,14 @@ def start(
     Args:
         fill: writes what there is already, up to the training, which is then not rehearsed.
     """
-    if fill is None and chosen.derive.diversity and not getattr(chosen.search, "needs_supernet", True):
+    if fill is None and chosen.derive.diversity and not chosen.search.needs_supernet:
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers)
     data = load_data(chosen, world)
     if fill is None:
         _rehearse_training(chosen, data)
-        if (rehearsed := getattr(chosen.search, "rehearse", None)) is not None:
-            with seeded(chosen.seed, "rehearsal"):
-                rehearsed(chosen.space, data)
+        with seeded(chosen.seed, "rehearsal"):
+            chosen.search.rehearse(chosen.space, data)
 
     def make_folder() -> Path:
         folder = RunDir.create(root, chosen.name)

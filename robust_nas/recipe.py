@@ -178,10 +178,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
             raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
-        if getattr(self.search, "needs_supernet", True):
+        if self.search.needs_supernet:
             mixed(self.space, name_of(self.search))
-        if (check := getattr(self.search, "check", None)) is not None:
-            check(self.space)
+        self.search.check(self.space)
         if self.train.boosting and self.derive.count == 1:
             raise InputError(
                 "train.boosting trains every network after the first beside those before it, but derive.count is 1."

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from robust_nas.errors import InputError, suggest
 
@@ -115,7 +115,8 @@ class Group:
 
     Args:
         package: the package whose modules are the components, such as `robust_nas.attacks`.
-        protocol: the name of the components' protocol, as written in the annotation of a field that holds one.
+        protocol: the name of the components' protocol or base class, as written in the annotation of a field that holds
+            one.
         method: the method that every component has and nothing else in its module does.
     """
 
@@ -135,7 +136,7 @@ class Group:
         """Return the component class called `name`, by whoever calls this: a name in a file is for `component`.
 
         Raises:
-            InputError: if there is no such component, or its module does not define exactly one.
+            InputError: if there is no such component, its module does not define exactly one, or lacks a base.
         """
         return self.component(Named(name), self.package)
 
@@ -175,7 +176,17 @@ class Group:
                 f"{module.__name__} must define exactly one public class with a method '{self.method}', "
                 f"but it defines {len(found)}."
             )
+        self.check_base(found[0])
         return found[0]
+
+    def check_base(self, component: type[Any]) -> None:
+        """Raise InputError unless a class inherits the group's base class, where there is more than a protocol."""
+        base = getattr(importlib.import_module(self.package), self.protocol, Protocol)
+        if Protocol not in base.__mro__ and not issubclass(component, base):
+            raise InputError(
+                f"{component.__module__}.{component.__name__} must inherit {self.package}.{self.protocol}, which has "
+                "the defaults of all that it does not say itself."
+            )
 
     def resolve(self, table: Mapping[str, Any], where: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the component class that a table names, and its options: those of the table, and of what it names."""

@@ -3,9 +3,12 @@ import sys
 import pytest
 
 from robust_nas import attacks
+from robust_nas import training as trainings
 from robust_nas.attacks.pgd import PGD
+from robust_nas.config import build
 from robust_nas.errors import InputError
 from robust_nas.registry import name_of
+from robust_nas.training._plan import Training
 
 
 def test_a_component_is_found_by_its_files_name():
@@ -44,3 +47,22 @@ def test_a_dotted_name_is_a_plugin_in_anybodys_package(tmp_path, monkeypatch):
 def test_a_module_without_exactly_one_component_is_refused():
     with pytest.raises(InputError, match="exactly one public class with a method 'perturb'"):
         attacks.get("robust_nas.threat")
+
+
+def test_a_component_without_its_groups_base_class_is_refused_with_its_name(tmp_path, monkeypatch):
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "method.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Loose:\n"
+        "    def craft(self, model, batch):\n"
+        "        return batch.images\n"
+        "    def loss(self, forward, crafted, batch):\n"
+        "        return forward(crafted).sum()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"loose\.method\.Loose must inherit robust_nas.training.TrainingMethod"):
+        trainings.get("loose.method")
+    loose = sys.modules.pop("loose.method").Loose
+    with pytest.raises(InputError, match=r"must inherit robust_nas.training.TrainingMethod"):
+        build(Training, {"method": loose()}, "train")

@@ -1,6 +1,7 @@
 """Searches: from a search space, data and a threat model to a belief about which architectures are good.
 
-One file is one search: a frozen, keyword-only dataclass with `search`. `searches.get("dirichlet")`.
+One file is one search: a frozen, keyword-only dataclass with `search` that inherits `Search`.
+`searches.get("dirichlet")`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import heapq
 import itertools
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from robust_nas.registry import Group
 
@@ -123,10 +125,26 @@ def last_row(record: Mapping[str, Any]) -> dict[str, Any]:
     return next(row for row in trajectory if row["epoch"] == epoch)
 
 
-@runtime_checkable
-class Search(Protocol):
-    """What every search does."""
+class Search(ABC):
+    """What every search does, and what it may say of itself or refuse before a run: the defaults suit most."""
 
+    @property
+    def needs_supernet(self) -> bool:
+        """Whether it trains a supernet, whose weights architectures can inherit; else what needs those is refused."""
+        return True
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Global batches of the trainings that it makes."""
+        return ()
+
+    def check(self, space: Space) -> None:
+        """Raise InputError for a space that it cannot search; a recipe with both is then refused."""
+
+    def rehearse(self, space: Space, data: Dataset) -> None:
+        """Raise InputError for what the search would be refused for when it begins; no run folder is left then."""
+
+    @abstractmethod
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:
         """Search `space` for architectures that are robust to `threat` on `data`.
 

@@ -57,8 +57,7 @@ class Alternation:
         plan.check(space)
         with seeded(stage.seed, "search", "weights"):
             self.supernet = plan.make_supernet(space, data).to(self.world.device)
-        if (prepare := getattr(plan.objective, "prepare", None)) is not None:
-            prepare(self.supernet, seed_at(stage.seed, "search", "prepare"))
+        plan.objective.prepare(self.supernet, seed_at(stage.seed, "search", "prepare"))
         seed = seed_at(stage.seed, "search")
         self.relaxation = plan.relaxation(len(space.edges), len(space.operations), seed)
         if plan.prior is not None:
@@ -313,7 +312,7 @@ class Alternation:
         within = self.stage.within("validation")
         result = evaluate(network, images, self.threat, [plan.validation_attack], stage=within)
         accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
-        if getattr(plan.objective, "bounds_network", False):
+        if plan.objective.bounds_network:
             accuracies["certified"] = certify(network, images, self.threat, bound="interval", stage=within)[0].accuracy
         return {
             "epoch": epoch,

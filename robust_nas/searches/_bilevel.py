@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -18,14 +18,14 @@ from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
 from robust_nas.registry import name_of
-from robust_nas.searches import SearchResult
+from robust_nas.searches import Search, SearchResult
 from robust_nas.searches._alternation import Alternation
 from robust_nas.searches._prior import Prior
 from robust_nas.searches._resources import Resource
 from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches._stability import Watch
 from robust_nas.spaces import mixed
-from robust_nas.training import Method
+from robust_nas.training import TrainingMethod
 from robust_nas.training.pgd_at import PGDAT
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bilevel(ABC):
+class Bilevel(Search):
     """What the differentiable searches share.
 
     Args:
@@ -83,7 +83,7 @@ class Bilevel(ABC):
 
     epochs: int = 50
     batch_size: int = 64
-    objective: Method = field(default_factory=lambda: PGDAT(attack=FGSM(random_start=True, batch_norm="batch")))
+    objective: TrainingMethod = field(default_factory=lambda: PGDAT(attack=FGSM(random_start=True, batch_norm="batch")))
     hold_sample: bool = True
     single_path: bool = False
     alpha_interval: int = 1
@@ -130,18 +130,17 @@ class Bilevel(ABC):
             raise InputError(f"search.validation_images must be at least 1, but got {self.validation_images}.")
         if self.order == "second" and self.smoothness is not None:
             raise InputError("search.smoothness has second derivatives already; set search.order to 'first'.")
-        if self.order == "second" and getattr(self.objective, "bounds_network", False):
+        if self.order == "second" and self.objective.bounds_network:
             raise InputError(
                 f"search.order 'second' differentiates a step of the weights, which '{name_of(self.objective)}' cannot "
                 "be taken through; set it to 'first'."
             )
         self._check_stages()
-        for name in ("replays", "norm"):
-            if hasattr(self.objective, name):
-                raise InputError(
-                    f"search.objective cannot be '{name_of(self.objective)}': replayed batches and mixtures of batch "
-                    "norms are for trainings; take another method, such as pgd_at."
-                )
+        if not self.objective.fits_searches:
+            raise InputError(
+                f"search.objective cannot be '{name_of(self.objective)}': replayed batches and mixtures of batch "
+                "norms are for trainings; take another method, such as pgd_at."
+            )
 
     def _check_stages(self) -> None:
         stages = self.num_stages
@@ -193,6 +192,11 @@ class Bilevel(ABC):
         """Raise InputError unless both ends of a schedule are above 0."""
         if min(getattr(self, name)) <= 0:
             raise InputError(f"search.{name} must be above 0 at the start and the end, but got {getattr(self, name)}.")
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The global batch of either level."""
+        return [self.batch_size]
 
     @property
     def num_stages(self) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import BeforeValidator
 
 from robust_nas.errors import InputError
-from robust_nas.searches import SearchResult
+from robust_nas.searches import Search, SearchResult
 
 if TYPE_CHECKING:
     from robust_nas.architecture import AnyArchitecture
@@ -25,7 +25,7 @@ def _as_text(value: object) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class Given(Search):
     """All probability on one architecture; data and threat model are not looked at.
 
     Args:
@@ -37,12 +37,11 @@ class Given:
 
     architecture: Annotated[str, BeforeValidator(_as_text)] = "323133"
 
-    def check(self, space: Space) -> AnyArchitecture:
-        """Return the architecture.
+    def check(self, space: Space) -> None:
+        """Raise InputError unless the architecture is one of `space` whose output depends on its input."""
+        self._chosen(space)
 
-        Raises:
-            InputError: if it is not one of `space`, or its output does not depend on its input.
-        """
+    def _chosen(self, space: Space) -> AnyArchitecture:
         chosen = space.parse(self.architecture)
         if not chosen.is_connected:
             raise InputError(
@@ -56,7 +55,7 @@ class Given:
         Raises:
             InputError: what `check` raises.
         """
-        chosen = self.check(space)
+        chosen = self._chosen(space)
         probabilities = [
             [float(place == taken) for place in range(len(row))]
             for row, taken in zip(space.rows.values(), space.places_of(chosen), strict=True)

@@ -31,7 +31,7 @@ from robust_nas.run_dir import STAGE_FILES, Stage, save_state
 from robust_nas.samplers import Questions, Sampler
 from robust_nas.samplers._optuna import Study
 from robust_nas.samplers.evolution import Evolution
-from robust_nas.searches import SearchResult
+from robust_nas.searches import Search, SearchResult
 from robust_nas.searches._trials import FOLDER, PATIENCE, Trials, wait
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.seeds import seed_at, seeded
@@ -62,7 +62,7 @@ LEAST_SCORE = -1e30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
+class Sampled(Search):
     """Measure as many architectures as there are trials, and believe in those that were best.
 
     Args:

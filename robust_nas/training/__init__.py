@@ -1,13 +1,15 @@
 """Training methods: how examples are crafted and what the loss is; one loop (`fit`) trains with any of them.
 
-One file is one method: a frozen, keyword-only dataclass with `craft` and `loss`. `trainings.get("pgd_at")`.
+One file is one method: a frozen, keyword-only dataclass with `craft` and `loss` that inherits `TrainingMethod`.
+`trainings.get("pgd_at")`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from robust_nas.errors import InputError
 from robust_nas.registry import Group
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from robust_nas.distributed import World
     from robust_nas.threat import ThreatModel
+
+Norm = Literal["batch", "mixture"]
 
 
 @dataclass
@@ -122,24 +126,63 @@ class Batch:
     growth: float = 1.0
 
 
-@runtime_checkable
-class Method(Protocol):
-    """What every training method does.
+class TrainingMethod(ABC):
+    """What every training method does, and what it may say of itself or add: the defaults suit most.
 
-    What else the loop and the tests look for in it: `replays`, how many steps each batch is taken for; `watch`, how far
-    the robust accuracy must fall below the best epoch's for the training to stop; `norm = "mixture"`, where clean and
-    adversarial images are to have batch norms of their own; `stays_in_ball = False`, where what is crafted may leave
-    the threat model, and `stays_in_pixels = False`, where it may leave [0, 1] as well; `fixed_size = True`, where
-    images and batches must keep their size; `differentiates_twice = True`, where the loss has a gradient in it, through
-    which compiled networks cannot be differentiated; `bounds_network = True`, where the loss bounds the network with
-    the clean images' batch norms, which is neither compiled nor has mixtures, and certified accuracy selects the epoch;
-    `curriculum`, the shares of the steps in which epsilon is almost 0 and grows, if they are not given;
-    `prepare(model, seed)`, which changes the network before its first step.
+    A method overrides what is a property here by one of its own, by a field, or by a class variable.
     """
 
+    norm: ClassVar[Norm] = "batch"
+    """"mixture" gives clean and adversarial images batch norms of their own, if `train.norm` does not say otherwise."""
+
+    fixed_size: ClassVar[bool] = False
+    """Whether images and batches must keep their size."""
+
+    bounds_network: ClassVar[bool] = False
+    """Whether the loss bounds the network with the clean images' batch norms.
+
+    Such a network is neither compiled nor has mixtures, and certified accuracy selects the epoch.
+    """
+
+    curriculum: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    """The shares of the steps in which epsilon is almost 0, and grows, if the training does not give them."""
+
+    stays_in_pixels: ClassVar[bool] = True
+    """Whether what is crafted is in [0, 1]."""
+
+    @property
+    def stays_in_ball(self) -> bool:
+        """Whether what is crafted is inside the threat model."""
+        return True
+
+    @property
+    def replays(self) -> int:
+        """How many steps each batch is taken for."""
+        return 1
+
+    @property
+    def watch(self) -> float:
+        """How far the robust accuracy must fall below the best epoch's for the training to stop; 0 never stops."""
+        return 0.0
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether the loss has a gradient in it, through which compiled networks cannot be differentiated."""
+        return False
+
+    @property
+    def fits_searches(self) -> bool:
+        """Whether a search can minimise it; replayed batches and mixtures of batch norms are for trainings."""
+        return self.replays == 1 and self.norm == "batch"
+
+    def prepare(self, model: nn.Module, seed: int) -> None:
+        """Change the network before its first step."""
+
+    @abstractmethod
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the images [B, C, H, W] to train on, detached; `model`, in training mode, is left as it was."""
 
+    @abstractmethod
     def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
         """Return the batch's scalar loss.
 
@@ -149,5 +192,5 @@ class Method(Protocol):
         """
 
 
-_GROUP = Group(__name__, "Method", "craft")
+_GROUP = Group(__name__, "TrainingMethod", "craft")
 get, names = _GROUP.get, _GROUP.names

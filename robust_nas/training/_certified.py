@@ -26,7 +26,7 @@ from robust_nas.bounds._margins import box_around, margin_bounds
 from robust_nas.errors import InputError
 from robust_nas.seeds import seeded
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 Initialisation = Literal["given", "tight"]
 Statistics = dict[_BatchNorm, list[tuple[Tensor, Tensor]]]
@@ -36,7 +36,7 @@ Margins = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CertifiedTraining:
+class CertifiedTraining(TrainingMethod):
     """What the methods that bound the network have in common.
 
     kappa CE(f(x), y) + (1 - kappa) robust loss, where kappa goes from its first value to its last as epsilon goes from

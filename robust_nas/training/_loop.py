@@ -122,11 +122,11 @@ def _train(
     model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Return the weights of the best and of the last epoch, and what there is to say about the training."""
-    world, watch = stage.world, getattr(training.method, "watch", 0.0)
-    is_certified = getattr(training.method, "bounds_network", False)
+    world, watch = stage.world, training.method.watch
+    is_certified = training.method.bounds_network
     done, state = stage.resume()
-    if state is None and (prepare := getattr(training.method, "prepare", None)) is not None:
-        prepare(model, seed_at(stage.seed, stage.name, "prepare"))
+    if state is None:
+        training.method.prepare(model, seed_at(stage.seed, stage.name, "prepare"))
     trainee = Trainee(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
     history: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
@@ -327,7 +327,7 @@ def _batches(
 ) -> Iterator[tuple[float, Batch]]:
     """Give this rank's augmented batches of an epoch, each with the share of the training that is done after it."""
     world, phase, num_classes = stage.world, training.phase_at(epoch), len(data.classes)
-    replays = getattr(training.method, "replays", 1)
+    replays = training.method.replays
     size = phase.batch_size or training.batch_size
     indices = epoch_batches(len(data.train), size, world, stage.seed, stage.name, epoch)
     read = data.train.batches(indices, size=phase.size, seed=seed_at(stage.seed, stage.name, epoch, "read"))

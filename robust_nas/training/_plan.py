@@ -13,12 +13,11 @@ from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
 from robust_nas.models.mixture_norm import Branch
 from robust_nas.threat import growth_at
-from robust_nas.training import Method
+from robust_nas.training import Norm, TrainingMethod
 from robust_nas.training.pgd_at import PGDAT
 
 Schedule = Literal["one_cycle", "one_cycle_lr", "cosine", "piecewise", "cyclic", "linear"]
 OptimiserName = Literal["sgd", "adamw", "lars", "lamb"]
-Norm = Literal["batch", "mixture"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -122,7 +121,7 @@ class Training:
         InputError: for a value outside its range, or settings that contradict each other.
     """
 
-    method: Method = field(default_factory=PGDAT)
+    method: TrainingMethod = field(default_factory=PGDAT)
     epochs: int = 50
     batch_size: int = 256
     phases: tuple[Phase, ...] = ()
@@ -221,22 +220,22 @@ class Training:
                     f"train.knots of the linear schedule must have rising epochs from 0 to {self.epochs} "
                     f"(train.epochs), but got {epochs}."
                 )
-        if getattr(self.method, "fixed_size", False) and len({(p.size, p.batch_size) for p in self.phases}) > 1:
+        if self.method.fixed_size and len({(p.size, p.batch_size) for p in self.phases}) > 1:
             raise InputError(
                 "train.phases change the size of images or batches, but what this method carries from batch to "
                 "batch has one size; leave them out, or take another method."
             )
-        if self.compile and getattr(self.method, "differentiates_twice", False):
+        if self.compile and self.method.differentiates_twice:
             raise InputError(
                 "train.compile cannot be used where the loss has a gradient in it (grad_align); leave it out."
             )
-        if getattr(self.method, "bounds_network", False) and (self.compile or self.mixes):
+        if self.method.bounds_network and (self.compile or self.mixes):
             raise InputError(
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
                 "train.compile and train.norm 'mixture'."
             )
         for name in ("drop_path", "auxiliary"):
-            if getattr(self, name) and (self.compile or getattr(self.method, "bounds_network", False)):
+            if getattr(self, name) and (self.compile or self.method.bounds_network):
                 raise InputError(
                     f"train.{name} changes the network in training, which is neither compiled nor bounded so; leave "
                     "out train.compile, and take a method that does not bound the network, or set it to 0."
@@ -252,7 +251,7 @@ class Training:
     @property
     def mixes(self) -> bool:
         """Whether the network is trained with mixture batch norms."""
-        return (self.norm or getattr(self.method, "norm", "batch")) == "mixture"
+        return (self.norm or self.method.norm) == "mixture"
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -294,8 +293,7 @@ class Training:
     def curriculum(self) -> tuple[float, float]:
         """The shares of the steps in which epsilon is almost 0, and in which it grows."""
         if self.epsilon_warm_up is None and self.epsilon_ramp is None:
-            asked_for: tuple[float, float] = getattr(self.method, "curriculum", (0.0, 0.0))
-            return asked_for
+            return self.method.curriculum
         return self.epsilon_warm_up or 0.0, self.epsilon_ramp or 0.0
 
     def growth_at(self, share: float) -> float:

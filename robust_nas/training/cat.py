@@ -31,7 +31,7 @@ from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
 from robust_nas.seeds import generator_at, seeded
 from robust_nas.threat import LinfBall, Pixels, check_pixels
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 Objective = Literal["cross_entropy", "margin"]
 
@@ -39,7 +39,7 @@ _PUBLISHED_EPSILON = 8 / 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class CAT:
+class CAT(TrainingMethod):
     """Adversarial training at radii that grow image by image, for as long as the image is still classified right.
 
     A radius starts at 0. Each time its image is seen, PGD attacks it at a radius larger by `eta`. The radius stays that

@@ -19,11 +19,11 @@ from robust_nas.attacks import Attack
 from robust_nas.attacks._model_state import check_at_least
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.errors import InputError
-from robust_nas.training import Batch
+from robust_nas.training import Batch, Norm, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConAdv:
+class ConAdv(TrainingMethod):
     """Cross-entropy on clean images and on adversarial ones made with the weights of some steps before.
 
     Clean and adversarial images have batch norms of their own (`norm`).
@@ -38,7 +38,7 @@ class ConAdv:
         InputError: for a value outside its range.
     """
 
-    norm: ClassVar[str] = "mixture"
+    norm: ClassVar[Norm] = "mixture"
 
     attack: Attack = field(default_factory=FGSM)
     staleness: int = 1

@@ -20,13 +20,13 @@ from robust_nas.errors import InputError
 from robust_nas.pixels import unit_images
 from robust_nas.seeds import generator_at
 from robust_nas.threat import Pixels, check_pixels
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 Start = Literal["uniform", "none", "n_fgsm"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fast:
+class Fast(TrainingMethod):
     """Cross-entropy on adversarial examples that one step makes.
 
     Args:

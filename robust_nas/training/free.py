@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from robust_nas.attacks._model_state import check_at_least, check_choice
 from robust_nas.threat import Pixels, check_pixels
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 Carry = Literal["batch", "sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Free:
+class Free(TrainingMethod):
     """Free-m: each batch is trained on m times in a row, and every backward pass also moves the perturbation.
 
     A step costs what a step of standard training does, and the gradient of the first layer's input. To spend what
@@ -36,6 +36,7 @@ class Free:
     """
 
     fixed_size: ClassVar[bool] = True
+    fits_searches: ClassVar[bool] = False
 
     replays: int = 8
     carry: Carry = "batch"

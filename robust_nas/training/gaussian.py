@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from robust_nas.seeds import generator_at
 from robust_nas.threat import Pixels, check_pixels
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaussian:
+class Gaussian(TrainingMethod):
     """Cross-entropy on images with Gaussian noise, such as smoothing with the same `sigma` shows the network.
 
     The noise is not clipped to [0, 1], as it is not there. The threat model is not looked at. Validation attacks the

@@ -13,11 +13,11 @@ from robust_nas.attacks import Attack
 from robust_nas.attacks._model_state import kl
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART:
+class MART(TrainingMethod):
     """Adversarial training that makes most of the images which the model misclassifies before any attack.
 
     BCE(f(x'), y) + weight KL(p(x) || p(x')) (1 - p_y(x)), means over the batch, with the boosted cross-entropy

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDAT:
+class PGDAT(TrainingMethod):
     """Cross-entropy on adversarial examples, or a mean of it and that on the clean images.
 
     Args:

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from robust_nas.attacks._model_state import BatchNorm, check_at_least, check_choice, frozen, scores
 from robust_nas.errors import InputError
 from robust_nas.seeds import generator_at, seeded
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 LEAST = 1e-6
 """The smallest label parameter: those of a Dirichlet distribution are positive."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPROUT:
+class SPROUT(TrainingMethod):
     """Cross-entropy at noisy, mixed images with labels from a Dirichlet distribution that is learned along.
 
     The label of class y is drawn from Dir(concentration ((1 - alpha) y + alpha beta)). The network goes down the loss;

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standard:
+class Standard(TrainingMethod):
     """Cross-entropy on clean images."""
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -15,11 +15,11 @@ from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
 from robust_nas.seeds import generator_at
 from robust_nas.threat import Pixels, check_pixels
-from robust_nas.training import Batch
+from robust_nas.training import Batch, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES:
+class TRADES(TrainingMethod):
     """Cross-entropy on clean images plus `beta` times the divergence between clean and adversarial predictions.
 
     CE(f(x), y) + beta KL(f(x) || f(x')), means over the batch, where x' maximises the divergence in the ball around x

@@ -39,9 +39,9 @@ def test_crafting_stays_inside_the_threat_model_and_leaves_the_model_as_it_was(n
     method, model, batch = training.get(name)(), _model().train(), _batch()
     before = copy.deepcopy(model.state_dict())
     crafted = method.craft(model, batch)
-    if getattr(method, "stays_in_ball", True):
+    if method.stays_in_ball:
         assert bool(THREAT.around(batch.images).contains(crafted).all())
-    if getattr(method, "stays_in_pixels", True):
+    if method.stays_in_pixels:
         assert bool(((crafted >= 0) & (crafted <= 1)).all())
     assert model.training and all(
         parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
@@ -85,7 +85,7 @@ OPTIONS = {
 def test_every_option_composes_with_every_method(name: str, options: dict[str, Any]) -> None:
     if name == "standard" and "norm" in options:
         pytest.skip("nothing adversarial is trained on, which a mixture refuses")
-    if getattr(training.get(name), "bounds_network", False) and "norm" in options:
+    if training.get(name).bounds_network and "norm" in options:
         pytest.skip("bounds are of the function that clean images see, which a plan refuses to mix")
     digits = load("digits")
     data = dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32])
