@@ -112,7 +112,7 @@ class HardLabelAttack(ABC):
 
         Args:
             predict: returns a label [M] for each of M images. It is given arrays if `images` is an array, else tensors,
-                shaped like `images` but for the first dimension.
+                shaped like `images` but for the first dimension, which it may write into.
             images: [B, ...], as `pixels.stored_images` takes them.
             labels: [B], what a found image is not classified as.
             norm: of the distance, "l2" or "linf".
@@ -128,7 +128,7 @@ class HardLabelAttack(ABC):
         shaped = given if given.ndim == 4 else given.reshape(len(given), 1, 1, -1)
         originals = unit_images(shaped).reshape(given.shape)
         labels = class_labels(torch.as_tensor(labels, device=originals.device), len(originals))
-        as_given = (lambda points: points) if isinstance(images, Tensor) else Tensor.numpy
+        as_given = Tensor.clone if isinstance(images, Tensor) else (lambda points: points.clone().numpy())
         # Samples do not depend on each other: as many together as memory has room for.
         together = max(1, _MOST_NUMBERS // (max(self.directions, self.starts) * max(originals[:1].numel(), 1)))
         parts = []

@@ -96,7 +96,7 @@ def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss
     """
     points = points.detach().requires_grad_()
     with torch.enable_grad():
-        logits = _full_precision(model(points))
+        logits = _full_precision(logits_of(model, points))
         losses = loss(logits, against)
         if not losses.requires_grad:
             raise InputError(
@@ -107,10 +107,20 @@ def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss
     return logits.detach(), losses.detach(), gradient
 
 
+def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The logits [B, K] of `images` [B, C, H, W], of which the model gets a copy.
+
+    Some models write into what they are given (`images.sub_(mean)`, a first ReLU in place): what an attack starts from,
+    or is measured from, would be another image afterwards, and a leaf that requires a gradient cannot be written to.
+    The first layer alone costs many times the copy.
+    """
+    return model(images.clone())
+
+
 def scores(model: nn.Module, points: Tensor) -> Tensor:
     """Return the logits [B, K] of `points`, without a graph."""
     with torch.no_grad():
-        return _full_precision(model(points))
+        return _full_precision(logits_of(model, points))
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks import check_classes
-from robust_nas.attacks._model_state import check_choice, check_finite, frozen, scores
+from robust_nas.attacks._model_state import check_choice, check_finite, frozen, logits_of, scores
 from robust_nas.errors import InputError
 from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import ThreatModel
@@ -75,7 +75,7 @@ class AutoAttackReference:
             check_classes(self, num_classes)
             attack = AutoAttack(
                 # The package keeps logits and losses in the images' precision.
-                lambda points: model(points).float(),
+                lambda points: logits_of(model, points).float(),
                 norm=threat.norm.capitalize(),
                 eps=threat.epsilon,
                 version=self.version,

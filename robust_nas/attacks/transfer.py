@@ -9,7 +9,7 @@ from pydantic import InstanceOf
 from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import check_finite, frozen, misclassified, scores
+from robust_nas.attacks._model_state import check_finite, frozen, logits_of, misclassified, scores
 from robust_nas.attacks._surrogates import load_surrogates
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
@@ -69,4 +69,4 @@ class _MeanLogits(nn.Module):
         self.models = nn.ModuleList(models)
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.stack([model(images) for model in self.models]).mean(0)
+        return torch.stack([logits_of(model, images) for model in self.models]).mean(0)

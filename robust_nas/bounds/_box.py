@@ -130,6 +130,12 @@ class Box(Tensor):
         lower, upper = self._ends
         return (lower + upper) / 2, (upper - lower) / 2
 
+    def copy(self) -> Box:
+        """Return another box of the same value: one stays as it is when the other becomes something else."""
+        copied = Box(*self._ends, self.node)
+        copied._centred = self._centred
+        return copied
+
     def become(self, other: Box) -> None:
         """Be another box, for every name that this one has."""
         self._ends, self._centred, self.node = other._ends, other._centred, other.node

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks._model_state import logits_of
 from robust_nas.ensembles._ensemble import Ensemble
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
@@ -66,7 +67,7 @@ def fit_beside(
         raise InputError("A mixture of batch norms is not trained beside other networks; set train.norm to 'batch'.")
     with torch.no_grad():
         images = data.validation[:2].images
-        shapes = {tuple(network.eval()(images).shape) for network in (*frozen, model)}
+        shapes = {tuple(logits_of(network.eval(), images).shape) for network in (*frozen, model)}
     if len(shapes) > 1:
         raise InputError(
             "A network and those it is trained beside must have the same classes, but outputs for two images are of "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
 from robust_nas import config, ensembles, spaces
+from robust_nas.attacks._model_state import logits_of
 from robust_nas.bounds import Bound
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import DataForm, ImageSet
@@ -68,7 +69,7 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         weighted = zip(self.factors, self.members, strict=True)
-        terms = [factor * member(images) for factor, member in weighted if factor > 0]
+        terms = [factor * logits_of(member, images) for factor, member in weighted if factor > 0]
         return sum(terms[1:], terms[0])
 
     @torch.no_grad()

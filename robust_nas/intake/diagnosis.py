@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import frozen, scores
+from robust_nas.attacks._model_state import frozen, logits_of, scores
 from robust_nas.errors import InputError
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised
 
@@ -81,7 +81,7 @@ def check_outputs(model: nn.Module, images: Tensor) -> tuple[int, list[str]]:
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            outputs = model(images)
+            outputs = logits_of(model, images)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -55,7 +55,7 @@ def dependence(model: nn.Module, images: Tensor) -> str | None:
     images = images[:_NUM_IMAGES].detach()
     with frozen(model, fold=False), _generators_kept(images.device):
         batch, before = _beside(images, "first"), _drawn_so_far(images.device)
-        first = scores(model, batch.clone())
+        first = scores(model, batch)
         draws = _drawn_so_far(images.device) != before
         return _on_passes(model, batch, first, draws=draws) or _on_batch(model, images, first[: len(images)])
 
@@ -63,7 +63,7 @@ def dependence(model: nn.Module, images: Tensor) -> str | None:
 def _on_passes(model: nn.Module, batch: Tensor, first: Tensor, *, draws: bool) -> str | None:
     """Say what differs between `first`, the logits of a pass that may have drawn random numbers, and further passes."""
     tolerance = _rounding(model, first)
-    if all(_same(scores(model, batch.clone()), first, tolerance) for _ in range(_DRAWS if draws else _REPEATS)):
+    if all(_same(scores(model, batch), first, tolerance) for _ in range(_DRAWS if draws else _REPEATS)):
         return None
     if draws:
         return (
@@ -96,7 +96,7 @@ def _on_batch(model: nn.Module, images: Tensor, first: Tensor) -> str | None:
 
 
 def _alone(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([scores(model, image.unsqueeze(0).clone()) for image in images])
+    return torch.cat([scores(model, image.unsqueeze(0)) for image in images])
 
 
 def _only_rounding(model: nn.Module, images: Tensor) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import intake
-from robust_nas.attacks._model_state import copied
+from robust_nas.attacks._model_state import copied, logits_of
 from robust_nas.bounds._margins import check_arithmetic
 from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
@@ -182,7 +182,7 @@ def classify(path: Path | str, images: Tensor) -> Tensor:
 def _logits(model: nn.Module, points: Tensor) -> Tensor:
     network = copied(model).cpu().float().eval()
     with torch.no_grad():
-        return torch.cat([network(chunk) for chunk in points.detach().cpu().float().split(128)])
+        return torch.cat([logits_of(network, chunk) for chunk in points.detach().cpu().float().split(128)])
 
 
 def require_packages() -> dict[str, str]:

@@ -30,7 +30,7 @@ def gradients(model: nn.Module, images: Tensor, chunk_size: int) -> Gradients:
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def f(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, parameters, (image.unsqueeze(0),))
+        logits: Tensor = functional_call(model, parameters, (image.unsqueeze(0).clone(),))
         return logits.sum() / logits.shape[1] ** 0.5
 
     found: Gradients = vmap(grad(f), (None, 0), chunk_size=chunk_size)(parameters, images)

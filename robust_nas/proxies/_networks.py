@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from robust_nas.attacks._model_state import BatchNorm, frozen
+from robust_nas.attacks._model_state import BatchNorm, frozen, logits_of
 from robust_nas.errors import InputError
 
 Weights = dict[str, Tensor]
@@ -36,7 +36,7 @@ def held_still(model: nn.Module, images: Tensor, batch_norm: BatchNorm = "batch"
     if len(images) < 2:
         raise InputError(f"A score of a network needs at least 2 images, but got {len(images)}.")
     with frozen(model, batch_norm, fold=False), torch.no_grad():
-        logits = model(images) if batch_norm == "batch" else _calibrate(model, images)
+        logits = logits_of(model, images) if batch_norm == "batch" else _calibrate(model, images)
         if not bool(logits.isfinite().all()):
             raise InputError("The network's logits are not finite; a score says nothing of it. Check its weights.")
         with torch.enable_grad():
@@ -53,7 +53,7 @@ def _calibrate(model: nn.Module, images: Tensor) -> Tensor:
             norm.running_mean, norm.running_var = norm.running_mean.clone(), norm.running_var.clone()  # type: ignore[union-attr]
             norm.train()
             norm.momentum = 1.0
-        logits: Tensor = model(images)
+        logits = logits_of(model, images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()
@@ -66,8 +66,9 @@ def depends_on(model: nn.Module, images: Tensor) -> bool:
 
     Nothing can attack such a network: an adversarial image is the image itself.
     """
-    logits: Tensor = model(images.detach().clone().requires_grad_())
-    return logits.requires_grad  # no parameter does: the model is held still
+    return logits_of(
+        model, images.detach().clone().requires_grad_()
+    ).requires_grad  # no parameter does: the model is held still
 
 
 def layers(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
@@ -87,7 +88,7 @@ def weights(model: nn.Module) -> Weights:
 def loss_gradients(model: nn.Module, at: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Weights:
     """Return the gradient of the mean cross-entropy with respect to the layers' weights, where these are `at`."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in at.items()}
-    loss = F.cross_entropy(functional_call(model, leaves, (images,)), labels)
+    loss = F.cross_entropy(functional_call(model, leaves, (images.clone(),)), labels)
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if gradient is None else gradient

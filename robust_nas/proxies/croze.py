@@ -81,12 +81,13 @@ def _features(model: nn.Module, at: Weights, images: Tensor) -> Weights:
     """Return what each layer gives for `images` where the weights are `at`."""
     found: Weights = {}
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))
+        # A copy: the next layer may write into it.
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output.clone()}))
         for name, module in layers(model).items()
     ]
     try:
         with torch.no_grad():
-            functional_call(model, at, (images,))
+            functional_call(model, at, (images.clone(),))
     finally:
         for hook in hooks:
             hook.remove()

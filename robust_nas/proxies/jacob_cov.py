@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks._model_state import logits_of
 from robust_nas.proxies._networks import depends_on, held_still
 from robust_nas.threat import ThreatModel
 
@@ -27,7 +28,7 @@ class JacobCov:
         with held_still(model, images, "running"):
             points = images.detach().clone().requires_grad_()
             if depends_on(model, images):
-                (gradient,) = torch.autograd.grad(model(points).sum(), points)
+                (gradient,) = torch.autograd.grad(logits_of(model, points).sum(), points)
             else:
                 gradient = torch.zeros_like(points)
         return spectrum_score(correlations(gradient.flatten(1).double()))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robust_nas.attacks._model_state import logits_of
 from robust_nas.errors import InputError
 from robust_nas.proxies._networks import held_still, layers
 from robust_nas.seeds import generator_at
@@ -68,11 +69,11 @@ def feature_map(model: nn.Module, images: Tensor) -> Tensor:
 
     def note(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
-            maps[:] = [output]
+            maps[:] = [output.clone()]  # the next layer may write into it
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
-        logits: Tensor = model(images)
+        logits = logits_of(model, images)
     finally:
         for hook in hooks:
             hook.remove()

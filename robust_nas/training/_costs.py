@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from robust_nas.attacks._model_state import logits_of
 from robust_nas.distributed import World
 from robust_nas.models.mixture_norm import mix
 from robust_nas.training import Batch
@@ -60,7 +61,7 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
 
     def forward() -> None:
         with torch.no_grad():
-            model(batch.images)
+            logits_of(model, batch.images)
 
     once = operations(forward)
     return operations(lambda: trainee.step(batch, 0.0)) / once

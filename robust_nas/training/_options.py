@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_nas.attacks._model_state import logits_of
 from robust_nas.models.mixture_norm import through
 from robust_nas.training import Batch
 
@@ -50,7 +51,7 @@ class Forward:
         # Also a detached clean image is clean.
         clean = images.data_ptr() == self._clean.data_ptr()
         with through(self.model, "clean" if clean else "adversarial"), self._noted(images):
-            logits = self._wrapped(images.contiguous(memory_format=self._format)).float()
+            logits = logits_of(self._wrapped, images.contiguous(memory_format=self._format)).float()
         self._known.append((images, logits))
         return logits
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
+from robust_nas.attacks._model_state import logits_of
 from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
 from robust_nas.threat import LARGEST_EPSILON
@@ -85,5 +86,5 @@ class MTLIBP(CertifiedTraining):
         worst = worst_cross_entropy(interval(network, batch.images, batch.threat), batch.targets)
         if self.alpha == 1:
             return worst
-        adversarial = F.cross_entropy(network(crafted), batch.targets)
+        adversarial = F.cross_entropy(logits_of(network, crafted), batch.targets)
         return self.alpha * worst + (1 - self.alpha) * adversarial

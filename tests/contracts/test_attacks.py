@@ -176,6 +176,30 @@ def test_an_image_gets_the_same_attack_whatever_batch_it_is_in(attack: Attack, t
     assert torch.allclose(backwards.flip(0), whole, atol=1e-5)
 
 
+class Shifted(nn.Module):
+    """A network of shifted images: what it is given is shifted in place, or is not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.network, self.in_place = network(), in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.sub_(0.25).mul_(2) if self.in_place else (images - 0.25) * 2)
+        return logits
+
+
+def test_a_model_that_writes_into_its_input_is_attacked_as_one_that_does_not(attack: Attack) -> None:
+    images, labels = batch(Shifted(in_place=False), count=3)
+    given, found = images.clone(), []
+    for in_place in (False, True):
+        model = Shifted(in_place=in_place).eval()
+        if name_of(attack) == "transfer":
+            attack = dataclasses.replace(attack, surrogates=(model, network()))  # type: ignore[type-var]
+        found.append(attack.perturb(model, images, labels, THREATS[1], seed=3))
+        assert torch.equal(images, given)
+    assert torch.equal(*found) and not torch.equal(found[0], images)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("batch_norm", ["running", "batch"])
 def test_the_model_is_left_as_it_was(attack: Attack, training: bool, batch_norm: str) -> None:

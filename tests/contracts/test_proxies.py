@@ -137,3 +137,25 @@ def test_a_network_in_double_precision_has_about_the_same_score(proxy: Proxy) ->
     double = proxy.score(network().double(), images.double(), labels, THREAT)
     # Draws are the same numbers either way; an attack's steps may take another side.
     assert double == pytest.approx(single, rel=0.05)
+
+
+class Shifted(nn.Module):
+    """A network that changes its input and its features, in place or not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        with seeded(0, "test"):
+            self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Linear(576, 5)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        change = images.sub_(0.5) if self.in_place else images - 0.5
+        features = self.layers[2](self.layers[1](self.layers[0](change)).relu())
+        logits: Tensor = self.layers[3]((features.relu_() if self.in_place else features.relu()).flatten(1))
+        return logits
+
+
+def test_a_network_that_writes_into_its_input_is_scored_as_one_that_does_not(proxy: Proxy) -> None:
+    images, labels = batch()
+    found = [proxy.score(Shifted(in_place=each), images, labels, THREAT) for each in (False, True)]
+    assert found[0] == found[1] and torch.equal(images, batch()[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust_nas import training
 from robust_nas.config import build
@@ -57,6 +57,29 @@ def test_the_loss_is_a_finite_scalar_and_reaches_every_parameter(name: str) -> N
     assert loss.ndim == 0
     loss.backward()
     assert all(parameter.grad is not None and bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
+class Shift(nn.Module):
+    """x - 0.1, in place or not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sub_(0.1) if self.in_place else images - 0.1
+
+
+@pytest.mark.parametrize("name", training.names())
+def test_a_model_that_writes_into_its_input_is_trained_as_one_that_does_not(name: str) -> None:
+    digits, found = load("digits"), []
+    data = dataclasses.replace(digits, train=digits.train[:16], validation=digits.validation[:8])
+    table = {"method": name, "epochs": 1, "batch_size": 8, "selection_attack": "fgsm", "awp": 0.01, "pairing": 0.5}
+    for in_place in (False, True):
+        model = nn.Sequential(Shift(in_place=in_place), *_model())
+        stage = Stage("train", 0, World(), Progress(quiet=True))
+        found.append(fit(model, data, THREAT, build(Training, table, "train"), stage).last)
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
 
 
 @pytest.mark.parametrize("name", training.names())

@@ -181,6 +181,26 @@ def test_an_ensemble_is_written_without_its_member_of_weight_zero(tmp_path: Path
     assert set(written.operations) <= COMMON
 
 
+class Shifted(nn.Module):
+    """A network that writes into its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(126, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.sub_(0.5).flatten(1))
+        return logits
+
+
+def test_a_network_that_writes_into_its_input_is_written_like_one_that_does_not(tmp_path: Path) -> None:
+    model, points = Shifted(), random_images(8)
+    export_onnx(model, tmp_path / "model.onnx", SHAPE, points=points)
+    assert torch.equal(points, random_images(8))
+    expected = model.linear((points - 0.5).flatten(1))
+    torch.testing.assert_close(in_numpy(tmp_path / "model.onnx", points), expected.detach())
+
+
 def test_one_wrong_weight_is_found(cell: nn.Module, exported: exports.Exported, tmp_path: Path) -> None:
     points = random_images(16)
     assert compare(exported.path, cell, points) <= 1e-5
