@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from robust_nas import bounds
 from robust_nas.attacks._model_state import copied
-from robust_nas.bounds import TOLERANCE, Bound
+from robust_nas.bounds import TOLERANCE, Bound, LinearMargins
 from robust_nas.bounds._box import NoRule
 from robust_nas.bounds._margins import check_arithmetic, own_logits
+from robust_nas.bounds._rounding import rounding
 from robust_nas.bounds.interval import Interval
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
@@ -25,6 +26,10 @@ from robust_nas.evaluation import wilson_interval
 from robust_nas.registry import name_of
 from robust_nas.run_dir import Stage
 from robust_nas.threat import Norm, ThreatModel
+
+
+class Contradiction(InputError):
+    """A network answers otherwise than was proved."""
 
 
 def refusal(model: nn.Module, images: ImageSet) -> str | None:
@@ -46,7 +51,9 @@ class Certification:
         norm: the ball's norm.
         epsilon: its radius in pixel units.
         labels: [N].
-        margin: [N], float64: a lower bound of the least margin f_y - f_j over the wrong classes j and the ball.
+        margin: [N], float64: a lower bound of the least margin f_y - f_j over the wrong classes j and the ball, in
+            exact arithmetic.
+        rounding: [N], float64: how much of it the network's own arithmetic may take (`bounds._rounding`).
         clean_correct: [N] booleans: whether the image itself is classified correctly.
         seconds: what the bounds took, on all processes together.
         methods: N names: the kind of bound that proved most about an image.
@@ -59,6 +66,7 @@ class Certification:
     epsilon: float
     labels: Tensor
     margin: Tensor
+    rounding: Tensor
     clean_correct: Tensor
     seconds: float
     methods: tuple[str, ...]
@@ -66,8 +74,8 @@ class Certification:
 
     @property
     def certified(self) -> Tensor:
-        """[N] booleans: whether the label is proved for the whole ball. NaN proves nothing."""
-        return self.margin > TOLERANCE
+        """[N] booleans: whether the label is proved for the whole ball, rounding included. NaN proves nothing."""
+        return self.margin - self.rounding > TOLERANCE
 
     @property
     def accuracy(self) -> float:
@@ -95,6 +103,7 @@ class Certification:
             "method": list(self.methods),
             "label": self.labels.tolist(),
             "margin": self.margin.tolist(),
+            "rounding": self.rounding.tolist(),
             "certified": self.certified.tolist(),
             "clean_correct": self.clean_correct.tolist(),
             "seconds": self.seconds_each.tolist(),
@@ -144,13 +153,13 @@ def certify(
             "float32 rounds bounds up by more than they are required to be above 0."
         )
     check_arithmetic(model)
-    network = copied(model).eval()
+    network = copied(model).eval().requires_grad_(False)
     world = stage.world if stage else World()
     device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), data.labels.device)
-    chunks = [data[start : start + batch_size] for start in range(0, len(data), batch_size)]
+    chunks = [(start, data[start : start + batch_size]) for start in range(0, len(data), batch_size)]
 
     done, state = stage.resume() if stage else (0, None)
-    settings = f"{chosen} at {threats} for {len(data)} images in chunks of {batch_size}"
+    settings = f"{chosen} at {threats} for {len(data)} images in chunks of {batch_size}, rounding included"
     if stage and state and state["settings"] != settings:
         raise InputError(
             f"The stage {stage.name} was interrupted under other settings ({state['settings']}), but is now "
@@ -164,7 +173,8 @@ def certify(
     for first in stage.progress.steps(firsts, stage.name, done=-(-done // size)) if stage else firsts:
         here = chunks[first : first + size]
         results = world.each(
-            lambda chunk: _certify_chunk(network, chunk.to(device), threats, chosen, kinds), world.shard(here)
+            lambda chunk: _certify_chunk(network, chunk[1].to(device), chunk[0], threats, chosen, kinds),
+            world.shard(here),
         )
         found = [torch.cat([*found, *world.gather_shards(results, len(here))], 2)]
         if stage:
@@ -177,27 +187,81 @@ def certify(
             epsilon=at.epsilon,
             labels=data.labels.cpu(),
             margin=margin,
+            rounding=rounding,
             clean_correct=clean.bool(),
             seconds=float(seconds.sum()),
             methods=tuple(kinds[int(kind)] for kind in kind_numbers),
             seconds_each=seconds,
         )
-        for at, (margin, seconds, kind_numbers, clean) in zip(threats, found[0], strict=True)
+        for at, (margin, rounding, seconds, kind_numbers, clean) in zip(threats, found[0], strict=True)
     ]
 
 
+_AT_ONCE = 32
+"""Images whose rounding is looked at in one pass, which keeps two numbers for each that the network computes."""
+
+
 def _certify_chunk(
-    network: nn.Module, chunk: ImageSet, threats: Sequence[ThreatModel], bound: Bound, kinds: Sequence[str]
+    network: nn.Module, chunk: ImageSet, start: int, threats: Sequence[ThreatModel], bound: Bound, kinds: Sequence[str]
 ) -> Tensor:
-    """Return [E, 4, B], for E radii: least margins, seconds, places in `kinds`, and whether the image is right."""
-    images, count, rows = chunk.images, len(chunk), []
-    clean = (own_logits(network, images).argmax(1) == chunk.labels).double().cpu()
+    """Return [E, 5, B], for E radii: least margins, what of them is rounding, seconds, places in `kinds`, right or not.
+
+    Args:
+        start: the place of the chunk's first image in the data.
+
+    Raises:
+        Contradiction: if the network's own answers are not what was proved.
+    """
+    images, labels, count, rows = chunk.images, chunk.labels, len(chunk), []
+    clean = own_logits(network, images).argmax(1) == labels
     for threat in threats:
         started = time.monotonic()
-        found = bound.margins(network, images, chunk.labels, threat)
+        found = bound.margins(network, images, labels, threat)
         # The least is NaN where any margin is: nothing is proved about an image with a bound that is not a number.
-        least = found.lower(threat).amin(1).double().cpu()
-        seconds = torch.full_like(least, (time.monotonic() - started) / count)
-        numbers = [kinds.index(name) for name in found.methods or [kinds[0]] * count]
-        rows.append(torch.stack([least, seconds, torch.tensor(numbers).double(), clean]))
+        lower = found.lower(threat).double()
+        least, taken = lower.amin(1), torch.zeros(count, dtype=torch.float64, device=lower.device)
+        candidates = (least > TOLERANCE).nonzero().squeeze(1)
+        for places in candidates.split(_AT_ONCE) if len(candidates) else ():
+            proved = replace(found, offsets=lower[places], clean=None if found.clean is None else found.clean[places])
+            taken[places] = _checked(network, images[places], labels[places], threat, proved, start + places)
+        seconds = torch.full((count,), (time.monotonic() - started) / count).double()
+        numbers = torch.tensor([kinds.index(name) for name in found.methods or [kinds[0]] * count]).double()
+        rows.append(torch.stack([least.cpu(), taken.cpu(), seconds, numbers, clean.double().cpu()]))
     return torch.stack(rows)
+
+
+def _checked(
+    network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, proved: LinearMargins, numbers: Tensor
+) -> Tensor:
+    """Return how much of the least margins rounding may take, [B], once the network's own answers agree with the proof.
+
+    They are looked at, as rounding is, at the images and where the linearised margin is least in the ball.
+
+    Args:
+        proved: with the margins' lower bounds [B, K] over the ball as offsets.
+        numbers: the images' places in the data, [B].
+
+    Raises:
+        Contradiction: if an answer is another one, or further from the proof than rounding explains.
+    """
+    lower = proved.offsets
+    errors, logits, slopes = rounding(network, images, labels, lower)
+    ball = threat.around(images)
+    corners = ball.project(images + ball.least_at(slopes.to(images.dtype).unsqueeze(1)).view_as(images))
+    errors_there, logits_there, _ = rounding(network, corners, labels, lower)
+    errors = torch.maximum(errors, errors_there)
+    taken = lower.amin(1) - (lower - errors).amin(1)
+    for where, answers in (("on it", logits), ("at a point of its ball", logits_there)):
+        margins = answers.double().gather(1, labels[:, None]) - answers.double()
+        least = lower.argmin(1, keepdim=True)
+        short = (lower - errors - margins).gather(1, least).squeeze(1)
+        wrong = answers.argmax(1) != labels
+        for image in ((lower.amin(1) - taken > TOLERANCE) & (wrong | (short > TOLERANCE))).nonzero().flatten().tolist():
+            raise Contradiction(
+                f"Image {int(numbers[image])} is proved to be of class {int(labels[image])} by a margin of at least "
+                f"{float(lower[image].amin()):.3g}, but the network's own margin {where} is "
+                f"{float(margins[image].scatter(0, labels[image], torch.inf).amin()):.3g}, which rounding does not "
+                "explain: it computes something else than what was proved, or the proof is wrong, which is a bug; "
+                "please report it."
+            )
+    return taken

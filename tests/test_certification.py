@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robust_nas.api import build_ensemble
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
-from robust_nas.certification import Certification, certify
+from robust_nas.certification import Certification, Contradiction, certify
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -64,7 +64,8 @@ def test_summary_and_rows_say_what_the_run_folder_holds() -> None:
     assert [row["image"] for row in rows] == [0, 1, 2, 3] and [row["label"] for row in rows] == [0, 0, 1, 0]
     assert rows[3] == {
         "method": "interval", "dtype": "float64", "norm": "linf", "epsilon": 0.05, "image": 3, "label": 0,
-        "margin": pytest.approx(-1.0), "certified": False, "clean_correct": False, "seconds": rows[3]["seconds"],
+        "margin": pytest.approx(-1.0), "rounding": 0.0, "certified": False, "clean_correct": False,
+        "seconds": rows[3]["seconds"],
     }  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def test_a_margin_that_is_not_clearly_positive_proves_nothing(margin: float) -> 
     one = torch.ones(1, dtype=torch.bool)
     made = Certification(
         method="interval", dtype="float64", norm="linf", epsilon=0.1, labels=torch.zeros(1),
-        margin=torch.tensor([margin]).double(), clean_correct=one, seconds=0.0, methods=("interval",),
+        margin=torch.tensor([margin]).double(), rounding=torch.zeros(1).double(), clean_correct=one, seconds=0.0,
+        methods=("interval",),
         seconds_each=torch.zeros(1),
     )  # fmt: skip
     assert not made.certified.any()
@@ -120,7 +122,7 @@ def test_processes_share_the_chunks_and_get_the_result_of_one(monkeypatch: pytes
 
     for start in (0, 2):
         part = certify(two_classes(), data[start + 1 : start + 2], THREAT)[0]
-        rows = part.margin, part.seconds_each, torch.zeros(1), part.clean_correct
+        rows = part.margin, part.rounding, part.seconds_each, torch.zeros(1), part.clean_correct
         results.append([torch.stack([row.double() for row in rows])[None]])
     monkeypatch.setattr(World, "gather", gather)
     monkeypatch.setattr(World, "barrier", lambda self: None)
@@ -223,3 +225,70 @@ def test_a_network_that_is_written_in_another_way_has_the_same_certificates(name
     assert torch.equal(found.clean_correct, expected.clean_correct) and torch.equal(data.images, before)
     weights = build_ensemble([model, two_classes()], data, THREAT, rule="uniform", bound="interval").weights
     assert weights == [0.5, 0.5] and torch.equal(data.images, before)
+
+
+class Linear(nn.Module):
+    """A linear network of 16 pixels between two functions that are the identity, or a shift, in exact arithmetic."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.before, self.after = nn.Linear(16, 3), before, after
+        # Most images are of the last class then, which loses where logits are rounded to the same number.
+        self.last.weight.data, self.last.bias.data = self.last.weight.data.flip(0), self.last.bias.data.flip(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after(self.last(self.before(images).flatten(1)))
+
+
+def unchanged(values: Tensor) -> Tensor:
+    return values
+
+
+ROUNDS: dict[str, Callable[[], nn.Module]] = {
+    "pixels": lambda: Linear(lambda x: (x + 2e5) - 2e5, unchanged),
+    "pixels in place": lambda: Linear(lambda x: x.add_(2e5).sub_(2e5), unchanged),
+    "logits": lambda: Linear(unchanged, lambda logits: logits + 1e6),
+    "scaled logits": lambda: Linear(unchanged, lambda logits: 1e3 * logits + 1e9),
+}
+
+
+@pytest.mark.parametrize("named", ROUNDS)
+def test_no_certified_image_is_wrong_by_rounding_at_the_largest_radius_that_exact_arithmetic_proves(named: str) -> None:
+    model, exact = ROUNDS[named](), Linear(unchanged, unchanged)
+    images = 0.2 + 0.6 * torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    labels, weight = exact(images).argmax(1), exact.last.weight.detach()
+    logits = exact(images).detach()
+    margins = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
+    # The margin of class j falls by |w_y - w_j|_1 for each unit of the radius.
+    radii, classes = (margins / (weight[labels][:, None] - weight).abs().sum(2)).nan_to_num(torch.inf).min(1)
+    directions = (weight[classes] - weight[labels]).sign().view_as(images)
+    wrong, proved = 0, 0
+    for image in (radii < 0.2).nonzero().flatten().tolist():
+        threat = ThreatModel(epsilon=0.9999 * float(radii[image]))
+        (found,) = certify(model, ImageSet.of(images[image][None], labels[image][None]), threat)
+        shrunk = torch.cat([torch.tensor([1.0]), 1 - 0.2 * torch.rand(200)]).view(-1, 1, 1, 1) * threat.epsilon
+        points = threat.around(images[image].expand(201, 1, 4, 4)).project(images[image] + shrunk * directions[image])
+        broken = bool((model(points).argmax(1) != labels[image]).any())
+        assert not (broken and found.certified.item())
+        wrong, proved = wrong + broken, proved + int(found.margin > 1e-6)
+    assert wrong > 2 and proved > 8  # what exact arithmetic proves is wrong
+
+
+def test_rounding_takes_nothing_of_account_from_a_network_of_ordinary_numbers() -> None:
+    (found,) = certify(two_classes(), pixels_and_labels(), THREAT.with_epsilon(0.05))
+    assert ((found.rounding > 0) & (found.rounding < 1e-5)).tolist() == [True, True, True, False]
+
+
+class Wrong:
+    """Bounds that prove every image to be of its label, whatever the network says."""
+
+    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        return LinearMargins(torch.full((len(images), 2), 0.1).scatter(1, labels[:, None], torch.inf))
+
+
+@pytest.mark.parametrize(("place", "where"), [(3, "on it"), (1, "at a point of its ball")])
+def test_a_proof_that_the_networks_own_answers_contradict_is_an_error(place: int, where: str) -> None:
+    # The pixel .4 is right by .2, and by -.1 at the end of its ball; 1 is wrong by 1.
+    with pytest.raises(Contradiction, match=f"Image . is proved to be of class 0 by .* {where} is"):
+        certify(two_classes(), pixels_and_labels()[place : place + 1], THREAT.with_epsilon(0.15), bound=Wrong())

@@ -153,10 +153,9 @@ class Box(Tensor):
         name = _name(func)
         if name in _METADATA:
             return func(args[0]._ends[0], *args[1:], **kwargs)
-        namespace, _, operation = name.rpartition(".")
-        in_place = operation in _IN_PLACE
-        rule = RULES.get(operation.removesuffix("_") if in_place else operation)
-        if rule is None or namespace not in _NAMESPACES:
+        operation, in_place = operation_of(func)
+        rule = RULES.get(operation)
+        if rule is None:
             raise NoRule(name)
         if not _accepts(rule, len(args), tuple(kwargs)):
             raise NoRule(f"{name} with these arguments ({', '.join(kwargs) or 'by position'})")
@@ -181,6 +180,14 @@ class Box(Tensor):
 def _name(func: Any) -> str:
     """Return the name of an operation as torch spells it."""
     return resolve_name(func) or getattr(func, "__name__", repr(func))
+
+
+@functools.lru_cache(maxsize=1024)
+def operation_of(func: Any) -> tuple[str, bool]:
+    """Return the name that an operation's rule has, if it has one, and whether the operation is done in place."""
+    namespace, _, operation = _name(func).rpartition(".")
+    in_place = operation in _IN_PLACE
+    return (operation.removesuffix("_") if in_place else operation) if namespace in _NAMESPACES else "", in_place
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from robust_nas.bounds._box import Box, in_autocast
 from robust_nas.bounds._graph import Leaf, MixedImages, Node, largest_value, lower_bound
 from robust_nas.bounds._memory import TooManyImages, limited, memory
 from robust_nas.errors import InputError
+from robust_nas.intake.independence import dependence
 from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import ThreatModel
 
@@ -108,7 +109,8 @@ def in_chunks(
     `model` is used in evaluation mode and left as it was.
 
     Raises:
-        InputError: for images outside [0, 1], labels that do not go with the images, or what `check_arithmetic` raises.
+        InputError: for images outside [0, 1], labels that do not go with the images, a model that is no function of one
+            image, or what `check_arithmetic` raises.
     """
     check_arithmetic(model)
     images, labels = unit_images_and_labels(images, labels)
@@ -128,6 +130,8 @@ def in_chunks(
             except TooManyImages:
                 size = max(1, len(some) // 2)
                 continue
+            if done == 0 and (reason := dependence(model, some)) is not None:
+                raise InputError(f"{reason} No single image can be certified.")
             # A copy: a network may change its input in place.
             clean.append(margin_bounds(network(some.clone()), own)[0])
             _check_at_image(parts[-1], clean[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -236,6 +237,8 @@ def _passes_through(function: Callable[..., Tensor], *, linear: bool = False) ->
         # A narrower type would round the bounds; `out` would write to somebody's tensor.
         if {"dtype", "out"} & kwargs.keys() or any(isinstance(arg, torch.dtype) for arg in args):
             raise NoRule(f"{function.__name__} with dtype or out")
+        # The network may write to an index once it was used, and the function is computed again later.
+        args, kwargs = copy.deepcopy((args, kwargs))
         return _both(input, lambda bound: function(bound, *args, **kwargs), linear=linear)
 
     return rule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -545,11 +546,38 @@ def test_a_network_that_writes_to_a_constant_after_its_use_is_refused(kind: Any)
 
 
 def test_a_network_whose_own_output_contradicts_its_bounds_is_refused() -> None:
-    calls = itertools.count()
     with pytest.raises(InputError, match="contradicts"):
         CROWN().margins(
-            Of(lambda x: x * (1 if next(calls) % 2 else -30), 8), images(3, 2, (2, 2, 2)), labels(3), THREATS[0]
+            Of(lambda x: x if isinstance(x, Box) else -30 * x, 8), images(3, 2, (2, 2, 2)), labels(3), THREATS[0]
         )
+
+
+@pytest.mark.parametrize("kind", [Interval, *KINDS])
+def test_an_index_that_is_counted_up_after_its_use_is_read_as_it_was(kind: Any) -> None:
+    def counted(x: Tensor) -> Tensor:
+        index, taken = torch.tensor([1, 0]), list[Tensor]()
+        for _ in range(2):
+            taken.append(F.relu(x[:, index] - 0.4))
+            index.add_(1).remainder_(2)
+        return torch.cat(taken, 1)
+
+    holds(kind, Of(counted, 16), images(3, 2, (2, 2, 2)))
+
+
+DEPENDENT: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "the other images of its batch": ("other images|of a batch", lambda x: x - x.mean(0)),
+    "noise": ("chance", lambda x: x + 0.05 * torch.randn(x.shape, dtype=x.dtype)),
+    "few decisions": ("chance", lambda x: x if random.random() < 0.9 else -x),
+}
+
+
+@pytest.mark.parametrize("kind", [Interval, *KINDS, bounds.get("auto")])
+@pytest.mark.parametrize("on", DEPENDENT)
+def test_a_network_that_is_no_function_of_one_image_is_refused_by_every_kind(kind: Any, on: str) -> None:
+    named, function = DEPENDENT[on]
+    for count in (1, 3):
+        with pytest.raises(InputError, match=f"{named}|contradicts"):
+            kind().margins(Of(function, 8), images(count, 2, (2, 2, 2)), labels(count), THREATS[0])
 
 
 def test_slopes_are_chosen_only_where_margins_depend_on_them() -> None:

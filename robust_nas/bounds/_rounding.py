@@ -1,0 +1,201 @@
+"""How far a network's margins can be off in its own arithmetic, in which every operation rounds.
+
+A bound is proved for exact arithmetic; the network answers in float32. Every operation's result is within
+`unit * share * magnitude` of the exact one on the same operands, where a sum of n products of total magnitude |W||x|
+has the share n, whatever order it is summed in, and others a few (Higham 2002, "Accuracy and Stability of Numerical
+Algorithms", sections 2.2 and 3.1). What such an error does to a margin follows, to first order, from the margin's
+derivative with respect to the operation's result. All errors at their worst, all against the margin, are the tolerance,
+twice: derivatives are others elsewhere in the ball. So this is an estimate with room to spare, and no proof. Weights
+that a network computes in its forward pass count as exact.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from robust_nas.attacks._model_state import own_dtype
+from robust_nas.bounds._box import operation_of
+from robust_nas.bounds._rules import RULES
+
+_FEW = 4
+"""Roundings of an operation that is no sum: functions of the mathematical library are off by that many at most."""
+
+_SUMS = {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d"}
+"""Sums with weights that are not negative."""
+
+_ROOM = 2
+"""By how much more than at the points that are looked at margins may be off elsewhere."""
+
+_CLEAR = 10
+"""A margin that is so many times what rounding may take of a lesser one is beyond it, and is not differentiated."""
+
+_COARSE = {"tf32": 2.0**-11, "bf16": 2.0**-8}
+"""Units of what products of float32 matrices may be rounded to, where torch is told that it may."""
+
+
+def rounding(model: nn.Module, points: Tensor, labels: Tensor, margins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how far margins may be off at points, [B, K], the model's logits there, [B, K], and slopes, [B, D].
+
+    The slopes are those of each point's least proved margin. Classes are gone through from the least margin on; the
+    error is 0 for those that are clear of it, and for the label's own.
+
+    Args:
+        model: in evaluation mode, its parameters without gradients, in its own arithmetic.
+        points: [B, C, H, W].
+        labels: [B].
+        margins: those that are proved, [B, K], float64.
+    """
+    mode = _Perturbed()
+    shift = torch.zeros_like(points, dtype=own_dtype(model)).requires_grad_()
+    with torch.enable_grad():
+        start = points.detach().to(shift) + shift
+        with mode:
+            logits: Tensor = model(start)
+    own = labels[:, None]
+    order = margins.scatter(1, own, torch.inf).argsort(1)[:, : logits.shape[1] - 1]
+    sensitive, sizes = [shift, *(error for error, _ in mode.errors)], [size for _, size in mode.errors]
+    exact, slopes = logits.double(), torch.zeros_like(shift)
+    errors, worst = torch.zeros_like(margins), margins.new_zeros(len(points), 1)
+    for place, classes in enumerate(order.split(1, dim=1)):
+        if place and bool((margins.gather(1, classes) > _CLEAR * worst).all()):
+            break  # as are those of the classes after it
+        gradients = torch.autograd.grad(
+            (exact.gather(1, own) - exact.gather(1, classes)).sum(), sensitive, retain_graph=True, allow_unused=True
+        )
+        if place == 0 and gradients[0] is not None:
+            slopes = gradients[0]
+        error = margins.new_zeros(len(points))
+        for gradient, size in zip(gradients[1:], sizes, strict=True):
+            if gradient is not None:
+                error = error + _ROOM * _per_image(gradient * size, len(points))
+        errors = errors.scatter(1, classes, error[:, None])
+        worst = torch.maximum(worst, error[:, None])
+    return errors, logits.detach(), slopes.flatten(1)
+
+
+def _per_image(effects: Tensor, count: int) -> Tensor:
+    """Return the sums of the absolute effects on each of so many images; all of them, where there is no telling."""
+    effects = effects.double().abs()
+    return effects.flatten(1).sum(1) if effects.shape[0] == count else effects.sum().expand(count)
+
+
+class _Perturbed(TorchFunctionMode):
+    """Adds an error of 0 to what every operation that rounds gives, to differentiate by, and keeps its largest size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operation, in_place = operation_of(func)
+        if operation not in RULES:
+            return func(*args, **kwargs)
+        if operation == "detach":  # an error goes on through it
+            return args[0]
+        with torch.enable_grad():
+            if operation in _EXACT:
+                return func(*args, **kwargs)
+            size = _size_before(operation, func, args, kwargs)
+            result = func(*args, **kwargs)
+            if not isinstance(result, Tensor) or not result.requires_grad:
+                return result
+            if size is None:
+                size = _unit(result) * _ROUNDINGS.get(operation, _FEW) * result.detach().abs()
+                size = size + _of_numbers(operation, result, args, kwargs)
+            error = torch.zeros_like(result).requires_grad_()
+            self.errors.append((error, size.to(result)))
+            return result.add_(error) if in_place else result + error
+
+
+_EXACT = {
+    "relu",
+    "hardtanh",
+    "clamp",
+    "max_pool2d",
+    "dropout",
+    "to",
+    "cat",
+    "stack",
+    "zeros_like",
+    "clone",
+    "neg",
+    "pad",
+}
+_EXACT |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "expand"}
+_EXACT |= {"contiguous", "detach", "__getitem__"}
+
+_ROUNDINGS = {"add": 1, "sub": 1, "__rsub__": 1, "mul": 2, "div": 2}
+"""Those of an operation and of a number that the network gives it."""
+
+
+def _unit(values: Tensor) -> float:
+    """Return the largest relative error of one rounding."""
+    return torch.finfo(values.dtype).eps / 2
+
+
+@torch.no_grad()
+def _size_before(operation: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the largest error of an operation on these values; None for a share of its result."""
+    if operation not in _SUMS | {"conv2d", "linear", "batch_norm"}:
+        return None
+    given = dict(_signature(operation).bind(*args, **kwargs).arguments)
+    values = given["input"]
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        return None
+    if operation in _SUMS:
+        magnitude: Tensor = func(values.abs(), *args[1:], **{key: kwargs[key] for key in kwargs if key != "input"})
+        return _unit(values) * (_terms(operation, given, magnitude) + 1) * magnitude
+    if operation == "batch_norm":
+        mean, weight, shift = given["running_mean"].abs(), given.get("weight"), given.get("bias")
+        scale = (given["running_var"] + given.get("eps", 1e-5)).rsqrt() * (1 if weight is None else weight.abs())
+        channels = (1, -1, *[1] * (values.ndim - 2))
+        shift = mean * scale + (0 if shift is None else shift.abs())
+        return _unit(values) * 2 * _FEW * (values.abs() * scale.view(channels) + shift.view(channels))
+    factors, bias = given["weight"].abs(), given.get("bias")
+    given |= {"input": values.abs(), "weight": factors, "bias": None if bias is None else bias.abs()}
+    magnitude = F.conv2d(**given) if operation == "conv2d" else F.linear(**given)
+    return (_unit(values) * (factors[0].numel() + 1 + _FEW) + 2 * _coarse(operation, values)) * magnitude
+
+
+def _terms(operation: str, given: Mapping[str, Any], result: Tensor) -> int:
+    """Return how many numbers a result of a sum is the sum of, at most."""
+    if operation == "avg_pool2d":
+        size = given["kernel_size"]
+        return math.prod(size) if isinstance(size, list | tuple) else int(size) ** 2
+    # Bins that overlap have a row and a column more.
+    return (4 if operation == "adaptive_avg_pool2d" else 1) * -(-given["input"].numel() // result.numel())
+
+
+def _of_numbers(operation: str, result: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    """Return by how much numbers that a sum is made with are off, which the network rounds to its own precision."""
+    if operation not in ("add", "sub", "__rsub__"):
+        return 0.0
+    numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, float)]
+    return sum(abs(value - result.new_tensor(value).item()) for value in numbers)
+
+
+def _coarse(operation: str, values: Tensor) -> float:
+    """Return the unit that the factors of a product are rounded to, where torch may compute in less than float32."""
+    if values.dtype != torch.float32:
+        return 0.0
+    backend: Any = torch.backends
+    on_gpu = {"conv2d": backend.cudnn.conv, "linear": backend.cuda.matmul}
+    on_cpu = {"conv2d": backend.mkldnn.conv, "linear": backend.mkldnn.matmul}
+    return _COARSE.get((on_gpu if values.is_cuda else on_cpu)[operation].fp32_precision, 0.0)
+
+
+@functools.cache
+def _signature(operation: str) -> inspect.Signature:
+    return inspect.signature(RULES[operation])
