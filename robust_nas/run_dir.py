@@ -19,6 +19,7 @@ Weights and training states are safetensors; nothing is ever unpickled. Rank 0 w
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -68,6 +69,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_own(path: Path, mode: str) -> IO[str]:
+    """Open a file that is written in place, but none somewhere else to which a link in a stranger's folder leads.
+
+    Raises:
+        InputError: if it is a link.
+    """
+    try:
+        return open(
+            path, mode, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
+        )
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(
+            f"{path} is a symbolic link, and what is written is to stay in its folder; delete it."
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -226,7 +245,7 @@ class Stage:
     def log(self, step: int, **values: Any) -> None:
         """Append a line of metrics for `step`, counted from 1; NaN and infinity are kept as such."""
         if self.folder and self.world.is_main:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            with open_own(self.folder / METRICS, "a") as file:
                 file.write(json.dumps({"stage": self.name, "step": step, **values}) + "\n")
 
 
@@ -321,7 +340,7 @@ class RunDir:
         Raises:
             InputError: if another process is at work on it.
         """
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = open_own(self.path / ".lock", "w")
         try:
             # A POSIX lock, which forked workers do not inherit: it ends with this process even if they live on.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

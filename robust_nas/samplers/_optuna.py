@@ -66,12 +66,18 @@ class Study:
         """Add what has been told since to Optuna's journal in a file, for its dashboard and `optuna.load_study`.
 
         The study in memory is what decides, and the journal a copy: a search that goes on tells the same again. A file
-        that has anything else than the beginning of it is replaced.
+        that has anything else than the beginning of it, or cannot be read, is replaced.
         """
         if self._journal is None:
-            self._journal = _journal(path, self._study.directions)
-            before = [(trial.params, trial.values) for trial in self._journal.get_trials(deepcopy=False)]
-            if before != [(trial.params, trial.values) for trial in self._finished[: len(before)]]:
+            try:
+                self._journal = _journal(path, self._study.directions)
+                before = [(trial.params, trial.values) for trial in self._journal.get_trials(deepcopy=False)]
+            # Whatever Optuna raises for lines that it cannot have written.
+            except Exception:
+                self._journal, before = None, []
+            if self._journal is None or before != [
+                (trial.params, trial.values) for trial in self._finished[: len(before)]
+            ]:
                 path.unlink()
                 self._journal, before = _journal(path, self._study.directions), []
             self._kept = len(before)
@@ -89,6 +95,8 @@ def _journal(path: Path, directions: Sequence[StudyDirection]) -> OptunaStudy:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+    if path.is_symlink():
+        path.unlink()  # what it leads to is no file of the run
     path = path.resolve()
     Path(f"{path}.lock").unlink(missing_ok=True)  # one process at a time has the run, and it was killed
     if path.exists():

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.errors import InputError
-from robust_nas.run_dir import read_json, write_json
+from robust_nas.run_dir import open_own, read_json, write_json
 
 FOLDER = "trials"
 
@@ -94,7 +94,7 @@ class Trials:
         None if another process measures it, or has done so.
         """
         try:
-            file = (self.folder / f"{number}.claim").open("a")
+            file = open_own(self.folder / f"{number}.claim", "a")
         except FileNotFoundError:  # the search has ended meanwhile
             yield None
             return

@@ -20,7 +20,7 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.proxies.num_params import NumParams
-from robust_nas.run_dir import Stage, read_metrics, write_json
+from robust_nas.run_dir import RunDir, Stage, read_metrics, write_json
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.nsga2 import NSGA2
 from robust_nas.samplers.tpe import TPE
@@ -232,6 +232,46 @@ def test_the_journal_goes_on_after_a_kill_in_the_middle_of_a_line(space, data, t
     search.search(space, data, THREAT, _stage(tmp_path))
     assert [(trial.params, trial.values) for trial in _study(tmp_path).trials] == whole
     assert _study(tmp_path).trials[0].datetime_complete == begun
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [*lines[:3], lines[3][:20], *lines[4:]],
+        lambda lines: [*lines[:2], b"", b"   ", *lines[2:]],
+        lambda lines: [*lines, b"\xff\xfe"],
+        lambda lines: [b"[]", b'{"op_code": 99}', *lines],
+        lambda lines: [b"[" * 100_000],
+        lambda lines: [line for line in lines if b"op_code" not in line] + [b'{"op_code": 0}'],
+    ],
+    ids=["torn", "blank", "no UTF-8", "of another kind", "nested", "bare"],
+)
+def test_a_journal_that_cannot_be_read_is_replaced_and_the_search_is_the_same(space, data, tmp_path, damage):
+    search, journal = _scored(TPE(random_starts=3)), tmp_path / "study.journal"
+    found = search.search(space, data, THREAT, _stage(tmp_path))
+    trials = [(trial.params, trial.values) for trial in _study(tmp_path).trials]
+    journal.write_bytes(b"".join(line + b"\n" for line in damage(journal.read_bytes().splitlines())))
+    again = search.search(space, data, THREAT, _stage(tmp_path))
+    assert again.probabilities == found.probabilities
+    assert [(trial.params, trial.values) for trial in _study(tmp_path).trials] == trials
+
+
+def test_links_in_a_folder_lead_no_writer_out_of_it(space, data, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("mine\n")
+    folder.mkdir()
+    (folder / "study.journal").symlink_to(outside)
+    _scored(TPE(random_starts=3)).search(space, data, THREAT, _stage(folder))
+    assert _study(folder).trials and not (folder / "study.journal").is_symlink()
+    for name, write in {
+        ".lock": lambda: RunDir(folder).lock(),
+        "metrics.jsonl": lambda: _stage(folder).log(1, loss=1.0),
+    }.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside)
+        with pytest.raises(InputError, match="symbolic link"):
+            write()
+    assert outside.read_text() == "mine\n"
 
 
 def test_a_journal_of_something_else_is_replaced(space, data, tmp_path):
