@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from robust_nas import __version__, config, datasets, intake
+from robust_nas.catalogue import expanded
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble, is_saved
@@ -122,7 +123,7 @@ def from_words(
     elif "data" in of_run:
         table["data"] = of_run["data"]
     if data_root is not None:
-        config.set_key(table, "data.root", str(data_root.expanduser().resolve()))
+        config.set_key(table, "data.root", str(expanded(data_root).resolve()))
     if threat:
         table["threats"] = [config.to_dict(ThreatModel.parse(text)) for text in threat]
     elif "threat" in of_run:

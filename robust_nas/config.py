@@ -92,6 +92,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType) and type(None) in arguments:
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _convert(inner, value, where)
+    if isinstance(value, str) and not _is_utf8(value):
+        raise InputError(f"{where} must be UTF-8 text, but got '{visible(value)}'; give what it names another name.")
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -101,6 +103,15 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: {cause}") from None
         message = detail["msg"].removeprefix("Input should be ")
         raise InputError(f"{where} must be {message}, but got {value!r}.") from None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be written: names of files may have bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @functools.cache
@@ -157,20 +168,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """Return a table as TOML text.
-
-    Raises:
-        InputError: for text that is no UTF-8, as a path may be.
-    """
-    text = tomli_w.dumps(table)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        line = text[: error.end].rpartition("\n")[2]
-        raise InputError(
-            f"A file of settings is UTF-8 text, which '{visible(line)}' is not; give what it names another name."
-        ) from None
-    return text
+    """Return a table as TOML text."""
+    return tomli_w.dumps(table)
 
 
 def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

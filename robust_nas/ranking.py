@@ -29,6 +29,7 @@ import torch
 from robust_nas import __version__, config, datasets, proxies
 from robust_nas.architecture import Architecture
 from robust_nas.attacks._model_state import check_at_least
+from robust_nas.catalogue import expanded
 from robust_nas.datasets import DataSource
 from robust_nas.distributed import World
 from robust_nas.environment import describe_environment
@@ -165,7 +166,7 @@ def from_words(
         **sizes,
     }
     if data_root is not None:
-        config.set_key(section, "data.root", str(data_root.expanduser().resolve()))
+        config.set_key(section, "data.root", str(expanded(data_root).resolve()))
     if threat is not None:
         section["threat"] = config.to_dict(ThreatModel.parse(threat))
     if proxy:

@@ -11,6 +11,7 @@ from robust_nas import catalogue, config, spaces
 from robust_nas.attacks._model_state import check_at_least
 from robust_nas.bounds import Bound
 from robust_nas.bounds.interval import Interval
+from robust_nas.catalogue import expanded
 from robust_nas.datasets import DataSource
 from robust_nas.derivation import Derivation
 from robust_nas.ensembles import EnsembleRule
@@ -250,7 +251,7 @@ def _loaded(
     if search is not None:
         table["search"] = search
     if data_root is not None:
-        config.set_key(table, "data.root", str(data_root.expanduser().resolve()))
+        config.set_key(table, "data.root", str(expanded(data_root).resolve()))
     return from_table(config.override({"name": path.stem, **table}, overrides), name)
 
 

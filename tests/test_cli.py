@@ -318,3 +318,21 @@ def test_a_damaged_parquet_is_named(command: Command, tmp_path: Path) -> None:
 def test_info_shows_everything_of_a_name(thing: str, expected: list[str]) -> None:
     text = listing.describe(thing)
     assert all(part in text for part in expected)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_names_that_a_terminal_cannot_show_are_written_with_escapes(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "robust_nas", "info", b"a\xff\x1b[31m\xe7\x8b\x97"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},
+        check=False,
+    )
+    shown = "\u72d7".encode() if encoding == "utf-8" else b"\\u72d7"
+    assert done.returncode == 2 and b"'a\\xff\\x1b[31m" + shown + b"' is neither" in done.stderr, done.stderr
+
+
+def test_settings_are_text(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "images\udcff"
+    sentence = refused(command("run", "folder", f"data.root={folder}"))
+    assert "data.root must be UTF-8 text" in sentence and r"images\xff" in sentence

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from robust_nas.catalogue import expanded
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, read_metrics, save_state, write_json, write_text
+from robust_nas.tables._store import home
 
 
 def _stage(folder: Path, name: str = "search") -> Stage:
@@ -127,3 +129,26 @@ def test_two_processes_cannot_work_on_one_run(tmp_path):
 def test_a_folder_that_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
         RunDir.open(tmp_path)
+
+
+def test_without_a_home_folder_one_among_the_temporary_ones_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: object) -> None:
+        raise KeyError("uid not found")
+
+    assert expanded("~/x") == Path.home() / "x"
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = tmp_path / f"robust-nas-{os.getuid()}"
+    assert expanded("~/.cache/x") == own / ".cache" / "x" and expanded(tmp_path) == tmp_path
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert home() == own / ".cache" / "robust-nas" / "tables"
+    with pytest.raises(InputError, match="no user 'nobody-of-that-name'"):
+        expanded("~nobody-of-that-name/x")
+    own.rmdir()
+    own.symlink_to(tmp_path / "somewhere")
+    (tmp_path / "somewhere").mkdir()
+    with pytest.raises(InputError, match="set HOME"):
+        expanded("~/x")

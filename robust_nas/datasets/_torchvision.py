@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robust_nas.catalogue import expanded
 from robust_nas.errors import InputError
 
 DEFAULT_ROOT = Path("~/.cache/robust-nas/data")
@@ -18,7 +19,7 @@ def read(make: Callable[..., Any], root: Path, name: str, download: bool) -> tup
     Raises:
         InputError: if they are missing and cannot be downloaded, or are damaged.
     """
-    folder = root.expanduser()
+    folder = expanded(root)
     try:
         return make(root=folder, train=True, download=False), make(root=folder, train=False, download=False)
     except RuntimeError:

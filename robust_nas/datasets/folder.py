@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robust_nas.catalogue import expanded
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.datasets._splits import cut, train_validation_test
 from robust_nas.errors import InputError
@@ -45,7 +46,7 @@ class Folder:
         """Read and split the images."""
         from robust_nas.datasets._files import ClassFolders
 
-        root = self.root.expanduser().resolve()
+        root = expanded(self.root).resolve()
         if self.size is not None and self.size < 1:
             raise InputError(f"data.size must be at least 1, but got {self.size}.")
         if not root.is_dir():

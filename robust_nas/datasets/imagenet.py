@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from robust_nas.catalogue import expanded
 from robust_nas.datasets import Dataset
 from robust_nas.datasets._splits import train_validation_test
 from robust_nas.errors import InputError
@@ -47,7 +48,7 @@ class ImageNet:
 
         from robust_nas.datasets._files import ClassFolders, ImageFiles, check_memory
 
-        root = self.root.expanduser().resolve()
+        root = expanded(self.root).resolve()
         absent = [name for name in ("train", "val") if not (root / name).is_dir()]
         if absent:
             raise InputError(

@@ -20,6 +20,7 @@ from torch import nn
 
 from robust_nas import config
 from robust_nas.architecture import AnyArchitecture
+from robust_nas.catalogue import expanded, has_home
 from robust_nas.datasets import Dataset, DataSource
 from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError, suggest
@@ -55,7 +56,7 @@ def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module
 
 
 def _named(spec: str) -> dict[str, nn.Module]:
-    path, parts = Path(spec).expanduser(), model_parts(spec)
+    path, parts = expanded(spec), model_parts(spec)
     if path.is_dir():
         return _of_run(path)
     if (path.is_file() and path.suffix != ".py") or (parts is None and path.suffix in (".safetensors", *PICKLED)):
@@ -67,7 +68,7 @@ def _named(spec: str) -> dict[str, nn.Module]:
         )
     model = _of_torchvision(parts) if not parts.runs_code else _of_module(parts)
     # How to make it again, for those who save it without what its weights are loaded into.
-    place = str(Path(parts.place).expanduser().resolve()) if parts.place.endswith(".py") else parts.place
+    place = str(expanded(parts.place).resolve()) if parts.place.endswith(".py") else parts.place
     made = model if parts.runs_code or not isinstance(model, Normalised) else model.model
     vars(made)[MADE_BY] = f"{place}:{parts.attribute}"
     return {_name_of(parts): model}
@@ -85,9 +86,9 @@ def made_by(model: nn.Module) -> str | None:
 
 def files_of(spec: str) -> list[Path]:
     """Return the files that the models of `spec` are read from, as far as they exist: where they changed, it did."""
-    path, parts = Path(spec).expanduser(), model_parts(spec)
+    path, parts = expanded(spec), model_parts(spec)
     places = [path, *path.glob("config.toml"), *path.glob("derive.json"), *_weights_in(path)]
-    places += [Path(place).expanduser() for place in (parts.place, parts.weights) if place] if parts else []
+    places += [expanded(place) for place in (parts.place, parts.weights) if place] if parts else []
     return [place.resolve() for place in places if place.is_file()]
 
 
@@ -183,12 +184,12 @@ def trained_network(space: Space, architecture: AnyArchitecture, data: Dataset, 
 
 
 def _of_module(parts: ModelParts) -> nn.Module:
-    path = Path(parts.place).expanduser().absolute()
+    path = expanded(parts.place).absolute()
     # A file's neighbours, as `python path/to/file.py` finds them, and what is in the current folder.
     with _importable(Path.cwd(), *([path.parent] if path.suffix == ".py" else [])):
         model = _made(_attribute(_imported(parts.place), parts), parts)
     if parts.weights:
-        load_weights(model, Path(parts.weights).expanduser())
+        load_weights(model, expanded(parts.weights))
     return model
 
 
@@ -205,7 +206,7 @@ def _importable(*folders: Path) -> Iterator[None]:
 
 
 def _imported(place: str) -> ModuleType:
-    path = Path(place).expanduser()
+    path = expanded(place)
     if place.endswith(".py") and not path.is_file():
         raise InputError(f"There is no file {path}; give the one that defines the model.")
     try:
@@ -283,7 +284,7 @@ def _of_torchvision(parts: ModelParts) -> nn.Module:
     if parts.weights is None or Path(parts.weights).suffix:
         model: nn.Module = models.get_model(name, weights=None, **options)
         if parts.weights:
-            load_weights(model, Path(parts.weights).expanduser())
+            load_weights(model, expanded(parts.weights))
         return model
     members = models.get_model_weights(name).__members__
     if parts.weights not in members:
@@ -313,10 +314,13 @@ def _pretrained(name: str, weights: Any, options: Mapping[str, int]) -> nn.Modul
 @contextlib.contextmanager
 def _unpickling_nothing() -> Iterator[None]:
     """Have torch.load read weights only; torchvision asks it for everything."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    wanted = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
+    if not has_home() and not {"TORCH_HOME", "XDG_CACHE_HOME"} & {*os.environ}:
+        wanted["TORCH_HOME"] = str(expanded("~/.cache/torch"))  # or torch makes a folder that is called "~"
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

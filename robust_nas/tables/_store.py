@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robust_nas.catalogue import expanded
 from robust_nas.errors import InputError, suggest
 from robust_nas.pixels import parse_pixels
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY
@@ -24,7 +25,7 @@ _SINCE_VERSION_2 = {"function": None, "num_seeds": 1, "is_mean": False, "severit
 
 def home() -> Path:
     """Return the folder of the published tables on this machine: `$ROBUST_NAS_HOME/tables`, or ~/.cache/robust-nas."""
-    return Path(os.environ.get("ROBUST_NAS_HOME") or "~/.cache/robust-nas").expanduser() / "tables"
+    return expanded(os.environ.get("ROBUST_NAS_HOME") or "~/.cache/robust-nas") / "tables"
 
 
 def place(name: str) -> Path:

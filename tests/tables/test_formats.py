@@ -234,6 +234,15 @@ def write_robustness_dataset(folder: Path, meta: dict[str, Any], numbers: list[i
             (folder / name).write_text(text)
 
 
+def test_an_archive_that_unpacks_to_far_more_than_was_published_is_refused(
+    meta: dict[str, Any], numbering: tuple[list[str], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_robustness_dataset(tmp_path, meta, sorted(set(numbering[1])), zipped=True)
+    monkeypatch.setattr("robust_nas.tables.formats.robustness_dataset._LARGEST", 10)
+    with pytest.raises(InputError, match="bytes, but the published files are far smaller"):
+        read("robustness-dataset", tmp_path)
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip files", "an unpacked folder"])
 def test_the_robustness_data_set_gives_a_measure_for_each_epsilon_and_severity(
     meta: dict[str, Any], numbering: tuple[list[str], list[int]], tmp_path: Path, zipped: bool

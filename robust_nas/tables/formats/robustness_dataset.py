@@ -76,6 +76,10 @@ def _at(entry: Any, place: int, count: int) -> Any:
     return entry[place] if isinstance(entry, list) else entry
 
 
+_LARGEST = 1 << 30
+"""Bytes that a file in an archive has at most."""
+
+
 def _documents(folder: Path) -> dict[str, Callable[[], bytes]]:
     """Return what reads each JSON file in `folder` and its zip files, by the last parts of its name."""
     found: dict[str, Callable[[], bytes]] = {}
@@ -98,6 +102,9 @@ def _short(path: Path | PurePosixPath) -> str:
 def _unzip(archive: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as content:
+            # More than this is not read, whatever a small archive unpacks to.
+            if (size := content.getinfo(name).file_size) > _LARGEST:
+                raise InputError(f"{name} in {archive} is of {size:,} bytes, but the published files are far smaller.")
             return content.read(name)
     # A file that is encrypted, or compressed in a way of its own, raises the last two.
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
