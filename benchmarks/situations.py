@@ -374,7 +374,9 @@ def weights_with_a_prefix_are_refused_by_their_key(folder: Path) -> None:
 def a_compiled_model_is_the_model(_: Path) -> None:
     model, points = small_network(), images()
     labels, compiled = answers(model, points), torch.compile(model, backend="eager")
-    same(attacked(compiled, points, labels, 0.05), attacked(model, points, labels, 0.05), "what survives")
+    attack, threat = rn.attacks.get("fgsm")(), rn.ThreatModel(epsilon=0.05)
+    found, wanted = (attack.perturb(each, points, labels, threat) for each in (compiled, model))
+    same(found, wanted, "the examples", 1e-6)
     found, wanted = (certified(each, points, labels, bound="crown") for each in (compiled, model))
     same(found, wanted, "the proved margins", 1e-9)
 
@@ -730,15 +732,15 @@ def images_in_another_memory_order_are_the_same_images(_: Path) -> None:
 @situation(PIXELS, "bethgelab/foolbox#293")
 def images_without_a_channel_axis_are_refused(_: Path) -> None:
     labels = torch.zeros(8, dtype=torch.int64)
-    refused(lambda: attacked(linear(), images(8, (4, 4)), labels), "[N, C, H, W]")
-    refused(lambda: rn.smooth(linear(), sigma=0.25).predict(images(8, (4, 4))), "[B, C, H, W]")
+    refused(lambda: attacked(linear(), images(8, (4, 4)), labels), "C, H, W]")
+    refused(lambda: rn.smooth(linear(), sigma=0.25).predict(images(8, (4, 4))), "C, H, W]")
 
 
 @situation(PIXELS, "bethgelab/foolbox#307")
 def one_image_without_a_batch_axis_is_refused(_: Path) -> None:
-    refused(lambda: attacked(linear(), images()[0], torch.tensor([0])), "[N, C, H, W]")
-    refused(lambda: rn.Ensemble([linear()]).predict(images()[0]), "[B, C, H, W]")
-    refused(lambda: ImageSet.of(images()[0], torch.tensor(0)), "[N, C, H, W]")
+    refused(lambda: attacked(linear(), images()[0], torch.tensor([0])), "C, H, W]")
+    refused(lambda: rn.Ensemble([linear()]).predict(images()[0]), "C, H, W]")
+    refused(lambda: ImageSet.of(images()[0], torch.tensor(0)), "C, H, W]")
 
 
 @situation(PIXELS, "Trusted-AI/adversarial-robustness-toolbox#1244")
@@ -784,7 +786,7 @@ def one_hot_labels_are_refused(_: Path) -> None:
     points, model = images(), linear()
     labels = answers(model, points)
     for given in (F.one_hot(labels, 3), F.one_hot(labels, 3).float()):
-        refused(lambda given=given: attacked(model, points, given), "labels", "[N]")
+        refused(lambda given=given: attacked(model, points, given), "labels")
     attack, threat = rn.attacks.get("pgd")(), rn.ThreatModel(epsilon=0.1)
     refused(lambda: attack.perturb(model, points, F.one_hot(labels, 3), threat), "labels")
 
@@ -809,8 +811,8 @@ def labels_that_are_floats_or_a_column_are_refused(_: Path) -> None:
     points, model = images(), linear()
     labels = answers(model, points)
     refused(lambda: attacked(model, points, labels.float()), "whole numbers")
-    refused(lambda: attacked(model, points, labels.unsqueeze(1)), "[N]")
-    refused(lambda: attacked(model, points, labels[:-1]), "[N]")
+    refused(lambda: attacked(model, points, labels.unsqueeze(1)), "labels")
+    refused(lambda: attacked(model, points, labels[:-1]), "labels")
 
 
 @situation(LABELS, "pytorch/pytorch#15666")
@@ -822,9 +824,8 @@ def labels_that_count_from_one_are_refused(_: Path) -> None:
         refused(lambda bound=bound: certified(model, points, labels, bound=bound), "labels", "0 to 2")
     data = few_digits()
     train = dataclasses.replace(data.train, labels=data.train.labels + 1)
-    shifted = dataclasses.replace(data, train=train)
-    model = linear(10, (1, 8, 8))
-    refused(lambda: rn.train(model, shifted, rn.ThreatModel(epsilon=0.1), method="standard", epochs=1), "label")
+    model, threat = linear(10, (1, 8, 8)), rn.ThreatModel(epsilon=0.1)
+    refused(lambda: rn.train(model, dataclasses.replace(data, train=train), threat, batch_size=16, epochs=1), "label")
 
 
 @situation(LABELS, "pytorch/pytorch#1204")

@@ -23,6 +23,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation import wilson_interval
+from robust_nas.intake import check_model
 from robust_nas.registry import name_of
 from robust_nas.run_dir import Stage
 from robust_nas.threat import Norm, ThreatModel
@@ -152,6 +153,7 @@ def certify(
             f"A certificate needs bounds in float64, but {name_of(chosen)} has dtype '{chosen.dtype}': "  # type: ignore[attr-defined]
             "float32 rounds bounds up by more than they are required to be above 0."
         )
+    check_model(model)
     check_arithmetic(model)
     network = copied(model).eval().requires_grad_(False)
     world = stage.world if stage else World()

@@ -93,6 +93,16 @@ class Smoothing:
         """The radius of an image of whose samples all agree, in pixel units."""
         return float(self.radius(np.array([self.num_samples]))[0])
 
+    def check_answering(self) -> None:
+        """Raise InputError if there are too few samples for an answer, even if all agree."""
+        # Two-sided, as `SmoothedClassifier.predict` tests it: 2 * 0.5 ** n.
+        needed = math.ceil(1 - math.log2(self.failure))
+        if self.num_samples < needed:
+            raise InputError(
+                f"Smoothing.num_samples of {self.num_samples} give no answer at a failure of {self.failure:g}, even if "
+                f"all agree; set it to {needed} or more."
+            )
+
     def radius(self, counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the certified radii [N] where `counts` [N] of the samples are of the chosen class; 0: abstain."""
         lower = lower_bound(counts, self.num_samples, self.failure)
@@ -230,11 +240,13 @@ class SmoothedClassifier:
         among `images` alone.
 
         Raises:
-            InputError: for images outside [0, 1], or a model that is no classifier of single images.
+            InputError: for images outside [0, 1], a model that is no classifier of single images, or so few samples
+                that it would abstain even if all agree.
         """
         images = unit_images(images)
         if len(images) == 0:
             raise InputError("predict needs at least one image, but got none.")
+        self.smoothing.check_answering()
         sampler = _Sampler(self.model, self.smoothing, images[:1], seed)
         return torch.tensor(
             [self._answer(sampler.counts(image, place, "predict")) for place, image in enumerate(images)],

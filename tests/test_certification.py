@@ -292,3 +292,9 @@ def test_a_proof_that_the_networks_own_answers_contradict_is_an_error(place: int
     # The pixel .4 is right by .2, and by -.1 at the end of its ball; 1 is wrong by 1.
     with pytest.raises(Contradiction, match=f"Image . is proved to be of class 0 by .* {where} is"):
         certify(two_classes(), pixels_and_labels()[place : place + 1], THREAT.with_epsilon(0.15), bound=Wrong())
+
+
+def test_images_that_the_network_cannot_take_are_refused() -> None:
+    data = ImageSet.of(torch.zeros(2, 4, 4, 3), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="cannot take images of 4 x 4 x 3 pixels"):
+        certify(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 2)), data, THREAT)

@@ -124,3 +124,8 @@ def test_a_threat_model_is_a_section_like_any_other():
     built = config.build(ThreatModel, {"norm": "l2", "epsilon": "1/2"})
     assert built == ThreatModel(norm="l2", epsilon=0.5)
     assert json.dumps(config.to_dict(built)) == '{"norm": "l2", "epsilon": 0.5}'
+
+
+def test_a_byte_order_mark_and_line_endings_of_windows_are_read_over(tmp_path):
+    (tmp_path / "notepad.toml").write_bytes(b"\xef\xbb\xbfcount = 2\r\nname = 'a'\r\n")
+    assert config.read_toml(tmp_path / "notepad.toml") == {"count": 2, "name": "a"}

@@ -629,3 +629,10 @@ def test_a_model_of_other_images_or_classes_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         diagnose(model, *batch)
+
+
+def test_a_model_without_values_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(InputError, match=r"'1\.weight' is on torch's meta device"):
+        check_model(model)

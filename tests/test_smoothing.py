@@ -389,3 +389,13 @@ def test_smoothing_is_no_kind_of_bound_and_auto_does_not_have_it() -> None:
     with pytest.raises(InputError, match="has no 'smoothing'"):
         rn.certify(Halves(), pairs(2), rn.ThreatModel(norm="l2", epsilon=0.1), bound="smoothing")
     assert "smoothing" not in str(to_dict(rn.bounds.get("auto")()))
+
+
+def test_so_few_samples_that_it_would_always_abstain_are_refused() -> None:
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    nn.init.zeros_(constant[1].weight)
+    images, answer = torch.rand(2, 1, 2, 2), int(constant[1].bias.argmax())
+    # Of 10 samples that agree, the two-sided test has 2 / 2 ** 10, and of 11, 1 / 2 ** 10 = 0.00098.
+    with pytest.raises(InputError, match=r"10 give no answer at a failure of 0\.001, .* set it to 11 or more"):
+        rn.smooth(constant, sigma=0.5, num_samples=10).predict(images)
+    assert rn.smooth(constant, sigma=0.5, num_samples=11).predict(images).tolist() == [answer, answer]

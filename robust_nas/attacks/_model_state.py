@@ -96,13 +96,10 @@ def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss
     """
     points = points.detach().requires_grad_()
     with torch.enable_grad():
-        logits = _full_precision(logits_of(model, points))
+        logits = _logits(model, points)
         losses = loss(logits, against)
         if not losses.requires_grad:
-            raise InputError(
-                "The model's logits depend on the images by nothing that has a gradient (detach, argmax or no_grad in "
-                "it?), so that attacks which follow gradients say nothing; attack it with square."
-            )
+            raise InputError(_without_gradient())
         (gradient,) = torch.autograd.grad(losses.sum(), points)
     return logits.detach(), losses.detach(), gradient
 
@@ -120,7 +117,24 @@ def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def scores(model: nn.Module, points: Tensor) -> Tensor:
     """Return the logits [B, K] of `points`, without a graph."""
     with torch.no_grad():
-        return _full_precision(logits_of(model, points))
+        return _logits(model, points)
+
+
+@contextlib.contextmanager
+def taking(images: Tensor) -> Iterator[None]:
+    """Say in one sentence that a model cannot take images [B, C, H, W], where a pass through it fails."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        size = " x ".join(str(number) for number in images.shape[1:])
+        raise InputError(
+            f"The model cannot take images of {size} pixels ({reason}); is it one for this data set?"
+        ) from error
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
@@ -128,8 +142,30 @@ def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(1) != labels
 
 
-def _full_precision(logits: Tensor) -> Tensor:
+def _logits(model: nn.Module, points: Tensor) -> Tensor:
+    """Return the model's logits [B, K] of `points`, in full precision.
+
+    Raises:
+        InputError: if it returns something else, as a model may that squeezes a batch of one image.
+    """
+    logits: Any = logits_of(model, points)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(points):
+        found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise InputError(
+            f"The model must return logits [B, K] of a batch of any size, but for a batch of {len(points)} it returned "
+            f"{found}; wrap it so that it does."
+        )
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _without_gradient() -> str:
+    """Say why there may be none."""
+    if torch.is_inference_mode_enabled():
+        return "Within torch.inference_mode nothing has a gradient; call this outside of it, or within torch.no_grad."
+    return (
+        "The model's logits depend on the images by nothing that has a gradient (detach, argmax or no_grad in it?), so "
+        "that attacks which follow gradients say nothing; attack it with square."
+    )
 
 
 def check_finite(attack: object, *values: Tensor) -> None:

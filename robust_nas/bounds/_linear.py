@@ -87,16 +87,21 @@ class Region:
 
         Only elements that may have either sign are bounded again.
         """
-        flat_lower, flat_upper = lower.flatten(1), upper.flatten(1)
+        flat_lower, flat_upper = flat(lower), flat(upper)
         # Two functions of every place: itself and its negative.
         for places in undecided(flat_lower, flat_upper).split(max(1, rows_at_once(node) // 2), dim=1):
             one_hot = lower.new_zeros(places.shape[1], *flat_lower.shape).scatter_(2, places.T.unsqueeze(2), 1.0)
-            coefficients = torch.cat([one_hot, -one_hot]).unflatten(2, lower.shape[1:])
+            coefficients = torch.cat([one_hot, -one_hot]).view(-1, *lower.shape)
             bound = lower_bound(node, coefficients, self.source)
             least, most = self.margins(*bound).lower(self.threat).chunk(2, dim=1)
             flat_lower = flat_lower.scatter_reduce(1, places, least, "amax")
             flat_upper = flat_upper.scatter_reduce(1, places, -most, "amin")
         return flat_lower.view_as(lower), flat_upper.view_as(upper)
+
+
+def flat(values: Tensor) -> Tensor:
+    """Return values [B, *shape] as [B, D]; an image may have a single one, [B]."""
+    return values.reshape(len(values), -1)
 
 
 def undecided(lower: Tensor, upper: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import own_dtype
+from robust_nas.attacks._model_state import own_dtype, taking
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box, in_autocast
 from robust_nas.bounds._graph import Leaf, MixedImages, Node, largest_value, lower_bound
@@ -68,7 +69,10 @@ def margin_bounds(
     check_logits(logits, len(labels))
     batch, num_classes = logits.shape
     if not ((labels >= 0) & (labels < num_classes)).all():
-        raise InputError(f"Labels must be from 0 to {num_classes - 1}, the model's classes, but got others.")
+        raise InputError(
+            f"Labels must be from 0 to {num_classes - 1}, the model's classes, but are from {int(labels.min())} to "
+            f"{int(labels.max())}."
+        )
     own = labels[:, None]
     if not isinstance(logits, Box):
         return (logits.gather(1, own) - logits).scatter(1, own, torch.inf), None
@@ -170,7 +174,7 @@ def own_logits(model: nn.Module, images: Tensor) -> Tensor:
         InputError: if what it returns is none.
     """
     logits: Any
-    with torch.no_grad():
+    with torch.no_grad(), taking(images):
         # A copy: a network may change its input in place.
         logits = model(images.detach().to(own_dtype(model), copy=True))
     check_logits(logits, len(images))
@@ -227,7 +231,7 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
             model.eval()
         for tensors in slots:
             tensors.update({name: converted[tensor] for name, tensor in tensors.items() if tensor is not None})
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False), _uncompiled():
             yield model
     finally:
         for tensors, before in zip(slots, given, strict=True):
@@ -238,6 +242,14 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
         for module, training in modes:
             if module.training != training:
                 module.training = training
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Run what `torch.compile` made as it was written: bounds see operations one by one."""
+    # Without this module, whose import takes longer than many bounds, nothing is compiled.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _tensors(attributes: dict[str, Any]) -> list[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robust_nas.bounds._graph import Affine, Leaf, Node, Relu
-from robust_nas.bounds._linear import Region, undecided
+from robust_nas.bounds._linear import Region, flat, undecided
 from robust_nas.bounds._memory import TooManyImages, memory
 
 TOO_LITTLE = (
@@ -142,13 +142,14 @@ class Zonotopes:
     def _relu(self, node: Relu, values: Tensor) -> Tensor:
         """Return what lies between the upper line and the line parallel to it through 0."""
         _, slope, intercept = node.lines
-        places = undecided(node.lower.flatten(1), node.upper.flatten(1))
+        lower = flat(node.lower)
+        places = undecided(lower, flat(node.upper))
         result = values.new_empty(len(values) + places.shape[1], *values.shape[1:])
         torch.mul(values, slope, out=result[: len(values)])
         result[0] += intercept / 2
-        moves = result[len(values) :].zero_().flatten(2)
+        moves = result[len(values) :].zero_().view(places.shape[1], *lower.shape)
         index = places.T.unsqueeze(2)
-        moves.scatter_(2, index, (intercept / 2).flatten(1).gather(1, places).T.unsqueeze(2))
+        moves.scatter_(2, index, flat(intercept / 2).gather(1, places).T.unsqueeze(2))
         return result
 
 

@@ -233,6 +233,9 @@ class Dataset:
         name: what results on it are called.
         classes: the classes' names, in the order of the labels.
         train: in memory or in files.
+
+    Raises:
+        InputError: for labels that are no places in `classes`.
     """
 
     name: str
@@ -240,6 +243,15 @@ class Dataset:
     train: TrainingImages
     validation: ImageSet
     test: ImageSet
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            labels = getattr(self, split).labels
+            if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.classes)):
+                raise InputError(
+                    f"The labels of {self.name}'s {split} split must be places in its {len(self.classes)} classes, "
+                    f"from 0 to {len(self.classes) - 1}, but are from {int(labels.min())} to {int(labels.max())}."
+                )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import frozen, logits_of, scores
+from robust_nas.attacks._model_state import frozen, logits_of, scores, taking
 from robust_nas.errors import InputError
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised
 
@@ -26,7 +27,7 @@ NUM_DIAGNOSED = 256
 
 
 def check_model(model: object) -> None:
-    """Raise InputError unless `model` is an nn.Module that can be attacked: not TorchScript, nor with any inside."""
+    """Raise InputError unless `model` is an nn.Module that can be attacked: not TorchScript, and with values."""
     if not isinstance(model, nn.Module):
         raise InputError(f"A model must be an nn.Module, but got {type(model).__name__}.")
     for name, module in model.named_modules():
@@ -35,6 +36,12 @@ def check_model(model: object) -> None:
             raise InputError(
                 f"{place} TorchScript, which cannot be held still while it is attacked; give the nn.Module that it "
                 "was made from."
+            )
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"The model's '{name}' is on torch's meta device, where it has no values; make the model on a real one "
+                "and load its weights."
             )
 
 
@@ -79,18 +86,8 @@ def check_outputs(model: nn.Module, images: Tensor) -> tuple[int, list[str]]:
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    try:
-        with torch.no_grad():
-            outputs = logits_of(model, images)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(
-            f"The model cannot take images of {_size(images)} pixels ({reason}); is it one for this data set?"
-        ) from error
+    with torch.no_grad(), taking(images):
+        outputs = logits_of(model, images)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images) or outputs.shape[1] < 2:
         found = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise InputError(
@@ -98,10 +95,6 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
             f"{found}; name a function that makes a model of logits."
         )
     return outputs.float()
-
-
-def _size(images: Tensor) -> str:
-    return " x ".join(str(size) for size in images.shape[1:])
 
 
 def _on_outputs(model: nn.Module, outputs: Tensor) -> list[str]:

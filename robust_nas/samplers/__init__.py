@@ -11,12 +11,14 @@ nothing new to say: it is told the values of a random unmeasured class instead, 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from random import Random  # not the module: `samplers.random` would take its name
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from robust_nas.architecture import AnyArchitecture
+from robust_nas.errors import InputError
 from robust_nas.registry import Group
 from robust_nas.samplers._cells import classes, draw, draw_unmeasured, num_weights
 from robust_nas.seeds import seed_at
@@ -125,8 +127,17 @@ class Questions:
             return architecture
 
     def answer(self, values: Sequence[float]) -> None:
-        """Tell the sampler the values of the oldest open question's architecture."""
+        """Tell the sampler the values of the oldest open question's architecture.
+
+        Raises:
+            InputError: for NaN, which is neither better nor worse than anything.
+        """
         architecture = self._open.popleft()
+        if any(math.isnan(value) for value in values):
+            raise InputError(
+                f"A sampler needs values that can be compared, but {architecture} is worth "
+                f"{', '.join(map(str, values))}; measure a NaN as the least value there is."
+            )
         self._known[architecture.canonical] = values
         self.proposer.tell(architecture, values)
 

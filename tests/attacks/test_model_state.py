@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_nas import attacks
 from robust_nas.attacks._model_state import (
     cross_entropy,
     dlr,
@@ -19,6 +20,7 @@ from robust_nas.attacks._model_state import (
     targeted_margin,
 )
 from robust_nas.errors import InputError
+from robust_nas.threat import ThreatModel
 
 
 @pytest.fixture
@@ -172,3 +174,29 @@ def test_attacks_see_the_function_that_the_model_is_however_it_uses_its_modules(
             inside = [type(module).__name__ for module in model.modules()]
         assert torch.equal(model(images), expected)
         assert inside == [type(module).__name__ for module in model.modules()]
+
+
+class Squeezed(nn.Module):
+    """Loses the batch of a single image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)).squeeze()
+
+
+def test_a_model_that_squeezes_a_single_image_is_refused_by_every_attack(images: Tensor) -> None:
+    for name in ("fgsm", "pgd", "apgd", "fab", "square", "opt"):
+        with pytest.raises(InputError, match=r"logits \[B, K\] .* for a batch of 1 it returned \[3\]"):
+            attacks.get(name)().perturb(Squeezed(), images[:1], torch.tensor([0]), ThreatModel(epsilon=0.1))
+
+
+def test_attacks_inside_inference_mode_say_so_and_inside_no_grad_are_the_same(model: nn.Module, images: Tensor) -> None:
+    labels, threat = torch.arange(6) % 3, ThreatModel(epsilon=0.1)
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode nothing has a gradient"):
+        attacks.get("pgd")().perturb(model, images, labels, threat)
+    expected = attacks.get("pgd")().perturb(model, images, labels, threat)
+    with torch.no_grad():
+        assert torch.equal(attacks.get("pgd")().perturb(model, images, labels, threat), expected)

@@ -601,3 +601,30 @@ def test_intervals_bound_an_ensemble_that_is_stacked_in_front_of_the_batch() -> 
 def test_certificates_are_in_float64() -> None:
     with pytest.raises(InputError, match="float64"):
         bounds.get("auto")(kinds=(CROWN(dtype="float32"),))
+
+
+class Difference(nn.Module):
+    """relu(d) - relu(-d) = d, the difference of two pixels: one number per image, [B]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        difference = x[:, 0, 0, 0] - x[:, 0, 0, 1]
+        found = F.relu(difference) - F.relu(-difference)
+        return torch.stack([found, torch.zeros_like(found)], 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_of_one_number_per_image_is_bounded(kind: Any) -> None:
+    x, threat = torch.tensor([[0.9, 0.2], [0.5, 0.52]]).view(2, 1, 1, 2), ThreatModel(epsilon=0.1)
+    found = kind().margins(Difference(), x, torch.zeros(2, dtype=torch.int64), threat).lower(threat)[:, 1]
+    # d - 2 * 0.1: also where both ReLUs are unstable, since their difference is linear.
+    assert found.tolist() == pytest.approx([0.5, -0.22])
+
+
+@pytest.mark.slow  # imports torch's compiler
+def test_a_compiled_network_is_bounded_as_it_is_written() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.zeros(1, 1, 8, 8))
+    found, expected = (CROWN().margins(each, images(), labels(), THREATS[0]).offsets for each in (compiled, model))
+    assert torch.equal(found, expected)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +174,10 @@ def test_ranks_share_every_global_batch_without_overlap():
 def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
     with pytest.raises(InputError, match="does not divide among 3 processes"):
         epoch_batches(100, 20, World(size=3), 0)
+
+
+def test_labels_that_are_no_places_in_the_classes_are_refused():
+    data = datasets.load("digits")
+    shifted = dataclasses.replace(data.validation, labels=data.validation.labels + 1)
+    with pytest.raises(InputError, match=r"digits's validation split must be .* from 0 to 9, but are from 1 to 10"):
+        dataclasses.replace(data, validation=shifted)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import pytest
+
 from robust_nas import samplers
 from robust_nas.architecture import Architecture
+from robust_nas.errors import InputError
 from robust_nas.samplers._cells import classes, draw_unmeasured, neighbours
 from robust_nas.spaces import Space
 from robust_nas.spaces.cell import CellSpace
@@ -126,3 +130,9 @@ def test_questions_end_when_all_classes_are_measured_or_open() -> None:
             questions.answer([0.0])
     assert len(asked) == 3
     assert questions.ask() is None
+
+
+def test_a_value_that_is_not_a_number_is_refused() -> None:
+    found = samplers.queries(Scripted(script=("300100",), told=[]), SPACE, lambda architecture: [math.nan])
+    with pytest.raises(InputError, match="is worth nan"):
+        next(found)
