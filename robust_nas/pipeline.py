@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -599,16 +598,11 @@ def start(
             chosen.search.rehearse(chosen.space, data)
 
     def make_folder() -> Path:
-        folder = RunDir.create(root, chosen.name)
-        try:
+        with RunDir.making(root, chosen.name) as folder:
             if fill is not None:
                 fill(folder, data)
             write_json(folder / "environment.json", describe_environment(world, arguments))
-            # Last: with it, the folder is a run that can be resumed.
             write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
-        except BaseException:
-            shutil.rmtree(folder.path)
-            raise
         return folder.path
 
     return _job(chosen, world.on_main(make_folder), world, progress, data)

@@ -24,10 +24,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
-import tempfile
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -54,13 +55,22 @@ STAGE_FILES = {
 """The file that says that a stage has run."""
 
 
+_TEMPORARY = re.compile(r"\..+\.robust-nas-\d+(\.\w+)?")
+
+_MANY = 10**9
+
+_UNFINISHED = re.compile(r"\.\d{8}-.+-[0-9a-f]{6}\.unfinished")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
+    """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    The file is locked as long as it is written: what a killed process has left is no longer, and the next one takes it
+    for its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary, lock = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -69,6 +79,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _temporary(path: Path) -> tuple[Path, int]:
+    """Return an empty file beside `path` that no other process writes, and the descriptor that has it locked."""
+    number = 1
+    while True:
+        # A long name leaves no room for more.
+        temporary = path.with_name(f".{path.name[:150]}.robust-nas-{number}{path.suffix}")
+        try:
+            lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except PermissionError:
+            if not os.path.lexists(temporary):
+                raise
+            number += 1  # another user's
+            continue
+        locked = _flock(lock) if os.fstat(lock).st_uid == os.geteuid() else False
+        if locked is None and number < _MANY:
+            number = _MANY + secrets.randbelow(_MANY)  # nobody else's, without a lock
+        elif locked is False:
+            number += 1
+        else:
+            # Before it was locked, who had it locked may have given it its name, or removed it.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), temporary.lstat()):
+                    os.ftruncate(lock, 0)
+                    return temporary, lock
+        os.close(lock)
+
+
+def _flock(descriptor: int) -> bool | None:
+    """Lock an open file or folder, unless another process has it; None where the file system has no such locks.
+
+    Unlike `fcntl.lockf`, it holds although the same file is opened and closed elsewhere in this process.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove those of some files that processes which were killed have left half-written."""
+    for path in paths:
+        if _TEMPORARY.fullmatch(path.name):
+            # Not there any more, or somebody else's.
+            with contextlib.suppress(OSError), path.open("rb+") as file:
+                if _flock(file.fileno()):
+                    path.unlink()
 
 
 def open_own(path: Path, mode: str) -> IO[str]:
@@ -289,6 +351,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _no_folder(root: Path, error: OSError) -> InputError:
+    return InputError(f"No run folder can be made in {root} ({error.strerror}); choose another place with --out.")
+
+
 _LOCKED: list[RunDir] = []
 
 
@@ -305,20 +371,42 @@ class RunDir:
     _lock: IO[str] | None = field(default=None, repr=False)
 
     @classmethod
-    def create(cls, root: Path, recipe: str) -> RunDir:
-        """Make a new run folder `<root>/<date>-<recipe>-<id>`.
+    @contextlib.contextmanager
+    def making(cls, root: Path, recipe: str) -> Iterator[RunDir]:
+        """Give a folder to fill, which becomes the run folder `<root>/<date>-<recipe>-<id>` at the end of the block.
+
+        Until then its name is a hidden one. If the block fails, nothing is left; what processes that were killed in
+        such a block have left in `root` is removed.
 
         Raises:
             InputError: if it cannot be made there.
         """
         path = root / f"{time.strftime('%Y%m%d')}-{recipe}-{secrets.token_hex(3)}"
+        folder = cls(path.with_name(f".{path.name}.unfinished"))
         try:
-            (path / "checkpoints").mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise InputError(
-                f"No run folder can be made in {root} ({error.strerror}); choose another place with --out."
-            ) from None
-        return cls(path)
+            raise _no_folder(root, error) from None
+        try:
+            # Everybody who makes a folder shares the lock: who has it alone finds only what is left.
+            if _flock(lock):
+                for left in root.glob(".*.unfinished"):
+                    if _UNFINISHED.fullmatch(left.name) and (left / "checkpoints").is_dir():
+                        shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            try:
+                (folder / "checkpoints").mkdir(parents=True)
+            except OSError as error:
+                raise _no_folder(root, error) from None
+            yield folder
+            folder.path = folder.path.rename(path)
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
@@ -347,10 +435,7 @@ class RunDir:
         except OSError:
             raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
         _LOCKED.append(self)
-        # What a process that was killed while writing has left.
-        for temporary in self.path.rglob(".*.*"):
-            if temporary.is_file():
-                temporary.unlink()
+        remove_leftovers(self.path.rglob(".*"))
 
     def unlock(self) -> None:
         """Let other processes work on this run."""

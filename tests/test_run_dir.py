@@ -11,7 +11,17 @@ from robust_nas.catalogue import expanded
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
-from robust_nas.run_dir import RunDir, Stage, load_state, read_json, read_metrics, save_state, write_json, write_text
+from robust_nas.run_dir import (
+    RunDir,
+    Stage,
+    atomic_path,
+    load_state,
+    read_json,
+    read_metrics,
+    save_state,
+    write_json,
+    write_text,
+)
 from robust_nas.tables._store import home
 
 
@@ -116,7 +126,8 @@ def _lock(path: Path, outcome) -> None:
 
 
 def test_two_processes_cannot_work_on_one_run(tmp_path):
-    run = RunDir.create(tmp_path, "digits")
+    with RunDir.making(tmp_path, "digits") as run:
+        pass
     run.lock()
     context = multiprocessing.get_context("fork")
     outcome = context.Queue()
@@ -152,3 +163,57 @@ def test_without_a_home_folder_one_among_the_temporary_ones_stands_in(
     (tmp_path / "somewhere").mkdir()
     with pytest.raises(InputError, match="set HOME"):
         expanded("~/x")
+
+
+def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path):
+    with RunDir.making(tmp_path, "digits") as run:
+        write_json(run / "a.json", 1)
+    mine = [run / name for name in (".notes.txt", ".a.json.bak.json", ".a.json.robust-nas-x.json")]
+    mine += [tmp_path / ".20260101-digits-aaaaaa.unfinished.txt", tmp_path / ".my-unfinished"]
+    for path in mine:
+        path.write_text("mine")
+    folder = tmp_path / ".my.unfinished"
+    folder.mkdir()
+
+    def write(barrier) -> None:
+        with RunDir.making(tmp_path, "digits"), atomic_path(run / "a.json"), atomic_path(run / "new" / "b.npy"):
+            barrier.wait()
+            time.sleep(60)
+
+    def left() -> list[str]:
+        found = [path.name for path in tmp_path.rglob(".*") if path not in (*mine, folder)]
+        return sorted(name if "unfinished" not in name else "unfinished" for name in found if name != ".lock")
+
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    writer = context.Process(target=write, args=(barrier,))
+    writer.start()
+    barrier.wait()
+    written = [".a.json.robust-nas-1.json", ".b.npy.robust-nas-1.npy", "unfinished"]
+    # Another process that writes the same file takes another name, and takes nothing from who is at it.
+    write_json(run / "a.json", 2)
+    run.lock()
+    with RunDir.making(tmp_path, "digits"):
+        assert left() == [*written, "unfinished"]
+    assert left() == written and read_json(run / "a.json") == 2
+    writer.kill()
+    writer.join()
+    assert left() == written
+    write_json(run / "a.json", 3)
+    assert left() == written[1:] and read_json(run / "a.json") == 3
+    run.lock()
+    assert left() == written[2:]
+    with RunDir.making(tmp_path, "digits"):
+        assert left() == ["unfinished"]
+    assert left() == []
+    run.unlock()
+    assert all(path.read_text() == "mine" for path in mine) and folder.is_dir()
+
+
+def test_a_run_folder_appears_whole_or_not_at_all(tmp_path):
+    root = tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt), RunDir.making(root, "digits") as run:
+        write_json(run / "config.toml", 1)
+        assert not [path for path in root.iterdir() if not path.name.startswith(".")]
+        raise KeyboardInterrupt
+    assert list(root.iterdir()) == []

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError
-from robust_nas.run_dir import RunDir, atomic_path, read_json
+from robust_nas.run_dir import RunDir, atomic_path, read_json, remove_leftovers
 from robust_nas.tables._schema import SCHEMA, Row
 
 _PLACES = ("root", "data_root", "path", "folder", "download", "workers", "memory")
@@ -50,6 +50,7 @@ def append(path: Path | str, rows: Iterable[Row]) -> int:
     def network(row: Row) -> tuple[str, str]:
         return row.source, row.model or ""
 
+    remove_leftovers(path.glob(".part-*"))
     total = 0
     for (source, model), group in groupby(sorted(rows, key=network), key=network):
         table = pa.Table.from_pylist([asdict(row) for row in group], schema=SCHEMA)

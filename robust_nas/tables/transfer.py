@@ -26,7 +26,7 @@ from robust_nas.architecture import Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.progress import Progress
 from robust_nas.registry import Named
-from robust_nas.run_dir import atomic_path
+from robust_nas.run_dir import atomic_path, remove_leftovers
 from robust_nas.tables import cards, formats, local
 from robust_nas.tables._schema import SCHEMA, Row, numbering
 from robust_nas.tables._store import home, place, read
@@ -124,6 +124,7 @@ def _convert(folder: Path, card: Card, format: str, progress: Progress) -> Path:
     canonical = dict.fromkeys(Architecture.parse(digits).canonical for digits in published.index)
     schema = SCHEMA.with_metadata({**SCHEMA.metadata, **numbering(published.index, canonical)})
     lengths: list[int] = []
+    remove_leftovers(home().glob(".*"))
     with atomic_path(place(card.name)) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="lz4") as writer:
             waiting: list[pa.Table] = []

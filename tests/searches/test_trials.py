@@ -322,7 +322,7 @@ def test_what_was_open_before_an_interruption_keeps_its_values_and_what_was_told
     for number, cell in enumerate(CELLS, start=1):
         trials.ask(number, cell)
         trials.answer(number, cell, [float(number)], 1.0)
-    (tmp_path / "trials" / ".3.asked.json.abc.json").touch()  # what a killed process leaves
+    (tmp_path / "trials" / ".3.asked.json.robust-nas-1.json").touch()  # what a killed process leaves
     trials.open(AGREED, 1)
     trials.ask(2, CELLS[1])
     trials.ask(3, CELLS[0])  # another one than before
