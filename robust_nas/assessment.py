@@ -29,12 +29,12 @@ from torch import nn
 from robust_nas import __version__, config, datasets, intake
 from robust_nas.catalogue import expanded
 from robust_nas.datasets import Dataset, DataSource, ImageSet
-from robust_nas.distributed import World
+from robust_nas.distributed import PATIENCE, World
 from robust_nas.ensembles import Ensemble, is_saved
-from robust_nas.environment import describe_environment
+from robust_nas.environment import add_session, describe_environment
 from robust_nas.errors import InputError
 from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, notes, save_examples
-from robust_nas.pipeline import read_data
+from robust_nas.pipeline import check_same_data, read_data
 from robust_nas.progress import Progress
 from robust_nas.registry import ModelName, named
 from robust_nas.run_dir import RunDir, Stage, read_json, write_json, write_text
@@ -42,7 +42,7 @@ from robust_nas.threat import ThreatModel
 
 SETTINGS = "attack.toml"
 
-_RESOURCES = ("threads", "workers")
+_RESOURCES = ("threads", "workers", "patience")
 """Settings that change no result but its last digits and its time."""
 
 
@@ -63,6 +63,7 @@ class AttackedModels:
         device: "auto", "cpu" or "cuda".
         threads: threads per process on the CPU; torch's choice if not given.
         workers: forked processes that share out the chunks of images on the CPU.
+        patience: seconds that one of several processes waits for the others before it takes them for lost and ends.
     """
 
     models: tuple[ModelName, ...]
@@ -75,6 +76,7 @@ class AttackedModels:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     workers: int = 1
+    patience: float = PATIENCE
 
     def __post_init__(self) -> None:
         for name in ("models", "threats"):
@@ -164,23 +166,24 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     Args:
         budget: whether to print beforehand what it is expected to cost.
     """
-    world = World.start(chosen.device, chosen.threads, chosen.workers)
+    world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
     # The same operations in the same order give the same bits; nondeterministic kernels would not.
     torch.use_deterministic_algorithms(world.device.type == "cpu")
     data = read_data(_test_only(chosen.data), world).to(world.device)
+    _check_data(chosen, data)
     test, models = data.test[: chosen.evaluation.num_images], load(chosen, world.device)
     # Before there is a folder: a model that cannot take the images leaves none.
     for name, model in models.items():
         with _about(name):
             for note in notes(model, test, chosen.seed):
                 progress.say(f"beware: {name}: {note}")
-    folder = RunDir(out / f"attack-{_digest(chosen, models, test)}")
+    folder = RunDir(out / f"attack-{_digest(chosen, models, data, test)}")
     world.on_main(lambda: _prepare(folder, chosen, world, arguments))
     try:
         progress.say(f"folder: {folder.path}")
         left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
         if left and world.is_main:
-            _add_environment(folder, describe_environment(world, arguments))
+            add_session(folder / "environment.json", describe_environment(world, arguments))
         if budget:
             for name, model in left.items():
                 with _about(name):
@@ -225,10 +228,17 @@ def _load_one(spec: str, device: torch.device) -> dict[str, nn.Module]:
     return {path.resolve().name: Ensemble.load(path)} if is_saved(path) else intake.load_models(spec, device=device)
 
 
-def _digest(chosen: AttackedModels, models: dict[str, nn.Module], test: ImageSet) -> str:
-    """Return what tells these settings, weights and images from others, in eight digits."""
+def _check_data(chosen: AttackedModels, data: Dataset) -> None:
+    """Raise InputError if a run among the models was made with other images than there are now in the same place."""
+    for run in filter(None, map(_run_of, chosen.models)):
+        if config.read_toml(run / "config.toml").get("data") == config.to_dict(chosen)["data"]:
+            check_same_data(run, data, ("test",))
+
+
+def _digest(chosen: AttackedModels, models: dict[str, nn.Module], data: Dataset, test: ImageSet) -> str:
+    """Return what tells these settings, weights, images and classes from others, in eight digits."""
     fixed = {key: value for key, value in config.to_dict(chosen).items() if key not in _RESOURCES}
-    place = {"version": __version__, "device": test.labels.device.type}
+    place = {"version": __version__, "device": test.labels.device.type, "classes": list(data.classes)}
     digest = hashlib.sha256(json.dumps({**fixed, **place}, sort_keys=True).encode())
     for name, model in models.items():
         digest.update(f"{name} {digest_of(model, test, chosen.evaluation)}".encode())
@@ -253,14 +263,6 @@ def _prepare(folder: RunDir, chosen: AttackedModels, world: World, arguments: li
     folder.lock()
     if not (folder / SETTINGS).exists():
         write_text(folder / SETTINGS, config.to_toml(config.to_dict(chosen)))
-
-
-def _add_environment(folder: RunDir, environment: dict[str, Any]) -> None:
-    """Write what this session works with to environment.json, with what earlier ones worked with under "earlier"."""
-    path = folder / "environment.json"
-    before = read_json(path) if path.exists() else {}
-    earlier = [*before.pop("earlier", []), before] if before else []
-    write_json(path, {**environment, "earlier": earlier})
 
 
 def _results(folder: RunDir) -> dict[str, Any]:

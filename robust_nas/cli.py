@@ -1,24 +1,30 @@
 """The command line: one verb per stage, no logic of its own.
 
-Wrong input ends in one sentence and exit code 2. Set ROBUST_NAS_TRACEBACK=1 to see where it was found.
+Wrong input ends in one sentence and exit code 2. Work that is stopped says how to go on, and ends with 130 after
+Ctrl-C, 143 after SIGTERM, and 75 if a part of it was lost: a worker that was killed, another process of torchrun, the
+memory. Set ROBUST_NAS_TRACEBACK=1 to see where a mistake was found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from robust_nas import __version__, table_cli
 from robust_nas.commands import Commands, End, argument
 from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError
+from robust_nas.errors import InputError, Interrupted, Terminated
 from robust_nas.text import visible
 
 T = TypeVar("T")
@@ -33,23 +39,75 @@ OVERRIDES = argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings
 OUT = argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="folder for run folders (runs)")
 DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="where the data set's files are")
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
+_SAME = "The same command goes on where it ended."
 RUN = argument("run", type=Path, metavar="RUN", help="a run folder")
 REPORTED = argument("run", type=Path, metavar="FOLDER", help="a run folder, or one of attacked models")
 
 
+LOST = 75
+"""Exit code of work of which a part was lost: EX_TEMPFAIL of sysexits.h, what may succeed if it is tried again."""
+
+
 def main() -> None:
     """Run the command line."""
-    words = sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         # Names that the terminal's encoding lacks are written with escapes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with unchanged_process():
+        _hear_signals()
+        try:
+            _answer(sys.argv[1:])
+        except KeyboardInterrupt as stop:  # while something else was said
+            raise End(_code(stop)) from None
+
+
+def _hear_signals() -> None:
+    """Have SIGTERM answered like Ctrl-C, and have it sent if the torchrun that started this process is lost."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    own = os.getpid()
+
+    def terminate(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # clusters and launchers send several
+        if os.getpid() != own:
+            os._exit(128 + number)  # a fork, which has nothing to say
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from robust_nas.distributed import end_with_parent
+
+        end_with_parent(signal.SIGTERM)
+
+
+def _code(stop: KeyboardInterrupt) -> int:
+    """Return the exit code of what was stopped: 128 and the number of the signal, as shells have it."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _going_on(again: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Say how to go on if the work in the block is stopped, or a part of it is lost."""
+    from robust_nas.distributed import losses_said
+
+    try:
+        with losses_said():
+            yield
+    except KeyboardInterrupt as stop:
+        (say or partial(print, file=sys.stderr))(f"Stopped. {again}")
+        raise End(_code(stop)) from None
+    except Interrupted as error:
+        raise Interrupted(f"{error} {again}") from error
+
+
+def _answer(words: Sequence[str]) -> None:
+    """Do what the words say, and say in a sentence what is wrong with them."""
     try:
         if words == ["--version"]:
             print(f"robust-nas {__version__}")
         else:
-            with unchanged_process():
-                app.run(words)
+            app.run(words)
     except InputError as error:
         _fail(str(error), error)
     except End:
@@ -61,10 +119,10 @@ def main() -> None:
             "must not do; take that out of it.",
             error,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         # Runs and simulated searches say themselves how to go on.
         print("robust-nas: Stopped; nothing was half-written.", file=sys.stderr)
-        raise End(130) from None
+        raise End(_code(stop)) from None
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`); Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,7 +141,7 @@ def _fail(message: str, error: BaseException) -> None:
     # Under torchrun a mistake may be one rank's alone; mistakes that all ranks find are said by each.
     rank = os.environ.get("RANK", "0")
     print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{visible(' '.join(message.split()))}", file=sys.stderr)
-    raise End(2)
+    raise End(LOST if isinstance(error, Interrupted) else 2)
 
 
 @app.command(
@@ -198,14 +256,11 @@ def _simulate(
         )
     table = tables.load(name)
     for chosen in table.datasets() if dataset is None else [dataset]:
-        try:
+        with _going_on(_SAME):
             found = simulation.run_in(
                 out, table, objective, chosen, sampler, budget, seeds, workers=workers, progress=_progress()
             )
             print(found, end="\n\n")
-        except KeyboardInterrupt:
-            print("Stopped. The same command goes on where it ended.", file=sys.stderr)
-            raise End(130) from None
 
 
 @app.command(RUN)
@@ -213,11 +268,8 @@ def work(run: Path) -> None:
     """Measure trials of a search=sampled that runs elsewhere, beside it; with search.at_once above 1."""
     from robust_nas import pipeline
 
-    try:
+    with _going_on("The trial under way is measured by another process."):
         pipeline.work(run, _progress())
-    except KeyboardInterrupt:
-        print("Stopped. The trial under way is measured by another process.", file=sys.stderr)
-        raise End(130) from None
 
 
 @app.command(RUN)
@@ -284,14 +336,11 @@ def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, ou
     models = [word for word in words if word not in overrides]
     if not models:
         raise InputError("'robust-nas attack' takes a run folder or a model, such as package.module:attribute.")
-    try:
+    with _going_on(_SAME):
         from robust_nas import assessment, listing
 
         chosen = assessment.from_words(models, overrides, **given)
         folder = assessment.run(chosen, out, _progress(), sys.argv[1:], budget=budget)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on where it ended.", file=sys.stderr)
-        raise End(130) from None
     if os.environ.get("RANK", "0") == "0":
         print(visible(listing.describe(str(folder))))
 
@@ -464,12 +513,9 @@ def rank(table: str, words: Sequence[str], out: Path, architectures: int | None,
     columns = opened.select(*labels, **criteria)
     given = {"num_architectures": architectures, **options}
     given = {name: value for name, value in given.items() if value is not None}
-    try:
+    with _going_on(_SAME):
         scoring = ranking.from_words(opened, columns, overrides, **given)
         print(ranking.text(ranking.run(opened, columns, scoring, out, _progress())))
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on where it ended.", file=sys.stderr)
-        raise End(130) from None
 
 
 app.add("table", table_cli.app)
@@ -497,23 +543,21 @@ def _resume(path: Path, overrides: Sequence[str]) -> Any:
 
 def _work(job: Any, function: str) -> None:
     """Call a function of the pipeline with a job, and say what the run has found."""
-    from robust_nas import listing
+    from robust_nas import listing, pipeline
 
-    again = f"Go on with: robust-nas run --resume {job.folder.path}"
+    again = f"Go on with: {pipeline.launch(job.world.size)} run --resume {job.folder.path}"
     _finish(job, lambda pipeline: getattr(pipeline, function)(job), again)
     job.say(listing.describe_run(job.folder.path))
 
 
-def _finish(job: Any, work: Callable[[Any], T], again: str = "The same command goes on where it ended.") -> T:
+def _finish(job: Any, work: Callable[[Any], T], again: str = _SAME) -> T:
     """Return what `work` returns for the module `pipeline`; say how to go on if it is interrupted."""
     from robust_nas import pipeline
 
     job.say(f"run folder: {job.folder.path}")
     try:
-        return work(pipeline)
-    except KeyboardInterrupt:
-        job.say(f"Stopped. {again}")
-        raise End(130) from None
+        with _going_on(again, job.say):
+            return work(pipeline)
     finally:
         job.folder.unlock()
         job.world.stop()

@@ -15,14 +15,18 @@ In one process every function here is a no-op.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import inspect
+import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -30,17 +34,55 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from robust_nas.errors import InputError
+from robust_nas.errors import InputError, Interrupted
 
 T = TypeVar("T")
+
+
+PATIENCE = 1800.0
+"""Seconds that a process waits for the others of its group before it takes them for lost."""
+
+_OF_THE_GROUP = re.compile(r"gloo|nccl|process ?group|connection (?:closed|reset)", re.IGNORECASE)
+
+_OF_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def losses_said(*, joining: bool = False) -> Iterator[None]:
+    """Raise `Interrupted` in place of what torch raises when another process of the group, or memory, is lost.
+
+    Args:
+        joining: whether the group is still waited for.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise Interrupted(_NO_MEMORY) from error
+    except RuntimeError as error:
+        if joining or (in_group() and (isinstance(error, dist.DistError) or _OF_THE_GROUP.search(str(error)))):
+            raise Interrupted(
+                "Another process of this group has ended, or has not answered for as long as 'patience' says."
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError) or _OF_MEMORY.search(str(error)):
+            raise Interrupted(_NO_MEMORY) from error
+        raise
+
+
+_NO_MEMORY = "Memory has run out; free some, or set batch sizes, data.size or workers lower in a new run."
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have this process sent a signal when the one that started it ends, however that ends; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connection) -> None:
     """Send `function(item)` of all items, or what it raised; the body of a worker."""
     # Ctrl-C is the parent's to answer: it ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end when the parent is killed
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(signal.SIGKILL)
     torch.set_num_threads(1)
     try:
         sender.send([function(item).cpu().numpy() for item in items])
@@ -84,7 +126,9 @@ class World:
     workers: int = 1
 
     @classmethod
-    def start(cls, device: str = "auto", threads: int | None = None, workers: int = 1) -> World:
+    def start(
+        cls, device: str = "auto", threads: int | None = None, workers: int = 1, patience: float = PATIENCE
+    ) -> World:
         """Join the processes that `torchrun` started, or be alone.
 
         Args:
@@ -92,11 +136,11 @@ class World:
                 one accelerator each.
             threads: threads per process on the CPU; without it, torch's choice, or in a group an equal share of the
                 cores: two threads per process on two busy cores made small trainings ten times slower.
-
             workers: forked copies of this process among which `each` shares out its work, on the CPU.
+            patience: seconds that a process waits for the others before it takes them for lost.
 
         Raises:
-            InputError: if `device` is not here, or `threads` or `workers` is below 1.
+            InputError: if `device` is not here, `threads` or `workers` is below 1, or `patience` is not above 0.
         """
         local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -110,6 +154,8 @@ class World:
         for name, value in {"threads": threads, "workers": workers}.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, but got {value}.")
+        if not 0 < patience < math.inf:
+            raise InputError(f"patience must be a number of seconds above 0, but got {patience}.")
         if threads is None and size > 1:
             threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         if threads is not None:
@@ -122,7 +168,9 @@ class World:
         if size == 1:
             return cls(device=place, workers=workers)
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if kind == "cpu" else "nccl")
+            limit = timedelta(seconds=patience)
+            with losses_said(joining=True):
+                dist.init_process_group("gloo" if kind == "cpu" else "nccl", timeout=limit)
         return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place, workers=workers)
 
     def stop(self) -> None:
@@ -146,6 +194,7 @@ class World:
         is lost. Nothing may be reduced in it.
 
         Raises:
+            Interrupted: if a worker was killed.
             Exception: what `function` raised.
         """
         if self.workers == 1 or len(items) < 2:
@@ -161,11 +210,15 @@ class World:
             helpers.append((helper, receiver))
         results: list[Tensor] = [torch.empty(0)] * len(items)
         try:
-            for start, (_, receiver) in enumerate(helpers):
+            for start, (helper, receiver) in enumerate(helpers):
                 try:
                     outcome = receiver.recv()
-                except EOFError:
-                    raise RuntimeError("A worker ended without a result; it may have run out of memory.") from None
+                except (EOFError, ConnectionError):
+                    helper.join()
+                    raise Interrupted(
+                        f"A worker process ended without a result (exit code {helper.exitcode}), as one does that is "
+                        "killed for want of memory; free some, or set workers or batch sizes lower in a new run."
+                    ) from None
                 if isinstance(outcome, BaseException):
                     raise outcome
                 results[start :: self.workers] = [torch.from_numpy(array) for array in outcome]

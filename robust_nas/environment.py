@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_nas import __version__
-from robust_nas.run_dir import locked_folders
+from robust_nas.run_dir import locked_folders, read_json, write_json
 
 if TYPE_CHECKING:
     from robust_nas.distributed import World
@@ -54,6 +54,36 @@ def describe_environment(world: World, arguments: list[str]) -> dict[str, Any]:
         "arguments": arguments,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def sessions(environment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what environment.json says of every session that computed something of the folder, the first first."""
+    last = {key: value for key, value in environment.items() if key != "earlier"}
+    return [*environment.get("earlier", []), *([last] if last else [])]
+
+
+def add_session(path: Path, environment: dict[str, Any]) -> None:
+    """Write what this session works with to environment.json, with what earlier ones worked with under "earlier"."""
+    earlier = sessions(read_json(path)) if path.exists() else []
+    write_json(path, {**environment, "earlier": earlier} if earlier else environment)
+
+
+def hardware(session: Mapping[str, Any]) -> str:
+    """Return the device, processor, cores and processes of a session in words."""
+    cores, processes = session.get("cores"), session.get("world_size", 1)
+    parts = [str(session["device"]), str(session.get("cpu") or ""), f"{cores} cores" if cores else ""]
+    parts.append(f"{processes} processes" if processes > 1 else "")
+    return ", ".join(part for part in parts if part)
+
+
+def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the hardware of sessions in words, each kind once; the versions of torch too, if they differ.
+
+    Several mean that the last digits of what was computed are of several kinds, too.
+    """
+    versions = {session.get("torch") for session in found}
+    kinds = [hardware(each) + (f", torch {each.get('torch')}" if len(versions) > 1 else "") for each in found]
+    return list(dict.fromkeys(kinds))
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend; the command line prints it as a sentence and exits with 2."""
+"""The one exception that is the user's to mend, and what ends work from outside; the command line prints a sentence."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,17 @@ from difflib import get_close_matches
 
 class InputError(ValueError):
     """A wrong input. The message says what was wrong, what was got, and what to do."""
+
+
+class Interrupted(InputError):
+    """Work that ended for no fault of its input, such as a process of it that was killed for want of memory.
+
+    What is written is whole, and the work can be gone on with.
+    """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which clusters and launchers send some time before they kill; it is answered like Ctrl-C."""
 
 
 def suggest(name: str, available: Iterable[str]) -> str:

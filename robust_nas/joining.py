@@ -24,7 +24,7 @@ from robust_nas.recipe import Recipe, from_table
 from robust_nas.run_dir import RunDir, load_state, read_json, save_state, write_json, write_text
 from robust_nas.spaces import Space
 
-SETTINGS = ("evaluation", "certification", "ensemble", "device", "threads", "workers", "seed")
+SETTINGS = ("evaluation", "certification", "ensemble", "device", "threads", "workers", "patience", "seed")
 """What of a recipe a joined run can be told; the rest is the runs' own."""
 
 OF_THE_EPOCHS = ("kept", "best_epoch", "last_epoch", "best", "last", "beside")
@@ -155,6 +155,8 @@ def _fill(folder: RunDir, data: Dataset, found: Sequence[Member], joined: Recipe
 
     Which member is the best single one is measured anew, as their trainings had threats and attacks of their own.
     """
+    for run in dict.fromkeys(member.run for member in found):
+        pipeline.check_same_data(run, data, ("validation", "test"))
     records = []
     validation = data.validation[: joined.ensemble.num_images]
     for index, member in enumerate(found):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification import refusal
 from robust_nas.complexity import count_multiply_adds, count_parameters
-from robust_nas.datasets import Dataset, DataSource, ImageSet
+from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes
 from robust_nas.datasets._batches import check_batch
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
 from robust_nas.ensembles.uniform import Uniform
-from robust_nas.environment import describe_environment
+from robust_nas.environment import add_session, describe_environment, sessions
 from robust_nas.errors import InputError
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.progress import Progress
@@ -43,6 +44,21 @@ from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import ThreatModel
 
+DATA = "data.json"
+"""The file in the run folder that says which images it was made with."""
+
+_OTHER_SIZE = (
+    "{0} was begun by {1} processes, but would be gone on with by {2}: each has its part of every batch of the search "
+    "and the training, so that the numbers would be others. Go on with: {3} run --resume {0}"
+)
+
+
+def launch(processes: int) -> str:
+    """Return what is typed to start so many processes."""
+    if processes == 1:
+        return "robust-nas"
+    return f"torchrun --standalone --nproc-per-node={processes} -m robust_nas"
+
 
 @dataclass
 class Job:
@@ -53,13 +69,38 @@ class Job:
     world: World
     progress: Progress
     loaded: Dataset | None = None
+    noted: bool = False
 
     @property
     def data(self) -> Dataset:
         """The data set, on this process's device; read when it is first needed."""
         if self.loaded is None:
             self.loaded = load_data(self.recipe, self.world)
+            check_same_data(self.folder.path, self.loaded)
         return self.loaded
+
+    def begin(self, *, in_shares: bool = False) -> None:
+        """Note in environment.json that this session computes something; each stage calls it before it does.
+
+        Args:
+            in_shares: whether the result depends on how many processes share out a batch: then it must be the number
+                that the run was begun with.
+
+        Raises:
+            InputError: if it is not.
+        """
+
+        def note() -> None:
+            path = self.folder / "environment.json"
+            before = sessions(read_json(path)) if path.exists() else []
+            size = before[0].get("world_size", 1) if before else self.world.size
+            if in_shares and size != self.world.size:
+                raise InputError(_OTHER_SIZE.format(self.folder.path, size, self.world.size, launch(size)))
+            if not self.noted:
+                add_session(path, describe_environment(self.world, sys.argv[1:]))
+
+        self.world.on_main(note)
+        self.noted = True
 
     def stage(self, name: str) -> Stage:
         """Return a stage's place in the run."""
@@ -107,6 +148,20 @@ def read_data(source: DataSource, world: World) -> Dataset:
     return loaded[0] if world.is_main else source.load_splits()
 
 
+def check_same_data(run: Path, data: Dataset, splits: Sequence[str] = SPLITS) -> None:
+    """Raise InputError if a run was made with other images, labels or classes than `data` has now.
+
+    Of training images that stay in files, their names and sizes are compared, not what is in them.
+    """
+    if not (run / DATA).is_file():  # made by an older version
+        return
+    if changed := changes(read_json(run / DATA), data.fingerprint(splits), splits):
+        raise InputError(
+            f"The data of {run} has changed since the run began: {'; '.join(changed)}. Put {data.name} back as it was, "
+            "or start a new run."
+        )
+
+
 def run(job: Job) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
     search(job)
@@ -125,6 +180,7 @@ def search(job: Job) -> None:
     if job.has("search.json"):
         stage.finish()
         return
+    job.begin(in_shares=True)
     found = recipe.search.search(recipe.space, job.data, recipe.threat, stage)
     if job.world.is_main and found.supernet is not None:
         save_state(job.folder / "checkpoints" / "supernet.safetensors", {"weights": found.supernet.state_dict()})
@@ -157,12 +213,13 @@ def work(path: Path, progress: Progress) -> None:
     if (folder / "search.json").is_file():
         progress.say(f"The search of {path} is over: there is nothing to measure.")
         return
-    world = World.start(chosen.device, chosen.threads, chosen.workers)
+    world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
     torch.use_deterministic_algorithms(world.device.type == "cpu")
     try:
-        stage = Stage("search", chosen.seed, world, progress, path)
+        stage, data = Stage("search", chosen.seed, world, progress, path), load_data(chosen, world)
+        check_same_data(path, data)
         progress.say(f"measuring trials of {path}; Ctrl-C ends this, not the search")
-        count = chosen.search.work(chosen.space, load_data(chosen, world), chosen.threat, stage)
+        count = chosen.search.work(chosen.space, data, chosen.threat, stage)
     finally:
         world.stop()
     progress.say(f"The search of {path} is over; {count} of its trials were measured here.")
@@ -200,6 +257,7 @@ def derive(job: Job) -> None:
     """Choose architectures; write derive.json and architecture.txt."""
     if job.has("derive.json"):
         return
+    job.begin(in_shares=True)
     recipe, started = job.recipe, time.monotonic()
     found = load_search(job)
     candidates = derivation.derive(found, recipe.space, job.data, recipe.threat, recipe.derive, job.stage("derive"))
@@ -221,6 +279,7 @@ def train(job: Job) -> None:
 
     if job.has("train.json"):
         return
+    job.begin(in_shares=True)
     recipe = job.recipe
     records: list[dict[str, Any]] = []
     for index, (name, architecture) in enumerate(chosen_architectures(job).items()):
@@ -338,6 +397,7 @@ def _attack_other_epoch(job: Job, name: str) -> None:
     done, epoch = _evaluation_so_far(job), _other_epoch(job, name)
     if epoch is None or name in done["other_epochs"]:
         return
+    job.begin()
     recipe, stage = job.recipe, job.stage(f"attack-{name}-{epoch}")
     weights = job.folder / "checkpoints" / f"{name}-{epoch}.safetensors"
     model = intake.trained_network(recipe.space, chosen_architectures(job)[name], job.data, weights)
@@ -366,6 +426,7 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
         [job.recipe.threat],
     )
     if name not in done["models"]:
+        job.begin()
         result = plan.assess(model, test, threats, stage, strongest=strongest)
         if job.world.is_main:
             result.save_outcomes(job.folder.path, name)
@@ -418,6 +479,7 @@ def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, fold
         rows = [row for row in read_outcomes(rows_file).to_pylist() if row["model"] == name]
         found = SmoothedCertification.of_rows(smoothing, rows)
     else:
+        job.begin()
         found = SmoothedClassifier(model, smoothing).certify(images, stage=stage)
         if job.world.is_main:
             add_outcomes(rows_file, name, found.rows())
@@ -447,6 +509,7 @@ def _certify_one(
     if name in done["models"]:
         stage.finish()
         return
+    job.begin()
     images = job.data.test[: plan.num_images]
     certificates = certify_model(
         model,
@@ -481,6 +544,7 @@ def ensemble(job: Job) -> None:
         job.say(f"ensemble: left out, as its weights are of bounds, and {refused[0]} has none that are sound")
         return
     if not job.has("ensemble.json"):
+        job.begin()
         threat, bound = job.recipe.ensemble_threat, plan.bound or job.recipe.certification.bound
         validation, started = job.data.validation[: plan.num_images], time.monotonic()
         bounds = [
@@ -590,7 +654,7 @@ def start(
     """
     if fill is None and chosen.derive.diversity and not chosen.search.needs_supernet:
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
-    world = World.start(chosen.device, chosen.threads, chosen.workers)
+    world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
     data = load_data(chosen, world)
     if fill is None:
         _rehearse_training(chosen, data)
@@ -601,11 +665,14 @@ def start(
         with RunDir.making(root, chosen.name) as folder:
             if fill is not None:
                 fill(folder, data)
+            write_json(folder / DATA, data.fingerprint())
             write_json(folder / "environment.json", describe_environment(world, arguments))
             write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
         return folder.path
 
-    return _job(chosen, world.on_main(make_folder), world, progress, data)
+    job = _job(chosen, world.on_main(make_folder), world, progress)
+    job.loaded, job.noted = data, True
+    return job
 
 
 def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
@@ -637,10 +704,10 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
             f"{path} was started with another configuration: {', '.join(changed)}; resume it without changes, or start "
             "a new run."
         )
-    return _job(saved, path, World.start(saved.device, saved.threads, saved.workers), progress)
+    return _job(saved, path, World.start(saved.device, saved.threads, saved.workers, saved.patience), progress)
 
 
-def _job(chosen: Recipe, path: Path, world: World, progress: Progress, data: Dataset | None = None) -> Job:
+def _job(chosen: Recipe, path: Path, world: World, progress: Progress) -> Job:
     folder = RunDir.open(path)
     world.on_main(folder.lock)
     if not world.is_main:
@@ -649,4 +716,4 @@ def _job(chosen: Recipe, path: Path, world: World, progress: Progress, data: Dat
         progress.say(f"device: {world.device}" + (f", {world.size} processes" if world.size > 1 else ""))
     # The same operations in the same order give the same bits; nondeterministic kernels would not.
     torch.use_deterministic_algorithms(world.device.type == "cpu")
-    return Job(chosen, folder, world, progress, data)
+    return Job(chosen, folder, world, progress)

@@ -201,7 +201,8 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
             f"A batch of {scoring.batch_size} is larger than the {len(data.train)} training images of {data.name}; "
             "set --batch-size lower."
         )
-    settings = {"table": table.name, **scoring.place, "device": world.device.type}
+    images = data.fingerprint(["train"])["splits"]["train"]
+    settings = {"table": table.name, **scoring.place, "images": images, "device": world.device.type}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
     folder = _open(out / f"proxies-{Path(table.name).name}-{digest}", settings)
     try:

@@ -14,6 +14,7 @@ from robust_nas.bounds.interval import Interval
 from robust_nas.catalogue import expanded
 from robust_nas.datasets import DataSource
 from robust_nas.derivation import Derivation
+from robust_nas.distributed import PATIENCE
 from robust_nas.ensembles import EnsembleRule
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.errors import InputError, suggest
@@ -158,6 +159,7 @@ class Recipe:
         threads: threads per process on the CPU; torch's choice if not given. Small networks are fastest with one.
         workers: forked processes that share out the chunks of an evaluation on the CPU; with
             `threads = 1`, results do not depend on it. Without effect where there is an accelerator.
+        patience: seconds that one of several processes waits for the others before it takes them for lost and ends.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     workers: int = 1
+    patience: float = PATIENCE
     derive: Derivation = field(default_factory=Derivation)
     train: Training = field(default_factory=Training)
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)

@@ -2,7 +2,8 @@
 
     runs/<date>-<recipe>-<id>/
         config.toml            the fully resolved configuration
-        environment.json       version, commit, packages, hardware, arguments
+        data.json              which images it was made with, as digests: others are refused
+        environment.json       version, commit, packages, hardware, arguments; of each session, the last one first
         metrics.jsonl          one line per epoch and stage
         architecture.txt       the derived architectures, best first
         checkpoints/           *.safetensors: finished models, and the state of a stage under way
@@ -77,8 +78,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    finally:
+    except BaseException:
+        # Only here: after the file has got its name, the temporary one may be another process's.
         temporary.unlink(missing_ok=True)
+        raise
+    finally:
         os.close(lock)
 
 
@@ -102,11 +106,18 @@ def _temporary(path: Path) -> tuple[Path, int]:
             number += 1
         else:
             # Before it was locked, who had it locked may have given it its name, or removed it.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), temporary.lstat()):
-                    os.ftruncate(lock, 0)
-                    return temporary, lock
+            if _is_at(lock, temporary):
+                os.ftruncate(lock, 0)
+                return temporary, lock
         os.close(lock)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _flock(descriptor: int) -> bool | None:
@@ -129,7 +140,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
         if _TEMPORARY.fullmatch(path.name):
             # Not there any more, or somebody else's.
             with contextlib.suppress(OSError), path.open("rb+") as file:
-                if _flock(file.fileno()):
+                if _flock(file.fileno()) and _is_at(file.fileno(), path):
                     path.unlink()
 
 
@@ -428,11 +439,13 @@ class RunDir:
         Raises:
             InputError: if another process is at work on it.
         """
+        self.unlock()
         self._lock = open_own(self.path / ".lock", "w")
         try:
             # A POSIX lock, which forked workers do not inherit: it ends with this process even if they live on.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.unlock()
             raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
         _LOCKED.append(self)
         remove_leftovers(self.path.rglob(".*"))
@@ -441,6 +454,7 @@ class RunDir:
         """Let other processes work on this run."""
         if self._lock:
             self._lock.close()
+            self._lock = None
         if self in _LOCKED:
             _LOCKED.remove(self)
 

@@ -239,11 +239,11 @@ def test_a_full_disk_ends_in_one_sentence_and_half_writes_nothing(tmp_path: Path
 
 def test_a_read_only_run_folder_is_named_and_left_as_it_was(command: Command, run: Path) -> None:
     # Permissions do not stop root, so the operating system's answer is put in its place.
-    def refuse(*_: object, **options: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(options["dir"]))
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path.parent))
 
     before = sorted(run.rglob("*"))
-    with mock.patch("robust_nas.run_dir.tempfile.mkstemp", refuse):
+    with mock.patch("robust_nas.run_dir._temporary", refuse):
         sentence = refused(command("derive", run))
     assert "Read-only file system" in sentence and str(run) in sentence
     assert sorted(run.rglob("*")) == before

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from torch.nn import functional as F
 from robust_nas import datasets, spaces
 from robust_nas.attacks.pgd import PGD
 from robust_nas.config import build
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
+from robust_nas.distributed import PATIENCE, World, losses_said
+from robust_nas.errors import InputError, Interrupted
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage, load_state
 from robust_nas.searches import _resources
@@ -36,7 +38,7 @@ from robust_nas.training._plan import Training
 from robust_nas.training.pgd_at import PGDAT
 
 
-def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path) -> None:
+def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path, patience: float) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -45,19 +47,19 @@ def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path) 
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    world = World.start("cpu")
+    world = World.start("cpu", patience=patience)
     torch.save(function(world), folder / f"{rank}.pt")
     world.stop()
 
 
-def on_two_ranks(function: Callable[[World], Any], folder: Path) -> list[Any]:
+def on_two_ranks(function: Callable[[World], Any], folder: Path, patience: float = PATIENCE) -> list[Any]:
     """Return what `function` returns on each of two gloo ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Forked: functions of a test module cannot be imported by a fresh process.
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_rank, args=(function, rank, port, folder)) for rank in range(2)]
+    processes = [context.Process(target=_rank, args=(function, rank, port, folder, patience)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -117,6 +119,63 @@ def test_a_mistake_in_a_worker_is_raised_here() -> None:
 
     with pytest.raises(InputError, match="no 0"):
         World(workers=2).each(fail, range(2))
+
+
+def test_a_worker_that_is_killed_is_said_and_nothing_is_made_up() -> None:
+    def killed(number: int) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(1)
+
+    with pytest.raises(Interrupted, match=r"A worker process ended without a result \(exit code -9\), .* memory"):
+        World(workers=2).each(killed, range(2))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "Memory has run out"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            "Memory has run out",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), "Memory has run out"),
+    ],
+)
+def test_a_lack_of_memory_is_said(error: Exception, said: str) -> None:
+    with pytest.raises(Interrupted, match=said), losses_said():
+        raise error
+    with pytest.raises(RuntimeError, match="shapes"), losses_said():
+        raise RuntimeError("shapes do not fit")
+
+
+def _left_alone(world: World) -> str:
+    """Reduce what only rank 0 reduces: rank 1 has ended."""
+    if not world.is_main:
+        return "ended"
+    try:
+        with losses_said():
+            world.sum(torch.ones(1))
+    except Interrupted as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_rank_that_has_ended_is_said_by_the_others(tmp_path: Path) -> None:
+    assert on_two_ranks(_left_alone, tmp_path)[0].startswith("Another process of this group has ended, or has not")
+
+
+def _waiting(world: World) -> str:
+    """Wait for rank 1, which does not answer for longer than rank 0 has patience, as one that is stopped."""
+    if not world.is_main:
+        time.sleep(25)
+    return _left_alone(world)
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_answer_is_given_up_when_the_patience_ends(tmp_path: Path) -> None:
+    started = time.monotonic()
+    said, _ = on_two_ranks(_waiting, tmp_path, patience=15)
+    assert said.startswith("Another process of this group") and time.monotonic() - started < 60
 
 
 def _refuse_on_main(world: World) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import robust_nas as rn
 from robust_nas.errors import InputError
@@ -256,7 +257,8 @@ def test_a_run_whose_workers_outlive_it_can_be_resumed_at_once(tmp_path: Path) -
     held.unlock()
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, number: int, code: int) -> None:
     process = subprocess.Popen(
         [*COMMAND, "run", "digits", *TINY, "search.epochs=50", "--out", str(tmp_path)],
         stderr=subprocess.PIPE,
@@ -269,9 +271,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     while not list(tmp_path.glob("*/checkpoints/search.state.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
     assert f"robust-nas run --resume {only_run(tmp_path)}" in errors
 
@@ -369,6 +371,85 @@ def test_a_run_is_not_resumed_under_another_configuration(command: Command, fini
     done = in_process(command, "run", "--resume", finished, "train.epochs=7", code=2)
     assert "train.epochs (3 -> 7)" in done.stderr and "Traceback" not in done.stderr
     in_process(command, "run", "--resume", finished, "train.epochs=3")
+
+
+def _class_folders(root: Path) -> None:
+    """Write 2 classes of 20 images each, of one colour each."""
+    for name, colour in {"black": 0, "white": 255}.items():
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (8, 8), colour + (number if colour == 0 else -number)).save(root / name / f"{number}.png")
+
+
+def _exchange(one: Path, other: Path) -> None:
+    for path, name in ((one, "kept"), (other, one.name), (one.with_name("kept"), other.name)):
+        path.rename(path.with_name(name))
+
+
+def test_a_run_is_not_gone_on_with_on_other_images_labels_or_classes(command: Command, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "runs"
+    _class_folders(images)
+    sizes = ["space.channels=1", "space.stages=1", "data.size=8", "search={name='given', architecture='323133'}"]
+    settings = [*sizes, "derive.count=1", "derive.pool=1", "train.batch_size=8", "derive.batch_size=8"]
+    in_process(command, "search", images, *settings, "--out", out)
+    run, black, white = only_run(out), images / "black", images / "white"
+    in_process(command, "derive", run)
+
+    def refused(*words: str | Path) -> str:
+        done = in_process(command, *words, code=2)
+        assert "Traceback" not in done.stderr and "has changed since the run began" in done.stderr
+        return done.stderr
+
+    _exchange(black, white)
+    for words in (["run", "--resume", run], ["train", run]):
+        assert "the train split has other images" in refused(*words)
+    _exchange(black, white)
+    black.rename(images / "dark")
+    assert "the classes are dark, white instead of black, white" in refused("train", run)
+    (images / "dark").rename(black)
+    (black / "0.png").unlink()
+    assert "images instead of" in refused("train", run)
+    Image.new("L", (8, 8), 0).save(black / "0.png")
+    (run / "derive.json").unlink()
+    in_process(command, "derive", run)
+    # A run of an older version says nothing of its images.
+    (run / "data.json").unlink()
+    _exchange(black, white)
+    (run / "derive.json").unlink()
+    in_process(command, "derive", run)
+
+
+def test_each_session_is_noted_and_another_number_of_processes_goes_on_only_where_it_changes_nothing(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(finished, run)
+    environment = json.loads((run / "environment.json").read_text())
+    assert "earlier" not in environment
+    begun = {**environment, "world_size": 2, "torch": "2.0.0", "started": "2026-01-01T00:00:00+00:00"}
+    (run / "environment.json").write_text(json.dumps(begun))
+    (run / "train.json").unlink()
+    sentence = in_process(command, "train", run, code=2).stderr
+    assert "begun by 2 processes, but would be gone on with by 1" in sentence
+    assert f"torchrun --standalone --nproc-per-node=2 -m robust_nas run --resume {run}" in sentence
+    shutil.copy(finished / "train.json", run)
+    # Images are shared out, not numbers: the attacks' outcomes are those of any number of processes.
+    for name in ("evaluation.json", "record.json"):
+        (run / name).unlink()
+    in_process(command, "attack", run)
+    (session, now) = [
+        *json.loads((run / "environment.json").read_text())["earlier"],
+        json.loads((run / "environment.json").read_text()),
+    ]
+    assert session == begun and now["world_size"] == 1
+    in_process(command, "record", run)
+    (row, *_) = rn.tables.rows_from_run(RunDir.open(run))
+    assert ", 2 processes, torch 2.0.0; then " in row.hardware and row.hardware.endswith(f"torch {torch.__version__}")
+    assert row.started is not None and row.started.year == 2026 and row.started.month == 1
+    in_process(command, "report", run)
+    assert "the sessions were on different machines or versions" in (run / "report.html").read_text()
+    # A command that computes nothing is no session.
+    assert len(json.loads((run / "environment.json").read_text())["earlier"]) == 1
 
 
 @pytest.mark.parametrize("channels", ["[2, 1]", "[4, 2]"])

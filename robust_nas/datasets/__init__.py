@@ -6,7 +6,8 @@ Validation data selects; test data only measures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -41,6 +42,13 @@ class TrainingImages(Protocol):
     @property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, [C] each, in [0, 1] units."""
+
+    @property
+    def digest(self) -> str:
+        """What tells the images, in their order, from others; of images in files, their names and sizes stand for them.
+
+        Labels are not in it.
+        """
 
     def __len__(self) -> int: ...
 
@@ -127,6 +135,15 @@ class ImageSet:
     def device(self) -> torch.device:
         """Where the images are."""
         return self.pixels.device
+
+    @property
+    def digest(self) -> str:
+        """What tells the images, in their order, from others."""
+        pixels = self.pixels
+        about = f"{list(pixels.shape)} {pixels.dtype} {self.max_value}"
+        digest = hashlib.blake2b(about.encode(), digest_size=16)
+        digest.update(pixels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -225,6 +242,9 @@ class DataForm:
         return torch.zeros(self.image_shape[0]), torch.ones(self.image_shape[0])
 
 
+SPLITS = ("train", "validation", "test")
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A data set's three splits.
@@ -267,6 +287,29 @@ class Dataset:
         """Return the data set on another device."""
         splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
         return replace(self, **splits)
+
+    def fingerprint(self, splits: Sequence[str] = SPLITS) -> dict[str, Any]:
+        """What tells this data from other data: the classes' names, and of each of `splits` its size and digests."""
+        found = {}
+        for name in splits:
+            images = getattr(self, name)
+            labels = hashlib.blake2b(images.labels.cpu().numpy().tobytes(), digest_size=16).hexdigest()
+            found[name] = {"count": len(images), "labels": labels, "images": images.digest}
+        return {"name": self.name, "classes": list(self.classes), "splits": found}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> list[str]:
+    """Return in words how one fingerprint of data differs from an earlier one, as far as `splits` go."""
+    found = []
+    if before["classes"] != now["classes"]:
+        found.append(f"the classes are {', '.join(now['classes'])} instead of {', '.join(before['classes'])}")
+    for split in splits:
+        earlier, later = before["splits"][split], now["splits"][split]
+        if earlier["count"] != later["count"]:
+            found.append(f"the {split} split has {later['count']} images instead of {earlier['count']}")
+        elif odd := [part for part in ("images", "labels") if earlier[part] != later[part]]:
+            found.append(f"the {split} split has other {' and '.join(odd)}")
+    return found
 
 
 @runtime_checkable

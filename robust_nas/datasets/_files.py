@@ -6,6 +6,7 @@ For training images that do not fit in memory. In training each is read by a ran
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import random
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from robust_nas.datasets import ImageSet
 from robust_nas.datasets._splits import permutation
-from robust_nas.errors import InputError
+from robust_nas.errors import InputError, Interrupted
 from robust_nas.seeds import seed_at
 
 if TYPE_CHECKING:
@@ -82,6 +83,20 @@ class ImageFiles:
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
         return 3, self.size, self.size
+
+    @property
+    def digest(self) -> str:
+        """What tells the files, in their order, from others: their names below the folder of all, and their sizes.
+
+        An image that is replaced by another one of the same size to the byte is not noticed: reading every file would
+        take as long as an epoch.
+        """
+        names = [os.fsdecode(path) for path in self.paths]
+        folder = os.path.commonpath([min(names), max(names)]) if names else ""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in names:
+            digest.update(os.fsencode(f"{os.path.relpath(name, folder)}\0{os.path.getsize(name)}\0"))
+        return digest.hexdigest()
 
     @property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
@@ -337,7 +352,7 @@ def _decoded_ahead(reader: _Reader, indices: Sequence[Tensor], workers: int, dev
     )
     iterator = iter(loader)
     try:
-        for pixels in iterator:
+        for pixels in _unless_killed(iterator):
             if isinstance(pixels, str):
                 raise InputError(pixels)
             yield pixels.to(device, non_blocking=True)
@@ -345,6 +360,23 @@ def _decoded_ahead(reader: _Reader, indices: Sequence[Tensor], workers: int, dev
         # Now, not when the iterator is collected: after Ctrl-C the traceback keeps it.
         if workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # it has no public name
+
+
+def _unless_killed(batches: Iterator[Tensor | str]) -> Iterator[Tensor | str]:
+    """Yield the batches.
+
+    Raises:
+        Interrupted: if a process that decodes them was killed.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Interrupted(
+            "A process that decodes images was killed, as one is for want of memory; free some, or set data.workers "
+            "lower in a new run."
+        ) from error
 
 
 def _as_it_is(batch: Any) -> Any:

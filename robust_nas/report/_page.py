@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robust_nas.environment import differing, sessions
 from robust_nas.report._contents import Measurements
 from robust_nas.report._elements import Content, Html, element, security_policy
 from robust_nas.report._style import STYLE
@@ -47,13 +48,13 @@ def frame(contents: Measurements, header: Html, sections: Sequence[tuple[str, Co
 
 def facts_line(contents: Measurements, *facts: str) -> Html:
     """Return the line under the title: the folder's name, some facts, and what it was made with and when."""
-    environment = contents.environment
+    began, last = (sessions(contents.environment) or [{}])[0], contents.environment
     named = [
         contents.path.resolve().name,
         *facts,
-        f"robust-nas {environment.get('version', '?')}",
-        str(environment.get("device", "")),
-        str(environment.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
+        f"robust-nas {last.get('version', '?')}",
+        str(last.get("device", "")),
+        str(began.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
     ]
     return element("p", " \N{MIDDLE DOT} ".join(fact for fact in named if fact), class_="facts")
 
@@ -69,7 +70,22 @@ def environment_facts(environment: Any) -> dict[str, str]:
         "Processes": str(environment.get("world_size", "?")),
         "Arguments": " ".join(map(str, environment.get("arguments") or [])),
         "Started": str(environment.get("started", "?")),
+        **_earlier(sessions(environment)),
     }
+
+
+def _earlier(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return when what was interrupted went on, and on what, if that was not the same throughout."""
+    if len(found) < 2:
+        return {}
+    kinds = differing(found)
+    facts = {"Sessions": f"{len(found)}, begun at {', '.join(str(each.get('started', '?')) for each in found)}"}
+    if len(kinds) > 1:
+        facts["Beware"] = (
+            "the sessions were on different machines or versions, which round differently, so that the numbers are not "
+            f"those of one machine to the last digit: {'; then '.join(kinds)}"
+        )
+    return facts
 
 
 def setup(contents: Measurements, file: str, facts: dict[str, str], seconds: dict[str, float]) -> Html:

@@ -6,7 +6,6 @@ Several processes can measure trials of one search side by side (`Sampled.work`)
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import deque
@@ -14,10 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from robust_nas import __version__
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.datasets import changes
 from robust_nas.datasets._batches import epoch_batches
 from robust_nas.derivation import calibrated
 from robust_nas.distributed import World
@@ -53,6 +55,9 @@ WEIGHTS = "supernet.safetensors"
 
 JOURNAL = "study.journal"
 """The file in the run folder with what Optuna's samplers were told."""
+
+_SEEN = ("train", "validation")
+"""The splits that a search looks at."""
 
 SCORED = 32
 """Images of the batch that untrained networks are scored on."""
@@ -370,10 +375,8 @@ def _keep(questions: Questions, stage: Stage) -> None:
 
 def _to_agree_on(data: Dataset) -> dict[str, Any]:
     """Return what the processes that measure a search's trials must have in common, beside the run's configuration."""
-    digest = hashlib.blake2b(digest_size=16)
-    for images in (data.train, data.validation):
-        digest.update(images.labels.cpu().numpy().tobytes())
-    return {"version": __version__, "labels": digest.hexdigest()}
+    versions = {"robust-nas": __version__, "torch": torch.__version__}
+    return {"versions": versions, "device": data.train.device.type, "data": data.fingerprint(_SEEN)}
 
 
 def _check_agreement(agreed: dict[str, Any], data: Dataset, stage: Stage) -> None:
@@ -384,11 +387,18 @@ def _check_agreement(agreed: dict[str, Any], data: Dataset, stage: Stage) -> Non
             "take no other ones; resume the run without torchrun."
         )
     own = _to_agree_on(data)
-    if agreed["version"] != own["version"]:
+    for package, version in own["versions"].items():
+        if agreed["versions"][package] != version:
+            raise InputError(
+                f"{stage.folder} runs with {package} {agreed['versions'][package]}, but this is {version}; use the "
+                "same one."
+            )
+    if agreed["device"] != own["device"]:
         raise InputError(
-            f"{stage.folder} runs with robust-nas {agreed['version']}, but this is {own['version']}; use the same one."
+            f"{stage.folder} runs on {agreed['device']}, but this is {own['device']}, which rounds otherwise; use the "
+            "same kind of device."
         )
-    if agreed["labels"] != own["labels"]:
+    if changed := changes(agreed["data"], own["data"], _SEEN):
         raise InputError(
-            f"The images of {data.name} here have other labels than those of {stage.folder}; use the same files."
+            f"The images of {data.name} here are not those of {stage.folder}: {'; '.join(changed)}; use the same files."
         )

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_nas.architecture import Architecture
+from robust_nas.environment import differing, sessions
 from robust_nas.errors import InputError
 from robust_nas.run_dir import RunDir, atomic_path, read_json, remove_leftovers
 from robust_nas.tables._schema import SCHEMA, Row
@@ -92,7 +93,7 @@ def rows_from_run(run: RunDir) -> list[Row]:
         read_json(run / name) if (run / name).exists() else {"models": {}}
         for name in ("evaluation.json", "certification.json")
     )
-    config, environment = _read_config(run / "config.toml"), read_json(run / "environment.json")
+    config, made_in = _read_config(run / "config.toml"), sessions(read_json(run / "environment.json"))
     rows = []
     for name, model in trained.items():
         if model["architecture"].startswith("Genotype("):
@@ -114,11 +115,11 @@ def rows_from_run(run: RunDir) -> list[Row]:
             "recipe": model["method"],
             "recipe_hash": _recipe_hash(config),
             "seed": config["seed"],
-            "version": environment["version"],
-            "hardware": _hardware(environment),
+            "version": "; then ".join(dict.fromkeys(session["version"] for session in made_in)),
+            "hardware": "; then ".join(differing(made_in)),
             "source": run.path.resolve().name,
             "model": name,
-            "started": _moment(environment.get("started")),
+            "started": _moment(made_in[0].get("started")),
         }
         # Bounds are computed over the same split as attacks; the evaluation names it.
         split = evaluation.get("split") or certification.get("split") or "test"
@@ -210,13 +211,6 @@ def _skeleton(space: Mapping[str, Any]) -> str:
     left_out = {*_CELL, *(["stem_stride"] if space.get("stem_stride") == 1 else [])}
     pairs = ((key, value) for key, value in sorted(space.items()) if key not in left_out)
     return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in pairs)
-
-
-def _hardware(environment: Mapping[str, Any]) -> str:
-    cores, processes = environment.get("cores"), environment.get("world_size", 1)
-    parts = [str(environment["device"]), str(environment.get("cpu") or ""), f"{cores} cores" if cores else ""]
-    parts.append(f"{processes} processes" if processes > 1 else "")
-    return ", ".join(part for part in parts if part)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -17,9 +18,9 @@ from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from robust_nas.datasets import ImageSet
+from robust_nas.datasets import ImageSet, _files
 from robust_nas.datasets._files import ClassFolders, ImageFiles, centre_crop, random_crop
-from robust_nas.errors import InputError
+from robust_nas.errors import InputError, Interrupted
 from robust_nas.seeds import seed_at
 
 
@@ -301,3 +302,25 @@ def test_a_size_of_nothing_is_refused() -> None:
     images = ImageSet(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.tensor([0]))
     with pytest.raises(InputError, match="at least 1 pixel, but got 0"):
         next(images.batches([torch.tensor([0])], size=0))
+
+
+def test_a_process_that_decodes_and_is_killed_is_said(files: ImageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_files._Reader, "__getitems__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(Interrupted, match=r"decodes images was killed, .* set data\.workers lower"):
+        list(dataclasses.replace(files, workers=1).batches([torch.arange(4)]))
+
+
+def test_files_are_told_from_others_by_their_names_below_a_folder_and_their_sizes(tmp_path: Path) -> None:
+    def written(root: str, **content: bytes) -> str:
+        paths = []
+        for name, data in content.items():
+            paths.append(tmp_path / root / name[0] / f"{name}.png")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            paths[-1].write_bytes(data)
+        return ImageFiles.of(paths, [0] * len(paths), 8).digest
+
+    first = written("one", a=b"1", ba=b"22")
+    assert written("elsewhere/two", a=b"1", ba=b"22") == first
+    others = [written("three", a=b"1", bb=b"22"), written("four", a=b"1", ba=b"333"), written("five", ba=b"22", a=b"1")]
+    others.append(written("six", a=b"22", ba=b"1"))
+    assert len({first, *others}) == 5

@@ -1,6 +1,7 @@
 """Several processes that measure one search's trials: real ones, which are killed."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -338,10 +339,15 @@ def test_what_was_open_before_an_interruption_keeps_its_values_and_what_was_told
 def test_who_cannot_take_part_is_told_so(space, data, tmp_path):
     search, trials = _scored(Evolution()), Trials(tmp_path / "trials")
     own = sampled._to_agree_on(data)
+    other = dataclasses.replace(data, train=data.train[:5])
     for agreed, message in [
         ({**own, "processes": 2}, "measured by 2 processes of torchrun together"),
-        ({**own, "processes": 1, "version": "0.0.1"}, r"runs with robust-nas 0\.0\.1, but this is"),
-        ({**own, "processes": 1, "labels": "others"}, "have other labels"),
+        ({**own, "processes": 1, "versions": {"robust-nas": "0.0.1"}}, r"runs with robust-nas 0\.0\.1, but this is"),
+        ({**own, "processes": 1, "device": "cuda"}, "runs on cuda, but this is cpu"),
+        (
+            {**own, "processes": 1, "data": other.fingerprint(("train", "validation"))},
+            "here are not those of .*the train split has 64 images instead of 5",
+        ),
     ]:
         trials.open({"supernet": None, **agreed}, 0)
         with pytest.raises(InputError, match=message):
