@@ -98,7 +98,7 @@ def plan(name: str, row: str) -> tuple[rn.ThreatModel, Training]:
     threat = rn.ThreatModel(epsilon=settings["epsilon"])
     chosen = methods(threat.epsilon, settings["replays"])[row]
     # Free-m takes every batch m times: as many steps in all (arXiv:1904.12843, section 4).
-    replays = getattr(config.build(Training, {"method": chosen["method"]}).method, "replays", 1)
+    replays = config.build(Training, {"method": chosen["method"]}).method.replays
     options = {
         "epochs": settings["epochs"] // replays,
         "batch_size": settings["batch_size"],
@@ -152,7 +152,7 @@ def cost(name: str, data: Dataset, out: Path) -> None:
 
     def epoch(row: str) -> float:
         _, training = plan(name, row)
-        replays = getattr(training.method, "replays", 1)
+        replays = training.method.replays
         quick = dataclasses.replace(training, epochs=1, selection_attack=PGD(steps=1))
         model = network(name, data, 0)
         start = time.process_time()

@@ -32,7 +32,7 @@ from robust_nas.complexity import count_parameters
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble, joint_margins
-from robust_nas.ensembles._boosting import fit_beside
+from robust_nas.ensembles._boosting import fit_with
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.evaluation import wilson_interval
 from robust_nas.intake import load_weights
@@ -245,7 +245,7 @@ def boosting(name: str, seed: int, data: Dataset, out: Path, work: Path) -> None
                 network = space.network(space.parse(CELL), data)
             stage = Stage("train", seed + 1000 * index, World(), Progress(quiet=True))
             frozen = others[:] if row == "boosted" else []
-            fit_beside(frozen, network, data, threat, training_of(name, method), stage)
+            fit_with(frozen, network, data, threat, training_of(name, method), stage)
             others.append(network)
     found: dict[str, Any] = {"seed": seed, "images": len(data.test)}
     for row, models in members.items():

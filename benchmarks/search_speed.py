@@ -30,7 +30,7 @@ from robust_nas.distributed import World
 from robust_nas.environment import describe_environment
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
-from robust_nas.searches._alternation import Alternation
+from robust_nas.searches._trainer import BilevelTrainer
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.training.standard import Standard
 
@@ -38,12 +38,12 @@ SIZES = [(1, 1), (5, 1), (5, 2), (5, 4)]
 """Cells a stage, and k of the partial channels."""
 
 
-def ours(data: Dataset, cells: int, partial: int) -> Alternation:
+def ours(data: Dataset, cells: int, partial: int) -> BilevelTrainer:
     """Return our search, before its first epoch."""
     plan = Dirichlet(epochs=50, objective=Standard(), partial_channels=(partial,))
     space = rn.spaces.load("nasbench201", cells_per_stage=cells)
     stage = Stage("search", 0, World(), Progress(quiet=True))
-    return Alternation(plan, space, data, rn.ThreatModel(epsilon="8/255"), stage)
+    return plan.trainer(space, data, rn.ThreatModel(epsilon="8/255"), stage)
 
 
 class Reference:
@@ -110,7 +110,7 @@ class Reference:
 
 
 @torch.no_grad()
-def check_equal(search: Alternation, reference: Reference, images: Tensor) -> float:
+def check_equal(search: BilevelTrainer, reference: Reference, images: Tensor) -> float:
     """Give the reference our weights, and return how far logits are apart.
 
     Raises:

@@ -67,7 +67,7 @@ def train(
     *,
     space: Space | str = "nasbench201",
     method: str | dict[str, Any] | TrainingMethod | None = None,
-    beside: Sequence[nn.Module] = (),
+    frozen_members: Sequence[nn.Module] = (),
     seed: int = 0,
     recipe: str | None = None,
     **options: Any,
@@ -81,7 +81,7 @@ def train(
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
             of `data`. A module is trained in place, from the weights that it has.
         method: how examples are crafted and what the loss is; `pgd_at`, if neither it nor a recipe is given.
-        beside: trained models that are frozen: the new one is trained for what it adds to an ensemble with them. Their
+        frozen_members: trained models: the new one is trained for what it adds to an ensemble with them. Their
             parameters lose their gradients.
         recipe: whose [train] section gives what is not given here.
         options: fields of the recipe's [train] section (`epochs`, `batch_size`, `learning_rate`, `awp`, ...).
@@ -89,7 +89,7 @@ def train(
     Raises:
         InputError: for an unknown or wrong option, a module that cannot be trained, or what the training raises.
     """
-    from robust_nas.ensembles._boosting import fit_beside
+    from robust_nas.ensembles._boosting import fit_with
     from robust_nas.training._plan import Training
 
     _check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
@@ -97,15 +97,15 @@ def train(
     given = named({**({} if method is None else {"method": method}), **options})
     plan = config.build(Training, {**section, **given}, "train")
     if plan.boosting:
-        raise InputError("train.boosting is for runs; name the networks to train beside: beside=[...].")
+        raise InputError("train.boosting is for runs; give the trained networks: frozen_members=[...].")
     if plan.start_from is not None:
         raise InputError("train.start_from is for runs; give the module with its weights in place of an architecture.")
-    if isinstance(beside, nn.Module) or not all(isinstance(model, nn.Module) for model in beside):
-        raise InputError(f"train takes a list of modules as beside, but got {beside!r}.")
+    if isinstance(frozen_members, nn.Module) or not all(isinstance(model, nn.Module) for model in frozen_members):
+        raise InputError(f"train takes a list of modules as frozen_members, but got {frozen_members!r}.")
     stage = _stage("train", seed, data)
     if isinstance(architecture, nn.Module):
         _check_trainable(architecture, data)
-        return fit_beside(beside, architecture, data, threat, plan, stage).model
+        return fit_with(frozen_members, architecture, data, threat, plan, stage).model
     space = spaces.load(space) if isinstance(space, str) else space
     if not isinstance(architecture, str | AnyArchitecture):
         raise InputError(
@@ -114,7 +114,7 @@ def train(
     architecture = space.parse(str(architecture))  # also of one, which may be another space's
     with seeded(seed, "train"):
         model = space.network(architecture, data).to(data.train.device)
-    return fit_beside(beside, model, data, threat, plan, stage).model
+    return fit_with(frozen_members, model, data, threat, plan, stage).model
 
 
 @overload

@@ -265,7 +265,7 @@ def _simulate(
 
 @app.command(RUN)
 def work(run: Path) -> None:
-    """Measure trials of a search=sampled that runs elsewhere, beside it; with search.at_once above 1."""
+    """Measure trials of a search=sampled that runs elsewhere, beside it; with search.num_parallel above 1."""
     from robust_nas import pipeline
 
     with _going_on("The trial under way is measured by another process."):
@@ -373,7 +373,7 @@ def certify(run: Path, **options: Any) -> None:
     from robust_nas import listing, recipe
 
     plan = recipe.certification_from(job.recipe.certification, **given)
-    folder = _finish(job, lambda pipeline: pipeline.certify_beside(job, plan))
+    folder = _finish(job, lambda pipeline: pipeline.certify_with(job, plan))
     job.say(listing.describe_certified(run / folder))
 
 

@@ -26,6 +26,28 @@ from robust_nas.text import visible
 
 T = TypeVar("T")
 
+RENAMED = {"at_once": "num_parallel", "beside": "frozen_members"}
+"""Keys by the names that they had; they are refused with the ones that they have."""
+
+
+class Section:
+    """A part of a component's settings, which checks its own fields in `__post_init__`, after the parts before it.
+
+    A component inherits its parts, its first fields' last: keys, files and overrides know nothing of parts.
+    """
+
+    def __post_init__(self) -> None:
+        """Have nothing to check: here the parts' chain of `super().__post_init__()` ends."""
+
+
+def parts(component: type) -> list[type]:
+    """Return a component's sections that have fields of their own, in the order of the fields."""
+    return [
+        part
+        for part in reversed(component.__mro__[1:])
+        if issubclass(part, Section) and part.__annotations__ and dataclasses.is_dataclass(part)
+    ]
+
 
 def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str | None = None) -> T:
     """Return the dataclass `cls` with the values of `section`.
@@ -45,7 +67,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str |
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in section:
         if key not in fields:
-            hint = suggest(key, fields)
+            hint = f"It is called '{RENAMED[key]}' now." if key in RENAMED else suggest(key, fields)
             if name is not None and "[" not in where and not hint.startswith("Did you mean"):
                 hint = f"{hint} If it was for another component than '{name}', {where}={name} leaves it out."
             raise InputError(f"{_place(where)} has no key '{key}'. {hint}")

@@ -256,7 +256,7 @@ def _least_dispensable(
             continue
         kept = min(standings, key=lambda place: standings[place])
         mixture[edge] = torch.zeros(len(mixture[edge])).index_fill(0, torch.tensor(kept), 1.0)
-    chosen = replace(found, probabilities=mixture.tolist(), record={}).best
+    chosen = replace(found, probabilities=mixture.tolist(), measured=None).best
     if None in space.places_of(chosen):
         weights = mixture.clone()
         for edge in stage.progress.steps(range(len(mixture)), "perturbation of edges"):
@@ -265,7 +265,7 @@ def _least_dispensable(
             robust, clean = accuracies_at(without)
             # The less is left without it, the more an edge weighs; clean accuracy decides between equal ones.
             weights[edge] *= 1 - robust + 1e-3 * (1 - clean) + 1e-6
-        chosen = replace(found, probabilities=weights.tolist(), record={}).best
+        chosen = replace(found, probabilities=weights.tolist(), measured=None).best
     return chosen, found.log_probability(chosen)
 
 

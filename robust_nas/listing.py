@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from robust_nas import catalogue
+from robust_nas import catalogue, config
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.genotype import CELLS, Genotype
@@ -145,7 +145,8 @@ def describe_sizes(sizes: Sizes) -> str:
 
 
 def _describe_component(kind: str, component: Any, name: str) -> str:
-    lines = [f"{name} ({kind})", "", inspect.cleandoc(component.__doc__ or ""), "", "Defaults:"]
+    about = [inspect.cleandoc(part.__doc__ or "") for part in (component, *config.parts(component))]
+    lines = [f"{name} ({kind})", "", "\n\n".join(about), "", "Defaults:"]
     for field in dataclasses.fields(component):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         lines.append(f"  {field.name} = {'(required)' if default is dataclasses.MISSING else default}")
@@ -176,8 +177,9 @@ def _searched(found: dict[str, Any]) -> list[str]:
     from robust_nas import spaces
     from robust_nas.searches import SearchResult, last_row
 
-    result = SearchResult(spaces.described({"kind": "cell", **found["space"]}), found["probabilities"], None, found)
-    kind = "best of the trials" if "measured" in found else "most probable"
+    space, measured = spaces.described({"kind": "cell", **found["space"]}), found.get("measured")
+    result = SearchResult(space, found["probabilities"], None, found, measured)
+    kind = "most probable" if measured is None else "best of the trials"
     lines = ["all architectures are equally probable"] if result.is_undecided else [f"{kind}: {result.best}"]
     if found["trajectory"]:
         end = last_row(found)

@@ -37,7 +37,7 @@ from robust_nas.recipe import CertificationPlan, Recipe, SmoothingPlan
 from robust_nas.registry import name_of
 from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
-from robust_nas.searches.sampled import Sampled
+from robust_nas.searches.sampled import TrialSearch
 from robust_nas.seeds import seeded
 from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
 from robust_nas.spaces import MixedSpace, Space, mixed
@@ -206,7 +206,7 @@ def work(path: Path, progress: Progress) -> None:
     """
     folder = RunDir.open(path)
     chosen = recipe.from_table(config.read_toml(folder / "config.toml"), str(folder / "config.toml"))
-    if not isinstance(chosen.search, Sampled):
+    if not isinstance(chosen.search, TrialSearch):
         raise InputError(
             f"'robust-nas work' measures trials, but the search of {path} has none; that needs search=sampled."
         )
@@ -250,7 +250,7 @@ def load_search(job: Job) -> SearchResult:
             supernet.take_form(form)
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
-    return SearchResult(job.recipe.space, saved["probabilities"], supernet, saved)
+    return SearchResult(job.recipe.space, saved["probabilities"], supernet, saved, saved.get("measured"))
 
 
 def derive(job: Job) -> None:
@@ -275,7 +275,7 @@ def chosen_architectures(job: Job) -> dict[str, AnyArchitecture]:
 
 def train(job: Job) -> None:
     """Train every derived architecture from scratch; write their weights and train.json."""
-    from robust_nas.ensembles._boosting import fit_beside
+    from robust_nas.ensembles._boosting import fit_with
 
     if job.has("train.json"):
         return
@@ -290,7 +290,7 @@ def train(job: Job) -> None:
             if recipe.train.start_from is not None:
                 intake.load_weights(model, recipe.train.start_from, "name those of the same architecture and space")
             frozen = [load_model(job, other["name"]) for other in records] if recipe.train.boosting else []
-            fitted = fit_beside(frozen, model, job.data, recipe.threat, recipe.train, stage)
+            fitted = fit_with(frozen, model, job.data, recipe.threat, recipe.train, stage)
             facts = {
                 "name": name,
                 "architecture": str(architecture),
@@ -449,7 +449,7 @@ def certify(job: Job) -> None:
             _certify_one(job, name, model)
 
 
-def certify_beside(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
+def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
     """Certify every model of a run, the ensembles too, by another plan than the recipe's, or its smoothed classifier.
 
     Returns:

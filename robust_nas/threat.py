@@ -43,7 +43,7 @@ def check_pixels(name: str, value: float | str, *, low: float = 0.0, high: float
     return length
 
 
-def growth_at(done: float, warm_up: float, ramp: float) -> float:
+def epsilon_scale_at(done: float, warm_up: float, ramp: float) -> float:
     """Return how much of epsilon there is when a share `done` of a training is over, in [0, 1].
 
     It is 0 in the first `warm_up` share and grows linearly to 1 over the next `ramp` share.
@@ -87,9 +87,9 @@ class ThreatModel:
         """Return this threat model at another radius."""
         return replace(self, epsilon=parse_pixels(epsilon))
 
-    def grown(self, growth: float) -> ThreatModel:
-        """Return this threat model with a share of its epsilon, which is never quite 0 (see `growth_at`)."""
-        return self if growth >= 1 else self.with_epsilon(self.epsilon * max(growth, 1e-6))
+    def grown(self, epsilon_scale: float) -> ThreatModel:
+        """Return this threat model with a share of its epsilon, which is never quite 0 (see `epsilon_scale_at`)."""
+        return self if epsilon_scale >= 1 else self.with_epsilon(self.epsilon * max(epsilon_scale, 1e-6))
 
     def around(self, images: Tensor) -> Ball:
         """Return the allowed images around each of `images` [B, C, H, W].

@@ -25,13 +25,13 @@ from robust_nas.errors import InputError, Interrupted
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage, load_state
 from robust_nas.searches import _resources
-from robust_nas.searches._bilevel import Bilevel
 from robust_nas.searches._resources import Resource
-from robust_nas.searches._stability import Watch
+from robust_nas.searches._stability import CollapseMonitor
+from robust_nas.searches._supernet_search import SupernetSearch
 from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
-from robust_nas.searches.sampled import Sampled
+from robust_nas.searches.sampled import TrialSearch
 from robust_nas.threat import ThreatModel
 from robust_nas.training._loop import fit
 from robust_nas.training._plan import Training
@@ -222,7 +222,7 @@ def _scaled(
     return values if weight is None else values * weight.view(1, -1, 1, 1)
 
 
-def _search(world: World, search: Bilevel | None = None) -> dict[str, Any]:
+def _search(world: World, search: SupernetSearch | None = None) -> dict[str, Any]:
     digits = datasets.load("digits")
     data = dataclasses.replace(digits, train=digits.train[:32], validation=digits.validation[:32], test=digits.test[:1])
     space = spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
@@ -270,7 +270,7 @@ def test_two_processes_decide_alike_what_each_would_decide_otherwise(tmp_path: P
     search = Gumbel(
         kept_operations=(5, 3),
         partial_channels=(2, 1),
-        watch=Watch(window=1, images=16),
+        watch=CollapseMonitor(window=1, images=16),
         resource=Resource(quantity="latency", limit=1e-9),
         alpha_learning_rate=0.05,
     )
@@ -291,7 +291,7 @@ def test_two_ranks_measure_the_open_trials_of_a_search_together_and_take_no_work
     digits = datasets.load("digits")
     data = dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32])
     space = spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
-    search = build(Sampled, {"objectives": ["score"], "proxy": "num_params", "trials": 5, "at_once": 2})
+    search = build(TrialSearch, {"objectives": ["score"], "proxy": "num_params", "trials": 5, "num_parallel": 2})
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
 
@@ -325,7 +325,7 @@ def _state_of_training(method: str | dict[str, Any], folder: Path, **options: An
         stage = Stage("train", 0, world, Progress(quiet=True), folder)
         fitted = fit(model, data, ThreatModel(epsilon=0.1), plan, stage)
         saved = load_state(folder / "checkpoints" / "train.state.safetensors") if world.is_main else {}
-        return {"weights": fitted.last, **(saved["state"]["trainee"]["memory"] if saved else {})}
+        return {"weights": fitted.last, **(saved["state"]["trainer"]["memory"] if saved else {})}
 
     return train
 

@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 from robust_nas.errors import InputError
 from robust_nas.pixels import parse_pixels
 from robust_nas.seeds import generator_at
-from robust_nas.threat import ThreatModel, growth_at
+from robust_nas.threat import ThreatModel, epsilon_scale_at
 
 THREATS = [
     ThreatModel(norm="linf", epsilon=8 / 255),
@@ -47,11 +47,11 @@ def test_projected_and_random_points_are_inside_ball_and_box_in_exact_arithmetic
 
 def test_a_ramp_grows_linearly_and_stays_at_the_full_radius():
     threat = ThreatModel(epsilon=0.4)
-    shares = [growth_at(done, 0.0, 0.5) for done in (0.125, 0.25, 0.5, 1.0)]
+    shares = [epsilon_scale_at(done, 0.0, 0.5) for done in (0.125, 0.25, 0.5, 1.0)]
     assert [threat.grown(share).epsilon for share in shares] == pytest.approx([0.1, 0.2, 0.4, 0.4])
-    assert [growth_at(done, 0.5, 0.25) for done in (0.0, 0.5, 0.625, 0.75, 1.0)] == [0, 0, 0.5, 1, 1]
-    assert threat.grown(growth_at(0.0, 0.0, 0.0)) == threat
-    assert 0 < threat.grown(growth_at(0.0, 0.0, 0.5)).epsilon < 1e-6
+    assert [epsilon_scale_at(done, 0.5, 0.25) for done in (0.0, 0.5, 0.625, 0.75, 1.0)] == [0, 0, 0.5, 1, 1]
+    assert threat.grown(epsilon_scale_at(0.0, 0.0, 0.0)) == threat
+    assert 0 < threat.grown(epsilon_scale_at(0.0, 0.0, 0.5)).epsilon < 1e-6
 
 
 def test_a_ball_smaller_than_float32_can_resolve_is_never_left():

@@ -13,7 +13,7 @@ from robust_nas.attacks._model_state import logits_of
 from robust_nas.ensembles._ensemble import Ensemble
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
-from robust_nas.training._loop import Fitted, fit
+from robust_nas.training._loop import TrainingResult, fit
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
@@ -44,9 +44,9 @@ class Boosted(Ensemble):
         return self
 
 
-def fit_beside(
+def fit_with(
     frozen: Sequence[nn.Module], model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
-) -> Fitted:
+) -> TrainingResult:
     """Train `model` as the next member of an ensemble with frozen ones (RobBoost, arXiv:1910.14655, section 4).
 
     The loss, its attack or its bound are those of all of them together, so that the new network is best where the

@@ -43,12 +43,14 @@ class SearchResult:
             where architectures may lack the edge.
         supernet: the trained supernet, whose weights an architecture can inherit, or None.
         record: what `search.json` says about the search.
+        measured: the architectures that the search has measured, best first; None for a search that measures none.
     """
 
     space: Space
     probabilities: list[list[float]]
     supernet: Supernet | None
     record: dict[str, Any]
+    measured: Sequence[str] | None = None
 
     @property
     def best(self) -> AnyArchitecture:
@@ -59,7 +61,7 @@ class SearchResult:
     def is_undecided(self) -> bool:
         """Whether all operations that an edge may have are equally probable, on every edge: none is the best."""
         rows = [[p for p in row if p > 0] for row in self.probabilities]
-        return "measured" not in self.record and all(len(row) > 1 and min(row) == max(row) for row in rows)
+        return self.measured is None and all(len(row) > 1 and min(row) == max(row) for row in rows)
 
     def log_probability(self, architecture: AnyArchitecture) -> float:
         """Return an architecture's log-probability, the sum over the independent parts of the space's belief."""
@@ -77,14 +79,17 @@ class SearchResult:
     def ranked(self) -> Iterator[tuple[AnyArchitecture, float]]:
         """Yield every architecture with its log-probability, the sum over independent parts, in descending order.
 
-        A search that has measured architectures, `record["measured"]`, yields these, best first. Else the sorted
-        product is walked best first with a heap: nothing is enumerated that is not asked for.
+        A search that has measured architectures yields these, best first. Else the sorted product is walked best first
+        with a heap: nothing is enumerated that is not asked for.
         """
-        for text in self.record.get("measured", []):
+        if self.measured is None:
+            yield from self._walked()
+            return
+        for text in self.measured:
             architecture = self.space.parse(text)
             yield architecture, self.log_probability(architecture)
-        if "measured" in self.record:
-            return
+
+    def _walked(self) -> Iterator[tuple[AnyArchitecture, float]]:
         parts = [
             sorted(((math.log(max(p, LEAST_PROBABILITY)), values) for values, p in part.items()), reverse=True)
             for part in self._parts

@@ -47,9 +47,13 @@ class Prior:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in {"architectures": 2, "batch_size": 2, "strength": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"search.prior.{name} must be at least {least}, but got {getattr(self, name)}.")
+        for name, value, least in (
+            ("architectures", self.architectures, 2),
+            ("batch_size", self.batch_size, 2),
+            ("strength", self.strength, 0),
+        ):
+            if value < least:
+                raise InputError(f"search.prior.{name} must be at least {least}, but got {value}.")
 
     def alpha(self, space: MixedSpace, data: Dataset, threat: ThreatModel, stage: Stage) -> Tensor:
         """Return what to add to alpha [E, O]; equal on all ranks."""

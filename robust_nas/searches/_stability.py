@@ -22,7 +22,7 @@ PARAMETER_FREE = ("none", "skip_connect", "avg_pool_3x3", "max_pool_3x3")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class CollapseMonitor:
     """When a search has collapsed, and what is done then.
 
     Args:
@@ -46,9 +46,15 @@ class Watch:
     images: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in {"growth": 0, "dominance": 0, "window": 1, "restarts": 0, "images": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"search.watch.{name} must be at least {least}, but got {getattr(self, name)}.")
+        for name, value, least in (
+            ("growth", self.growth, 0),
+            ("dominance", self.dominance, 0),
+            ("window", self.window, 1),
+            ("restarts", self.restarts, 0),
+            ("images", self.images, 1),
+        ):
+            if value < least:
+                raise InputError(f"search.watch.{name} must be at least {least}, but got {value}.")
 
     def has_collapsed(self, eigenvalues: Sequence[float | None], dominances: Sequence[float | None]) -> str | None:
         """Return why a search has collapsed, given an eigenvalue and a share of edges after every epoch; None if not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from robust_nas.searches._bilevel import Bilevel
+from robust_nas.searches._differentiable import DifferentiableSearch
 from robust_nas.supernet.dirichlet import DirichletRelaxation
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dirichlet(Bilevel):
+class Dirichlet(DifferentiableSearch):
     """Search with one Dirichlet distribution per edge.
 
     Args:
@@ -29,7 +29,7 @@ class Dirichlet(Bilevel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_schedule("sharpness")
+        self.check_schedule("sharpness", self.sharpness)
 
     def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
         """Return the distributions that mixtures are drawn from."""

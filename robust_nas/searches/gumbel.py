@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.searches._bilevel import Bilevel
+from robust_nas.searches._differentiable import DifferentiableSearch
 from robust_nas.supernet.gumbel import GumbelRelaxation
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gumbel(Bilevel):
+class Gumbel(DifferentiableSearch):
     """Search with a Gumbel softmax on every edge.
 
     Args:
@@ -27,7 +27,7 @@ class Gumbel(Bilevel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_schedule("temperature")
+        self.check_schedule("temperature", self.temperature)
 
     def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
         """Return what mixtures are drawn from."""

@@ -5,38 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.errors import InputError
-from robust_nas.searches._bilevel import Bilevel
+from robust_nas.searches._shrinking import Stages
+from robust_nas.searches._supernet_search import SupernetSearch
+from robust_nas.searches._trainer import SupernetTrainer
+from robust_nas.searches._weight_step import WeightStep
 from robust_nas.supernet.uniform import UniformRelaxation
 
 if TYPE_CHECKING:
+    from robust_nas.datasets import Dataset
+    from robust_nas.run_dir import Stage
+    from robust_nas.spaces import Space
     from robust_nas.supernet._relaxation import Relaxation
+    from robust_nas.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSharing(Bilevel):
+class RandomSharing(SupernetSearch):
     """Train the supernet's weights on architectures that are drawn uniformly; nothing is learned of which are good.
 
-    What is chosen is the best of `derive.pool` random architectures by accuracy with inherited weights. Settings of
-    what alpha learns have no place here.
+    What is chosen is the best of `derive.pool` random architectures by accuracy with inherited weights.
 
     Raises:
-        InputError: for such a setting.
+        InputError: for a value outside its range.
     """
-
-    alpha_frozen: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        learning = {"alpha_frozen": self.alpha_frozen < 1, "order": self.order == "second"}
-        about_alpha = ("kept_operations", "smoothness", "resource", "prior", "watch")
-        for name, given in {**learning, **{name: bool(getattr(self, name)) for name in about_alpha}}.items():
-            if given:
-                raise InputError(
-                    f"search.{name} is about what alpha learns, but random_sharing learns nothing of the operations; "
-                    "leave it out, or take another search."
-                )
 
     def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
         """Return what architectures are drawn by."""
         return UniformRelaxation(num_edges, num_operations, seed=seed)
+
+    def trainer(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SupernetTrainer:
+        """Return what trains the supernet.
+
+        Raises:
+            InputError: for a space or data that the search is not for.
+        """
+        mixtures = self.mixtures(space, data, stage, advice="take a space with more operations")
+        stages = Stages(self, mixtures, kept_operations=())
+        trainer = SupernetTrainer(self, mixtures, WeightStep(self, mixtures), stages, threat, stage)
+        trainer.begin(0)
+        return trainer

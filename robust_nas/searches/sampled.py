@@ -1,7 +1,7 @@
 """Search by trials: a sampler proposes architectures, each is trained briefly or takes a supernet's weights.
 
 The baselines of differentiable search: regularised evolution, TPE, NSGA-II, random search, or any other sampler.
-Several processes can measure trials of one search side by side (`Sampled.work`).
+Several processes can measure trials of one search side by side (`TrialSearch.work`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ LEAST_SCORE = -1e30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled(Search):
+class TrialSearch(Search):
     """Measure as many architectures as there are trials, and believe in those that were best.
 
     Args:
@@ -81,7 +81,7 @@ class Sampled(Search):
         sharing: trains that supernet.
         attack: attacks the trials.
         num_images: validation images that measure them, the first ones; all, if not given.
-        at_once: architectures that the sampler asks for before it is told the first one's values, so that as many
+        num_parallel: architectures that the sampler asks for before it is told the first one's values, so that as many
             processes can measure them, `robust-nas work RUN` beside the one that runs the search. It is told values in
             the order in which it asked: what is found depends on this number, but not on how many processes there are.
 
@@ -97,12 +97,13 @@ class Sampled(Search):
     sharing: RandomSharing = field(default_factory=RandomSharing)
     attack: Attack = field(default_factory=lambda: PGD(steps=10))
     num_images: int | None = None
-    at_once: int = 1
+    num_parallel: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("trials", "num_images", "at_once"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"search.{name} must be at least 1, but got {getattr(self, name)}.")
+        counts = {"trials": self.trials, "num_images": self.num_images, "num_parallel": self.num_parallel}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise InputError(f"search.{name} must be at least 1, but got {count}.")
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise InputError(f"search.objectives must be one or more different ones, but got {list(self.objectives)}.")
         if not {"robust", "clean", "score"} & set(self.objectives):
@@ -153,7 +154,7 @@ class Sampled(Search):
 
         left = stage.progress.steps(range(done, self.trials), "trials", total=self.trials, done=done)
         for number in range(1, self.trials + 1):
-            while len(pending) < min(self.at_once, self.trials + 1 - number):
+            while len(pending) < min(self.num_parallel, self.trials + 1 - number):
                 asked = questions.ask()
                 if asked is None:
                     break
@@ -178,14 +179,14 @@ class Sampled(Search):
             next(left, None)
         _keep(questions, stage)
         next(left, None)
-        if self.at_once > 1 and stage.folder is not None and stage.world.is_main:
+        if self.num_parallel > 1 and stage.folder is not None and stage.world.is_main:
             Trials(stage.folder / FOLDER).close()
         sharing.finish()
         return self._believed(space, supernet, trials, seconds)
 
     def _open(self, data: Dataset, stage: Stage, supernet: Supernet | None, done: int) -> Trials | None:
         """Return the trials in the run folder, for other processes to take part; None where none can."""
-        if self.at_once == 1 or stage.folder is None or not stage.world.is_main:
+        if self.num_parallel == 1 or stage.folder is None or not stage.world.is_main:
             return None
         queue, processes = Trials(stage.folder / FOLDER), stage.world.size
         if supernet is not None:
@@ -207,10 +208,10 @@ class Sampled(Search):
                 this process has another version or other data than the one that asks.
         """
         assert stage.folder is not None
-        if self.at_once == 1:
+        if self.num_parallel == 1:
             raise InputError(
-                f"search.at_once of {stage.folder} is 1: the sampler waits for each trial, and nothing can be shared; "
-                "start a run with search.at_once=4, or as many as there are processes."
+                f"search.num_parallel of {stage.folder} is 1: the sampler waits for each trial, and nothing can be "
+                "shared; start a run with search.num_parallel=4, or as many as there are processes."
             )
         if stage.world.size > 1:
             raise InputError("A trial is measured by one process here; start 'robust-nas work' without torchrun.")
@@ -329,7 +330,7 @@ class Sampled(Search):
         ]
         measured = [trial["architecture"] for trial in ranked]
         record = {"trajectory": [], "seconds": seconds, "measured": measured, "trials": trials}
-        return SearchResult(space, probabilities, supernet, record)
+        return SearchResult(space, probabilities, supernet, record, measured)
 
 
 def _shared(

@@ -109,7 +109,7 @@ class Batch:
         batch_size: images of the global batch.
         memory: what the method keeps; the same object in every step.
         mean: the mean of a tensor over all ranks.
-        growth: how far epsilon has grown, in [0, 1]; 0 while it has not begun to.
+        epsilon_scale: how far epsilon has grown, in [0, 1]; 0 while it has not begun to.
     """
 
     images: Tensor
@@ -123,7 +123,7 @@ class Batch:
     batch_size: int
     memory: Memory
     mean: Callable[[Tensor], Tensor] = lambda value: value
-    growth: float = 1.0
+    epsilon_scale: float = 1.0
 
 
 class TrainingMethod(ABC):

@@ -82,7 +82,8 @@ class CertifiedTraining(TrainingMethod):
 
     def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum of the clean images' and the robust loss."""
-        network, weight = network_of(forward), 1 - (self.kappa_start + batch.growth * (self.kappa - self.kappa_start))
+        network, kappa = network_of(forward), self.kappa_start + batch.epsilon_scale * (self.kappa - self.kappa_start)
+        weight = 1 - kappa
         with recorded(network) as statistics:
             loss = F.cross_entropy(forward(batch.images), batch.targets)
         if weight > 0:

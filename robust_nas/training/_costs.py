@@ -14,7 +14,7 @@ from robust_nas.attacks._model_state import logits_of
 from robust_nas.distributed import World
 from robust_nas.models.mixture_norm import mix
 from robust_nas.training import Batch
-from robust_nas.training._loop import Trainee
+from robust_nas.training._loop import Trainer
 
 if TYPE_CHECKING:
     from robust_nas.training._plan import Training
@@ -57,11 +57,11 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
     """
     if training.mixes:
         mix(model)
-    trainee = Trainee(model, training, World())
+    trainer = Trainer(model, training, World())
 
     def forward() -> None:
         with torch.no_grad():
             logits_of(model, batch.images)
 
     once = operations(forward)
-    return operations(lambda: trainee.step(batch, 0.0)) / once
+    return operations(lambda: trainer.step(batch, 0.0)) / once

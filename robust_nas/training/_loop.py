@@ -38,7 +38,7 @@ class Diverged(InputError):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainingResult:
     """What training gave.
 
     Args:
@@ -54,7 +54,7 @@ class Fitted:
     record: dict[str, Any]
 
 
-def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> Fitted:
+def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> TrainingResult:
     """Train `model`, which is on the device of `stage.world`, as `data` is; the test split is not looked at.
 
     Robust accuracy on the validation split says which epoch was the best (robust overfitting: Rice et al. 2020,
@@ -65,12 +65,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
     """
     for size in training.batch_sizes:
         check_batch("train.batch_size", size, len(data.train), stage.world)
-    side = min([*data.image_shape[1:], *(phase.size for phase in training.phases if phase.size)])
-    for name in ("padding", "cutout"):
-        if getattr(training, name) >= side:
-            raise InputError(
-                f"train.{name} of {getattr(training, name)} pixels leaves nothing of images of {side}; set it lower."
-            )
+    training.check_size(min([*data.image_shape[1:], *(phase.size for phase in training.phases if phase.size)]))
     if training.precision == "float16" and stage.world.device.type == "cpu":
         stage.progress.say(f"{stage.name}: float16 is slow on a CPU; train.precision=float32 is faster")
     if training.mixes and not mix(model) and training.norm == "mixture":
@@ -89,7 +84,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
         if training.drop_path:
             model.drop_path = 0.0  # type: ignore[assignment]
     model.load_state_dict(best if record["kept"] == "best" else last)
-    return Fitted(model.eval(), best, last, record)
+    return TrainingResult(model.eval(), best, last, record)
 
 
 def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training) -> None:
@@ -127,14 +122,14 @@ def _train(
     done, state = stage.resume()
     if state is None:
         training.method.prepare(model, seed_at(stage.seed, stage.name, "prepare"))
-    trainee = Trainee(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
+    trainer = Trainer(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
     history: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
     seconds, started = 0.0, time.monotonic()
     if state is not None:
-        if "trainee" not in state:
+        if "trainer" not in state:
             raise InputError(f"{stage.checkpoint} is of an earlier version of robust-nas; delete it to train anew.")
-        trainee.load_state(state["trainee"])
+        trainer.load_state(state["trainer"])
         history, best_weights, seconds = state["history"], state["best_weights"], state["seconds"]
 
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
@@ -143,9 +138,9 @@ def _train(
         if training.drop_path:
             model.drop_path = training.drop_path * epoch / training.epochs  # type: ignore[assignment]
         model.train()
-        batches = _batches(data, threat, training, trainee.memory, stage, epoch)
-        losses = [trainee.step(batch, share) for share, batch in batches]
-        trainee.agree()
+        batches = _batches(data, threat, training, trainer.memory, stage, epoch)
+        losses = [trainer.step(batch, progress) for progress, batch in batches]
+        trainer.agree()
         mean_loss = float(world.mean(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
             raise Diverged(
@@ -153,7 +148,7 @@ def _train(
                 f"than {training.learning_rate}."
             )
         within = stage.within("validation")
-        with trainee.average.held(), through(model, training.serve):
+        with trainer.average.held(), through(model, training.serve):
             result = evaluate(model, data.validation, threat, [training.selection_attack], stage=within)
             accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
             if is_certified:
@@ -173,7 +168,7 @@ def _train(
         )
         stage.save(
             epoch + 1,
-            {"trainee": trainee.state(), "history": history, "best_weights": best_weights, "seconds": seconds},
+            {"trainer": trainer.state(), "history": history, "best_weights": best_weights, "seconds": seconds},
         )
         if _collapsed(history, watch):
             stage.progress.say(
@@ -181,7 +176,7 @@ def _train(
                 f"{_best(history)['robust']:.1%} in epoch {_best(history)['epoch']}, whose weights are kept, to "
                 f"{history[-1]['robust']:.1%} in epoch {epoch + 1}."
             )
-    with trainee.average.held():
+    with trainer.average.held():
         last_weights = plain_state(model, training.serve)
     best, last, collapsed = _best(history), history[-1], _collapsed(history, watch)
     # What the watch has stopped is not worth keeping.
@@ -207,7 +202,7 @@ def _train(
     return best_weights, last_weights, record
 
 
-class Trainee:
+class Trainer:
     """A network in training, and all that its steps change.
 
     Raises:
@@ -229,8 +224,8 @@ class Trainee:
         self._checked = False
         self.average, self.memory = Average(model, training.ema), Memory()
 
-    def step(self, batch: Batch, share: float) -> Tensor:
-        """Craft, compute the loss, step; return the loss. `share` of the training is done after this step."""
+    def step(self, batch: Batch, progress: float) -> Tensor:
+        """Craft, compute the loss, step; return the loss. `progress` is the share of the training that is then done."""
         model, training = self._model, self._training
         with self._cast(), through(model, "adversarial"):
             crafted = training.method.craft(self._called, batch)
@@ -244,9 +239,9 @@ class Trainee:
             _check_branches(model)
             self._checked = True
         for group in self._optimiser.param_groups:
-            group["lr"] = training.learning_rate_at(share)
+            group["lr"] = training.learning_rate_at(progress)
             if "momentum" in group:
-                group["momentum"] = training.momentum_at(share)
+                group["momentum"] = training.momentum_at(progress)
         if training.gradient_clip:
             self._scaler.unscale_(self._optimiser)
             nn.utils.clip_grad_norm_(self._learning.parameters(), training.gradient_clip)
@@ -345,7 +340,7 @@ def _batches(
             targets = _smoothed(targets, num_classes, training.label_smoothing)
         for replay in range(replays):
             step = iteration * replays + replay
-            growth = training.growth_at((epoch + step / steps) / training.epochs)
+            epsilon_scale = training.epsilon_scale_at((epoch + step / steps) / training.epochs)
             # The first replay of a batch draws what a method without replays draws.
             again = (replay,) if replay else ()
             seed = seed_at(stage.seed, *place, *again, "craft")
@@ -355,7 +350,7 @@ def _batches(
                     images=images,
                     labels=part.labels,
                     targets=targets,
-                    threat=threat.grown(growth),
+                    threat=threat.grown(epsilon_scale),
                     seed=seed,
                     ids=ids.to(world.device),
                     places=places,
@@ -363,7 +358,7 @@ def _batches(
                     batch_size=size,
                     memory=memory,
                     mean=world.mean,
-                    growth=growth,
+                    epsilon_scale=epsilon_scale,
                 ),
             )
 

@@ -2,311 +2,66 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
 
-from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import check_choice
-from robust_nas.attacks.pgd import PGD
 from robust_nas.errors import InputError
-from robust_nas.models.mixture_norm import Branch
-from robust_nas.threat import growth_at
-from robust_nas.training import Norm, TrainingMethod
-from robust_nas.training.pgd_at import PGDAT
+from robust_nas.training._sections import (
+    Augmentation,
+    Curriculum,
+    Knot,
+    Length,
+    Normalisation,
+    Numerics,
+    Objective,
+    Optimisation,
+    Phase,
+    Regularisation,
+    Selection,
+    Start,
+)
 
-Schedule = Literal["one_cycle", "one_cycle_lr", "cosine", "piecewise", "cyclic", "linear"]
-OptimiserName = Literal["sgd", "adamw", "lars", "lamb"]
-Precision = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A part of a training with its own resolution and batch.
-
-    Args:
-        epochs: how many.
-        size: pixels a side of the training images; what the data set gives, if not given.
-        batch_size: global batch; the training's, if not given.
-    """
-
-    epochs: int
-    size: int | None = None
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "size", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"train.phases: {name} must be at least 1, but got {value}.")
+__all__ = ["Knot", "Phase", "Training"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knot:
-    """A learning rate at a point of the training, given in epochs."""
-
-    epoch: float
-    learning_rate: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a network is trained.
-
-    Args:
-        method: what the examples and the loss are.
-        epochs: passes over the training split; the sum of the phases', where there are some.
-        batch_size: global batch.
-        phases: parts with resolutions and batches of their own, one after the other.
-        optimiser: "sgd", "adamw", or for large batches "lars" (You et al. 2017, arXiv:1708.03888) or "lamb"
-            (You et al. 2020, arXiv:1904.00962).
-        learning_rate: the largest learning rate.
-        schedule: "one_cycle" rises linearly over the first `warm_up` share and falls linearly to 0; "one_cycle_lr" is
-            torch's `OneCycleLR` as it is by default: along cosines from 1/25 of `learning_rate` up and down to
-            1/250000, while the momentum goes from 0.95 down to 0.85 and back; "cosine" rises as "one_cycle" and falls
-            along a cosine; "cyclic" rises and falls linearly, `cycles` times, each rise as long as its fall;
-            "piecewise" drops by 10 at each of `milestones`; "linear" joins `knots` by straight lines.
-        warm_up: share of the steps in which the learning rate rises (one_cycle, one_cycle_lr, cosine).
-        cycles: of "cyclic".
-        milestones: shares of the epochs (piecewise).
-        knots: learning rates by epoch, in order (linear).
-        momentum: of sgd and lars.
-        nesterov: whether their momentum is Nesterov's.
-        weight_decay: of all parameters.
-        epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
-        epsilon_warm_up: share of the steps before that, in which epsilon is almost 0. If neither is given, both are
-            what the method asks for: 0.5 after 0.1 where it bounds the network, and else 0.
-        padding: random crops from images padded by this many zeros; 0 for none.
-        flip: random mirroring, left to right.
-        cutout: side of a square hole in each image, in pixels; 0 for none (arXiv:1708.04552).
-        mix_up: alpha of the Beta distribution by which two images and their labels are mixed; 0 for none
-            (arXiv:1710.09412).
-        label_smoothing: the part of each label that is spread over all classes.
-        norm: "mixture" gives clean and adversarial images batch norms of their own (arXiv:1906.03787); "batch" gives
-            all one; if not given, what the method asks for.
-        serve: whose batch norm of a mixture the trained network keeps: "adversarial" or "clean".
-        clean_weight: weight of the clean images' cross-entropy, which is added to the method's loss. With a mixture
-            and 1: AdvProp (arXiv:1911.09665).
-        pairing: weight of the mean squared difference between the logits of crafted and clean images (adversarial
-            logit pairing, arXiv:1803.06373).
-        drop_path: the probability with which, at the end of the training, an operation's output is dropped from a
-            node's sum, image by image, identities excepted; it grows linearly from 0, epoch by epoch (arXiv:1806.09055,
-            appendix A.2: 0.2; Zoph et al. 2018, arXiv:1707.07012). For networks of the DARTS space. Attacks see the
-            network without.
-        auxiliary: weight of the cross-entropy, at the crafted images, of an auxiliary head at 2/3 of the depth, which
-            is trained beside the network and then left out (arXiv:1806.09055, appendix A.2: 0.4). For networks of the
-            DARTS space.
-        awp: how far weights are moved up the loss before each step, as a share of their norm (adversarial weight
-            perturbation, arXiv:2004.05884); the paper's values are 0.01 with pgd_at and 0.005 with trades.
-        ema: largest decay of the running mean of weights and buffers, which is then what is evaluated and kept; 0 for
-            none. After t steps the decay is at most (t + 1) / (t + 10).
-        precision: "float32", or "bfloat16" or "float16" of the passes through the network; images, changes,
-            projections and weights are float32.
-        channels_last: whether images and weights lie in memory channel by channel last, which convolutions of
-            accelerators prefer.
-        gradient_clip: the largest Euclidean length of the gradient of all parameters, to which a longer one is scaled;
-            0 for none. Certified training is published with 10.
-        compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
-        start_from: a safetensors file with weights of the same network, such as those in a run's checkpoints, which the
-            training goes on from instead of drawn ones: to a larger radius, say.
-        boosting: whether every network of a run after the first is trained for what it adds to those before it, which
-            are frozen: loss, attacks and bounds are of all together, with equal weights (arXiv:1910.14655, section 4).
-        selection_attack: attacks the validation split after each epoch.
-        keep: "best": the trained network is that of the epoch with the best accuracy on the validation split, under
-            attack, or, where the method bounds the network, certified by intervals; "last": that of the last epoch, as
-            in publications that do not select.
+class Training(
+    Selection,
+    Start,
+    Numerics,
+    Regularisation,
+    Normalisation,
+    Augmentation,
+    Curriculum,
+    Optimisation,
+    Length,
+    Objective,
+):
+    """How a network is trained: all parts together, and what they must agree on.
 
     Raises:
         InputError: for a value outside its range, or settings that contradict each other.
     """
 
-    method: TrainingMethod = field(default_factory=PGDAT)
-    epochs: int = 50
-    batch_size: int = 256
-    phases: tuple[Phase, ...] = ()
-    optimiser: OptimiserName = "sgd"
-    learning_rate: float = 0.1
-    schedule: Schedule = "one_cycle"
-    warm_up: float = 0.3
-    cycles: int = 1
-    milestones: tuple[float, ...] = (0.75, 0.9)
-    knots: tuple[Knot, ...] = ()
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    epsilon_ramp: float | None = None
-    epsilon_warm_up: float | None = None
-    padding: int = 0
-    flip: bool = False
-    cutout: int = 0
-    mix_up: float = 0.0
-    label_smoothing: float = 0.0
-    norm: Norm | None = None
-    serve: Branch = "adversarial"
-    clean_weight: float = 0.0
-    pairing: float = 0.0
-    drop_path: float = 0.0
-    auxiliary: float = 0.0
-    awp: float = 0.0
-    ema: float = 0.0
-    precision: Precision = "float32"
-    channels_last: bool = False
-    gradient_clip: float = 0.0
-    compile: bool = False
-    start_from: Path | None = None
-    boosting: bool = False
-    selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
-    keep: Literal["best", "last"] = "best"
-
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "cycles"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be at least 1, but got {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise InputError(f"train.learning_rate must be above 0, but got {self.learning_rate}.")
-        for name in ("warm_up", "momentum", "epsilon_ramp", "epsilon_warm_up", "label_smoothing", "ema", "drop_path"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise InputError(f"train.{name} must be in [0, 1), but got {value}.")
-        for name in (
-            "weight_decay",
-            "padding",
-            "cutout",
-            "mix_up",
-            "clean_weight",
-            "pairing",
-            "awp",
-            "gradient_clip",
-            "auxiliary",
-        ):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"train.{name} must not be negative, but got {getattr(self, name)}.")
-        for name, choices in (
-            ("optimiser", OptimiserName),
-            ("schedule", Schedule),
-            ("precision", Precision),
-            ("serve", Branch),
-            ("keep", Literal["best", "last"]),
-        ):
-            check_choice(f"train.{name}", getattr(self, name), choices)
-        if self.norm is not None:
-            check_choice("train.norm", self.norm, Norm)
-        if self.phases and (total := sum(phase.epochs for phase in self.phases)) != self.epochs:
-            raise InputError(
-                f"train.phases have {total} epochs together, but train.epochs is {self.epochs}; set that to {total}."
-            )
-        for name, schedule, given in (
-            ("knots", "linear", bool(self.knots)),
-            ("milestones", "piecewise", self.milestones != (0.75, 0.9)),
-            ("cycles", "cyclic", self.cycles != 1),
-        ):
-            if given and self.schedule != schedule:
-                raise InputError(
-                    f"train.{name} is of the schedule '{schedule}', but train.schedule is '{self.schedule}'."
-                )
-        if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
-            raise InputError(
-                "train.milestones are shares of the epochs, rising and between 0 and 1, but got "
-                f"{list(self.milestones)}."
-            )
-        rates = [knot.learning_rate for knot in self.knots]
-        if rates and not (min(rates) >= 0 and max(rates) > 0):
-            raise InputError(f"train.knots must have learning rates of at least 0, and one above it, but got {rates}.")
-        if self.schedule == "linear":
-            epochs = [knot.epoch for knot in self.knots]
-            if len(epochs) < 2 or epochs != sorted(set(epochs)) or epochs[0] != 0 or epochs[-1] != self.epochs:
-                raise InputError(
-                    f"train.knots of the linear schedule must have rising epochs from 0 to {self.epochs} "
-                    f"(train.epochs), but got {epochs}."
-                )
-        if self.method.fixed_size and len({(p.size, p.batch_size) for p in self.phases}) > 1:
+        super().__post_init__()
+        method = self.method
+        if method.fixed_size and len({(phase.size, phase.batch_size) for phase in self.phases}) > 1:
             raise InputError(
                 "train.phases change the size of images or batches, but what this method carries from batch to "
                 "batch has one size; leave them out, or take another method."
             )
-        if self.compile and self.method.differentiates_twice:
+        if self.compile and method.differentiates_twice:
             raise InputError(
                 "train.compile cannot be used where the loss has a gradient in it (grad_align); leave it out."
             )
-        if self.method.bounds_network and (self.compile or self.mixes):
+        if method.bounds_network and (self.compile or self.mixes):
             raise InputError(
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
                 "train.compile and train.norm 'mixture'."
             )
-        for name in ("drop_path", "auxiliary"):
-            if getattr(self, name) and (self.compile or self.method.bounds_network):
+        for name, weight in (("drop_path", self.drop_path), ("auxiliary", self.auxiliary)):
+            if weight and (self.compile or method.bounds_network):
                 raise InputError(
                     f"train.{name} changes the network in training, which is neither compiled nor bounded so; leave "
                     "out train.compile, and take a method that does not bound the network, or set it to 0."
                 )
-        if sum(self.curriculum) > 1:
-            raise InputError(
-                f"train.epsilon_warm_up and train.epsilon_ramp must be at most 1 together, but got "
-                f"{self.epsilon_warm_up} and {self.epsilon_ramp}; epsilon would not reach its full size."
-            )
-        if self.serve == "clean" and not self.mixes:
-            raise InputError("train.serve 'clean' chooses a branch of a mixture; set train.norm to 'mixture' as well.")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the network is trained with mixture batch norms."""
-        return (self.norm or self.method.norm) == "mixture"
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """The global batch of every phase."""
-        return [phase.batch_size or self.batch_size for phase in self.phases] or [self.batch_size]
-
-    def phase_at(self, epoch: int) -> Phase:
-        """Return the phase of an epoch, counted from 0, with its batch size."""
-        left = epoch
-        for phase in self.phases:
-            if left < phase.epochs:
-                return Phase(epochs=phase.epochs, size=phase.size, batch_size=phase.batch_size or self.batch_size)
-            left -= phase.epochs
-        return Phase(epochs=self.epochs, batch_size=self.batch_size)
-
-    def learning_rate_at(self, share: float) -> float:
-        """Return the learning rate when a share of the epochs, in [0, 1], is done."""
-        if self.schedule == "piecewise":
-            return self.learning_rate * 0.1 ** sum(share >= milestone for milestone in self.milestones)
-        if self.schedule == "cyclic":
-            place = math.fmod(share * self.cycles, 1.0)
-            return self.learning_rate * (1 - abs(2 * place - 1))
-        if self.schedule == "linear":
-            epoch = share * self.epochs
-            for left, right in zip(self.knots, self.knots[1:], strict=False):
-                if epoch <= right.epoch:
-                    between = (epoch - left.epoch) / (right.epoch - left.epoch)
-                    return left.learning_rate + between * (right.learning_rate - left.learning_rate)
-            return self.knots[-1].learning_rate
-        if self.schedule == "one_cycle_lr":
-            return self._along_cosines(share, self.learning_rate / 25, self.learning_rate, self.learning_rate / 25e4)
-        if share < self.warm_up:
-            return self.learning_rate * share / self.warm_up
-        falling = (share - self.warm_up) / (1 - self.warm_up)
-        left_over = 1 - falling if self.schedule == "one_cycle" else (1 + math.cos(math.pi * falling)) / 2
-        return self.learning_rate * left_over
-
-    @property
-    def curriculum(self) -> tuple[float, float]:
-        """The shares of the steps in which epsilon is almost 0, and in which it grows."""
-        if self.epsilon_warm_up is None and self.epsilon_ramp is None:
-            return self.method.curriculum
-        return self.epsilon_warm_up or 0.0, self.epsilon_ramp or 0.0
-
-    def growth_at(self, share: float) -> float:
-        """Return how much of epsilon there is when a share of the epochs, in [0, 1], is done."""
-        return growth_at(share, *self.curriculum)
-
-    def momentum_at(self, share: float) -> float:
-        """Return the momentum when a share of the epochs, in [0, 1], is done."""
-        return self._along_cosines(share, 0.95, 0.85, 0.95) if self.schedule == "one_cycle_lr" else self.momentum
-
-    def _along_cosines(self, share: float, first: float, middle: float, last: float) -> float:
-        """Return the value that half a cosine leads to, from `first` to `middle` in the warm-up, then to `last`."""
-        start, end, place = first, middle, share / max(self.warm_up, 1e-12)
-        if share >= self.warm_up:
-            start, end, place = middle, last, (share - self.warm_up) / (1 - self.warm_up)
-        return end + (start - end) * (1 + math.cos(math.pi * place)) / 2

@@ -44,7 +44,7 @@ class CROWNIBP(CertifiedTraining):
 
     def robust_loss(self, network: nn.Module, crafted: Tensor, batch: Batch) -> Tensor:
         """Return the bound of the loss over the ball."""
-        share = 1 - batch.growth * (1 - self.beta)
+        share = 1 - batch.epsilon_scale * (1 - self.beta)
         images, threat = batch.images, batch.threat
         by_lines = linear(network, images, threat)
         if share == 1:

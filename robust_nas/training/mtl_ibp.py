@@ -68,7 +68,7 @@ class MTLIBP(CertifiedTraining):
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return adversarial examples of the whole batch."""
-        if self.alpha == 1 or batch.growth == 0:
+        if self.alpha == 1 or batch.epsilon_scale == 0:
             return batch.images
         radius = min(self.attack_radius * batch.threat.epsilon, LARGEST_EPSILON[batch.threat.norm])
         wider = batch.threat.with_epsilon(radius)

@@ -48,7 +48,7 @@ class SABR(CertifiedTraining):
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the centres of the small boxes."""
-        if self.ratio == 1 or batch.growth == 0:
+        if self.ratio == 1 or batch.epsilon_scale == 0:
             return batch.images
         inner = batch.threat.with_epsilon((1 - self.ratio) * batch.threat.epsilon)
         return self.attack.perturb(model, batch.images, batch.labels, inner, seed=batch.seed)

@@ -17,7 +17,7 @@ from robust_nas import config
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
-from robust_nas.ensembles._boosting import Boosted, fit_beside
+from robust_nas.ensembles._boosting import Boosted, fit_with
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
 from robust_nas.training import Batch, Memory
@@ -71,7 +71,7 @@ def test_frozen_members_are_the_same_bit_by_bit_after_training_with_batch_norms_
             buffer.add_(0.1)
     before = copy.deepcopy(first.state_dict())
     options = {"method": {"name": "ibp", "initialisation": "tight"}, "epochs": 2, "batch_size": 32, "keep": "last"}
-    second = rn.train("000300", small, THREAT, space=space, beside=[first], epsilon_ramp=0.5, **options)
+    second = rn.train("000300", small, THREAT, space=space, frozen_members=[first], epsilon_ramp=0.5, **options)
     assert all(torch.equal(value, before[key]) for key, value in first.state_dict().items())
     assert not second.training and all(parameter.requires_grad for parameter in second.parameters())
     # What it was trained for is the sum with the frozen one: alone, the same seed gives another network.
@@ -87,7 +87,7 @@ def test_what_is_said_of_a_boosted_network_is_its_own_and_what_all_do_together_i
     first, second = (space.network(space.parse("000300"), digits) for _ in range(2))
     training = config.build(Training, {"epochs": 2, "batch_size": 32, "method": "standard", "selection_attack": "fgsm"})
     stage = Stage("train", 0, World(), Progress(quiet=True))
-    fitted = fit_beside([first.eval()], second, small, THREAT, training, stage)
+    fitted = fit_with([first.eval()], second, small, THREAT, training, stage)
     for key, model in {"validation": second, "beside": Ensemble([first, second]).eval()}.items():
         expected = rn.evaluate(model, small.validation, THREAT, attacks=["fgsm"])
         assert fitted.record[key]["clean"] == expected.clean_accuracy
@@ -96,18 +96,19 @@ def test_what_is_said_of_a_boosted_network_is_its_own_and_what_all_do_together_i
 
 
 @pytest.mark.parametrize(
-    ("beside", "options", "message"),
+    ("members", "options", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}, "takes a list of modules as beside"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}, "takes a list of modules as frozen_members"),
         ([nn.Sequential(nn.Flatten(), nn.Linear(64, 9))], {}, "must have the same classes"),
-        ([], {"boosting": True}, "name the networks to train beside"),
+        ([], {"boosting": True}, "give the trained networks"),
         ([nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], {"norm": "mixture"}, "not trained beside other networks"),
+        ([], {"beside": []}, "no key 'beside'. It is called 'frozen_members' now"),
     ],
 )
-def test_a_mistake_in_what_to_train_beside_is_named(beside: Any, options: dict[str, Any], message: str) -> None:
+def test_a_mistake_in_what_to_train_with_is_named(members: Any, options: dict[str, Any], message: str) -> None:
     space = rn.spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
     with pytest.raises(rn.InputError, match=message):
-        rn.train("000300", rn.datasets.load("digits"), THREAT, space=space, beside=beside, epochs=1, **options)
+        rn.train("000300", rn.datasets.load("digits"), THREAT, space=space, frozen_members=members, epochs=1, **options)
 
 
 def test_a_boosted_network_learns_what_the_frozen_one_does_not_know() -> None:

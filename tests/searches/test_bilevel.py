@@ -6,12 +6,11 @@ from torch.nn import functional as F
 
 from robust_nas import datasets, searches
 from robust_nas.attacks.pgd import PGD
+from robust_nas.config import build
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
-from robust_nas.searches import _alternation
-from robust_nas.searches._resources import Resource
 from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
@@ -81,30 +80,24 @@ def test_a_progressive_search_resumes_to_the_same_result(space, data, tmp_path, 
         assert key == other_key and torch.equal(one, other)
 
 
-def test_the_optimisers_momentum_goes_with_the_weights_into_the_wider_supernet(space, data, monkeypatch):
-    seen = {}
-    begin = _alternation.Alternation._begin
+def test_the_optimisers_momentum_goes_with_the_weights_into_the_wider_supernet(space, data):
+    trainer = Dirichlet(**{**QUICK, **PROGRESSIVE}).trainer(space, data, THREAT, _stage())
 
-    def noted(self, number, active=None):
-        if number:
-            names = dict(self.supernet.named_parameters())
-            seen["before"] = {n: self.weight_optimiser.state[p]["momentum_buffer"].clone() for n, p in names.items()}
-        begin(self, number, active)
-        if number:
-            names = dict(self.supernet.named_parameters())
-            seen["after"] = {n: self.weight_optimiser.state[p]["momentum_buffer"].clone() for n, p in names.items()}
+    def momenta():
+        state = trainer.weights.optimiser.state
+        return {name: state[p]["momentum_buffer"].clone() for name, p in trainer.supernet.named_parameters()}
 
-    monkeypatch.setattr(_alternation.Alternation, "_begin", noted)
-    Dirichlet(**{**QUICK, **PROGRESSIVE}).search(space, data, THREAT, _stage())
-    assert set(seen["after"]) < set(seen["before"])
-    for name, after in seen["after"].items():
-        before = seen["before"][name]
-        if after.shape == before.shape:
-            assert torch.equal(after, before)
+    trainer.learn(0)
+    before = momenta()
+    trainer.begin(1)
+    assert set(momenta()) < set(before)
+    for name, after in momenta().items():
+        if after.shape == before[name].shape:
+            assert torch.equal(after, before[name])
         else:
-            size = len(before)
-            assert torch.equal(after[:size, :size], before)
-            assert after.abs().sum() == before.abs().sum()
+            size = len(before[name])
+            assert torch.equal(after[:size, :size], before[name])
+            assert after.abs().sum() == before[name].abs().sum()
 
 
 @pytest.mark.parametrize("momentum", [0, 1])
@@ -123,29 +116,29 @@ def test_the_second_order_gradient_is_that_of_the_validation_loss_after_the_opti
         anchor_scale=1e-12,
         gradient_clip=1e9,
     )
+    trainer = search.trainer(space, small, THREAT, _stage())
     gradients, states = [], []
-    step = _alternation.Alternation._step_of_alpha
+    take, sample = trainer.alpha.take, trainer.mixtures.sample
 
-    def noted(self, *arguments):
-        self.supernet.double()
-        state_of = self.weight_optimiser.state
-        momenta = [state_of[parameter].get("momentum_buffer") for parameter in self.supernet.parameters()]
-        for parameter, kept in zip(self.supernet.parameters(), momenta, strict=True):
+    def noted(*arguments, **options):
+        trainer.supernet.double()
+        state_of = trainer.weights.optimiser.state
+        momenta = [state_of[parameter].get("momentum_buffer") for parameter in trainer.supernet.parameters()]
+        for parameter, kept in zip(trainer.supernet.parameters(), momenta, strict=True):
             if kept is not None:
                 state_of[parameter]["momentum_buffer"] = kept.double()
-        weights = {key: value.clone() for key, value in self.supernet.state_dict().items()}
+        weights = {key: value.clone() for key, value in trainer.supernet.state_dict().items()}
         copies = [None if kept is None else kept.double().clone() for kept in momenta]
-        states.append((weights, copies, self.weight_optimiser.param_groups[0]["lr"]))
-        step(self, *arguments)
-        gradients.append(self.relaxation.alpha.grad.double().clone())
+        states.append((weights, copies, trainer.weights.optimiser.param_groups[0]["lr"]))
+        take(*arguments, **options)
+        gradients.append(trainer.relaxation.alpha.grad.double().clone())
 
-    sample = _alternation.Alternation._sample
-    monkeypatch.setattr(_alternation.Alternation, "_sample", lambda self, *place: sample(self, *place).double())
-    monkeypatch.setattr(_alternation.Alternation, "_step_of_alpha", noted)
+    monkeypatch.setattr(trainer.mixtures, "sample", lambda *place: sample(*place).double())
+    monkeypatch.setattr(trainer.alpha, "take", noted)
     images = datasets.ImageSet.images.fget
     monkeypatch.setattr(datasets.ImageSet, "images", property(lambda self: images(self).double()))
-    monkeypatch.setattr(_alternation.Alternation, "snapshot", lambda self, epoch: {"epoch": epoch})
-    search.search(space, small, THREAT, _stage())
+    for epoch in range(1 + momentum):
+        trainer.learn(epoch)
     state, momenta, rate = states[momentum]
     with seeded(0, "search", "weights"):
         supernet = space.supernet(small).double().train()
@@ -174,16 +167,17 @@ def test_the_second_order_gradient_is_that_of_the_validation_loss_after_the_opti
 def test_a_virtual_step_of_weights_on_single_paths_is_one_on_the_mixture(space, data, monkeypatch):
     # Else alpha would have no part in the step, and the second order no part in its gradient.
     seen = []
-    crafted = _alternation.Alternation._crafted
+    options = {**QUICK, "epochs": 1, "order": "second", "single_path": True, "hold_sample": False}
+    trainer = Dirichlet(**options).trainer(space, data, THREAT, _stage())
+    crafted = trainer.mixtures.crafted
 
-    def noted(self, step, level, *arguments):
-        mixture, *others = crafted(self, step, level, *arguments)
+    def noted(step, level, *arguments):
+        mixture, *others = crafted(step, level, *arguments)
         seen.append((level, mixture.requires_grad))
         return mixture, *others
 
-    monkeypatch.setattr(_alternation.Alternation, "_crafted", noted)
-    options = {**QUICK, "epochs": 1, "order": "second", "single_path": True, "hold_sample": False}
-    Dirichlet(**options).search(space, data, THREAT, _stage())
+    monkeypatch.setattr(trainer.mixtures, "crafted", noted)
+    trainer.learn(0)
     assert set(seen) == {("virtual", True), ("alpha", True), ("weights", False)}
 
 
@@ -217,14 +211,11 @@ def test_a_search_begins_with_all_operations(space, data, kept):
         DARTS(**QUICK, kept_operations=kept).search(space, data, THREAT, _stage())
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"kept_operations": (5, 3)}, {"alpha_frozen": 0.5}, {"order": "second"}, {"resource": Resource(limit=1.0)}],
-    ids=str,
-)
-def test_random_sharing_takes_no_setting_of_what_alpha_learns(options):
-    with pytest.raises(InputError, match=f"search.{next(iter(options))} is about what alpha learns"):
-        RandomSharing(**options)
+@pytest.mark.parametrize("key", ["kept_operations", "alpha_frozen", "order", "resource", "anchor_scale"])
+def test_random_sharing_has_no_setting_of_what_alpha_learns(key):
+    assert key in {field.name for field in dataclasses.fields(DARTS)}
+    with pytest.raises(InputError, match=f"has no key '{key}'"):
+        build(RandomSharing, {key: 1}, "search", "random_sharing")
 
 
 def test_random_sharing_learns_nothing_of_the_operations_and_never_draws_a_constant_cell(space, data, monkeypatch):

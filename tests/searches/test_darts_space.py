@@ -30,7 +30,7 @@ from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
 from robust_nas.searches.random_sharing import RandomSharing
-from robust_nas.searches.sampled import Sampled
+from robust_nas.searches.sampled import TrialSearch
 from robust_nas.spaces.darts import DartsSpace
 from robust_nas.threat import ThreatModel
 from robust_nas.training.ibp import IBP
@@ -154,7 +154,7 @@ def test_perturbation_keeps_the_operations_and_the_edges_that_the_supernet_can_l
     ids=["random", "evolution", "tpe", "local"],
 )
 def test_samplers_search_genotypes_with_a_supernets_weights(space, data, sampler):
-    found = Sampled(sampler=sampler, trials=4, sharing=SHARING, attack=FGSM()).search(space, data, THREAT, _stage())
+    found = TrialSearch(sampler=sampler, trials=4, sharing=SHARING, attack=FGSM()).search(space, data, THREAT, _stage())
     measured = found.record["measured"]
     assert len({space.parse(text).canonical for text in measured}) == 4
     assert str(found.best) == measured[0]
@@ -162,7 +162,9 @@ def test_samplers_search_genotypes_with_a_supernets_weights(space, data, sampler
 
 
 def test_several_objectives_of_untrained_genotypes_are_searched_together(space, data):
-    search = Sampled(sampler=NSGA2(population_size=3), trials=5, objectives=("score", "parameters"), proxy=NumParams())
+    search = TrialSearch(
+        sampler=NSGA2(population_size=3), trials=5, objectives=("score", "parameters"), proxy=NumParams()
+    )
     trials = search.search(space, data, THREAT, _stage()).record["trials"]
     assert len(trials) == 5 and all(score == -cost for score, cost in (trial["values"] for trial in trials))
 
@@ -186,7 +188,7 @@ def test_a_mutation_changes_one_operation_or_the_sources_of_one_node(space):
         (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(5, 2)), "begin with all 4 operations"),
         (Dirichlet(**{**QUICK, "epochs": 2}, kept_operations=(4, 1)), "must leave 2 operations or more"),
         (Dirichlet(**QUICK, resource=Resource(limit=1.0, hard=True)), "the least that a network of darts costs"),
-        (Sampled(sampler=Predictor(), trials=2, sharing=SHARING), "use another one, such as evolution or tpe"),
+        (TrialSearch(sampler=Predictor(), trials=2, sharing=SHARING), "use another one, such as evolution or tpe"),
     ],
 )
 def test_what_the_space_does_not_have_is_said_before_the_search(space, data, search, sentence):

@@ -11,8 +11,7 @@ from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, load_state
-from robust_nas.searches import _alternation
+from robust_nas.run_dir import Stage
 from robust_nas.searches._resources import Resource
 from robust_nas.searches.darts import DARTS
 from robust_nas.supernet.softmax import SoftmaxRelaxation
@@ -176,16 +175,10 @@ def test_a_latency_is_measured_once_for_a_search_that_resumes(space, data, tmp_p
     search = DARTS(**quick, resource=Resource(quantity="latency", limit=1.0))
     stage = Stage("search", 0, World(), Progress(quiet=True), tmp_path)
     search.search(space, data, ThreatModel(epsilon=0.1), stage)
-    costs = []
-    load = _alternation.Alternation.load_state
-    monkeypatch.setattr(
-        _alternation.Alternation,
-        "load_state",
-        lambda self, state: costs.append(self.cost) or load(self, state) or costs.append(self.cost),
-    )
-    search.search(space, data, ThreatModel(epsilon=0.1), stage)
-    saved = load_state(stage.checkpoint)["state"]["cost"]
-    measured, taken = costs
+    trainer = search.trainer(space, data, ThreatModel(epsilon=0.1), stage)
+    measured, (_, state) = trainer.alpha.cost, stage.resume()
+    trainer.load_state(state)
+    taken, saved = trainer.alpha.cost, state["cost"]
     assert measured != taken
     assert taken.fixed == saved["fixed"] and torch.equal(taken.operations, saved["operations"])
 

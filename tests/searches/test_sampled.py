@@ -15,7 +15,7 @@ from robust_nas.samplers.nsga2 import NSGA2
 from robust_nas.samplers.random import Random
 from robust_nas.samplers.tpe import TPE
 from robust_nas.searches.random_sharing import RandomSharing
-from robust_nas.searches.sampled import Sampled
+from robust_nas.searches.sampled import TrialSearch
 from robust_nas.threat import ThreatModel
 from robust_nas.training._plan import Training
 from robust_nas.training.standard import Standard
@@ -32,7 +32,7 @@ def _stage(folder=None) -> Stage:
 
 @pytest.mark.parametrize("sampler", [Evolution(population_size=4, sample_size=2), TPE(random_starts=3)])
 def test_the_trials_are_what_the_sampler_asks_for_when_told_their_accuracies(space, data, sampler):
-    search = Sampled(sampler=sampler, trials=7, sharing=SHARING, attack=FGSM())
+    search = TrialSearch(sampler=sampler, trials=7, sharing=SHARING, attack=FGSM())
     found = search.search(space, data, THREAT, _stage())
     values = {trial["architecture"]: trial["values"] for trial in found.record["trials"]}
     assert len(values) == 7
@@ -45,7 +45,7 @@ def test_the_trials_are_what_the_sampler_asks_for_when_told_their_accuracies(spa
 
 @pytest.mark.parametrize("killed_after", [0, 1, 4])
 def test_an_interrupted_search_resumes_to_the_same_trials(space, data, tmp_path, monkeypatch, killed_after):
-    search = Sampled(sampler=Evolution(population_size=3, sample_size=2), trials=6, sharing=SHARING, attack=FGSM())
+    search = TrialSearch(sampler=Evolution(population_size=3, sample_size=2), trials=6, sharing=SHARING, attack=FGSM())
     whole = search.search(space, data, THREAT, _stage())
     save = Stage.save
 
@@ -66,7 +66,7 @@ def test_an_interrupted_search_resumes_to_the_same_trials(space, data, tmp_path,
 
 def test_a_search_that_is_killed_in_the_supernets_training_goes_on_there(space, data, tmp_path, monkeypatch):
     sharing = dataclasses.replace(SHARING, epochs=3)
-    search = Sampled(sampler=Random(), trials=1, sharing=sharing, attack=FGSM())
+    search = TrialSearch(sampler=Random(), trials=1, sharing=sharing, attack=FGSM())
     whole = search.search(space, data, THREAT, _stage())
     save, saved = Stage.save, []
 
@@ -87,19 +87,19 @@ def test_a_search_that_is_killed_in_the_supernets_training_goes_on_there(space, 
 
 def test_what_the_sampler_cannot_do_is_said_before_a_supernet_is_trained(space, data, monkeypatch):
     monkeypatch.setattr(RandomSharing, "search", lambda *_: pytest.fail("trained"))
-    search = Sampled(sampler=Evolution(), objectives=("robust", "parameters"), sharing=SHARING)
+    search = TrialSearch(sampler=Evolution(), objectives=("robust", "parameters"), sharing=SHARING)
     with pytest.raises(InputError, match="objective"):
         search.search(space, data, THREAT, _stage())
 
 
 def test_batches_are_those_of_the_trainings_that_there_are():
-    assert Sampled(sharing=SHARING).batch_sizes == [16]
-    assert Sampled(training=Training(batch_size=32)).batch_sizes == [32]
-    assert Sampled(objectives=("score",)).batch_sizes == []
+    assert TrialSearch(sharing=SHARING).batch_sizes == [16]
+    assert TrialSearch(training=Training(batch_size=32)).batch_sizes == [32]
+    assert TrialSearch(objectives=("score",)).batch_sizes == []
 
 
 def test_several_objectives_go_to_the_sampler_and_the_first_one_ranks(space, data):
-    search = Sampled(
+    search = TrialSearch(
         sampler=NSGA2(population_size=4),
         trials=6,
         objectives=("robust", "parameters"),
@@ -117,7 +117,7 @@ def test_several_objectives_go_to_the_sampler_and_the_first_one_ranks(space, dat
 
 def test_trials_can_be_trained_from_scratch_and_candidates_keep_their_order(space, data):
     training = Training(epochs=1, batch_size=16, method=Standard(), selection_attack=FGSM())
-    search = Sampled(sampler=TPE(random_starts=2), trials=4, training=training, attack=FGSM(), num_images=16)
+    search = TrialSearch(sampler=TPE(random_starts=2), trials=4, training=training, attack=FGSM(), num_images=16)
     found = search.search(space, data, THREAT, _stage())
     assert found.supernet is None
     plan = derivation.Derivation(count=1, pool=4)
@@ -127,7 +127,7 @@ def test_trials_can_be_trained_from_scratch_and_candidates_keep_their_order(spac
 
 
 def test_trials_by_a_score_train_nothing_and_find_the_best_scored(space, data):
-    search = Sampled(sampler=Random(), trials=8, objectives=("score", "parameters"), proxy=NumParams())
+    search = TrialSearch(sampler=Random(), trials=8, objectives=("score", "parameters"), proxy=NumParams())
     found = search.search(space, data, THREAT, _stage())
     assert found.supernet is None
     for trial in found.record["trials"]:
@@ -145,12 +145,12 @@ def test_wrong_settings_are_refused():
         ({"objectives": ("parameters",)}, "what is only cheap computes nothing"),
     ]:
         with pytest.raises(InputError, match=message):
-            Sampled(**options)
+            TrialSearch(**options)
 
 
 def test_a_trial_whose_training_diverges_is_right_by_chance_and_the_search_goes_on(space, data):
     training = Training(method=Standard(), epochs=1, batch_size=16, learning_rate=1e30, selection_attack=FGSM())
-    search = Sampled(sampler=Random(), trials=2, training=training, attack=FGSM(), objectives=("clean", "robust"))
+    search = TrialSearch(sampler=Random(), trials=2, training=training, attack=FGSM(), objectives=("clean", "robust"))
     found = search.search(space, data, THREAT, _stage())
     connected = [t["values"] for t in found.record["trials"] if space.parse(t["architecture"]).is_connected]
     assert connected and connected == [[0.1, 0.0]] * len(connected)

@@ -9,8 +9,9 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
-from robust_nas.searches import _bilevel, last_row
-from robust_nas.searches._stability import Watch, dominance, largest_eigenvalue
+from robust_nas.searches import last_row
+from robust_nas.searches._differentiable import DifferentiableSearch
+from robust_nas.searches._stability import CollapseMonitor, dominance, largest_eigenvalue
 from robust_nas.searches.darts import DARTS
 from robust_nas.threat import ThreatModel
 from robust_nas.training.cat import CAT
@@ -70,7 +71,7 @@ def test_edges_that_prefer_what_learns_nothing_are_counted():
     ],
 )
 def test_a_collapse_is_a_growing_eigenvalue_or_edges_that_stay_without_parameters(eigenvalues, dominances, collapsed):
-    assert (Watch().has_collapsed(eigenvalues, dominances) is not None) == collapsed
+    assert (CollapseMonitor().has_collapsed(eigenvalues, dominances) is not None) == collapsed
 
 
 def _watched(monkeypatch, collapse_in, **options):
@@ -81,8 +82,8 @@ def _watched(monkeypatch, collapse_in, **options):
         calls.append(len(eigenvalues))
         return "so it is" if len(calls) in collapse_in else None
 
-    monkeypatch.setattr(Watch, "has_collapsed", says)
-    return DARTS(epochs=6, watch=Watch(window=2, growth=0, **options), **QUICK), calls
+    monkeypatch.setattr(CollapseMonitor, "has_collapsed", says)
+    return DARTS(epochs=6, watch=CollapseMonitor(window=2, growth=0, **options), **QUICK), calls
 
 
 def test_a_search_that_collapses_ends_at_its_last_healthy_state(space, data, monkeypatch):
@@ -110,9 +111,9 @@ def test_a_search_that_collapses_leaves_no_auxiliary_skip_in_its_supernet(space,
 
 def test_a_search_goes_back_and_on_with_a_stronger_anchor(space, data, monkeypatch):
     anchors = []
-    anchored = _bilevel.Bilevel.anchored
+    anchored = DifferentiableSearch.anchored
     monkeypatch.setattr(
-        _bilevel.Bilevel, "anchored", lambda self, r: anchors.append(r.alpha.detach().clone()) or anchored(self, r)
+        DifferentiableSearch, "anchored", lambda self, r: anchors.append(r.alpha.detach().clone()) or anchored(self, r)
     )
     search, calls = _watched(monkeypatch, {4}, restarts=1)
     found = search.search(space, data, ThreatModel(epsilon=0.1), _stage())
@@ -132,7 +133,7 @@ def test_a_second_collapse_goes_back_to_what_the_first_went_back_to(space, data,
 
 
 def test_edges_without_parameters_are_watched_without_eigenvalues_once_alpha_learns(space, data):
-    watch = Watch(growth=0, dominance=0.0, window=1)
+    watch = CollapseMonitor(growth=0, dominance=0.0, window=1)
     found = DARTS(epochs=4, watch=watch, alpha_frozen=0.5, **QUICK).search(
         space, data, ThreatModel(epsilon=0.1), _stage()
     )
@@ -150,13 +151,13 @@ def test_watching_leaves_what_the_objective_remembers_as_it_is(space, data):
     small = dataclasses.replace(data, validation=data.validation[:16])  # its rows are not those of the training split
     options = {"epochs": 2, "objective": CAT(attack=PGD(steps=1)), **QUICK}
     plain = DARTS(**options).search(space, small, ThreatModel(epsilon=0.1), _stage())
-    watched = DARTS(**options, watch=Watch(images=8)).search(space, small, ThreatModel(epsilon=0.1), _stage())
+    watched = DARTS(**options, watch=CollapseMonitor(images=8)).search(space, small, ThreatModel(epsilon=0.1), _stage())
     assert watched.probabilities == plain.probabilities
     DARTS(**options, order="second").search(space, small, ThreatModel(epsilon=0.1), _stage())
 
 
 def test_a_watched_search_resumes_to_the_same_result(space, data, tmp_path, monkeypatch):
-    search = DARTS(epochs=4, watch=Watch(window=1, growth=0.5, restarts=1, images=16), **QUICK)
+    search = DARTS(epochs=4, watch=CollapseMonitor(window=1, growth=0.5, restarts=1, images=16), **QUICK)
     whole = search.search(space, data, ThreatModel(epsilon=0.1), _stage())
     eigenvalues = [row["eigenvalue"] for row in whole.record["trajectory"]]
     assert eigenvalues[0] is None and all(isinstance(value, float) for value in eigenvalues[1:])
@@ -178,7 +179,9 @@ def test_a_watched_search_resumes_to_the_same_result(space, data, tmp_path, monk
 
 def test_watching_changes_nothing_in_a_search_that_does_not_collapse(space, data):
     plain = DARTS(epochs=3, **QUICK).search(space, data, ThreatModel(epsilon=0.1), _stage())
-    watched = DARTS(epochs=3, watch=Watch(images=16), **QUICK).search(space, data, ThreatModel(epsilon=0.1), _stage())
+    watched = DARTS(epochs=3, watch=CollapseMonitor(images=16), **QUICK).search(
+        space, data, ThreatModel(epsilon=0.1), _stage()
+    )
     assert watched.probabilities == plain.probabilities
     for one, other in zip(plain.supernet.state_dict().values(), watched.supernet.state_dict().values(), strict=True):
         assert torch.equal(one, other)
@@ -186,4 +189,4 @@ def test_watching_changes_nothing_in_a_search_that_does_not_collapse(space, data
 
 def test_a_watch_that_sees_nothing_is_refused():
     with pytest.raises(InputError, match=r"search\.watch\.window must be at least 1, but got 0"):
-        Watch(window=0)
+        CollapseMonitor(window=0)

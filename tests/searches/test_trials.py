@@ -28,7 +28,7 @@ from robust_nas.samplers.tpe import TPE
 from robust_nas.searches import _trials, sampled
 from robust_nas.searches._trials import Trials
 from robust_nas.searches.random_sharing import RandomSharing
-from robust_nas.searches.sampled import Sampled
+from robust_nas.searches.sampled import TrialSearch
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.02)
@@ -51,12 +51,14 @@ def _stage(folder=None, **world):
 
 def _scored(sampler, **options):
     """A search whose trials take milliseconds."""
-    return Sampled(sampler=sampler, objectives=("score",), proxy=NumParams(), **{"trials": 9, "at_once": 3, **options})
+    return TrialSearch(
+        sampler=sampler, objectives=("score",), proxy=NumParams(), **{"trials": 9, "num_parallel": 3, **options}
+    )
 
 
 def _note_measurements(monkeypatch, log, before=lambda: None):
     """Write down who measures what, and do something before."""
-    measure = Sampled._measure
+    measure = TrialSearch._measure
 
     def noted(self, architecture, *rest):
         with log.open("a") as file:
@@ -64,7 +66,7 @@ def _note_measurements(monkeypatch, log, before=lambda: None):
         before()
         return measure(self, architecture, *rest)
 
-    monkeypatch.setattr(Sampled, "_measure", noted)
+    monkeypatch.setattr(TrialSearch, "_measure", noted)
 
 
 @contextlib.contextmanager
@@ -116,7 +118,7 @@ def test_workers_measure_every_trial_once_and_the_result_is_that_of_one_process(
 
 def test_workers_take_the_weights_of_the_supernet_that_the_search_has_trained(space, data, tmp_path, monkeypatch):
     sampler = Evolution(population_size=4, sample_size=2)
-    search = Sampled(sampler=sampler, trials=6, sharing=SHARING, attack=FGSM(), at_once=3)
+    search = TrialSearch(sampler=sampler, trials=6, sharing=SHARING, attack=FGSM(), num_parallel=3)
     alone = search.search(space, data, THREAT, _stage())
     _note_measurements(monkeypatch, tmp_path / "log", before=lambda: _await_processes(tmp_path / "log", 2))
     with _workers(1, search, space, data, tmp_path / "run"):
@@ -189,9 +191,9 @@ def test_a_search_that_is_killed_goes_on_to_the_same_trials(space, data, tmp_pat
 
 
 @pytest.mark.parametrize("sampler", [TPE(random_starts=3), NSGA2(population_size=4)])
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_optuna_reads_the_journal_and_finds_the_values_of_the_trials(space, data, tmp_path, sampler, at_once):
-    search = _scored(sampler, at_once=at_once, trials=12)
+@pytest.mark.parametrize("num_parallel", [1, 3])
+def test_optuna_reads_the_journal_and_finds_the_values_of_the_trials(space, data, tmp_path, sampler, num_parallel):
+    search = _scored(sampler, num_parallel=num_parallel, trials=12)
     found = search.search(space, data, THREAT, _stage(tmp_path))
     study = _study(tmp_path)
     assert study.directions == [optuna.study.StudyDirection.MAXIMIZE]
@@ -354,8 +356,8 @@ def test_who_cannot_take_part_is_told_so(space, data, tmp_path):
             search.work(space, data, THREAT, _stage(tmp_path))
     with pytest.raises(InputError, match="without torchrun"):
         search.work(space, data, THREAT, _stage(tmp_path, size=2))
-    with pytest.raises(InputError, match=r"search\.at_once of .* is 1"):
-        _scored(Evolution(), at_once=1).work(space, data, THREAT, _stage(tmp_path))
+    with pytest.raises(InputError, match=r"search\.num_parallel of .* is 1"):
+        _scored(Evolution(), num_parallel=1).work(space, data, THREAT, _stage(tmp_path))
 
 
 def test_a_sampler_that_asks_something_else_than_before_the_interruption_is_not_told_wrong_values(

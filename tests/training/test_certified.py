@@ -40,12 +40,12 @@ THREAT = ThreatModel(epsilon=0.05)
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|"
 
 
-def _batch(threat: ThreatModel = THREAT, growth: float = 1.0, count: int = 6) -> Batch:
+def _batch(threat: ThreatModel = THREAT, scale: float = 1.0, count: int = 6) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, 1, 6, 6, generator=generator)
     labels = torch.randint(0, 3, (count,), generator=generator)
     places = torch.arange(count)
-    return Batch(images, labels, labels, threat, 0, places, places, count, count, Memory(), growth=growth)
+    return Batch(images, labels, labels, threat, 0, places, places, count, count, Memory(), epsilon_scale=scale)
 
 
 def _model() -> nn.Module:
@@ -144,7 +144,7 @@ def test_as_epsilon_vanishes_the_loss_is_the_clean_cross_entropy(method: IBP | S
     clean = F.cross_entropy(_model()(batch.images), batch.labels)
     model = _model()
     torch.testing.assert_close(method.loss(model, method.craft(model, batch), batch), clean, rtol=1e-4, atol=0)
-    batch = _batch(growth=0.0)  # and before it grows, exactly
+    batch = _batch(scale=0.0)  # and before it grows, exactly
     assert torch.equal(method.craft(model, batch), batch.images)
     assert torch.equal(method.loss(_model(), method.craft(model, batch), batch), clean)
 
@@ -247,7 +247,7 @@ def test_epsilon_waits_and_then_grows_and_methods_are_told_how_far(monkeypatch: 
     original = IBP.loss
 
     def watched(self: IBP, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
-        seen.append((batch.growth, batch.threat.epsilon))
+        seen.append((batch.epsilon_scale, batch.threat.epsilon))
         return original(self, forward, crafted, batch)
 
     monkeypatch.setattr(IBP, "loss", watched)
@@ -255,25 +255,25 @@ def test_epsilon_waits_and_then_grows_and_methods_are_told_how_far(monkeypatch: 
     plan = build(Training, {"method": "ibp", **options}, "train")
     fit(_small(), _digits(64, 16), THREAT, plan, _stage())
     expected = [min(max(step / 16 - 0.25, 0) / 0.5, 1) for step in range(16)]
-    assert [growth for growth, _ in seen] == pytest.approx(expected)
-    assert [epsilon for _, epsilon in seen] == pytest.approx([0.05 * growth for growth in expected], abs=1e-7)
+    assert [scale for scale, _ in seen] == pytest.approx(expected)
+    assert [epsilon for _, epsilon in seen] == pytest.approx([0.05 * scale for scale in expected], abs=1e-7)
     for wrong in ({"epsilon_warm_up": 0.6, "epsilon_ramp": 0.6}, {"epsilon_warm_up": 1.0}):
         with pytest.raises(InputError, match="epsilon_warm_up"):
             Training(**wrong)
     # A jump, without a ramp.
-    assert [Training(epsilon_warm_up=0.5).growth_at(share) for share in (0, 0.49, 0.5, 1)] == [0, 0, 1, 1]
+    assert [Training(epsilon_warm_up=0.5).epsilon_scale_at(share) for share in (0, 0.49, 0.5, 1)] == [0, 0, 1, 1]
 
 
 def test_epsilon_grows_in_certified_training_if_nothing_else_is_said() -> None:
     shares = (0.0, 0.1, 0.35, 0.6, 1.0)
     for name in ("ibp", "crown_ibp", "sabr", "mtl_ibp"):
-        grown = [build(Training, {"method": name}, "train").growth_at(share) for share in shares]
+        grown = [build(Training, {"method": name}, "train").epsilon_scale_at(share) for share in shares]
         assert grown == pytest.approx([0, 0, 0.5, 1, 1]), name
-    assert Training().growth_at(0.0) == 1
+    assert Training().epsilon_scale_at(0.0) == 1
     # Who gives one of the two gives both.
-    assert Training(method=IBP(), epsilon_ramp=0.0).growth_at(0.0) == 1
-    assert Training(method=IBP(), epsilon_ramp=0.5).growth_at(0.25) == pytest.approx(0.5)
-    assert Training(method=IBP(), epsilon_warm_up=0.0).growth_at(0.0) == 1
+    assert Training(method=IBP(), epsilon_ramp=0.0).epsilon_scale_at(0.0) == 1
+    assert Training(method=IBP(), epsilon_ramp=0.5).epsilon_scale_at(0.25) == pytest.approx(0.5)
+    assert Training(method=IBP(), epsilon_warm_up=0.0).epsilon_scale_at(0.0) == 1
 
 
 def test_certified_training_keeps_the_epoch_after_which_most_validation_images_are_certified(tmp_path: Path) -> None:

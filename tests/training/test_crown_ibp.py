@@ -43,17 +43,17 @@ def worst(margins: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(-margins.scatter(1, labels[:, None], 0.0), labels)
 
 
-@pytest.mark.parametrize("growth", [0.25, 1.0])
+@pytest.mark.parametrize("scale", [0.25, 1.0])
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-def test_the_loss_is_the_cross_entropy_at_the_mixed_bounds(beta: float, growth: float) -> None:
-    model, at = network(), batch(growth=growth)
-    share = 1 - growth * (1 - beta)
+def test_the_loss_is_the_cross_entropy_at_the_mixed_bounds(beta: float, scale: float) -> None:
+    model, at = network(), batch(epsilon_scale=scale)
+    share = 1 - scale * (1 - beta)
     lines = crown_ibp_margins(model, at.images, at.labels, THREAT).lower(THREAT)
     intervals = interval_margins(model, at.images, at.labels, THREAT)
     own = F.one_hot(at.labels, 3).bool()
     mixed = torch.where(own, 0.0, share * lines.masked_fill(own, 0) + (1 - share) * intervals.masked_fill(own, 0))
     clean = F.cross_entropy(model(at.images), at.labels)
-    expected = (1 - growth) * clean + growth * worst(mixed, at.labels)
+    expected = (1 - scale) * clean + scale * worst(mixed, at.labels)
     torch.testing.assert_close(CROWNIBP(beta=beta).loss(model, at.images, at), expected)
 
 
@@ -63,7 +63,7 @@ def test_without_lines_at_the_end_it_is_ibp() -> None:
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:
-    model, at = network(), batch(growth=0.5)
+    model, at = network(), batch(epsilon_scale=0.5)
     weight = model[0].weight
     (gradient,) = torch.autograd.grad(CROWNIBP(beta=0.3).loss(model, at.images, at), weight)
     direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(2))

@@ -19,7 +19,7 @@ from robust_nas.run_dir import Stage
 from robust_nas.seeds import seeded
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory
-from robust_nas.training._loop import Trainee, fit
+from robust_nas.training._loop import Trainer, fit
 from robust_nas.training._plan import Training
 from robust_nas.training.ibp import IBP
 from robust_nas.training.pgd_at import PGDAT
@@ -81,8 +81,8 @@ def test_the_auxiliary_loss_is_the_cross_entropy_of_the_head_at_the_crafted_imag
     for weight in (0.0, 0.4):
         network = _network(data).train()
         training = dataclasses.replace(TRAINING, method=method, auxiliary=weight, drop_path=0.0)
-        trainee = Trainee(network, training, World(), seed=5)
-        losses[weight] = float(trainee.step(batch, 0.5))
+        trainer = Trainer(network, training, World(), seed=5)
+        losses[weight] = float(trainer.step(batch, 0.5))
     with seeded(5):
         head = AuxiliaryHead(network.auxiliary_channels, 10).train()
     network = _network(data).train()
@@ -96,11 +96,11 @@ def test_the_auxiliary_loss_is_the_cross_entropy_of_the_head_at_the_crafted_imag
 def test_the_head_learns_and_is_no_part_of_the_network(data):
     network = _network(data)
     names = set(network.state_dict())
-    trainee = Trainee(network.train(), TRAINING, World())
-    before = [parameter.clone() for parameter in trainee._head.parameters()]
-    trainee.step(_batch(data), 0.5)
-    assert all(not torch.equal(old, new) for old, new in zip(before, trainee._head.parameters(), strict=True))
-    assert set(network.state_dict()) == names == set(trainee.state()["model"])
+    trainer = Trainer(network.train(), TRAINING, World())
+    before = [parameter.clone() for parameter in trainer._head.parameters()]
+    trainer.step(_batch(data), 0.5)
+    assert all(not torch.equal(old, new) for old, new in zip(before, trainer._head.parameters(), strict=True))
+    assert set(network.state_dict()) == names == set(trainer.state()["model"])
 
 
 @pytest.mark.parametrize("size", [8, 7, 5, 2, 1])
@@ -110,8 +110,8 @@ def test_the_head_takes_features_of_any_size(size):
 
 def test_paths_are_dropped_more_from_epoch_to_epoch_and_not_after_the_training(data, monkeypatch):
     network, seen = _network(data), []
-    step = Trainee.step
-    monkeypatch.setattr(Trainee, "step", lambda self, *rest: seen.append(network.drop_path) or step(self, *rest))
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *rest: seen.append(network.drop_path) or step(self, *rest))
     fit(network, data, THREAT, dataclasses.replace(TRAINING, epochs=4, auxiliary=0.0), _stage())
     assert seen == pytest.approx([0.0] * 2 + [0.1] * 2 + [0.2] * 2 + [0.3] * 2)
     assert network.drop_path == 0

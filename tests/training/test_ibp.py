@@ -24,10 +24,12 @@ from robust_nas.training._plan import Training
 from robust_nas.training.ibp import IBP
 
 
-def _batch(growth: float = 1.0) -> Batch:
+def _batch(scale: float = 1.0) -> Batch:
     part, places = datasets.load("digits").train[:16], torch.arange(16)
     threat = ThreatModel(epsilon=0.05)
-    return Batch(part.images, part.labels, part.labels, threat, 0, places, places, 16, 16, Memory(), growth=growth)
+    return Batch(
+        part.images, part.labels, part.labels, threat, 0, places, places, 16, 16, Memory(), epsilon_scale=scale
+    )
 
 
 def _model() -> nn.Module:
@@ -37,8 +39,8 @@ def _model() -> nn.Module:
         ).train()
 
 
-def _loss(kappa: float, growth: float = 1.0, **options: float) -> float:
-    batch = _batch(growth)
+def _loss(kappa: float, scale: float = 1.0, **options: float) -> float:
+    batch = _batch(scale)
     return float(IBP(kappa=kappa, **options).loss(_model(), batch.images, batch))
 
 
@@ -65,12 +67,12 @@ def test_kappa_goes_from_one_to_its_last_value_as_epsilon_grows() -> None:
     bound = _loss(kappa=0)
     clean = float(F.cross_entropy(_model()(_batch().images), _batch().labels))
     assert bound > clean
-    for growth in (0.0, 0.25, 1.0):
-        kappa = 1 - 0.6 * growth
-        assert _loss(kappa=0.4, growth=growth) == pytest.approx(kappa * clean + (1 - kappa) * bound, rel=1e-5)
-    for growth in (0.0, 0.25, 1.0):
-        kappa = 0.2 + 0.2 * growth
-        found = _loss(kappa=0.4, growth=growth, kappa_start=0.2)
+    for scale in (0.0, 0.25, 1.0):
+        kappa = 1 - 0.6 * scale
+        assert _loss(kappa=0.4, scale=scale) == pytest.approx(kappa * clean + (1 - kappa) * bound, rel=1e-5)
+    for scale in (0.0, 0.25, 1.0):
+        kappa = 0.2 + 0.2 * scale
+        found = _loss(kappa=0.4, scale=scale, kappa_start=0.2)
         assert found == pytest.approx(kappa * clean + (1 - kappa) * bound, rel=1e-5)
     with pytest.raises(InputError, match=r"IBP\.kappa must be in \[0, 1\]"):
         IBP(kappa=1.5)

@@ -17,7 +17,7 @@ from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage, load_state, read_metrics, save_state
 from robust_nas.seeds import seeded
 from robust_nas.threat import ThreatModel
-from robust_nas.training._loop import Fitted, fit
+from robust_nas.training._loop import TrainingResult, fit
 from robust_nas.training._plan import Knot, Phase, Training
 from robust_nas.training.fast import Fast
 from robust_nas.training.pgd_at import PGDAT
@@ -234,7 +234,7 @@ def test_two_runs_with_a_memory_differ_from_one_whose_memory_is_lost(data, tmp_p
     whole = fit(_model(), data, THREAT, plan, _stage())
     fit(_model(), data, THREAT, dataclasses.replace(plan, epochs=1), _stage(tmp_path))
     state = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")
-    state["state"]["trainee"]["memory"]["tables"]["perturbations"].zero_()
+    state["state"]["trainer"]["memory"]["tables"]["perturbations"].zero_()
     save_state(tmp_path / "checkpoints" / "train-0.state.safetensors", state)
     forgetful = fit(_model(), data, THREAT, plan, _stage(tmp_path))
     assert not torch.equal(whole.last["0.weight"], forgetful.last["0.weight"])
@@ -319,7 +319,7 @@ def _larger(part: ImageSet) -> ImageSet:
     return dataclasses.replace(part, pixels=part.pixels.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-def _collapse(start: str, watch: float) -> Fitted:
+def _collapse(start: str, watch: float) -> TrainingResult:
     """Train without batch norm on digits of 16 x 16 pixels, at a radius for which one step is not enough."""
     digits = datasets.load("digits")
     splits = {split: _larger(getattr(digits, split)) for split in ("train", "validation", "test")}
@@ -370,7 +370,7 @@ def test_from_a_random_start_the_same_training_does_not_collapse():
 def test_the_network_is_evaluated_with_its_average_weights(data, tmp_path):
     plan = dataclasses.replace(QUICK, ema=0.5, epochs=1)
     fitted = fit(_model(), data, THREAT, plan, _stage(tmp_path))
-    kept = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")["state"]["trainee"]
+    kept = load_state(tmp_path / "checkpoints" / "train-0.state.safetensors")["state"]["trainer"]
     assert all(torch.equal(fitted.last[name], value) for name, value in kept["average"]["values"].items())
     assert not torch.equal(fitted.last["0.weight"], kept["model"]["0.weight"])
 
