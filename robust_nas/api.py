@@ -16,10 +16,10 @@ from robust_nas.architecture import AnyArchitecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.distributed import World
+from robust_nas.distributed import World, losses_said
 from robust_nas.ensembles import Ensemble
 from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError
+from robust_nas.errors import InputError, Interrupted
 from robust_nas.evaluation import Evaluation
 from robust_nas.progress import Progress
 from robust_nas.recipe import from_table
@@ -290,7 +290,11 @@ def run(
     with allowing_code(allow_code):
         recipe = load_recipe(name, overrides, data_root=data_root)
         job = pipeline.start(recipe, Path(out), Progress(), [name, *overrides])
-        pipeline.run(job)
+        try:
+            with losses_said():
+                pipeline.run(job)
+        except Interrupted as error:
+            raise Interrupted(f"{error} Go on with: robust-nas run --resume {job.folder.path}") from error
     # What the recipe's file and the overrides name has run.
     return load_run(job.folder.path, allow_code=True)
 

@@ -395,10 +395,13 @@ def _attack_other_epoch(job: Job, name: str) -> None:
     Beside the one that is kept, it shows what robust overfitting costs (Rice et al. 2020, arXiv:2002.11569).
     """
     done, epoch = _evaluation_so_far(job), _other_epoch(job, name)
-    if epoch is None or name in done["other_epochs"]:
+    if epoch is None:
+        return
+    recipe, stage = job.recipe, job.stage(f"attack-{name}-{epoch}")
+    if name in done["other_epochs"]:
+        stage.finish()
         return
     job.begin()
-    recipe, stage = job.recipe, job.stage(f"attack-{name}-{epoch}")
     weights = job.folder / "checkpoints" / f"{name}-{epoch}.safetensors"
     model = intake.trained_network(recipe.space, chosen_architectures(job)[name], job.data, weights)
     named, size = recipe.evaluation.named(strongest=False), recipe.evaluation.batch_size

@@ -403,6 +403,9 @@ def test_a_run_is_not_gone_on_with_on_other_images_labels_or_classes(command: Co
     _exchange(black, white)
     for words in (["run", "--resume", run], ["train", run]):
         assert "the train split has other images" in refused(*words)
+    assert "the test split has other images" in refused("attack", run, "--images", "4")
+    with pytest.raises(InputError, match="has changed since the run began"):
+        rn.load_run(run)
     _exchange(black, white)
     black.rename(images / "dark")
     assert "the classes are dark, white instead of black, white" in refused("train", run)
