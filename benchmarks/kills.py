@@ -156,10 +156,9 @@ def table(made: Path, other: Path, published: Path | None) -> Callable[[Path], l
             half.rename(copy)
         if not (copy / "record.json").exists():
             left.append(["record", str(copy)])
-        if not (folder / "merged").exists():
-            left.append(["table", "merge", str(copy.parent / "table"), str(other.parent / "table"), "--into"])
-            left[-1].append(str(folder / "merging"))
-            left.append(["DONE", str(folder / "merged")])
+        sources, into = [copy.parent / "table", other.parent / "table"], folder / "merged"
+        if {path.name for source in sources for path in source.glob("part-*")} - {path.name for path in into.glob("*")}:
+            left.append(["table", "merge", *map(str, sources), "--into", str(into)])
         return left
 
     return commands
@@ -264,9 +263,6 @@ def ended(child: int, seconds: float | None = None) -> int | None:
 
 def do(words: list[str], folder: Path) -> int:
     """Do a command undisturbed, and return how many file operations that took."""
-    if words[0] == "DONE":
-        (folder / "merging").rename(words[1])
-        return 0
     count = folder / "count"
     code = ended(in_fork(command(words, -1, 0, count), folder / "log"))
     if code:
@@ -287,9 +283,6 @@ def kill(kind: Kind, folder: Path, draw: random.Random, life: tuple[float, int])
     """
     seconds, operations = life
     (words, *_), number = kind.commands(folder), draw.choice(SIGNALS)
-    if words[0] == "DONE":
-        do(words, folder)
-        return None
     how = draw.choice(["operation"] * 4 + ["time"] * 3 + ["new interpreter"])
     log = folder / "log"
     at = log.stat().st_size if log.exists() else 0
