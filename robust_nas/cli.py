@@ -15,7 +15,6 @@ import re
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 from robust_nas import __version__, table_cli
 from robust_nas.commands import Commands, End, argument
 from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError, Interrupted, Terminated
+from robust_nas.errors import InputError, Interrupted, Terminated, of_exit
 from robust_nas.text import visible
 
 T = TypeVar("T")
@@ -113,12 +112,7 @@ def _answer(words: Sequence[str]) -> None:
     except End:
         raise
     except SystemExit as error:
-        *_, last = traceback.extract_tb(error.__traceback__)
-        _fail(
-            f"{last.filename}, line {last.lineno}, ended the program ({error!r}), which a module that robust-nas runs "
-            "must not do; take that out of it.",
-            error,
-        )
+        _fail(str(of_exit(error)), error)
     except KeyboardInterrupt as stop:
         # Runs and simulated searches say themselves how to go on.
         print("robust-nas: Stopped; nothing was half-written.", file=sys.stderr)

@@ -34,7 +34,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from robust_nas.errors import InputError, Interrupted
+from robust_nas.errors import InputError, Interrupted, of_exit
 
 T = TypeVar("T")
 
@@ -86,6 +86,8 @@ def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connectio
     torch.set_num_threads(1)
     try:
         sender.send([function(item).cpu().numpy() for item in items])
+    except SystemExit as error:
+        sender.send(of_exit(error))
     except Exception as error:
         sender.send(error)
     finally:

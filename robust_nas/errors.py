@@ -1,5 +1,6 @@
 """The one exception that is the user's to mend, and what ends work from outside; the command line prints a sentence."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -17,6 +18,15 @@ class Interrupted(InputError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which clusters and launchers send some time before they kill; it is answered like Ctrl-C."""
+
+
+def of_exit(error: SystemExit) -> InputError:
+    """Return what to say of a module that ended the program, which would otherwise look like success."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return InputError(
+        f"{last.filename}, line {last.lineno}, ended the program ({error!r}), which a module that robust-nas runs must "
+        "not do; take that out of it."
+    )
 
 
 def suggest(name: str, available: Iterable[str]) -> str:

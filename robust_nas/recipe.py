@@ -180,7 +180,7 @@ class Recipe:
     ensemble: EnsemblePlan = field(default_factory=EnsemblePlan)
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
+        if not self.name.isprintable() or not self.name or set(self.name) & set("/\\") or self.name.startswith("."):
             raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
         if self.search.needs_supernet:
             mixed(self.space, name_of(self.search))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from robust_nas.commands import Commands, argument
 from robust_nas.errors import InputError
+from robust_nas.text import visible
 
 if TYPE_CHECKING:
     from robust_nas.answers import Answer
@@ -31,9 +32,9 @@ def info(table: str) -> None:
     from robust_nas.tables import cards
 
     if table in cards.names() or table.endswith(".toml"):
-        print(cards.load(table).describe())
+        print(visible(cards.load(table).describe()))
     else:
-        print(answers.overview(tables.load(table)).text())
+        print(visible(answers.overview(tables.load(table)).text()))
 
 
 @app.command(argument("table", metavar="TABLE", help="a published table"))
@@ -123,7 +124,7 @@ def stats(table: str, words: Sequence[str], plots: Path | None, json: bool) -> N
     from robust_nas import answers, tables
 
     asked = tables.load(table)
-    print(answers.stats(asked, words, as_json=json))
+    print(visible(answers.stats(asked, words, as_json=json)))
     if plots is not None:
         from robust_nas.report import table_plots
 
@@ -170,4 +171,4 @@ def merge(sources: Sequence[Path], into: Path) -> None:
 def _print(answer: Answer, json: bool, csv: bool) -> None:
     if json and csv:
         raise InputError("An answer is printed as JSON or as CSV, but got --json and --csv; give one of them.")
-    print(answer.json() if json else answer.csv() if csv else answer.text())
+    print(answer.json() if json else answer.csv() if csv else visible(answer.text()))

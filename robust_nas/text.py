@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
     """
     if text.isascii() and text.isprintable():
         return text
+    # Where Python takes names of files for ASCII, UTF-8 is read as bytes.
+    with contextlib.suppress(UnicodeEncodeError):
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return "".join(c if c in keep else _escaped(c) for c in text)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 import robust_nas as rn
 from robust_nas import attacks, config
 from robust_nas.attacks.transfer import Transfer
+from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.recipe import from_table, load
 from robust_nas.registry import allowing_code
@@ -267,3 +268,11 @@ class Net(nn.Sequential):
     done = command("attack", "mine.py:Net", "--data", "digits", "--threat", "linf:0.1", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "mine.py" in done.stderr and "SystemExit" in done.stderr
+
+
+def test_a_model_that_ends_a_worker_is_said_to() -> None:
+    def ends(item: int) -> torch.Tensor:
+        raise SystemExit(item)
+
+    with pytest.raises(InputError, match=r"test_trust\.py, line \d+, ended the program \(SystemExit\(0\)\)"):
+        World(workers=2).each(ends, [0, 0])

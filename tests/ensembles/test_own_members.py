@@ -85,6 +85,8 @@ def test_an_ensemble_of_ones_own_is_attacked_on_the_command_line(own: Any, comma
     words = ["attack", "saved", "--data", "digits", "--threat", "linf:0.05", "--attack", "fgsm", "--images", "8"]
     refused = command(*words)
     assert refused.returncode == 2 and "--allow-code" in refused.stderr and "Member 0" in refused.stderr
+    exported = command("export", "saved", "--data", "digits", "--epsilon", "0.05")
+    assert exported.returncode == 2 and "--allow-code" in exported.stderr
     # What the command attacks with --allow-code; the attack itself takes a while.
     with allowing_code():
         loaded = assessment.load(assessment.from_words(["saved"], data="digits", threat=["linf:0.05"]), CPU)
