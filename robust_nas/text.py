@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 
-_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Marks that change the order in which what follows is read."""
+_ACTING = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters
+    "\u2028\u2029\ud800-\udfff"  # ends of lines and paragraphs; what is no character
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # the order in which what follows is read
+)
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:
@@ -22,14 +25,13 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
     # Where Python takes names of files for ASCII, UTF-8 is read as bytes.
     with contextlib.suppress(UnicodeEncodeError):
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-    return "".join(c if c in keep else _escaped(c) for c in text)
+    return _ACTING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
 
 def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"  # a byte, as `surrogateescape` reads it
-    acts = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
-    return character.encode("unicode_escape", "surrogatepass").decode() if acts else character
+    return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:

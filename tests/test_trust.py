@@ -18,10 +18,12 @@ from torch import nn
 import robust_nas as rn
 from robust_nas import attacks, config
 from robust_nas.attacks.transfer import Transfer
+from robust_nas.datasets._files import read_image
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.recipe import from_table, load
 from robust_nas.registry import allowing_code
+from robust_nas.report import plots
 from robust_nas.tables import transfer
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -276,3 +278,27 @@ def test_a_model_that_ends_a_worker_is_said_to() -> None:
 
     with pytest.raises(InputError, match=r"test_trust\.py, line \d+, ended the program \(SystemExit\(0\)\)"):
         World(workers=2).each(ends, [0, 0])
+
+
+def test_an_image_that_is_a_program_for_ghostscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker, image = tmp_path / "marker", tmp_path / "image.png"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {marker}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n")
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_image(str(image), lambda file: file.convert("L"))
+    assert not marker.exists()
+
+
+def test_settings_of_figures_in_the_current_folder_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib
+
+    expected = plots.entropy_plot([0, 1], [1.0, 0.5], "entropy", "name")
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setitem(matplotlib.rcParams, "lines.color", "red")
+    assert plots.entropy_plot([0, 1], [1.0, 0.5], "entropy", "name") == expected
+    assert matplotlib.rcParams["text.usetex"]

@@ -6,6 +6,7 @@ For training images that do not fit in memory. In training each is read by a ran
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -205,6 +206,13 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+@functools.cache
+def _formats() -> list[str]:
+    """Return the formats of images that Pillow reads itself: for PostScript it would run Ghostscript."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in ("EPS", "WMF")]
+
+
 def read_image(path: str, view: Callable[[Image.Image], Image.Image]) -> Tensor:
     """Return what `view` makes of an image file that is open but not yet decoded: bytes [C, H, W].
 
@@ -212,7 +220,7 @@ def read_image(path: str, view: Callable[[Image.Image], Image.Image]) -> Tensor:
         InputError: if it cannot be read; it is named.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_formats()) as file:
             pixels = np.array(view(file))
     # Decoders raise whatever a damaged file leads them to: OSError, SyntaxError, ValueError, struct.error.
     except Exception as error:

@@ -85,7 +85,10 @@ def styled(draw: Callable[P, Html]) -> Callable[P, Html]:
     def in_style(*args: P.args, **kwargs: P.kwargs) -> Html:
         import matplotlib
 
-        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            # Not what a file in the current folder says, where matplotlib looks for settings: it could ask for LaTeX.
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
             # Of other scripts' letters: the page shows them in the reader's font.
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             return draw(*args, **kwargs)

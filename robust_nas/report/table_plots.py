@@ -19,6 +19,7 @@ from robust_nas.report.plots import ATTACKED, CLEAN, FAINT, INK, MUTED, PAPER, f
 from robust_nas.run_dir import write_text
 from robust_nas.tables import Column, Table, non_dominated
 from robust_nas.tables.statistics import TOP, MainEffects, main_effects, names_of, rank_correlations
+from robust_nas.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -204,4 +205,4 @@ def _document(figure: Figure, title: str) -> Html:
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Title": title}
     figure.savefig(buffer, format="svg", metadata=metadata, facecolor=PAPER, dpi=_RASTER_DPI)
-    return Html(buffer.getvalue())
+    return Html(visible(buffer.getvalue()))
