@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from robust_nas import config, derivation, intake, recipe, spaces
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
+from robust_nas.certification import Contradiction, refusal
 from robust_nas.certification import certify as certify_model
-from robust_nas.certification import refusal
 from robust_nas.complexity import count_multiply_adds, count_parameters
 from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes
 from robust_nas.datasets._batches import check_batch
@@ -344,6 +344,7 @@ def attack(job: Job) -> None:
     for name, model in models.items():
         _attack_other_epoch(job, name)
         _attack_one(job, name, model, strongest=name == best)
+    check_proofs(job)
     if job.world.is_main:
         save_examples(
             job.folder.path,
@@ -450,6 +451,23 @@ def certify(job: Job) -> None:
             job.write("certification.json", {**done, "left_out": {**done.get("left_out", {}), name: reason}})
         else:
             _certify_one(job, name, model)
+    check_proofs(job)
+
+
+def check_proofs(job: Job) -> None:
+    """Raise Contradiction if an image is certified, by the run or beside it, and an attack of the run broke it."""
+    from robust_nas.outcomes import compare_outcomes
+
+    def compare() -> None:
+        attacked = job.folder / "evaluation.parquet"
+        for certified in [job.folder / "certificates.parquet", *job.folder.path.glob("certify-*/certificates.parquet")]:
+            if found := compare_outcomes(attacked, certified).contradictions:
+                raise Contradiction(
+                    f"{certified} contradicts {attacked.name}: {' '.join(found)} One of them is wrong, which is a bug; "
+                    "please report it."
+                )
+
+    job.world.on_main(compare)
 
 
 def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
@@ -468,6 +486,7 @@ def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
             _smooth_one(job, name, model, plan, folder)
         else:
             _certify_one(job, name, model, plan, folder)
+    check_proofs(job)
     return folder
 
 
@@ -580,6 +599,7 @@ def ensemble(job: Job) -> None:
     for name, joined in _ensembles(job, models).items():
         _attack_one(job, name, joined, strongest=name == "ensemble")
         _certify_one(job, name, joined)
+    check_proofs(job)
 
 
 def _margins(job: Job, bound: Bound, model: nn.Module, images: ImageSet, threat: ThreatModel) -> LinearMargins:

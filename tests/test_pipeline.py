@@ -549,3 +549,27 @@ def test_what_cannot_work_is_refused_before_the_search(tmp_path: Path, override:
     with pytest.raises(InputError, match=message):
         rn.run("digits", *override.rsplit(" ", 1 if " threat" in override else 0), out=tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_run_in_which_an_attack_breaks_what_is_certified_ends_in_an_error(
+    command: Command, finished: Path, tmp_path: Path, beside: bool
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(finished, run)
+    certified = run / "certificates.parquet"
+    rows = read_outcomes(certified).to_pylist()
+    broken = {
+        (row["model"], row["image"])
+        for row in read_outcomes(run / "evaluation.parquet").to_pylist()
+        if row["attack"] != "clean" and not row["correct"]
+    }
+    for row in rows:
+        row["epsilon"], row["certified"] = 1.0, (row["model"], row["image"]) in broken
+    assert any(row["certified"] for row in rows)
+    if beside:
+        certified = run / "certify-other" / "certificates.parquet"
+        certified.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), certified)
+    done = in_process(command, "run", "--resume", run, code=2)
+    assert "contradicts evaluation.parquet" in done.stderr and "broken by" in done.stderr

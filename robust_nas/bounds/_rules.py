@@ -245,7 +245,30 @@ def _passes_through(function: Callable[..., Tensor], *, linear: bool = False) ->
 
 
 def _pad(input: Box, pad: Any, mode: str = "constant", value: float | None = None) -> Box:
+    pad = tuple(pad)
+    if mode != "constant":
+        return _copied_pad(input, pad, mode)
     return _both(input, lambda bound: F.pad(bound, pad, mode, value), linear=not value)
+
+
+def _copied_pad(input: Box, pad: Sequence[int], mode: str) -> Box:
+    """Padding with copies of the image's own values: a row of places to take them from, and to give coefficients to."""
+    result = _both(input, lambda bound: F.pad(bound, pad, mode))
+    dims = len(pad) // 2
+    before, after = input.shape[-dims:], result.shape[-dims:]
+    numbers = torch.arange(before.numel(), dtype=torch.float64, device=input.device)
+    places = F.pad(numbers.view(1, 1, *before), pad, mode).flatten().long()
+
+    def pull(coefficients: Tensor) -> list[Tensor]:
+        flat = coefficients.flatten(-dims)
+        pulled = flat.new_zeros(*flat.shape[:-1], len(numbers)).index_add(-1, places, flat)
+        return [pulled.unflatten(-1, before)]
+
+    def push(directions: Sequence[Tensor]) -> Tensor:
+        return directions[0].flatten(-dims)[..., places].unflatten(-1, after)
+
+    result.node = Affine(result.shape, (input.node,), pull, push)
+    return result
 
 
 def _view(function: Callable[..., Tensor]) -> Rule:

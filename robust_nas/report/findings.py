@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
-from pathlib import Path
 
-from robust_nas.outcomes import read_outcomes
+from robust_nas.outcomes import Consistency, compare_outcomes
 from robust_nas.pixels import format_pixels
 from robust_nas.report._contents import Contents, Measurements, Threat, format_attack, is_autoattack
 from robust_nas.run_dir import unfinished_stages
@@ -56,21 +54,6 @@ def split_of(contents: Measurements) -> str:
     return str((contents.evaluation or {}).get("split", "test"))
 
 
-@dataclass(frozen=True)
-class Consistency:
-    """Whether certified <= attacked <= clean held.
-
-    Args:
-        comparisons: how many pairs of outcomes of one image were compared.
-        violations: a sentence for each pair of measurements that contradicts the order.
-        per_image: whether attack outcomes and certificates could be compared image by image at some radius.
-    """
-
-    comparisons: int
-    violations: list[str]
-    per_image: bool
-
-
 def check_consistency(contents: Measurements) -> Consistency:
     """Compare clean, attacked and certified outcomes, sample by sample where the files have them.
 
@@ -78,36 +61,8 @@ def check_consistency(contents: Measurements) -> Consistency:
     radius must be classified correctly when it is clean, and under every attack of the same norm up to that radius.
     Accuracies along the curve are compared as such, if they are over the same images.
     """
-    correct, images = _attack_outcomes(contents.path / "evaluation.parquet")
-    certified = _certificates(contents.path / "certificates.parquet")
-    comparisons, violations, per_image = 0, [], False
-    for (model, attack, norm, epsilon), withstood in correct.items():
-        if attack == "clean":
-            continue
-        comparisons += len(images[model, attack, norm, epsilon])
-        wrong = withstood - correct.get((model, "clean", None, None), withstood)
-        if wrong:
-            violations.append(
-                f"{model}: {len(wrong)} images are classified wrongly when clean, and correctly under {attack}."
-            )
-    for (model, norm, radius), (proved, clean_correct) in certified.items():
-        comparisons += len(proved)
-        if proved - clean_correct:
-            violations.append(
-                f"{model}: {len(proved - clean_correct)} images are certified at {radius:g} and "
-                "classified wrongly when clean."
-            )
-        for (other, attack, attack_norm, epsilon), withstood in correct.items():
-            if other != model or attack == "clean" or attack_norm != norm or epsilon is None or epsilon > radius:
-                continue
-            compared = proved & images[other, attack, attack_norm, epsilon]
-            comparisons, per_image = comparisons + len(compared), True
-            if compared - withstood:
-                violations.append(
-                    f"{model}: {len(compared - withstood)} images are certified at {radius:g} and broken by {attack} "
-                    f"at {epsilon:g}."
-                )
-    return Consistency(comparisons, violations + _curve_violations(contents), per_image)
+    found = compare_outcomes(contents.path / "evaluation.parquet", contents.path / "certificates.parquet")
+    return replace(found, violations=[*found.violations, *found.contradictions, *_curve_violations(contents)])
 
 
 def _curve_violations(contents: Measurements) -> list[str]:
@@ -129,43 +84,6 @@ def _curve_violations(contents: Measurements) -> list[str]:
                         f"at {point['epsilon']:g}."
                     )
     return violations
-
-
-_Measurement = tuple[str, str, str | None, float | None]
-
-
-def _attack_outcomes(path: Path) -> tuple[dict[_Measurement, set[int]], dict[_Measurement, set[int]]]:
-    """Return the images that were classified correctly, and all images, by (model, attack, norm, epsilon)."""
-    correct: dict[_Measurement, set[int]] = defaultdict(set)
-    images: dict[_Measurement, set[int]] = defaultdict(set)
-    if path.exists():
-        names = ("model", "attack", "norm", "epsilon", "image", "correct")
-        table = read_outcomes(path)
-        for *what, image, is_correct in zip(*(table[name].to_pylist() for name in names), strict=True):
-            key: _Measurement = (what[0], what[1], None, None) if what[1] == "clean" else tuple(what)
-            images[key].add(image)
-            if is_correct:
-                correct[key].add(image)
-            else:
-                correct[key]  # an attack that broke every image was run all the same
-    return correct, images
-
-
-def _certificates(path: Path) -> dict[tuple[str, str, float], tuple[set[int], set[int]]]:
-    """Return the certified images and the cleanly correct ones, by (model, norm, epsilon)."""
-    found: dict[tuple[str, str, float], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
-    if path.exists():
-        names = ("model", "norm", "epsilon", "image", "certified", "clean_correct")
-        table = read_outcomes(path)
-        for model, norm, epsilon, image, is_certified, is_correct in zip(
-            *(table[name].to_pylist() for name in names), strict=True
-        ):
-            proved, correct = found[model, norm, epsilon]
-            if is_certified:
-                proved.add(image)
-            if is_correct:
-                correct.add(image)
-    return found
 
 
 def summary(contents: Contents) -> list[str]:
