@@ -462,9 +462,10 @@ def check_proofs(job: Job) -> None:
         attacked = job.folder / "evaluation.parquet"
         for certified in [job.folder / "certificates.parquet", *job.folder.path.glob("certify-*/certificates.parquet")]:
             if found := compare_outcomes(attacked, certified).contradictions:
+                more = f" (and {len(found) - 1} more such findings)" if len(found) > 1 else ""
                 raise Contradiction(
-                    f"{certified} contradicts {attacked.name}: {' '.join(found)} One of them is wrong, which is a bug; "
-                    "please report it."
+                    f"{certified} contradicts {attacked.name}: {found[0].rstrip('.')}{more}; one of them is wrong, "
+                    "which is a bug: please report it."
                 )
 
     job.world.on_main(compare)

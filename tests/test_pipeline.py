@@ -572,4 +572,4 @@ def test_a_run_in_which_an_attack_breaks_what_is_certified_ends_in_an_error(
         certified.parent.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), certified)
     done = in_process(command, "run", "--resume", run, code=2)
-    assert "contradicts evaluation.parquet" in done.stderr and "broken by" in done.stderr
+    assert "contradicts evaluation.parquet" in done.stderr and "certified at 1 and" in done.stderr
