@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -164,8 +164,9 @@ def evaluate(
         rn.evaluate(model, data.test, [rn.ThreatModel(epsilon="8/255"), rn.ThreatModel(norm="l2", epsilon=0.5)])
 
     `images` are [N, C, H, W] in [0, 1] (or bytes), `labels` [N]; several threat models are evaluated one by one, and
-    `robust_accuracy` is then their worst-case union. What is suspicious about the model (probabilities instead of
-    logits, other pre-processing) is given as a warning.
+    `robust_accuracy` is then their worst-case union. What is suspicious about the model (logits that depend on more
+    than the image, gradients of another function, probabilities instead of logits, other pre-processing) is given as a
+    warning, and kept in the result's `notes`.
 
     Args:
         batch_size: images in a chunk; the outcome of an image depends on the chunk's number.
@@ -187,15 +188,17 @@ def evaluate(
             f"got {len(given)} arguments after the model."
         )
     intake.check_model(model)
-    for note in evaluation.notes(model, data, seed):
+    notes = tuple(evaluation.notes(model, data, seed))
+    for note in notes:
         warnings.warn(note, stacklevel=3)  # the caller's line; between are this function and its decorator
     if folder is None:
-        return evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed)
+        return replace(evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed), notes=notes)
     place = RunDir(Path(folder))
     place.path.mkdir(parents=True, exist_ok=True)
     place.lock()
     stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), Progress(), place.path)
     result = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=stage)
+    result = replace(result, notes=notes)
     result.save(folder, name)
     stage.finish()
     return result

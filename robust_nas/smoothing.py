@@ -157,7 +157,7 @@ class SmoothedCertification:
     @property
     def correct(self) -> Tensor:
         """[N] booleans: whether the answer is the label."""
-        return self.predictions == self.labels
+        return ~self.abstained & (self.selected == self.labels)
 
     def certified(self, epsilon: float) -> Tensor:
         """Return [N] booleans: whether the answer is the label in the whole ball of radius `epsilon`, its edge too."""
@@ -276,8 +276,8 @@ class SmoothedClassifier:
             chunk_size: images that a process certifies between two saves; so many as take 10,000 samples, if not given.
 
         Raises:
-            InputError: for no images, a model that is no classifier of single images, or a saved state of other
-                settings.
+            InputError: for no images, labels that are no classes, a model that is no classifier of single images, or a
+                saved state of other settings.
         """
         if len(data) == 0 or (chunk_size is not None and chunk_size < 1):
             raise InputError(
@@ -286,6 +286,7 @@ class SmoothedClassifier:
             )
         stage = stage or Stage("smoothing", seed, World(), Progress(quiet=True))
         sampler, world = _Sampler(self.model, self.smoothing, data[:1].images, stage.seed), stage.world
+        intake.check_labels(data.labels, sampler.num_classes)
         done, state = stage.resume()
         settings = f"{self.smoothing} for {len(data)} images with the seed {stage.seed}"
         if state and state["settings"] != settings:
@@ -331,16 +332,9 @@ class _Sampler:
         tensors = chain(self._model.parameters(), self._model.buffers())
         self._device = next((tensor.device for tensor in tensors), image.device)
         image = image.to(self._device)
-        intake.check_outputs(self._model, image)
-        another = torch.rand(image.shape, device=self._device, generator=generator_at(self._device, 0, "another"))
-        together, alone = scores(self._model, torch.cat([image, another]))[:1], scores(self._model, image)
-        # Far more than rounding.
-        tolerance = 0.01 * float(alone.abs().nan_to_num().max())
-        if not torch.allclose(together, alone, rtol=0, atol=tolerance, equal_nan=True):
-            raise InputError(
-                "The model's logits of an image depend on the other images of its batch, or on chance, so that no "
-                "single image can be certified; batch norm, for one, needs running statistics."
-            )
+        self.num_classes, _ = intake.check_outputs(self._model, image)
+        if reason := intake.dependence(self._model, image):
+            raise InputError(f"{reason} No single image can be certified.")
 
     def counts(self, image: Tensor, place: int, purpose: str) -> Tensor:
         """Return how many noisy copies of an image [C, H, W] are of each class, [K + 1]; the last are of none.

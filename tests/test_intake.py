@@ -30,6 +30,7 @@ from robust_nas.intake import (
     diagnose,
     files_of,
     load_models,
+    load_weights,
     prepared,
 )
 from robust_nas.run_dir import save_state, write_json
@@ -218,6 +219,30 @@ def test_weights_are_loaded_from_a_plain_state_dict_and_from_ours(nets: Path, tm
         ((found, model),) = load_models(f"{nets}:Small@{name}.safetensors", device="cpu").items()
         assert found == f"Small@{name}"
         assert torch.equal(model(torch.ones(1, 1, 2, 2)), torch.tensor([[8.0, 9.0, 10.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_weights_that_would_become_other_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    save_file({**model.state_dict(), "0.weight": torch.ones(2, 2).to(dtype)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=rf"'0\.weight' in .* is {dtype}, but the model's is torch.float32"):
+        load_weights(model, tmp_path / "w.safetensors")
+    counts = {**model.state_dict(), "1.num_batches_tracked": torch.tensor(2.5)}
+    save_file(counts, tmp_path / "counts.safetensors")
+    with pytest.raises(InputError, match=r"'1\.num_batches_tracked' in .* is torch.float32"):
+        load_weights(model, tmp_path / "counts.safetensors")
+
+
+def test_weights_of_more_or_fewer_digits_are_taken(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    for dtype in (torch.float16, torch.float64):
+        state = {
+            key: value.to(dtype) if value.is_floating_point() else value.int()
+            for key, value in model.state_dict().items()
+        }
+        save_file(state, tmp_path / "w.safetensors")
+        load_weights(model, tmp_path / "w.safetensors")
+        assert torch.equal(model[0].weight, state["0.weight"].float()) and model[0].weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -557,8 +582,12 @@ def test_a_model_at_chance_is_said_to_be(raw: Centroids, digits: Dataset, batch:
     images, labels = batch
 
     class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.raw = raw
+
         def forward(self, images: Tensor) -> Tensor:
-            return raw(images).roll(3, dims=1)
+            return self.raw(images).roll(3, dims=1)
 
     (note,) = diagnose(Shuffled(), images, labels)
     correct = float(((raw(images).argmax(1) + 3) % 10 == labels).float().mean())

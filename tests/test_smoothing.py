@@ -144,6 +144,10 @@ def test_a_prediction_is_the_class_that_the_network_gives_most_often() -> None:
     assert (answers == data.labels)[clear].all() and set(answers.tolist()) <= {0, 1, ABSTAIN}
 
 
+LOOKING = 6
+"""Passes that look at the model before an image is certified."""
+
+
 class Watched(nn.Module):
     """Remembers what it is given, and stops before the pass number `stop`."""
 
@@ -221,13 +225,13 @@ def test_an_interrupted_stage_goes_on_with_the_next_image_to_the_same_rows(
     whole: list[dict[str, object]], tmp_path: Path
 ) -> None:
     data = pairs(9)
-    # Three passes that look at the model, and two of each image: stops in the fifth, of which nothing is kept.
-    interrupted = Watched(stop=3 + 2 * 4 + 1)
+    # Two passes of each image: stops in the fifth, of which nothing is kept.
+    interrupted = Watched(stop=LOOKING + 2 * 4 + 1)
     with pytest.raises(KeyboardInterrupt):
         SmoothedClassifier(interrupted, QUICK).certify(data, stage=stage(tmp_path), chunk_size=2)
     rest = Watched()
     found = SmoothedClassifier(rest, QUICK).certify(data, stage=stage(tmp_path), chunk_size=3)
-    assert len(rest.seen) == 3 + 2 * 5
+    assert len(rest.seen) == LOOKING + 2 * 5
     assert found_in(found) == whole
     for other, given, seed in (
         (dataclasses.replace(QUICK, sigma=0.3), data, 0),
@@ -256,7 +260,7 @@ def test_processes_share_the_images_and_get_the_rows_of_one(
     own = stage(world=World(rank=0, size=2))
     model = Watched()
     assert found_in(SmoothedClassifier(model, QUICK).certify(data, stage=own, chunk_size=2)) == whole
-    assert len(model.seen) == 3 + 2 * 5
+    assert len(model.seen) == LOOKING + 2 * 5
 
 
 def test_certified_accuracy_counts_right_answers_whose_radius_is_larger() -> None:
@@ -316,8 +320,26 @@ def test_the_model_is_used_in_evaluation_mode_and_left_as_it_was() -> None:
 
 def test_a_network_whose_answer_depends_on_the_batch_is_refused() -> None:
     mixed = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(2, 2))
-    with pytest.raises(InputError, match="depend on the other images of its batch"):
+    with pytest.raises(
+        InputError, match=r"depend on the other images of its batch.*No single image can be certified\."
+    ):
         rn.smooth(mixed, sigma=0.25).certify(pairs(2))
+
+
+def test_an_image_without_a_class_is_refused_and_not_right_where_the_classifier_abstains() -> None:
+    data = pairs(3)
+    for label in (-1, 2):
+        others = ImageSet.unchecked(data.pixels, torch.tensor([0, label, 1]), data.max_value)
+        with pytest.raises(InputError, match=r"The labels are .*, but the model has 2 classes"):
+            rn.smooth(Halves(), sigma=0.25).certify(others)
+    found = SmoothedCertification(
+        smoothing=Smoothing(sigma=0.25, num_samples=100),
+        labels=torch.tensor([ABSTAIN]),
+        selected=torch.tensor([0]),
+        counts=torch.tensor([50]),
+        seconds=torch.zeros(1),
+    )
+    assert found.predictions.tolist() == [ABSTAIN] and found.correct.tolist() == [False]
 
 
 @pytest.mark.parametrize(

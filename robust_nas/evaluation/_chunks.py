@@ -108,11 +108,7 @@ class Chunks:
                 logits = scores(self.model, self.images(chunk))
             if logits.isnan().any():
                 raise InputError("The model's logits are NaN; check that its training did not diverge.")
-            if int(labels.max()) >= logits.shape[1]:
-                raise InputError(
-                    f"The model has {logits.shape[1]} classes, but the images have the label {int(labels.max())}; "
-                    "evaluate it on the data set it was trained for."
-                )
+            intake.check_labels(labels, logits.shape[1])
             return logits.argmax(1)
 
         return self.judged(torch.arange(len(self._data)), "clean", classify)[0]

@@ -22,6 +22,7 @@ from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
 from robust_nas.outcomes import add_outcomes
 from robust_nas.registry import name_of
 from robust_nas.run_dir import Stage, read_json, write_json
+from robust_nas.text import warnings
 from robust_nas.threat import ThreatModel
 
 FILE, OUTCOMES = "evaluation.json", "evaluation.parquet"
@@ -77,12 +78,14 @@ class Evaluation:
         labels: [N], int64.
         clean_predictions: [N], int64.
         attacks: one entry per threat model and attack, in the order asked for.
+        notes: what is suspicious about the model, where it was looked at.
     """
 
     threats: tuple[ThreatModel, ...]
     labels: Tensor
     clean_predictions: Tensor
     attacks: tuple[AttackOutcome, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def clean(self) -> Tensor:
@@ -153,6 +156,7 @@ class Evaluation:
             "worst_case": threats[0] if len(threats) == 1 else union,
             "average": self.average_accuracy,
             "confusion": self.confusion(),
+            "notes": list(self.notes),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -187,7 +191,7 @@ class Evaluation:
         write_json(place / FILE, {**before, "models": {**before["models"], model: self.summary()}})
 
     def __str__(self) -> str:
-        """Return the accuracies in percent, a line each."""
+        """Return the accuracies in percent, a line each, and what is suspicious about the model."""
         summary = self.summary()
         entries = [{"name": "clean", **summary["clean"]}, *summary["attacks"], *summary["threats"]]
         if len(self.threats) > 1:
@@ -204,7 +208,7 @@ class Evaluation:
         ]
         if len(self.threats) > 1:
             lines.append(f"average of the threat models: {100 * self.average_accuracy:.1f} %")
-        return "\n".join(lines)
+        return "\n".join([*lines, *warnings(self.notes)])
 
 
 def attack_labels(attacks: Sequence[Attack]) -> list[str]:

@@ -46,18 +46,16 @@ class Assessment:
         distortions: how far the nearest adversarial examples are, for every norm; none, if they were not looked for.
         curve: accuracy over epsilon, as `Curve.points` gives it, for every norm.
         masking: the checks for gradient masking, with the threat model that each was made at.
-        notes: what is suspicious about the model.
     """
 
     evaluation: Evaluation
     distortions: tuple[Distortions, ...]
     curve: list[dict[str, Any]]
     masking: list[dict[str, Any]]
-    notes: list[str]
 
     def summary(self) -> dict[str, Any]:
         """Return the model's entry in evaluation.json."""
-        found = {**self.evaluation.summary(), "curve": self.curve, "masking": self.masking, "notes": self.notes}
+        found = {**self.evaluation.summary(), "curve": self.curve, "masking": self.masking}
         return {**found, "distortions": [item.summary() for item in self.distortions]} if self.distortions else found
 
     def save_outcomes(self, folder: Path, model: str) -> None:
@@ -149,7 +147,7 @@ class EvaluationPlan:
         Every measurement keeps what it has done in a stage of its own; `finish` ends them all.
         """
         # First, because a model that cannot be attacked as it is makes all numbers worthless.
-        suspicious = notes(model, data, stage.seed)
+        suspicious = tuple(notes(model, data, stage.seed))
         named, parts = self.named(strongest=strongest), _parts(stage)
         settings: dict[str, Any] = {"batch_size": self.batch_size}
         result = evaluate(model, data, threats, list(named.values()), labels=list(named), stage=stage, **settings)
@@ -175,9 +173,9 @@ class EvaluationPlan:
             for item in distortions
             if item.norm == threat.norm
         ]
-        result = replace(result, attacks=(*result.attacks, *found))
+        result = replace(result, attacks=(*result.attacks, *found), notes=suspicious)
         points = [point for curve in curves for point in curve.points()]
-        return Assessment(result, tuple(distortions), points, masking, suspicious)
+        return Assessment(result, tuple(distortions), points, masking)
 
     def finish(self, stage: Stage, threats: Sequence[ThreatModel]) -> None:
         """Forget the state under way: the entry is written."""

@@ -11,7 +11,7 @@ An attack needs logits of images in [0, 1]. Of a model that gives probabilities 
 the gradients vanish or the accuracy low, and call the model robust or bad for the wrong reason.
 """
 
-from robust_nas.intake.diagnosis import check_model, check_outputs, diagnose
+from robust_nas.intake.diagnosis import check_labels, check_model, check_outputs, diagnose
 from robust_nas.intake.independence import dependence
 from robust_nas.intake.loading import (
     chosen_architectures,
@@ -29,6 +29,7 @@ __all__ = [
     "NORMALISATIONS",
     "LogProbabilities",
     "Normalised",
+    "check_labels",
     "check_model",
     "check_outputs",
     "check_weights_file",

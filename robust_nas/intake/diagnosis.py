@@ -1,4 +1,4 @@
-"""What is suspicious about a model: its outputs, the pixels it expects, whether it classifies at all."""
+"""What is suspicious about a model: what its logits depend on, its gradients and outputs, the pixels it expects."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from robust_nas.attacks._model_state import frozen, logits_of, scores, taking
 from robust_nas.errors import InputError
+from robust_nas.intake.gradients import gradient_note
+from robust_nas.intake.independence import dependence
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised
 
 _IN_WORDS = {
@@ -65,12 +67,24 @@ def diagnose(model: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
     images, labels = images[places].detach(), labels[places]
     with frozen(model, fold=False):
         outputs = _outputs(model, images)
-        if int(labels.min()) < 0 or int(labels.max()) >= outputs.shape[1]:
-            raise InputError(
-                f"The labels are {int(labels.min())} to {int(labels.max())}, but the model has {outputs.shape[1]} "
-                "classes; is it one for this data set?"
-            )
-        return [*_on_outputs(model, outputs), *_on_pixels(model, images, labels, outputs)]
+        check_labels(labels, outputs.shape[1])
+        # Of what depends on more than the image, gradients and changes by the image say nothing.
+        reason = dependence(model, images) or gradient_note(model, images)
+        found = [] if reason is None else [reason]
+        return [*found, *_on_outputs(model, outputs), *_on_pixels(model, images, labels, outputs)]
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise InputError unless labels [B], of at least one image, are classes of a model; others would never be right.
+
+    Or always: -1 is the answer of a classifier that abstains.
+    """
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= num_classes:
+        raise InputError(
+            f"The labels are {least} to {most}, but the model has {num_classes} classes, counted from 0; is it one for "
+            "this data set?"
+        )
 
 
 def check_outputs(model: nn.Module, images: Tensor) -> tuple[int, list[str]]:

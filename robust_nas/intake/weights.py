@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from robust_nas.errors import InputError
@@ -25,6 +26,7 @@ def load_weights(model: nn.Module, path: Path, advice: str = "give weights that 
     """
     check_weights_file(path)
     state = _read_weights(path)
+    _check_types(model, state, path)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -35,6 +37,32 @@ def load_weights(model: nn.Module, path: Path, advice: str = "give weights that 
         raise InputError(_misfit(path, f"'{missing[0]}' is missing{_and_more(missing)}", advice))
     if unexpected:
         raise InputError(_misfit(path, f"it has no '{unexpected[0]}'{_and_more(unexpected)}", advice))
+
+
+def _check_types(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError for a tensor that would be turned into another kind of number: whole ones into floats, or back.
+
+    Quantised weights are whole numbers with a scale that is somewhere else. Floats of more or fewer digits are taken: a
+    model may be stored in half precision, and computes in its own.
+    """
+    own = model.state_dict()
+    for name, tensor in state.items():
+        if isinstance(wanted := own.get(name), Tensor) and _kind(wanted) != _kind(tensor):
+            raise InputError(
+                f"'{name}' in {path} is {tensor.dtype}, but the model's is {wanted.dtype}, into which it cannot be "
+                "turned without being another number; save the weights as the model computes with them (of a quantised "
+                "model, dequantised)."
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return what numbers a tensor is of: counters, such as those of batch norm, are whole ones in both."""
+    if tensor.is_complex() or tensor.dtype == torch.bool or tensor.is_quantized:
+        return str(tensor.dtype)
+    if not tensor.is_floating_point():
+        return "whole"
+    # Floats of 8 bits are made for weights with a scale, too.
+    return "float" if tensor.itemsize > 1 else str(tensor.dtype)
 
 
 def _misfit(path: Path, reason: str, advice: str) -> str:

@@ -242,7 +242,7 @@ def test_an_attack_that_leaves_the_threat_model_is_refused(model: nn.Module) -> 
 
 
 def test_labels_without_a_logit_nan_logits_and_no_images_are_refused(model: nn.Module) -> None:
-    with pytest.raises(InputError, match="has 2 classes, but the images have the label 5"):
+    with pytest.raises(InputError, match="The labels are 5 to 5, but the model has 2 classes"):
         evaluate(model, grey([100], [5]), THREAT, ["fgsm"])
     with pytest.raises(InputError, match="at least one image"):
         evaluate(model, grey([]), THREAT, ["fgsm"])
