@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 TOLERANCE = 1e-6
-"""A margin counts as positive above this: bounds hold up to rounding, and logits are computed in float32."""
+"""A margin counts as positive above this: bounds hold up to rounding in float64. What the network's own rounding may
+take of a margin comes on top, in certificates (`_rounding`)."""
 
 
 @dataclass(frozen=True)
