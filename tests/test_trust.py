@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import robust_nas as rn
-from robust_nas import attacks, config
+from robust_nas import attacks, config, spaces
 from robust_nas.attacks.transfer import Transfer
 from robust_nas.datasets._files import read_image
 from robust_nas.distributed import World
@@ -210,6 +210,17 @@ def test_what_the_user_names_runs_in_python_and_on_the_command_line(gift: Path) 
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(), torch.rand(2, 1, 8, 8)
     surrogates.perturb(model, images, torch.tensor([0, 1]), rn.ThreatModel(epsilon=0.1))
     assert ran(gift)
+
+
+def test_a_search_spaces_file_and_what_tables_say_of_networks_run_nothing(gift: Path, command: Command) -> None:
+    (gift / "space.toml").write_text('kind = "gift.evil"\n')
+    assert "must have a 'kind', one of" in command("search", gift / "space.toml", "--data", "digits").stderr
+    with pytest.raises(InputError, match="must have a 'kind', one of"):
+        spaces.load(str(gift / "space.toml"))
+    for kind in ("gift.evil", "gift/evil.py"):
+        with pytest.raises(InputError, match=r"space\.kind names code"):
+            spaces.described({"name": "nasbench201", "kind": kind})
+    assert not ran(gift)
 
 
 def test_a_run_of_ones_own_code_is_resumed_with_a_word(gift: Path, command: Command) -> None:
