@@ -7,6 +7,7 @@ Validation data selects; test data only measures.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -253,6 +254,7 @@ class Dataset:
         name: what results on it are called.
         classes: the classes' names, in the order of the labels.
         train: in memory or in files.
+        notes: what is suspicious about the images, such as test images that are training images too.
 
     Raises:
         InputError: for labels that are no places in `classes`.
@@ -263,6 +265,7 @@ class Dataset:
     train: TrainingImages
     validation: ImageSet
     test: ImageSet
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in ("train", "validation", "test"):
@@ -329,8 +332,14 @@ get, names = _GROUP.get, _GROUP.names
 
 
 def load(name: str, **options: Any) -> Dataset:
-    """Load a data set by name: `datasets.load("cifar10", root="data", train_size=5000)`."""
+    """Load a data set by name: `datasets.load("cifar10", root="data", train_size=5000)`.
+
+    What is suspicious about its images is given as a warning.
+    """
     from robust_nas import config
 
     source: DataSource = config.build(get(name), named(options), "data")
-    return source.load_splits()
+    data = source.load_splits()
+    for note in data.notes:
+        warnings.warn(note, stacklevel=2)
+    return data

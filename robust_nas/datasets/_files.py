@@ -1,4 +1,4 @@
-"""Labelled image files: listed by class folder, and decoded when they are asked for, by processes that work ahead.
+"""Labelled image files, decoded when they are asked for, by processes that work ahead.
 
 For training images that do not fit in memory. In training each is read by a random crop, resized to one size
 (`random_crop`); everywhere else by the centre crop that ImageNet results are measured on (`centre_crop`).
@@ -6,6 +6,7 @@ For training images that do not fit in memory. In training each is read by a ran
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from robust_nas.datasets import ImageSet
@@ -213,75 +214,47 @@ def _formats() -> list[str]:
     return [name for name in Image.OPEN if name not in ("EPS", "WMF")]
 
 
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height of an image file, from its head.
+
+    Raises:
+        InputError: if it cannot be read; it is named.
+    """
+    with _reading(path), Image.open(path, formats=_formats()) as file:
+        width, height = file.size
+    return width, height
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether a file that is open says, in its EXIF data, that its pixels are to be turned or mirrored."""
+    if image.format not in ("JPEG", "MPO", "TIFF", "WEBP"):
+        return False
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    # Damaged data about an image does not make the image unreadable.
+    except Exception:
+        return False
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say which file cannot be read."""
+    try:
+        yield
+    # Decoders raise whatever a damaged file leads them to: OSError, SyntaxError, ValueError, struct.error.
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it.") from None
+
+
 def read_image(path: str, view: Callable[[Image.Image], Image.Image]) -> Tensor:
     """Return what `view` makes of an image file that is open but not yet decoded: bytes [C, H, W].
 
     Raises:
         InputError: if it cannot be read; it is named.
     """
-    try:
-        with Image.open(path, formats=_formats()) as file:
-            pixels = np.array(view(file))
-    # Decoders raise whatever a damaged file leads them to: OSError, SyntaxError, ValueError, struct.error.
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it.") from None
+    with _reading(path), Image.open(path, formats=_formats()) as file:
+        pixels = np.array(view(file))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
-
-
-@dataclass(frozen=True)
-class ClassFolders:
-    """The image files of a folder of class folders, in sorted order.
-
-    Args:
-        folder: where they are.
-        classes: the class folders' names.
-        paths: [N].
-        labels: [N], places in `classes`.
-    """
-
-    folder: Path
-    classes: tuple[str, ...]
-    paths: list[str]
-    labels: list[int]
-
-    @classmethod
-    def of(cls, folder: Path) -> ClassFolders:
-        """List the images in `folder/<class>` and the folders in it.
-
-        Raises:
-            InputError: if there are fewer than two classes, or one has no images.
-        """
-        files = {
-            child.name: _image_files(str(child))
-            for child in sorted(folder.iterdir())
-            if child.is_dir() and not child.name.startswith(".")
-        }
-        empty = [name for name, found in files.items() if not found]
-        if len(files) < 2 or empty:
-            what = f"the class folder '{empty[0]}' has no images" if empty else f"it has {len(files)} class folders"
-            raise InputError(f"{folder} must have two or more class folders with images in them, but {what}.")
-        labels = [label for label, found in enumerate(files.values()) for _ in found]
-        return cls(folder, tuple(files), [path for found in files.values() for path in found], labels)
-
-    def check_same_classes(self, other: ClassFolders) -> None:
-        """Raise InputError unless another folder has the same classes."""
-        odd = sorted({*self.classes} ^ {*other.classes})
-        if odd:
-            named = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
-            raise InputError(f"{self.folder} and {other.folder} must have the same classes, but differ in {named}.")
-
-    def indices(self) -> ImageSet:
-        """Return an image set of empty images whose labels are their indices: a list to cut parts from."""
-        return ImageSet(torch.empty((len(self.paths), 0, 0, 0), dtype=torch.uint8), torch.arange(len(self.paths)))
-
-
-def _image_files(folder: str) -> list[str]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    # A tenth of pathlib's time, of which a million files take much.
-    found = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
-    chosen = [path for path in found if os.path.splitext(path)[1].lower() in IMG_EXTENSIONS]
-    return sorted(chosen, key=lambda path: path.split(os.sep))
 
 
 def check_memory(count: int, shape: Sequence[int], memory: int, advice: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,20 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from robust_nas.datasets._class_folders import ClassFolders
+
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
     """Images in `root/<class>/*`, or in `root/train/<class>/*` and `root/test/<class>/*`.
 
-    Without `train` and `test` folders, the images are split by a fixed permutation: `validation_size` and `test_size`
-    images (a fifth each, if not given) are set aside.
+    `root/val/<class>/*` (or `valid`, `validation`) are the validation images, where they are there beside `train` and
+    `test`; the case of these names does not matter. Without `train` and `test` folders, the images are split by a fixed
+    permutation: `validation_size` and `test_size` images (a fifth each, if not given) are set aside.
+
+    Images are read as their files store them: an orientation in a photograph's EXIF data is not applied, as it is not
+    by torchvision, but said. Equal images in two splits or two classes are said too. What systems leave in folders
+    (names that begin with a dot, `__MACOSX`) is passed over.
 
     Args:
         root: the folder.
@@ -29,8 +37,9 @@ class Folder:
             have one size.
         grey: whether to read one channel instead of three.
         train_size: training images to use; all that are left, if not given.
-        validation_size: validation images; a tenth of the training folder or a fifth of a plain one, if not given.
-        test_size: test images; all of the test folder or a fifth of a plain one, if not given.
+        validation_size: validation images; if not given, all of the validation folder, a tenth of the training folder
+            or a fifth of a plain one.
+        test_size: test images to use; all of the test folder or a fifth of a plain one, if not given.
         memory: the largest size that the images may take in memory, in bytes.
     """
 
@@ -44,64 +53,116 @@ class Folder:
 
     def load_splits(self) -> Dataset:
         """Read and split the images."""
-        from robust_nas.datasets._files import ClassFolders
+        from robust_nas.datasets._class_folders import ClassFolders, repeated_images, split_folders
 
         root = expanded(self.root).resolve()
         if self.size is not None and self.size < 1:
             raise InputError(f"data.size must be at least 1, but got {self.size}.")
         if not root.is_dir():
-            raise InputError(
-                f"There is no folder {root}; give a folder of class folders, or one with train and test in it."
+            what = f"{root} is a file (an archive is to be unpacked first)" if root.exists() else f"There is no {root}"
+            raise InputError(f"{what}; give a folder of class folders, or one with train and test in it.")
+        found, notes = split_folders(root)
+        files = {split: ClassFolders.of(folder) for split, folder in found.items()} or {"train": ClassFolders.of(root)}
+        for listed in files.values():
+            files["train"].check_same_classes(listed)
+            notes += listed.notes
+        parts = self._parts(files, root.name)
+        self._check_classes(files["train"], parts["train"])
+        chosen = {
+            split: self._chosen(files.get(split, files["train"]), part.labels.tolist()) for split, part in parts.items()
+        }
+        paths = {split: own for split, (own, _) in chosen.items()}
+        self._check_memory(paths)
+        turned: list[str] = []
+        splits = {split: self._read(own, labels, turned) for split, (own, labels) in chosen.items()}
+        if len({split.image_shape for split in splits.values()}) > 1:
+            raise InputError(f"The images in {root} have several sizes; set data.size to bring them to one.")
+        if turned:
+            notes.append(
+                f"{len(turned)} of the images, such as {turned[0]}, have an EXIF orientation, which is not applied (as "
+                "in torchvision): turn their pixels, if they are to be seen upright."
             )
-        if (root / "train").is_dir() != (root / "test").is_dir():
-            raise InputError(
-                f"{root} must have both 'train' and 'test' folders, or neither, but it has only one of them."
-            )
-        if (root / "train").is_dir():
-            files, test_files = ClassFolders.of(root / "train"), ClassFolders.of(root / "test")
-            files.check_same_classes(test_files)
-            name = f"{root.name}'s images"
-            validation = max(1, len(files.paths) // 10) if self.validation_size is None else self.validation_size
-            # Only what is used is read: the parts are cut from the lists of files.
-            train, validated, test = train_validation_test(
-                files.indices(), test_files.indices(), name, self.train_size, validation, self.test_size
-            )
-        else:
-            files = test_files = ClassFolders.of(root)
-            fifth = max(1, len(files.paths) // 5)
+        notes += repeated_images({split: (images, paths[split]) for split, images in splits.items()})
+        return Dataset(root.name, files["train"].classes, **splits, notes=tuple(notes))
+
+    def _parts(self, files: dict[str, ClassFolders], name: str) -> dict[str, ImageSet]:
+        """The splits, in the order in which they are read, as places in the lists of files: only these are read."""
+        count, own = len(files["train"].paths), files["train"].indices()
+        if "test" not in files:
+            fifth = max(1, count // 5)
             validation = fifth if self.validation_size is None else self.validation_size
             tested = fifth if self.test_size is None else self.test_size
-            left = len(files.paths) - tested - validation
-            sizes = (tested, validation, left if self.train_size is None else self.train_size)
-            test, validated, train = cut(files.indices(), sizes, root.name)
-        parts = [(train, files), (validated, files), (test, test_files)]
-        splits = [self._read(part.labels.tolist(), listed.paths, listed.labels) for part, listed in parts]
-        if len({tuple(split.pixels.shape[1:]) for split in splits}) > 1:
-            raise InputError(f"The images in {root} have several sizes; set data.size to bring them to one.")
-        return Dataset(root.name, files.classes, *splits)
+            trained = count - tested - validation if self.train_size is None else self.train_size
+            test, validated, train = cut(own, (tested, validation, trained), name)
+            return {"train": train, "validation": validated, "test": test}
+        if "validation" not in files:
+            validation = max(1, count // 10) if self.validation_size is None else self.validation_size
+            train, validated, test = train_validation_test(
+                own, files["test"].indices(), f"{name}'s images", self.train_size, validation, self.test_size
+            )
+            return {"train": train, "validation": validated, "test": test}
+        sizes = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}
+        return {
+            split: cut(
+                files[split].indices(),
+                (len(files[split].paths) if size is None else size,),
+                f"{name}'s {split} folder",
+            )[0]
+            for split, size in sizes.items()
+        }
 
-    def _read(self, chosen: list[int], paths: list[str], labels: list[int]) -> ImageSet:
+    def _check_classes(self, files: ClassFolders, train: ImageSet) -> None:
+        """Raise InputError if a class has no training images, unless fewer of these are wanted than there are classes.
+
+        Who only attacks wants none.
+        """
+        counts = Counter(files.labels[index] for index in train.labels.tolist())
+        absent = [name for label, name in enumerate(files.classes) if not counts[label]]
+        if absent and (self.train_size is None or self.train_size >= len(files.classes)):
+            raise InputError(
+                f"The class '{absent[0]}' of {files.folder} has no training images (it has "
+                f"{files.labels.count(files.classes.index(absent[0]))} in all); add some, take the folder away, or set "
+                "data.train_size higher."
+            )
+
+    @staticmethod
+    def _chosen(files: ClassFolders, places: list[int]) -> tuple[list[str], list[int]]:
+        return [files.paths[place] for place in places], [files.labels[place] for place in places]
+
+    def _check_memory(self, paths: dict[str, list[str]]) -> None:
+        """Raise InputError, before anything is decoded, if all images need more memory than is allowed."""
+        from robust_nas.datasets._files import check_memory, image_size
+
+        width, height = (self.size, self.size) if self.size else image_size(paths["train"][0])
+        shape = (1 if self.grey else 3, height, width)
+        advice = "set data.size lower, or data.train_size, data.validation_size and data.test_size"
+        check_memory(sum(map(len, paths.values())), shape, self.memory, advice)
+
+    def _read(self, paths: list[str], labels: list[int], turned: list[str]) -> ImageSet:
         import torch
 
-        from robust_nas.datasets._files import check_memory
-
-        first = self._decode(paths[chosen[0]])
-        check_memory(len(chosen), first.shape, self.memory, "set data.size or data.train_size lower")
-        pixels = torch.empty((len(chosen), *first.shape), dtype=torch.uint8)
-        for row, index in enumerate(chosen):
-            image = self._decode(paths[index])
+        first = self._decode(paths[0], [])
+        pixels = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
+        for row, path in enumerate(paths):
+            image = self._decode(path, turned)
             if image.shape != first.shape:
                 raise InputError(
-                    f"The images must have one size, but {paths[index]} has {list(image.shape[1:])} and "
-                    f"{paths[chosen[0]]} has {list(first.shape[1:])}; set data.size to bring them to one."
+                    f"The images must have one size, but {path} has {list(image.shape[1:])} and {paths[0]} has "
+                    f"{list(first.shape[1:])}; set data.size to bring them to one."
                 )
             pixels[row] = image
-        return ImageSet(pixels, torch.tensor([labels[index] for index in chosen]))
+        return ImageSet(pixels, torch.tensor(labels))
 
-    def _decode(self, path: str) -> Tensor:
-        from robust_nas.datasets._files import read_image
+    def _decode(self, path: str, turned: list[str]) -> Tensor:
+        """Read an image, and note it in `turned` if it says that it is to be turned."""
+        from robust_nas.datasets._files import is_turned, read_image
 
-        return read_image(path, self._view)
+        def view(file: Image.Image) -> Image.Image:
+            if is_turned(file):
+                turned.append(path)
+            return self._view(file)
+
+        return read_image(path, view)
 
     def _view(self, file: Image.Image) -> Image.Image:
         from PIL import Image, ImageOps

@@ -46,7 +46,8 @@ class ImageNet:
         """List the training images, and read those that validate and test."""
         import torch
 
-        from robust_nas.datasets._files import ClassFolders, ImageFiles, check_memory
+        from robust_nas.datasets._class_folders import ClassFolders
+        from robust_nas.datasets._files import ImageFiles, check_memory
 
         root = expanded(self.root).resolve()
         absent = [name for name in ("train", "val") if not (root / name).is_dir()]
@@ -80,4 +81,5 @@ class ImageNet:
         count = len(files.classes)
         # Results on some of the classes are not results on ImageNet.
         name = "imagenet" if count == 1000 else f"imagenet-{count}"
-        return Dataset(name, files.classes, train, validation.in_memory(), test.in_memory())
+        notes = (*files.notes, *test_files.notes)
+        return Dataset(name, files.classes, train, validation.in_memory(), test.in_memory(), notes)
