@@ -121,7 +121,7 @@ def from_words(
     of_run = config.read_toml(run / "config.toml") if run else {}
     table: dict[str, Any] = {"models": named(list(models)), "evaluation": {"strongest": []}}
     if data is not None:
-        table["data"] = named(data_section(data))
+        table["data"] = named(datasets.section(data))
     elif "data" in of_run:
         table["data"] = of_run["data"]
     if data_root is not None:
@@ -146,12 +146,6 @@ def from_words(
     return config.build(AttackedModels, config.override(table, overrides))
 
 
-def data_section(data: str) -> dict[str, str]:
-    """Return the section of a configuration for a data set's name, or for a folder of class folders."""
-    is_folder = data not in datasets.names() and Path(data).is_dir()
-    return {"name": "folder", "root": str(Path(data).resolve())} if is_folder else {"name": data}
-
-
 def _run_of(model: str) -> Path | None:
     """Return the run folder that a model is from, or None."""
     path = Path(model)
@@ -171,6 +165,8 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     torch.use_deterministic_algorithms(world.device.type == "cpu")
     data = read_data(_test_only(chosen.data), world).to(world.device)
     _check_data(chosen, data)
+    for note in data.notes:
+        progress.say(f"beware: {note}")
     test, models = data.test[: chosen.evaluation.num_images], load(chosen, world.device)
     # Before there is a folder: a model that cannot take the images leaves none.
     for name, model in models.items():
@@ -296,6 +292,7 @@ def _attack_one(
         )
         result.save_outcomes(folder.path, name)
         about = {"split": "test", "num_images": len(test), "data": data.name, "classes": list(data.classes)}
+        about |= {"notes": list(data.notes)}
         done = _results(folder)["models"]
         write_json(folder / "evaluation.json", {**about, "models": {**done, name: result.summary()}})
     world.barrier()

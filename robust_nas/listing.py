@@ -163,8 +163,11 @@ def describe_run(path: Path) -> str:
         lines += [f"derived: {text}" for text in read_json(path / "derive.json")["chosen"]]
     elif (path / "search.json").is_file():
         lines += _searched(read_json(path / "search.json"))
+    if (path / "train.json").is_file() or (path / "derive.json").is_file():
+        lines += resource_note(read_json(path / "search.json")) if (path / "search.json").is_file() else []
     if (path / "evaluation.json").is_file():
         lines += ["", *_results(path)]
+        lines += warnings(read_json(path / "evaluation.json").get("notes", []))
     if missing:
         lines.append(f"not done yet: {', '.join(missing)} (robust-nas run --resume {path})")
     if (path / "report.html").is_file():
@@ -187,7 +190,13 @@ def _searched(found: dict[str, Any]) -> list[str]:
         lines.append(f"supernet on validation images: {accuracies}; entropy of the mixture {end['entropy']:.2f} nats")
     for collapse in found.get("collapses", []):
         lines.append(f"collapsed in epoch {collapse['epoch']}: {collapse['reason']}; back to {collapse['back_to']}")
-    return lines
+    return [*lines, *resource_note(found)]
+
+
+def resource_note(found: dict[str, Any]) -> list[str]:
+    """What search.json says of a limit that was not kept to, as no or one line."""
+    note = (found.get("resource") or {}).get("note")
+    return warnings([note]) if note else []
 
 
 def describe_attacked(path: Path) -> str:

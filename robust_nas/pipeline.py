@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from robust_nas import config, derivation, intake, recipe, spaces
 from robust_nas.architecture import AnyArchitecture
+from robust_nas.attacks import left_out
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal
 from robust_nas.certification import certify as certify_model
@@ -378,7 +379,8 @@ def _attacked_images(job: Job) -> ImageSet:
 def _evaluation_so_far(job: Job) -> dict[str, Any]:
     """Return what evaluation.json says, or will say before any model is in it."""
     about = {"split": "test", "num_images": len(_attacked_images(job)), "data": job.data.name}
-    found = {**about, "classes": list(job.data.classes), "other_epochs": {}, "models": {}}
+    about |= {"classes": list(job.data.classes), "notes": list(job.data.notes)}
+    found = {**about, "other_epochs": {}, "models": {}}
     return {**found, **job.read("evaluation.json")} if job.has("evaluation.json") else found
 
 
@@ -680,8 +682,11 @@ def start(
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
     data = load_data(chosen, world)
+    if world.is_main:
+        _say_beforehand(chosen, data, progress)
+    chosen.evaluation.check_data(chosen.threat, data)
     if fill is None:
-        _rehearse_training(chosen, data)
+        _rehearse_bounds(chosen, data, _rehearse_training(chosen, data))
         with seeded(chosen.seed, "rehearsal"):
             chosen.search.rehearse(chosen.space, data)
 
@@ -699,8 +704,33 @@ def start(
     return job
 
 
-def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
-    """Raise InputError now for what the training would only refuse after the search."""
+def _say_beforehand(chosen: Recipe, data: Dataset, progress: Progress) -> None:
+    """Say what is suspicious about the images, and what will not be measured on them."""
+    for note in data.notes:
+        progress.say(f"beware: {note}")
+    for name, attack in chosen.evaluation.named().items():
+        if missing := left_out(attack, len(data.classes)):
+            progress.say(
+                f"beware: {name} will be run without {' and '.join(missing)}, whose losses compare more classes than "
+                f"the {len(data.classes)} there are."
+            )
+
+
+def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module) -> None:
+    """Raise InputError now for what the bounds would only refuse after the training, of one image.
+
+    Of an operation without a sound rule they say so later: which operations there will be is not known yet.
+    """
+    if refusal(model, data.validation):
+        return
+    image, smallest = data.validation[:1], min(chosen.certification.epsilons)
+    certify_model(model, image, chosen.threat, bound=chosen.certification.bound, epsilons=[smallest])
+    if chosen.ensemble.bound is not None and chosen.derive.count > 1:
+        certify_model(model, image, chosen.ensemble_threat, bound=chosen.ensemble.bound)
+
+
+def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
+    """Return an untrained network; raise InputError now for what the training would only refuse after the search."""
     from robust_nas.training._loop import rehearse
 
     if chosen.train.start_from is not None:
@@ -711,6 +741,7 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> None:
     with seeded(chosen.seed, "rehearsal"):
         model = chosen.space.network(any_architecture, data).to(data.train.device)
     rehearse(model, data, chosen.threat, chosen.train)
+    return model.eval()
 
 
 def resume(path: Path, overrides: list[str], progress: Progress) -> Job:

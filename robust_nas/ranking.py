@@ -35,7 +35,7 @@ from robust_nas.distributed import World
 from robust_nas.environment import describe_environment
 from robust_nas.errors import InputError, suggest
 from robust_nas.proxies import Proxy
-from robust_nas.registry import Named
+from robust_nas.registry import named
 from robust_nas.run_dir import RunDir, read_metrics, write_json, write_text
 from robust_nas.seeds import generator_at, seed_at, seeded
 from robust_nas.spaces import Space, describe
@@ -159,10 +159,9 @@ def from_words(
                 f"The table's data set {data} is not one that can be read; give images with --data. "
                 f"{suggest(data, datasets.names())}"
             )
-    is_folder = data not in datasets.names() and Path(data).is_dir()
     section: dict[str, Any] = {
         "space": {"name": space, **_sizes(skeleton)},
-        "data": {"name": "folder", "root": str(Path(data).resolve())} if is_folder else {"name": Named(data)},
+        "data": named(datasets.section(data)),
         **sizes,
     }
     if data_root is not None:

@@ -150,7 +150,7 @@ class Group:
         Raises:
             InputError: if it is refused, or for what `get` raises.
         """
-        dotted = "." in name
+        dotted = is_module_name(name)
         if dotted:
             check_code(name, where)
         elif name not in self.names():
@@ -213,6 +213,11 @@ def _import(name: str) -> ModuleType:
     if not str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
         sys.path.remove(folder)
     return module
+
+
+def is_module_name(name: str) -> bool:
+    """Whether a name could be a module's in somebody's package, as a path with dots, such as ../images, is not."""
+    return re.fullmatch(r"[^\W\d][\w-]*(\.[\w-]+)+", name) is not None
 
 
 def group_of(annotation: Any) -> Group | None:

@@ -191,6 +191,8 @@ def test_probabilities_are_named_and_their_logarithm_is_attacked_as_well_as_logi
         (["own_net.py:Nett", "--data", "digits", "--threat", "linf:0.1"], "Did you mean 'Net'"),
         (["own_net.py", "--data", "digits"], "own_net.py:NAME"),
         (["nowhere/model.safetensors"], "There is no nowhere/model.safetensors"),
+        ([MODEL, "--data", "../imgs", "--threat", "linf:0.1"], "There is no data set or folder '../imgs'"),
+        ([MODEL, "--data", "own_net.py", "--threat", "linf:0.1"], "own_net.py is a file"),
         (["a=1"], "takes a run folder or a model"),
     ],
 )

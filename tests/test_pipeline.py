@@ -543,6 +543,10 @@ def test_the_epoch_that_is_not_kept_is_attacked_too(tmp_path: Path) -> None:
         ("train.padding=8", "leaves nothing of images of 8"),
         ("search.partial_channels=[3]", "Partial channels of 1/3 must divide space.channels"),
         ("search.kept_operations=[4, 2]", "must begin with all 5 operations of nasbench201"),
+        ("evaluation.strongest=[{name='szvr_g'}] threat.norm=l1", "but got an l1 threat model"),
+        ("evaluation.strongest=[{name='transfer', surrogates=['gone']}]", "gone"),
+        ("evaluation.distortion=pgd", "looks for no smallest change"),
+        ("certification.bound={name='crown',dtype='float32'}", "needs bounds in float64"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_search(tmp_path: Path, override: str, message: str) -> None:

@@ -25,6 +25,12 @@ def test_an_unknown_name_is_refused_with_a_suggestion_and_what_there_is():
         attacks.get("pdg")
 
 
+@pytest.mark.parametrize("name", ["../x", "./x", ".x", "a..b", "x.", "a/b.c", "..", ".", "", " .x"])
+def test_a_path_is_no_name_of_a_module(name):
+    with pytest.raises(InputError, match=r"robust_nas\.attacks has no '.*Available"):
+        attacks.get(name)
+
+
 def test_a_dotted_name_is_a_plugin_in_anybodys_package(tmp_path, monkeypatch):
     (tmp_path / "my_attacks.py").write_text(
         "from dataclasses import dataclass\n"

@@ -50,6 +50,23 @@ def check_classes(attack: Attack, num_classes: int) -> None:
         )
 
 
+def check_data(attack: Attack, threat: ThreatModel, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raise InputError for what an attack would refuse of a data set, before anything is searched or trained.
+
+    An attack that needs more than its norm and classes has a method `check` for it.
+    """
+    check_norm(attack, threat)
+    check_classes(attack, num_classes)
+    if (own := getattr(attack, "check", None)) is not None:
+        own(threat, image_shape)
+
+
+def left_out(attack: Attack, num_classes: int) -> tuple[str, ...]:
+    """Which of its parts an attack leaves out for so few classes: one of several parts says so, `left_out`."""
+    own = getattr(attack, "left_out", None)
+    return tuple(own(num_classes)) if callable(own) else ()
+
+
 @runtime_checkable
 class Continuing(Attack, Protocol):
     """An attack that can begin where another one ended."""

@@ -78,6 +78,11 @@ class APGD:
         check_choice("APGD.batch_norm", self.batch_norm, BatchNorm)
         check_leaving("APGD", self.early_stop, self.batch_norm)
 
+    @property
+    def classes(self) -> int:
+        """How many classes its loss compares."""
+        return (4 if self.targets else 3) if self.loss == "dlr" else 2
+
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks import Attack, check_classes
+from robust_nas.attacks import Attack
 from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, misclassified, scores
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
@@ -17,6 +16,9 @@ from robust_nas.pixels import unit_images_and_labels
 from robust_nas.seeds import seed_at
 from robust_nas.threat import Norm, ThreatModel
 
+_TARGETED = 2
+"""The place of APGD-T among the attacks, after the clean images' pass."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack:
@@ -24,7 +26,8 @@ class AutoAttack:
 
     APGD on the cross-entropy, APGD on the targeted difference of logits ratio, FAB-T and Square; a sample that one
     of them fools is not attacked again. Results are AutoAttack's only with the default settings. With fewer than 10
-    classes every other class is a target. An image that nothing fools is returned as it is.
+    classes every other class is a target; with 2 or 3, APGD-T, whose loss compares 4 logits, is left out, which results
+    say. An image that nothing fools is returned as it is.
 
     Args:
         steps: of APGD and FAB.
@@ -34,8 +37,6 @@ class AutoAttack:
     Raises:
         InputError: for a value outside its range.
     """
-
-    classes: ClassVar[int] = 4
 
     steps: int = 100
     targets: int = 9
@@ -61,20 +62,22 @@ class AutoAttack:
             Square(queries=self.queries, schedule=10_000),
         )
 
+    def left_out(self, num_classes: int) -> tuple[str, ...]:
+        """The attacks that a model with so few classes cannot be attacked with."""
+        return ("apgd-t",) if num_classes < 4 else ()
+
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
-        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`.
-
-        Raises:
-            InputError: for a model with fewer than 4 classes, which the targeted ratio compares.
-        """
+        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
         images, labels = unit_images_and_labels(images, labels)
         found = images.clone()
         if len(found) == 0:
             return found
-        left = torch.arange(len(found), device=found.device)
+        left, num_classes = torch.arange(len(found), device=found.device), 0
         for number, attack in enumerate((None, *self.attacks(threat.norm))):
+            if number == _TARGETED and self.left_out(num_classes):
+                continue
             originals, own = images[left], labels[left]
             points = (
                 originals
@@ -85,7 +88,7 @@ class AutoAttack:
             with frozen(model, fold=False):
                 logits = scores(model, points)
             check_finite(self, logits)
-            check_classes(self, logits.shape[1])
+            num_classes = logits.shape[1]
             wrong = misclassified(logits, own)
             found[left[wrong]] = points[wrong]
             left = left[~wrong]

@@ -5,20 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks import check_classes
 from robust_nas.attacks._model_state import check_choice, check_finite, frozen, logits_of, scores
 from robust_nas.errors import InputError
 from robust_nas.pixels import unit_images_and_labels
 from robust_nas.threat import ThreatModel
 
 Version = Literal["standard", "plus", "rand"]
+
+_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+"""How many classes the losses of the package's attacks compare, where more than 2."""
+
+_PARTS: dict[Version, tuple[str, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +35,8 @@ class AutoAttackReference:
 
     "standard" runs, each on what the one before left: APGD on the cross-entropy (100 steps), APGD on the targeted
     difference of logits ratio (9 targets), FAB (9 targets) and Square (5,000 queries). "plus" adds untargeted APGD
-    and FAB and restarts; "rand" is for randomised models. With fewer than 10 classes every other class is a target.
+    and FAB and restarts; "rand" is for randomised models. With fewer than 10 classes every other class is a target;
+    with 2 or 3, attacks whose losses compare more logits are left out, which results say.
 
     Args:
         version: the ensemble.
@@ -41,10 +50,18 @@ class AutoAttackReference:
     def __post_init__(self) -> None:
         check_choice("AutoAttackReference.version", self.version, Version)
 
-    @property
-    def classes(self) -> int:
-        """How many classes its losses compare."""
-        return 3 if self.version == "rand" else 4
+    def check(self, threat: ThreatModel, image_shape: Sequence[int]) -> None:
+        """Raise InputError for images that its Square attack cannot take."""
+        _, height, width = image_shape
+        if threat.norm == "l2" and min(height, width) < 5 and self.version != "rand":
+            raise InputError(
+                f"AutoAttackReference needs images of at least 5 pixels a side for l2 (its Square attack starts from a "
+                f"5 x 5 grid), but got {height} x {width}; use apgd and square instead."
+            )
+
+    def left_out(self, num_classes: int) -> tuple[str, ...]:
+        """The attacks that a model with so few classes cannot be attacked with, as its authors' code warns."""
+        return tuple(name for name in _PARTS[self.version] if _CLASSES.get(name, 2) > num_classes)
 
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
@@ -54,8 +71,7 @@ class AutoAttackReference:
         An image that none of the attacks fools is returned as it is.
 
         Raises:
-            InputError: for a model with fewer classes than the losses need, or images smaller than 5 pixels a side
-                under an l2 threat.
+            InputError: for images smaller than 5 pixels a side under an l2 threat.
         """
         from pyautoattack import AutoAttack
 
@@ -63,16 +79,11 @@ class AutoAttackReference:
         if len(images) == 0:
             return images.clone()
         ball = threat.around(images)
-        if threat.norm == "l2" and min(images.shape[2:]) < 5 and self.version != "rand":
-            raise InputError(
-                f"AutoAttackReference needs images of at least 5 pixels a side for l2 (its Square attack starts from a "
-                f"5 x 5 grid), but got {images.shape[2]} x {images.shape[3]}; use apgd and square instead."
-            )
+        self.check(threat, images.shape[1:])
         with frozen(model), _contained(), torch.no_grad():
             logits = scores(model, images)
             check_finite(self, logits)
             num_classes = logits.shape[1]
-            check_classes(self, num_classes)
             attack = AutoAttack(
                 # The package keeps logits and losses in the images' precision.
                 lambda points: logits_of(model, points).float(),
@@ -82,6 +93,8 @@ class AutoAttackReference:
                 seed=seed,
                 device=images.device,
             )
+            left_out = self.left_out(num_classes)
+            attack.attacks_to_run = [name for name in attack.attacks_to_run if name not in left_out]
             # The package takes 9 targets for granted and fails on models with fewer than 10 classes.
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, num_classes - 1)
             found, _ = attack.run_standard_evaluation(images.float(), labels, batch_size=len(images))

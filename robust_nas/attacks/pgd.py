@@ -97,6 +97,11 @@ class PGD:
                 "PGD.loss 'kl' has no target, and no gradient at the image itself; set targets=0 and random_start=true."
             )
 
+    @property
+    def classes(self) -> int:
+        """How many classes its loss compares."""
+        return (4 if self.targets else 3) if self.loss == "dlr" else 2
+
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from pydantic import InstanceOf
 from torch import Tensor, nn
 
-from robust_nas.attacks import Attack
+from robust_nas.attacks import Attack, check_data
 from robust_nas.attacks._model_state import check_finite, frozen, logits_of, misclassified, scores
 from robust_nas.attacks._surrogates import load_surrogates
 from robust_nas.attacks.pgd import PGD
@@ -34,6 +35,21 @@ class Transfer:
     surrogates: tuple[ModelName | InstanceOf[nn.Module], ...] = ()
     attack: Attack = field(default_factory=PGD)
 
+    @property
+    def classes(self) -> int:
+        """How many classes the attack on the surrogates needs."""
+        return getattr(self.attack, "classes", 2)
+
+    def check(self, threat: ThreatModel, image_shape: Sequence[int]) -> None:
+        """Raise InputError for surrogates that are not there, or an attack on them that is not for such images."""
+        self._check_surrogates()
+        load_surrogates(self.surrogates, torch.device("cpu"))
+        check_data(self.attack, threat, (image_shape[0], image_shape[1], image_shape[2]), self.classes)
+
+    def _check_surrogates(self) -> None:
+        if not self.surrogates:
+            raise InputError("Transfer.surrogates must name at least one other model or run folder, but got none.")
+
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
@@ -43,8 +59,7 @@ class Transfer:
             InputError: without surrogates, for a run folder without trained models, or for surrogates that know fewer
                 classes than the model.
         """
-        if not self.surrogates:
-            raise InputError("Transfer.surrogates must name at least one other model or run folder, but got none.")
+        self._check_surrogates()
         images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()

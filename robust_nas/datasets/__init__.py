@@ -10,11 +10,12 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from robust_nas.errors import InputError
+from robust_nas.errors import InputError, suggest
 from robust_nas.pixels import WHITE, class_labels, stored_images
-from robust_nas.registry import Group, named
+from robust_nas.registry import Group, is_module_name, named
 
 if TYPE_CHECKING:
     import torch
@@ -329,6 +330,24 @@ class DataSource(Protocol):
 
 _GROUP = Group(__name__, "DataSource", "load_splits")
 get, names = _GROUP.get, _GROUP.names
+
+
+def section(data: str) -> dict[str, str]:
+    """The section of a configuration for a data set's name, or for a folder of class folders.
+
+    Raises:
+        InputError: if it is neither, nor the name of a module.
+    """
+    path = Path(data).expanduser()
+    if data in names() or (is_module_name(data) and not path.exists()):
+        return {"name": data}
+    if path.is_dir():
+        return {"name": "folder", "root": str(path.resolve())}
+    if path.exists():
+        raise InputError(f"{data} is a file, not a folder of class folders; unpack an archive, and give the folder.")
+    raise InputError(
+        f"There is no data set or folder '{data}'. {suggest(data, names())} A folder of class folders works too."
+    )
 
 
 def load(name: str, **options: Any) -> Dataset:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
-from robust_nas.attacks import Attack, check_classes, check_norm
+from robust_nas.attacks import Attack, check_classes, check_norm, left_out
 from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
@@ -60,6 +60,7 @@ class AttackOutcome:
         correct: [N] booleans: the image was classified correctly and still is after the attack.
         predictions: [N] int64: what is predicted after the attack; of an image that was wrong before, what was.
         seconds: wall time.
+        left_out: the parts that it was run without, because the model has too few classes for them.
     """
 
     label: str
@@ -67,6 +68,7 @@ class AttackOutcome:
     correct: Tensor
     predictions: Tensor
     seconds: float
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -295,15 +297,18 @@ def evaluate(
         check_norm(attack, allowed)
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
     own, clean = data.labels.cpu(), run.clean_predictions()
-    if choosy := [attack for attack in chosen if getattr(attack, "classes", 2) > 2]:
-        num_classes = run.num_classes()
-        for attack in choosy:
-            check_classes(attack, num_classes)
+    choosy = [attack for attack in chosen if getattr(attack, "classes", 2) > 2 or hasattr(attack, "left_out")]
+    num_classes = run.num_classes() if choosy else 2
+    for attack in choosy:
+        check_classes(attack, num_classes)
     left = (clean == own).nonzero().squeeze(1)
     outcomes = []
     for allowed in threats:
         for name, attack in zip(names, chosen, strict=True):
             found, seconds = run.predictions(left, allowed, stopping_early(attack), name)
             predictions = clean.index_put((left,), found)
-            outcomes.append(AttackOutcome(name, allowed, predictions == own, predictions, seconds))
+            missing = left_out(attack, num_classes) if attack in choosy else ()
+            # It is another attack, and has another name in all results.
+            label = f"{name}[without={'+'.join(missing)}]" if missing else name
+            outcomes.append(AttackOutcome(label, allowed, predictions == own, predictions, seconds, missing))
     return Evaluation(threats, own, clean, tuple(outcomes))

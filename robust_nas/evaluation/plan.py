@@ -13,13 +13,13 @@ from typing import Any
 from torch import nn
 
 from robust_nas import intake
-from robust_nas.attacks import Attack, check_norm
+from robust_nas.attacks import Attack, check_data, check_norm
 from robust_nas.attacks._model_state import check_at_least
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.autoattack_reference import AutoAttackReference
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
-from robust_nas.datasets import ImageSet
+from robust_nas.datasets import ImageSet, NetworkData
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE
@@ -133,6 +133,13 @@ class EvaluationPlan:
                 check_norm(self.distortion, threat)
                 check_minimises(self.distortion)
 
+    def check_data(self, threat: ThreatModel, data: NetworkData) -> None:
+        """Raise InputError if something here cannot be measured on a data set: said before anything is searched."""
+        self.check([threat])
+        nearest = [] if self.distortion is None else [self.distortion]
+        for attack in (*self.named().values(), self.curve_attack, *nearest):
+            check_data(attack, threat, data.image_shape, len(data.classes))
+
     def assess(
         self,
         model: nn.Module,
@@ -151,6 +158,13 @@ class EvaluationPlan:
         named, parts = self.named(strongest=strongest), _parts(stage)
         settings: dict[str, Any] = {"batch_size": self.batch_size}
         result = evaluate(model, data, threats, list(named.values()), labels=list(named), stage=stage, **settings)
+        for outcome in result.attacks:
+            if outcome.left_out:
+                suspicious.append(
+                    f"{outcome.label} is not the whole attack: {' and '.join(outcome.left_out)} compare more classes "
+                    "than the model has, and were left out."
+                )
+                stage.progress.say(f"{stage.name}: {suspicious[-1]}")
         curves: list[Curve] = []
         distortions: list[Distortions] = []
         for threat, radii in self.radii(threats):

@@ -33,8 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nas import __version__, config
-from robust_nas.assessment import data_section
+from robust_nas import __version__, config, datasets
 from robust_nas.datasets import DataSource, ImageSet
 from robust_nas.ensembles import Ensemble
 from robust_nas.environment import unchanged_process
@@ -309,7 +308,7 @@ def export_ensemble(
     else:
         table = {"threat": {"epsilon": epsilons[0]}}
     if data is not None:
-        table["data"] = named(data_section(data))
+        table["data"] = named(datasets.section(data))
     known = {field.name for field in fields(_Sections)}
     settings = config.build(_Sections, {key: value for key, value in table.items() if key in known})
     plan = certification_from(settings.certification, epsilons=epsilons, images=images)

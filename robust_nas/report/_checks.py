@@ -12,8 +12,8 @@ from robust_nas.report.findings import check_consistency, failed_checks, format_
 
 
 def warnings(contents: Measurements) -> Content:
-    """Return what is suspicious about the models, to stand at the top; nothing if nothing is."""
-    sentences = [
+    """Return what is suspicious about the images and models, to stand at the top; nothing if nothing is."""
+    sentences = contents.notes + [
         f"{contents.title_of(model)}: {note}"
         for model, result in contents.attacked.items()
         for note in result.get("notes", [])

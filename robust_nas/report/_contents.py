@@ -55,6 +55,11 @@ class Measurements:
         """What evaluation.json says about each model, by name."""
         return dict((self.evaluation or {"models": {}})["models"])
 
+    @property
+    def notes(self) -> list[str]:
+        """What is suspicious about the images, and of the whole."""
+        return [str(note) for note in (self.evaluation or {}).get("notes") or []]
+
     @cached_property
     def certified(self) -> dict[str, list[dict[str, Any]]]:
         """What certification.json says about each model, by name."""
@@ -187,6 +192,12 @@ class Contents(Measurements):
             stages=stages,
             metrics=_shown(read_metrics(run / METRICS)),
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What is suspicious about the images, and a limit that the search did not keep to."""
+        note = ((self.stages["search"] or {}).get("resource") or {}).get("note")
+        return [*super().notes, *([str(note)] if note else [])]
 
     @property
     def norm(self) -> str:

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 TIMED = 20
 """Passes of which the median is an operation's latency."""
+
+MISSED = 1.05
+"""How many times the limit is too far above it to be rounding, or one operation between two."""
+
+_UNITS = {"parameters": "parameters", "multiply_adds": "multiply-adds", "latency": "ms"}
 
 LARGEST_STEP, STEPS = 0.05, 200
 """Of alpha, back to where a hard limit is kept."""
@@ -96,6 +101,30 @@ class Resource:
     def penalty(self, cost: Cost, mixture: Tensor) -> Tensor:
         """Return the penalty at a mixture [E, O], differentiable in it."""
         return self.weight * (cost.of(mixture) / self.limit - 1).clamp_min(0)
+
+    def outcome(self, cost: Cost, expected: Tensor, best: AnyArchitecture) -> dict[str, Any]:
+        """What the limit came to, for search.json, with a sentence where it is not kept to.
+
+        Args:
+            cost: of the space's networks.
+            expected: the mixture [E, O] at the end.
+            best: the most probable architecture.
+        """
+        got = {"expected": float(cost.of(expected)), "most_probable": cost.of_one(best)}
+        found = {"quantity": self.quantity, "limit": self.limit, **got}
+        if (worst := max(got.values())) <= MISSED * self.limit:
+            return found
+        remedy = (
+            "set it lower, as it is one of the mean network"
+            if self.hard
+            else "raise search.resource.weight, or set hard to true"
+        )
+        return {
+            **found,
+            "note": f"search.resource.limit is {self.limit:g} {_UNITS[self.quantity]}, but the most probable network "
+            f"has {got['most_probable']:g} and the expected one {got['expected']:g}, up to {worst / self.limit:.2g} "
+            f"times as much: {remedy}.",
+        }
 
     def keep(self, cost: Cost, relaxation: Relaxation) -> None:
         """Move alpha down the expected cost until the limit is kept."""

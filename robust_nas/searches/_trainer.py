@@ -234,12 +234,18 @@ class BilevelTrainer(SupernetTrainer):
         return found
 
     def concluded(self, trajectory: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the epoch whose state the search ended with, and its collapses."""
+        """Return the epoch whose state the search ended with, its collapses, and what a limit came to."""
         record = super().concluded(trajectory)
         if self.collapses is not None:
             record["collapses"] = self.collapses.found
             if self.collapses.found and self.collapses.found[-1]["epoch"] == record["epoch"]:
                 record["epoch"] = self.collapses.found[-1]["back_to"]
+        resource, relaxation = self.settings.resource, self.mixtures.relaxation
+        if resource is not None and self.alpha.cost is not None:
+            best = SearchResult(self.mixtures.space, relaxation.mean().tolist(), None, {}).best
+            record["resource"] = kept = resource.outcome(self.alpha.cost, relaxation.expected().detach(), best)
+            if "note" in kept:
+                self.stage.progress.say(f"beware: {kept['note']}")
         return record
 
     def _own_state(self) -> dict[str, Any]:

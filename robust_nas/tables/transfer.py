@@ -275,13 +275,18 @@ def merge(sources: Sequence[Path], into: Path) -> tuple[int, int]:
         into: the folder of the united table; what it has already is kept.
 
     Raises:
-        InputError: if a table cannot be read, is a published one, or has a network that differs in another while
-            neither started later; or if `into` cannot be written.
+        InputError: if a table cannot be read, has no network, is a published one, or has a network that differs in
+            another while neither started later; or if `into` cannot be written.
     """
     united = _networks(into) if into.is_dir() else {}
     new: dict[tuple[str, str], list[Row]] = {}
     for path in sources:
-        for network, rows in _networks(path).items():
+        networks = _networks(path)
+        if not networks:
+            raise InputError(
+                f"{path} has no networks: a table of one's own is a folder of files part-*.parquet, such as runs/table."
+            )
+        for network, rows in networks.items():
             known = united.get(network)
             if known is not None:
                 if set(known) == set(rows):

@@ -15,7 +15,10 @@ from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square, _bump, _bumps, _Chance, _move_square, _tiles
+from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
+from robust_nas.evaluation import evaluate
+from robust_nas.registry import name_of
 from robust_nas.threat import ThreatModel
 
 
@@ -55,13 +58,38 @@ def test_a_step_size_may_be_written_as_a_fraction() -> None:
     assert PGD(step_size="2/255").step_size == 2 / 255  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("version", "num_classes"), [("standard", 3), ("plus", 3), ("rand", 2)])
-def test_autoattack_says_how_many_classes_it_needs(version: str, num_classes: int) -> None:
+@pytest.mark.parametrize(
+    ("attack", "num_classes", "missing"),
+    [
+        (AutoAttack(steps=5, queries=20), 2, ["apgd-t"]),
+        (AutoAttack(steps=5, queries=20), 3, ["apgd-t"]),
+        (AutoAttack(steps=5, queries=20), 4, []),
+        (AutoAttackReference(), 2, ["apgd-t"]),
+        (AutoAttackReference(), 4, []),
+        (AutoAttackReference(version="plus"), 2, ["apgd-dlr", "apgd-t"]),
+        (AutoAttackReference(version="plus"), 3, ["apgd-t"]),
+    ],
+)
+def test_autoattack_leaves_out_what_needs_more_classes_and_results_name_it(
+    attack: AutoAttack | AutoAttackReference, num_classes: int, missing: list[str]
+) -> None:
+    assert AutoAttackReference(version="rand").left_out(2) == ("apgd-dlr",)
+    # The first logit leads the second by `lead`, and less by 0.2 at most in the ball of radius 0.1.
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, num_classes))
-    with pytest.raises(InputError, match=f"needs at least {num_classes + 1} classes"):
-        AutoAttackReference(version=version).perturb(  # type: ignore[arg-type]
-            model, torch.rand(2, 1, 6, 6), torch.zeros(2, dtype=torch.int64), ThreatModel(epsilon=0.1)
-        )
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].weight[0, :6], model[1].weight[1, :6] = -1 / 6, 1 / 6
+    images, labels, threat = torch.full((1, 1, 6, 6), 0.5), torch.tensor([0]), ThreatModel(epsilon=0.1)
+    # What the package's attacks do not break at once takes them all their steps.
+    for lead, survives in ((0.15, False), (0.25, True))[: 2 if isinstance(attack, AutoAttack) else 1]:
+        with torch.no_grad():
+            model[1].bias.copy_(torch.tensor([1 + lead, 0.0, *[-5.0] * (num_classes - 2)]))
+        result = evaluate(model, ImageSet(images, labels), threat, [attack])
+        assert result.worst_case.tolist() == [survives]
+        (outcome,) = result.attacks
+        assert list(outcome.left_out) == missing
+        assert outcome.label == name_of(attack) + (f"[without={'+'.join(missing)}]" if missing else "")
+        assert outcome.label in str(result) and result.summary()["attacks"][0]["name"] == outcome.label
 
 
 def test_autoattack_takes_every_other_class_as_a_target_where_there_are_fewer_than_nine() -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.autoattack_reference import AutoAttackReference
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.szvr_g import SZVRG
-from robust_nas.datasets import ImageSet
+from robust_nas.attacks.transfer import Transfer
+from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.evaluation import EvaluationPlan
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
-from robust_nas.threat import ThreatModel
+from robust_nas.threat import Norm, ThreatModel
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(norm="l2", epsilon=0.3)
 
@@ -95,3 +101,24 @@ def test_a_model_that_cannot_take_the_images_is_named_before_the_attacks() -> No
     data = ImageSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4))
     with pytest.raises(InputError, match="cannot take images of 1 x 2 x 2 pixels"):
         EvaluationPlan().assess(Strange(), data, [LINF], stage())
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "side", "norm", "settings", "message"),
+    [
+        (2, 8, "linf", {}, None),
+        (3, 8, "linf", {"strongest": (APGD(loss="dlr"),)}, None),
+        (2, 8, "linf", {"strongest": (APGD(loss="dlr"),)}, "APGD needs at least 3 classes"),
+        (3, 8, "linf", {"curve_attack": PGD(loss="dlr", targets=2)}, "PGD needs at least 4 classes"),
+        (3, 8, "linf", {"strongest": (Transfer(surrogates=(nn.Flatten(),), attack=APGD(loss="dlr", targets=2)),)}, "4"),
+        (5, 4, "l2", {"strongest": (AutoAttackReference(),)}, "at least 5 pixels a side"),
+        (5, 8, "l2", {"strongest": (AutoAttackReference(),)}, None),
+    ],
+)
+def test_what_a_data_set_has_too_little_for_is_refused_before_anything_is_searched(
+    num_classes: int, side: int, norm: Norm, settings: dict[str, Any], message: str | None
+) -> None:
+    data = DataForm("small", tuple(map(str, range(num_classes))), (1, side, side))
+    refused = contextlib.nullcontext() if message is None else pytest.raises(InputError, match=message)
+    with refused:
+        EvaluationPlan(**settings).check_data(ThreatModel(norm=norm, epsilon=0.1), data)

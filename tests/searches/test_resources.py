@@ -128,6 +128,24 @@ def test_a_hard_limit_is_kept_in_every_epoch_and_a_penalty_pulls_towards_it(spac
     assert soft[-1] < free[-1] - 0.01 * start
 
 
+def test_a_soft_limit_that_is_not_met_is_said_with_what_was_asked_and_what_was_got(space, data, capsys):
+    quick = {"epochs": 1, "batch_size": 16, "validation_attack": PGD(steps=0)}
+    free = DARTS(**quick).search(space, data, ThreatModel(epsilon=0.1), Stage("search", 0, World(), Progress()))
+    own = count_parameters(space.network(free.best, data))
+
+    def outcome(limit):
+        stage = Stage("search", 0, World(), Progress())
+        search = DARTS(**quick, resource=Resource(limit=limit, weight=0.0))
+        return search.search(space, data, ThreatModel(epsilon=0.1), stage).record["resource"]
+
+    assert "resource" not in free.record and "note" not in outcome(1e9)
+    assert "beware" not in capsys.readouterr().err
+    found = outcome(own / 10)
+    assert found["most_probable"] == own and found["limit"] == own / 10 and found["quantity"] == "parameters"
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"beware: search.resource.limit is {own / 10:g} parameters" in printed and f"network has {own:g}" in printed
+
+
 def test_a_hard_limit_is_kept_while_alpha_is_frozen_after_operations_were_left_out(space, data):
     cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
     # What is left of a uniform mixture of 5 is one of 2: without a step of alpha, its cost is another.

@@ -268,6 +268,22 @@ def test_the_robustness_data_set_gives_a_measure_for_each_epsilon_and_severity(
         assert found[str(Architecture.parse(numbering[0][number]))] == number / 20_000
 
 
+def test_an_encrypted_archive_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as content:
+        for name in ("meta.json", "cifar10/clean_accuracy.json"):
+            content.writestr(name, "{}")
+    # Bit 0 of the flags says so, in the head of each file and in the list of files.
+    stored = bytearray((tmp_path / "all.zip").read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = stored.find(mark)
+        while start >= 0:
+            stored[start + place] |= 1
+            start = stored.find(mark, start + 1)
+    (tmp_path / "all.zip").write_bytes(stored)
+    with pytest.raises(InputError, match=r"all\.zip is damaged \(.*encrypted"):
+        read("robustness-dataset", tmp_path)
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 

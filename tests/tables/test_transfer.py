@@ -429,6 +429,13 @@ def test_a_published_table_is_not_merged_into_own_runs(tmp_path: Path) -> None:
         transfer.merge([tmp_path / "published.parquet"], tmp_path / "into")
 
 
+def test_a_folder_without_networks_is_no_table_to_merge(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no networks"):
+        transfer.merge([tmp_path / "empty"], tmp_path / "into")
+    assert not (tmp_path / "into").exists()
+
+
 def test_networks_that_are_appended_during_a_merge_are_kept(tmp_path: Path) -> None:
     tables.append(tmp_path / "a", [replace(ROW, source=f"run-{number}") for number in range(40)])
     other = threading.Thread(
