@@ -161,8 +161,8 @@ class EvaluationPlan:
         for outcome in result.attacks:
             if outcome.left_out:
                 suspicious.append(
-                    f"{outcome.label} is not the whole attack: {' and '.join(outcome.left_out)} compare more classes "
-                    "than the model has, and were left out."
+                    f"{outcome.label} is not the whole attack: what compares more classes than the model has is left "
+                    f"out, {' and '.join(outcome.left_out)}."
                 )
                 stage.progress.say(f"{stage.name}: {suspicious[-1]}")
         curves: list[Curve] = []
