@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from robust_nas.errors import InputError
+from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
     from robust_nas.searches._mixtures import Mixtures, Step
@@ -47,6 +48,14 @@ class AlphaStep:
     def is_due(self, of_stage: float, iteration: int) -> bool:
         """Whether there is a step in an iteration, of which a share of its stage is over."""
         return of_stage >= self._settings.alpha_frozen and iteration % self._settings.alpha_interval == 0
+
+    def kept_limit(self) -> dict[str, Any] | None:
+        """What the limit on what networks cost has come to, for search.json; None without one."""
+        resource, relaxation = self._settings.resource, self._mixtures.relaxation
+        if resource is None or self.cost is None:
+            return None
+        best = SearchResult(self._mixtures.space, relaxation.mean().tolist(), None, {}).best
+        return resource.outcome(self.cost, relaxation.expected().detach(), best)
 
     def take(self, step: Step, train: Tensor, validation: Tensor, *, collapses: int = 0) -> None:
         """Move alpha along the gradient of the objective on a validation batch.

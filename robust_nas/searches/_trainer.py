@@ -240,10 +240,8 @@ class BilevelTrainer(SupernetTrainer):
             record["collapses"] = self.collapses.found
             if self.collapses.found and self.collapses.found[-1]["epoch"] == record["epoch"]:
                 record["epoch"] = self.collapses.found[-1]["back_to"]
-        resource, relaxation = self.settings.resource, self.mixtures.relaxation
-        if resource is not None and self.alpha.cost is not None:
-            best = SearchResult(self.mixtures.space, relaxation.mean().tolist(), None, {}).best
-            record["resource"] = kept = resource.outcome(self.alpha.cost, relaxation.expected().detach(), best)
+        if (kept := self.alpha.kept_limit()) is not None:
+            record["resource"] = kept
             if "note" in kept:
                 self.stage.progress.say(f"beware: {kept['note']}")
         return record
