@@ -269,8 +269,10 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for split in ("train", "validation", "test"):
-            labels = getattr(self, split).labels
+        # Who trains or searches may be blind to a split.
+        there = {split: part for split in ("train", "validation", "test") if (part := getattr(self, split)) is not None}
+        for split, part in there.items():
+            labels = part.labels
             if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.classes)):
                 raise InputError(
                     f"The labels of {self.name}'s {split} split must be places in its {len(self.classes)} classes, "

@@ -12,7 +12,7 @@ from robust_nas.spaces import Space
 @pytest.fixture(scope="session")
 def data() -> Dataset:
     digits = datasets.load("digits")
-    return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=digits.test[:1])
+    return dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32], test=None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
