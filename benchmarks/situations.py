@@ -523,6 +523,59 @@ def a_model_on_the_meta_device_is_refused_in_one_sentence(_: Path) -> None:
     refused(lambda: rn.smooth(model, sigma=0.25).predict(points[:1]), "meta")
 
 
+class Returning(nn.Module):
+    """A model whose `train` does not return it, so that neither does `eval`."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.model = small_network(num_classes)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        """Keep batch norm as it is."""
+        super().train(mode)
+        self.model[1].eval()
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.model(points)
+        return logits
+
+
+@situation(MODELS, "jacobgil/pytorch-grad-cam#578")
+def a_model_whose_eval_returns_nothing_is_the_model(_: Path) -> None:
+    model, plain, points = Returning(), small_network(), images()
+    labels, threat = answers(plain, points), rn.ThreatModel(epsilon=0.02)
+    same(attacked(model, points, labels, 0.05), attacked(plain, points, labels, 0.05), "what survives")
+    found, wanted = (certified(each, points, labels, bound="crown") for each in (model, plain))
+    same(found, wanted, "the proved margins", 1e-9)
+    found, wanted = (rn.smooth(each, sigma=0.25, num_samples=20).predict(points[:2]) for each in (model, plain))
+    same(found, wanted, "the smoothed answers")
+    built = rn.build_ensemble([model], ImageSet.of(points, labels), threat)
+    same(built.predict(points), labels, "the ensemble's answers")
+
+
+@situation(MODELS, "Zhenye-Na/DA-RNN#21")
+def a_model_whose_train_returns_nothing_is_returned_by_its_training(_: Path) -> None:
+    model = Returning(10)
+    model.model[4] = nn.Linear(256, 10)
+    trained = rn.train(model, few_digits(), rn.ThreatModel(epsilon=0.05), method="pgd_at", epochs=1, batch_size=16)
+    true(trained is model, f"the training returns {trained!r}")
+    true(not any(modes(trained)), "the trained model is not in evaluation mode")
+
+
+@situation(MODELS, "pytorch/pytorch#83168")
+def a_lazy_module_that_was_never_called_is_refused_by_its_name(_: Path) -> None:
+    model, points = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), images()
+    labels, threat = torch.zeros(24, dtype=torch.int64), rn.ThreatModel(epsilon=0.05)
+    refused(lambda: attacked(model, points, labels), "1.weight")
+    refused(lambda: certified(model, points, labels), "1.weight")
+    refused(lambda: rn.smooth(model, sigma=0.25).predict(points[:1]), "1.weight")
+    refused(lambda: rn.attacks.get("pgd")().perturb(model, points, labels, threat), "1.weight")
+    with torch.no_grad():
+        model(points)
+    same(attacked(model, points, answers(model, points), 1e-6), torch.ones(24, dtype=torch.bool), "what survives")
+
+
 @situation(MODELS, "Trusted-AI/adversarial-robustness-toolbox#366")
 def a_model_in_double_precision_is_attacked_and_bounded(_: Path) -> None:
     model, points = linear().double(), images()
@@ -592,6 +645,13 @@ def a_model_that_detaches_its_images_is_not_called_robust(_: Path) -> None:
     labels = answers(model, points)
     for attack in ("fgsm", "pgd", "apgd", "fab"):
         refused(lambda attack=attack: attacked(model, points, labels, attacks=[attack]), "gradient", "square")
+
+    class Own(nn.Module):  # what requires a gradient in it does not depend on the images
+        def forward(self, points: Tensor) -> Tensor:
+            logits: Tensor = linear()(points.detach()) * torch.ones(1, requires_grad=True)
+            return logits
+
+    refused(lambda: attacked(Own(), points, labels, attacks=["pgd"]), "gradient", "square")
     wanted = exact_margins(linear(), points, labels, 0.1) > 0
     found = attacked(model, points, labels, attacks=["square"])
     true(not (found & ~wanted).any() and not (~found & wanted).any(), "Square misses some")
@@ -605,6 +665,18 @@ def an_epsilon_in_units_of_255_is_refused_with_the_fraction(_: Path) -> None:
     refused(lambda: rn.ThreatModel(norm="linf", epsilon=3.0), "3/255")
     refused(lambda: rn.ThreatModel.parse("linf:8"), "8/255")
     same(rn.ThreatModel(epsilon="3/255").epsilon, 3 / 255, "3/255 as a number")
+
+
+@situation(PIXELS, "Trusted-AI/adversarial-robustness-toolbox#582")
+def an_epsilon_of_numpy_is_a_number(_: Path) -> None:
+    for given, wanted in (
+        (np.float64(0.1), 0.1),
+        (np.float32(0.1), 0.1),
+        (np.int64(1), 1.0),
+        (np.array([0.1])[0], 0.1),
+    ):
+        same(rn.ThreatModel(epsilon=given).epsilon, wanted, f"{given!r} as a radius", 1e-7)
+    refused(lambda: rn.ThreatModel(epsilon=True), "number")
 
 
 @situation(PIXELS, "fra31/auto-attack#86")
@@ -1713,6 +1785,21 @@ def images_of_several_sizes_are_refused_or_brought_to_one(folder: Path) -> None:
     fitted = np.asarray(ImageOps.fit(wide.convert("RGB"), (4, 4), Image.Resampling.BILINEAR))
     wanted = torch.from_numpy(fitted.copy()).permute(2, 0, 1)
     true(any(torch.equal(each, wanted) for each in pixels), "an image is cut otherwise")
+
+
+@situation(FOLDERS, "kohya-ss/sd-scripts#1316")
+def an_image_that_exif_turns_is_read_as_torchvision_reads_it_and_the_help_says_so(folder: Path) -> None:
+    from torchvision.datasets.folder import default_loader
+
+    root = class_folders(folder / "data", size=(5, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture(root / "cat" / "turned.png", size=(5, 5), seed=77, exif=exif)
+    data = loaded(root)
+    pixels = torch.cat([part.pixels for part in (data.train, data.validation, data.test)])
+    wanted = torch.from_numpy(np.asarray(default_loader(str(root / "cat" / "turned.png"))).copy()).permute(2, 0, 1)
+    true(any(torch.equal(each, wanted) for each in pixels), "it is another image")
+    true("EXIF" in (rn.datasets.get("folder").__doc__ or ""), "the help does not say what EXIF's orientation does")
 
 
 @situation(FOLDERS, "pytorch/vision#8297")

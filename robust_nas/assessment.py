@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from robust_nas import __version__, config, datasets, intake
+from robust_nas.attacks._model_state import evaluating
 from robust_nas.catalogue import expanded
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.distributed import PATIENCE, World
@@ -215,7 +216,8 @@ def load(chosen: AttackedModels, device: torch.device) -> dict[str, nn.Module]:
         for name, model in _load_one(spec, device).items():
             named = f"{runs[spec]}/{name}" if spec in runs and len({*runs.values()}) > 1 else name
             named = spec if named in found else named
-            found[named] = intake.prepared(model, normalise=chosen.normalise, outputs=chosen.outputs).to(device).eval()
+            prepared = intake.prepared(model, normalise=chosen.normalise, outputs=chosen.outputs)
+            found[named] = evaluating(prepared.to(device))
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import bounds
-from robust_nas.attacks._model_state import copied
+from robust_nas.attacks._model_state import copied, evaluating
 from robust_nas.bounds import TOLERANCE, Bound, LinearMargins
 from robust_nas.bounds._box import NoRule
 from robust_nas.bounds._margins import check_arithmetic, own_logits
@@ -155,7 +155,7 @@ def certify(
         )
     check_model(model)
     check_arithmetic(model)
-    network = copied(model).eval().requires_grad_(False)
+    network = evaluating(copied(model)).requires_grad_(False)
     world = stage.world if stage else World()
     device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), data.labels.device)
     chunks = [(start, data[start : start + batch_size]) for start in range(0, len(data), batch_size)]

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import copied, own_dtype
+from robust_nas.attacks._model_state import copied, evaluating, own_dtype
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -26,7 +26,7 @@ def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> 
         # Each output value is a sum over one filter's weights.
         total += output[0].numel() * module.weight[0].numel()
 
-    counted = copied(model).cpu().eval()
+    counted = evaluating(copied(model).cpu())
     for module in counted.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
@@ -47,7 +47,7 @@ def output_shapes(
 
     handles = [module.register_forward_hook(note) for module in modules]
     try:
-        model.eval()(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+        evaluating(model)(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()

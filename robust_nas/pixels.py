@@ -6,6 +6,7 @@ Imports nothing slow.
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ def parse_pixels(value: float | str) -> float:
         except (ValueError, ZeroDivisionError):
             length = math.nan
     else:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # numpy's numbers are none of Python's own classes.
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         length = float(value) if is_number else math.nan
     if math.isnan(length):
         raise InputError(f"A length in pixels must be a number or a fraction such as '8/255', but got {value!r}.")

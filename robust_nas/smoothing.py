@@ -31,7 +31,7 @@ from scipy.special import betaincinv, ndtri
 from torch import Tensor, nn
 
 from robust_nas import intake
-from robust_nas.attacks._model_state import check_at_least, copied, scores
+from robust_nas.attacks._model_state import check_at_least, copied, evaluating, scores
 from robust_nas.datasets import ImageSet
 from robust_nas.distributed import World
 from robust_nas.errors import InputError
@@ -328,7 +328,7 @@ class _Sampler:
 
     def __init__(self, model: nn.Module, smoothing: Smoothing, image: Tensor, seed: int) -> None:
         intake.check_model(model)
-        self._model, self._smoothing, self._seed = copied(model).eval(), smoothing, seed
+        self._model, self._smoothing, self._seed = evaluating(copied(model)), smoothing, seed
         tensors = chain(self._model.parameters(), self._model.buffers())
         self._device = next((tensor.device for tensor in tensors), image.device)
         image = image.to(self._device)

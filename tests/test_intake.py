@@ -665,3 +665,5 @@ def test_a_model_without_values_is_refused() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     with pytest.raises(InputError, match=r"'1\.weight' is on torch's meta device"):
         check_model(model)
+    with pytest.raises(InputError, match=r"'1\.weight' has no size yet"):
+        check_model(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -136,3 +137,7 @@ def test_whole_numbers_with_a_white_of_their_own_are_kept_within_it() -> None:
         ImageSet(shaped(torch.tensor([17], dtype=torch.uint8)), torch.tensor([0]), max_value=16)
     with pytest.raises(InputError, match="max_value must be a whole number"):
         ImageSet(shaped(torch.tensor([1.0])), torch.tensor([0]), max_value=0)
+
+
+def test_the_numbers_of_numpy_are_lengths() -> None:
+    assert parse_pixels(np.float64(0.25)) == parse_pixels(np.float32(0.25)) == 0.25 and parse_pixels(np.int64(1)) == 1

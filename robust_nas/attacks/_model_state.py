@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from robust_nas.attacks._fold import folded
 from robust_nas.errors import InputError
@@ -35,6 +37,26 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
+def evaluating(model: nn.Module) -> nn.Module:
+    """Put `model` into evaluation mode and return it, which a `train` of somebody's own may not do."""
+    model.eval()
+    return model
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise InputError if a parameter or buffer has no values: on the meta device, or of a lazy module."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(
+                f"The model's '{name}' has no size yet, as it is a lazy module's; call the model once with images."
+            )
+        if tensor.is_meta:
+            raise InputError(
+                f"The model's '{name}' is on torch's meta device, where it has no values; make the model on a real one "
+                "and load its weights."
+            )
+
+
 def own_dtype(model: nn.Module) -> torch.dtype:
     """Return the type of the images that a model takes: float64 where all its weights are, and float32."""
     kinds = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
@@ -53,6 +75,7 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running", *, fold: bool = 
         fold: whether "running" batch norms are folded into the convolutions before them (see `folded`): less work for
             an attack, but logits that differ by rounding, so not for a judgement.
     """
+    check_values(model)
     modules = list(model.modules())
     modes = [module.training for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -100,7 +123,9 @@ def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss
         losses = loss(logits, against)
         if not losses.requires_grad:
             raise InputError(_without_gradient())
-        (gradient,) = torch.autograd.grad(losses.sum(), points)
+        (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True)
+        if gradient is None:
+            raise InputError(_without_gradient())
     return logits.detach(), losses.detach(), gradient
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import logits_of
+from robust_nas.attacks._model_state import evaluating, logits_of
 from robust_nas.ensembles._ensemble import Ensemble
 from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
@@ -67,14 +67,16 @@ def fit_with(
         raise InputError("A mixture of batch norms is not trained beside other networks; set train.norm to 'batch'.")
     with torch.no_grad():
         images = data.validation[:2].images
-        shapes = {tuple(logits_of(network.eval(), images).shape) for network in (*frozen, model)}
+        shapes = {tuple(logits_of(evaluating(network), images).shape) for network in (*frozen, model)}
     if len(shapes) > 1:
         raise InputError(
             "A network and those it is trained beside must have the same classes, but outputs for two images are of "
             f"shapes {' and '.join(str(list(shape)) for shape in sorted(shapes))}."
         )
     fitted = fit(Boosted(frozen, model), data, threat, training, stage)
-    alone = evaluate(model.eval(), data.validation, threat, [training.selection_attack], stage=stage.within("alone"))
+    alone = evaluate(
+        evaluating(model), data.validation, threat, [training.selection_attack], stage=stage.within("alone")
+    )
     record = {
         **fitted.record,
         "validation": {"clean": alone.clean_accuracy, "robust": alone.robust_accuracy},

@@ -278,7 +278,7 @@ def evaluate(
         InputError: for labels the model has no logit for, NaN logits, an attack listed twice or one that leaves the
             threat model, or an interrupted evaluation with other settings.
     """
-    threats = (threat,) if isinstance(threat, ThreatModel | str) else tuple(threat)
+    threats = tuple(threat) if isinstance(threat, Sequence) and not isinstance(threat, str) else (threat,)
     if not threats or len(set(threats)) < len(threats):
         raise InputError(f"An evaluation needs one threat model or several different ones, but got {len(threats)}.")
     for allowed in threats:
@@ -289,6 +289,12 @@ def evaluate(
     if isinstance(attacks, str):
         raise InputError(f"attacks is a list of attacks or their names, such as ['{attacks}'], but got '{attacks}'.")
     chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
+    for attack in chosen:
+        if isinstance(attack, type):
+            raise InputError(
+                f"attacks is a list of attacks or their names, but got the class {attack.__name__}; write "
+                f"{attack.__name__}()."
+            )
     names, stage = attack_labels(chosen) if labels is None else list(labels), stage_or_alone(stage, seed)
     if not names or len(set(names)) < len(names):
         raise InputError(f"An evaluation needs one attack or several of different names, but got {names}.")

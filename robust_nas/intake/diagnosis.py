@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import frozen, logits_of, scores, taking
+from robust_nas.attacks._model_state import check_values, frozen, logits_of, scores, taking
 from robust_nas.errors import InputError
 from robust_nas.intake.gradients import gradient_note
 from robust_nas.intake.independence import dependence
@@ -39,12 +38,7 @@ def check_model(model: object) -> None:
                 f"{place} TorchScript, which cannot be held still while it is attacked; give the nn.Module that it "
                 "was made from."
             )
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta:
-            raise InputError(
-                f"The model's '{name}' is on torch's meta device, where it has no values; make the model on a real one "
-                "and load its weights."
-            )
+    check_values(model)
 
 
 def diagnose(model: nn.Module, images: Tensor, labels: Tensor) -> list[str]:

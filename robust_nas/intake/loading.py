@@ -20,6 +20,7 @@ from torch import nn
 
 from robust_nas import config
 from robust_nas.architecture import AnyArchitecture
+from robust_nas.attacks._model_state import evaluating
 from robust_nas.catalogue import expanded, has_home
 from robust_nas.datasets import Dataset, DataSource
 from robust_nas.environment import unchanged_process
@@ -52,7 +53,7 @@ def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module
         models = _named(spec)
     for model in models.values():
         check_model(model)
-    return {name: model.to(device).eval() for name, model in models.items()}
+    return {name: evaluating(model.to(device)) for name, model in models.items()}
 
 
 def _named(spec: str) -> dict[str, nn.Module]:

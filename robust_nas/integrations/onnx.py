@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import intake
-from robust_nas.attacks._model_state import copied, logits_of
+from robust_nas.attacks._model_state import copied, evaluating, logits_of
 from robust_nas.bounds._margins import check_arithmetic
 from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
@@ -92,7 +92,7 @@ def export_onnx(
         )
     intake.check_model(model)
     check_arithmetic(model)
-    network = copied(model).cpu().float().eval()
+    network = evaluating(copied(model).cpu().float())
     num_classes, _ = intake.check_outputs(network, points[:1])
     written = _traced(network, shape)
     with atomic_path(path) as temporary:
@@ -180,7 +180,7 @@ def classify(path: Path | str, images: Tensor) -> Tensor:
 
 
 def _logits(model: nn.Module, points: Tensor) -> Tensor:
-    network = copied(model).cpu().float().eval()
+    network = evaluating(copied(model).cpu().float())
     with torch.no_grad():
         return torch.cat([logits_of(network, chunk) for chunk in points.detach().cpu().float().split(128)])
 

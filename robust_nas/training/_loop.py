@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_nas.attacks._model_state import evaluating
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.certification import certify
 from robust_nas.datasets._batches import check_batch, epoch_batches
@@ -84,7 +85,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
         if training.drop_path:
             model.drop_path = 0.0  # type: ignore[assignment]
     model.load_state_dict(best if record["kept"] == "best" else last)
-    return TrainingResult(model.eval(), best, last, record)
+    return TrainingResult(evaluating(model), best, last, record)
 
 
 def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training) -> None:

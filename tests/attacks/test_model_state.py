@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import robust_nas as rn
 from robust_nas import attacks
 from robust_nas.attacks._model_state import (
     cross_entropy,
@@ -19,6 +20,7 @@ from robust_nas.attacks._model_state import (
     targeted_dlr,
     targeted_margin,
 )
+from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
 
@@ -200,3 +202,36 @@ def test_attacks_inside_inference_mode_say_so_and_inside_no_grad_are_the_same(mo
     expected = attacks.get("pgd")().perturb(model, images, labels, threat)
     with torch.no_grad():
         assert torch.equal(attacks.get("pgd")().perturb(model, images, labels, threat), expected)
+
+
+class Returning(nn.Module):
+    """A model whose `train`, and so its `eval`, does not return it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+def test_a_model_whose_eval_returns_nothing_is_bounded_smoothed_and_joined(model: nn.Module, images: Tensor) -> None:
+    data, threat = ImageSet.of(images, torch.arange(6) % 3), ThreatModel(epsilon=0.01)
+    for call in (
+        lambda network: rn.certify(network, data, threat)[0].margin,
+        lambda network: rn.smooth(network, sigma=0.25, num_samples=20).predict(images),
+        lambda network: rn.build_ensemble([network], data, threat, rule="uniform", bound="interval").predict(images),
+    ):
+        assert torch.equal(call(Returning(model)), call(model))
+
+
+def test_logits_that_depend_on_something_else_than_the_images_are_refused(images: Tensor) -> None:
+    class Own(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.detach().flatten(1)[:, :3] * torch.ones(1, requires_grad=True)
+
+    with pytest.raises(InputError, match="nothing that has a gradient"):
+        attacks.get("fgsm")().perturb(Own(), images, torch.arange(6) % 3, ThreatModel(epsilon=0.1))
