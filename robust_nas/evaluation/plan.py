@@ -154,7 +154,7 @@ class EvaluationPlan:
         Every measurement keeps what it has done in a stage of its own; `finish` ends them all.
         """
         # First, because a model that cannot be attacked as it is makes all numbers worthless.
-        suspicious = tuple(notes(model, data, stage.seed))
+        suspicious = list(notes(model, data, stage.seed))
         named, parts = self.named(strongest=strongest), _parts(stage)
         settings: dict[str, Any] = {"batch_size": self.batch_size}
         result = evaluate(model, data, threats, list(named.values()), labels=list(named), stage=stage, **settings)
@@ -187,7 +187,7 @@ class EvaluationPlan:
             for item in distortions
             if item.norm == threat.norm
         ]
-        result = replace(result, attacks=(*result.attacks, *found), notes=suspicious)
+        result = replace(result, attacks=(*result.attacks, *found), notes=tuple(suspicious))
         points = [point for curve in curves for point in curve.points()]
         return Assessment(result, tuple(distortions), points, masking)
 
