@@ -99,7 +99,9 @@ def _compare(model: nn.Module, points: Tensor, precision: float | None = None) -
         if not logits.requires_grad:
             return None
         weights = torch.randn(logits.shape[1], generator=generator_at("cpu", 0, "gradients", "logits")).to(logits)
-        (gradient,) = torch.autograd.grad((logits @ weights).sum(), leaf)
+        (gradient,) = torch.autograd.grad((logits @ weights).sum(), leaf, allow_unused=True)
+    if gradient is None:
+        return None
     # Half of the pixels along the gradient, so that it promises much, and half by chance.
     signs, along = torch.randint(0, 2, (2, *points.shape), generator=generator_at("cpu", 0, "gradients", "signs"))
     by_chance = (2 * signs - 1).to(points)
