@@ -177,16 +177,15 @@ def simulated(made: Path) -> Callable[[Path], list[list[str]]]:
     return commands
 
 
-def small_table(folder: Path) -> Path:
-    """Write a made-up table of all cells of three nodes."""
+def small_table(folder: Path, space: Path) -> Path:
+    """Write a made-up table of all cells of three nodes, and their space."""
     import pyarrow.parquet as pq
 
     from robust_nas.architecture import Architecture
     from robust_nas.tables._schema import measured
 
-    operations = ["none", "skip_connect", "nor_conv_3x3"]
+    operations = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]
     folder.mkdir(parents=True)
-    space = folder / "three-nodes.toml"
     space.write_text(f'kind = "cell"\nnum_nodes = 3\noperations = {json.dumps(operations)}\n')
     about = {"space": str(space), "skeleton": "cells_per_stage=1,channels=4,stages=1", "dataset": "digits"}
     about |= {"split": "test", "recipe": "made-up", "version": "0", "hardware": "none", "source": "made-up"}
@@ -446,7 +445,9 @@ def kinds(out: Path, published: Path | None) -> list[Kind]:
         return lambda folder: void(do([*words, "--out", str(folder / "runs")], folder))
 
     def make_table(folder: Path) -> None:
-        void(ended(in_fork(lambda: 0 if small_table(folder / "table") else 1, folder / "log")))
+        void(
+            ended(in_fork(lambda: 0 if small_table(folder / "table", out / "three-nodes.toml") else 1, folder / "log"))
+        )
 
     first, second = (made_once(out, f"made-{seed}", make_run(seed)) for seed in (1, 2))
     one, other = run_folder(first), run_folder(second)
