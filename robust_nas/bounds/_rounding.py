@@ -60,17 +60,20 @@ def rounding(model: nn.Module, points: Tensor, labels: Tensor, margins: Tensor) 
         start = points.detach().to(shift) + shift
         with mode:
             logits: Tensor = model(start)
+        exact = logits.double()
+    if not logits.requires_grad:  # a constant network
+        return torch.zeros_like(margins), logits.detach(), torch.zeros_like(shift).detach().flatten(1)
     own = labels[:, None]
     order = margins.scatter(1, own, torch.inf).argsort(1)[:, : logits.shape[1] - 1]
     sensitive, sizes = [shift, *(error for error, _ in mode.errors)], [size for _, size in mode.errors]
-    exact, slopes = logits.double(), torch.zeros_like(shift)
+    slopes = torch.zeros_like(shift)
     errors, worst = torch.zeros_like(margins), margins.new_zeros(len(points), 1)
     for place, classes in enumerate(order.split(1, dim=1)):
         if place and bool((margins.gather(1, classes) > _CLEAR * worst).all()):
             break  # as are those of the classes after it
-        gradients = torch.autograd.grad(
-            (exact.gather(1, own) - exact.gather(1, classes)).sum(), sensitive, retain_graph=True, allow_unused=True
-        )
+        with torch.enable_grad():  # also where the caller has none
+            margin = (exact.gather(1, own) - exact.gather(1, classes)).sum()
+        gradients = torch.autograd.grad(margin, sensitive, retain_graph=True, allow_unused=True)
         if place == 0 and gradients[0] is not None:
             slopes = gradients[0]
         error = margins.new_zeros(len(points))
