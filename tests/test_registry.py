@@ -34,8 +34,9 @@ def test_a_path_is_no_name_of_a_module(name):
 def test_a_dotted_name_is_a_plugin_in_anybodys_package(tmp_path, monkeypatch):
     (tmp_path / "my_attacks.py").write_text(
         "from dataclasses import dataclass\n"
+        "from robust_nas.attacks import Attack\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class Mine:\n"
+        "class Mine(Attack):\n"
         "    def perturb(self, model, images, labels, threat, *, seed=0):\n"
         "        return images\n"
     )

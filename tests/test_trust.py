@@ -32,6 +32,7 @@ EVIL = """
 import pathlib
 from dataclasses import dataclass
 from torch import nn
+from robust_nas.attacks import Attack
 from robust_nas.searches import Search
 from robust_nas.training import TrainingMethod
 pathlib.Path({marker!r}).write_text("run")
@@ -41,7 +42,7 @@ class Net(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(64, 10))
 
 @dataclass(frozen=True, kw_only=True)
-class Anything(Search, TrainingMethod):
+class Anything(Attack, Search, TrainingMethod):
     def perturb(self, model, images, labels, threat, *, seed=0):
         return images
     def margins(self, *_): ...

@@ -1,11 +1,13 @@
 """Attacks: value objects that are applied to a model.
 
-One file is one attack: a frozen, keyword-only dataclass with `perturb`. `attacks.get("pgd")`, `attacks.names()`.
+One file is one attack: a frozen, keyword-only dataclass with `perturb` that inherits `Attack`. `attacks.get("pgd")`,
+`attacks.names()`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from robust_nas.errors import InputError
 from robust_nas.registry import Group
@@ -13,13 +15,30 @@ from robust_nas.registry import Group
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from robust_nas.threat import ThreatModel
+    from robust_nas.threat import Norm, ThreatModel
 
 
-@runtime_checkable
-class Attack(Protocol):
-    """What every attack does."""
+class Attack(ABC):
+    """What every attack does, and what it may say of itself: the defaults suit most."""
 
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms that it is for."""
+        return "linf", "l2", "l1"
+
+    @property
+    def classes(self) -> int:
+        """How many classes a model needs for it."""
+        return 2
+
+    def check(self, threat: ThreatModel, image_shape: tuple[int, int, int]) -> None:
+        """Raise InputError for what it would refuse of a data set, beside its norm and classes."""
+
+    def stopping_early(self) -> Attack:
+        """Return the attack that stops with a sample once it has fooled it, if it can: it fools no fewer samples."""
+        return self
+
+    @abstractmethod
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
@@ -31,50 +50,66 @@ class Attack(Protocol):
 
 
 def check_norm(attack: Attack, threat: ThreatModel) -> None:
-    """Raise InputError if an attack is not for the threat's norm: an attack for some norms only names them, `norms`."""
-    known = getattr(attack, "norms", (threat.norm,))
-    if threat.norm not in known:
+    """Raise InputError if an attack is not for the threat's norm, or is no `Attack`."""
+    if not isinstance(attack, Attack):
+        raise InputError(f"An attack inherits robust_nas.attacks.Attack, but got {attack!r}, which does not.")
+    if threat.norm not in attack.norms:
         raise InputError(
-            f"{type(attack).__name__} is for {' and '.join(known)}, but got an {threat.norm} threat model; "
+            f"{type(attack).__name__} is for {' and '.join(attack.norms)}, but got an {threat.norm} threat model; "
             "use apgd and fab instead."
         )
 
 
 def check_classes(attack: Attack, num_classes: int) -> None:
-    """Raise InputError if a model has too few classes for an attack: one that needs more than 2 says so, `classes`."""
-    needed = getattr(attack, "classes", 2)
-    if num_classes < needed:
+    """Raise InputError if a model has too few classes for an attack."""
+    if num_classes < attack.classes:
         raise InputError(
-            f"{type(attack).__name__} needs at least {needed} classes (its difference of logits ratio compares that "
-            f"many logits), but the model has {num_classes}; use apgd, fab and square instead."
+            f"{type(attack).__name__} needs at least {attack.classes} classes (its difference of logits ratio compares "
+            f"that many logits), but the model has {num_classes}; use apgd, fab and square instead."
         )
 
 
 def check_data(attack: Attack, threat: ThreatModel, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raise InputError for what an attack would refuse of a data set, before anything is searched or trained.
-
-    An attack that needs more than its norm and classes has a method `check` for it.
-    """
+    """Raise InputError for what an attack would refuse of a data set, before anything is searched or trained."""
     check_norm(attack, threat)
     check_classes(attack, num_classes)
-    if (own := getattr(attack, "check", None)) is not None:
-        own(threat, image_shape)
+    attack.check(threat, image_shape)
 
 
 def left_out(attack: Attack, num_classes: int) -> tuple[str, ...]:
-    """Which of its parts an attack leaves out for so few classes: one of several parts says so, `left_out`."""
-    own = getattr(attack, "left_out", None)
-    return tuple(own(num_classes)) if callable(own) else ()
+    """Which of its parts an attack leaves out for so few classes."""
+    return attack.left_out(num_classes) if isinstance(attack, Composed) else ()
 
 
-@runtime_checkable
-class Continuing(Attack, Protocol):
+class Composed(Attack):
+    """An attack of several parts, of which some need more classes than others."""
+
+    @abstractmethod
+    def left_out(self, num_classes: int) -> tuple[str, ...]:
+        """Return the parts that it leaves out for so few classes."""
+
+
+class Continuing(Attack):
     """An attack that can begin where another one ended."""
 
+    @abstractmethod
     def continue_from(
         self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
         """Return what `perturb` does, with `points` [B, C, H, W] of the ball as the first start."""
+
+
+class Minimising(Attack):
+    """An attack that looks for the smallest change, however large."""
+
+    @abstractmethod
+    def nearest(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return the nearest misclassified points that are found [B, C, H, W], in the norm of `threat`.
+
+        Where there is none, a point that is not misclassified.
+        """
 
 
 _GROUP = Group(__name__, "Attack", "perturb")

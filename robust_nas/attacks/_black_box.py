@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks import check_norm
+from robust_nas.attacks import Minimising, check_norm
 from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, scores
 from robust_nas.errors import InputError
 from robust_nas.pixels import class_labels, unit_images, unit_images_and_labels
@@ -59,7 +59,7 @@ class Distortion(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardLabelAttack(ABC):
+class HardLabelAttack(Minimising):
     """The descent of OPT and Sign-OPT, which differ in the gradient that they estimate.
 
     For a direction theta, g(theta) is the distance to the nearest point in this direction that is misclassified
@@ -171,6 +171,15 @@ class HardLabelAttack(ABC):
             ).images
         inside = ball.contains(found).view(-1, *[1] * (images.ndim - 1))
         return torch.where(inside, found, ball.project(found))
+
+    def nearest(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return the nearest misclassified points that are found [B, C, H, W]."""
+        with frozen(model):
+            return self.minimise(
+                lambda points: scores(model, points).argmax(1), images, labels, norm=threat.norm, seed=seed
+            ).images
 
     def _descend(self, boundary: Boundary, seed: int) -> None:
         theta, radius = self._start(boundary, seed)

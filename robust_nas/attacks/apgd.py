@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import Continuing
 from robust_nas.attacks._ascents import Ascent, Ascents
 from robust_nas.attacks._model_state import (
     BatchNorm,
@@ -37,7 +38,7 @@ _L1_RADII = ((3, 0.3), (2, 0.3), (1, 0.4))
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD:
+class APGD(Continuing):
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1), from random starts.
 
     Ascent with momentum whose step starts at 2 epsilon; at fixed checkpoints a sample whose loss has not risen often
@@ -82,6 +83,10 @@ class APGD:
     def classes(self) -> int:
         """How many classes its loss compares."""
         return (4 if self.targets else 3) if self.loss == "dlr" else 2
+
+    def stopping_early(self) -> APGD:
+        """Return the attack with `early_stop`; with batch statistics no sample can leave."""
+        return replace(self, early_stop=True) if self.batch_norm == "running" else self
 
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0

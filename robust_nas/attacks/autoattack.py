@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks import Attack
+from robust_nas.attacks import Attack, Composed
 from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, misclassified, scores
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
@@ -21,7 +21,7 @@ _TARGETED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack:
+class AutoAttack(Composed):
     """The "standard" AutoAttack (Croce and Hein 2020, arXiv:2003.01690).
 
     APGD on the cross-entropy, APGD on the targeted difference of logits ratio, FAB-T and Square; a sample that one

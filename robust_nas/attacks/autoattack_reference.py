@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import Composed
 from robust_nas.attacks._model_state import check_choice, check_finite, frozen, logits_of, scores
 from robust_nas.errors import InputError
 from robust_nas.pixels import unit_images_and_labels
@@ -30,7 +31,7 @@ _PARTS: dict[Version, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttackReference:
+class AutoAttackReference(Composed):
     """The parameter-free ensemble of attacks that published robust accuracies are measured with.
 
     "standard" runs, each on what the one before left: APGD on the cross-entropy (100 steps), APGD on the targeted

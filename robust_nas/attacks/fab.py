@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import Minimising
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._model_state import (
     check_at_least,
@@ -37,7 +38,7 @@ _NEWTON_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class FAB:
+class FAB(Minimising):
     """FAB-T, the targeted fast adaptive boundary attack (Croce and Hein 2020, arXiv:1907.02044, algorithm 1).
 
     Each step goes to the boundary between label and target, linearised, by the shortest way inside [0, 1], with a
@@ -89,6 +90,12 @@ class FAB:
         """
         images, labels = unit_images_and_labels(images, labels)
         return self._search(model, images, labels, threat, seed, enough=False)
+
+    def nearest(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return the nearest misclassified points that are found [B, C, H, W], or the images."""
+        return self.closest(model, images, labels, threat, seed=seed)[0]
 
     def _search(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int, *, enough: bool

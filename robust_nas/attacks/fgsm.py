@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robust_nas.attacks import Attack
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._model_state import BatchNorm, check_choice, check_finite, cross_entropy, frozen, input_gradient
 from robust_nas.pixels import unit_images_and_labels
@@ -13,7 +14,7 @@ from robust_nas.threat import Pixels, ThreatModel, check_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM:
+class FGSM(Attack):
     """One step of steepest ascent on the cross-entropy.
 
     From the image itself the step is epsilon long (Goodfellow et al. 2015, arXiv:1412.6572, section 4). From a

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import Continuing
 from robust_nas.attacks._ascents import Ascent, Ascents
 from robust_nas.attacks._model_state import (
     BatchNorm,
@@ -33,7 +34,7 @@ Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class PGD(Continuing):
     """Projected gradient ascent on the loss inside the ball.
 
     From a random point of the ball, repeat `steps` times: move by `step_size` in the direction of steepest ascent,
@@ -101,6 +102,10 @@ class PGD:
     def classes(self) -> int:
         """How many classes its loss compares."""
         return (4 if self.targets else 3) if self.loss == "dlr" else 2
+
+    def stopping_early(self) -> PGD:
+        """Return the attack with `early_stop`; with batch statistics no sample can leave."""
+        return replace(self, early_stop=True) if self.batch_norm == "running" else self
 
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0

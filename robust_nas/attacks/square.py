@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import Attack
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._model_state import (
     LOOK_EVERY,
@@ -59,7 +60,7 @@ _Propose = Callable[[Tensor, float, int, _Chance], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square:
+class Square(Attack):
     """The Square attack (Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 to 3), black-box.
 
     It asks the model for logits only. A random proposal inside a square is kept if it makes the margin between the

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks import check_norm
+from robust_nas.attacks import Attack, check_norm
 from robust_nas.attacks._model_state import check_at_least, check_choice, check_finite, frozen, margin, scores
 from robust_nas.errors import InputError
 from robust_nas.pixels import unit_images_and_labels
@@ -20,7 +20,7 @@ Reduction = Literal["memory", "snapshot", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SZVRG:
+class SZVRG(Attack):
     """Projected zeroth-order ascent on the margin (Liu et al. 2018, arXiv:1805.11811, algorithm 1), black-box.
 
     It asks the model for logits only. With f the largest other logit minus the label's, at the image moved by delta,

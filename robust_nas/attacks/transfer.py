@@ -20,7 +20,7 @@ from robust_nas.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer:
+class Transfer(Attack):
     """An attack on the mean of surrogates' logits, whose result is sent to the model (arXiv:1611.02770).
 
     The model itself is asked once: an image that it gets wrong is returned as it is, and needs no attack.
@@ -38,7 +38,7 @@ class Transfer:
     @property
     def classes(self) -> int:
         """How many classes the attack on the surrogates needs."""
-        return getattr(self.attack, "classes", 2)
+        return self.attack.classes
 
     def check(self, threat: ThreatModel, image_shape: Sequence[int]) -> None:
         """Raise InputError for surrogates that are not there, or an attack on them that is not for such images."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
-from robust_nas.attacks import Attack, check_classes, check_norm, left_out
+from robust_nas.attacks import Attack, Composed, check_classes, check_norm, left_out
 from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
@@ -241,15 +241,6 @@ def _fields(attack: Attack) -> tuple[dataclasses.Field[Any], ...]:
     return fields(attack)
 
 
-def stopping_early(attack: Attack) -> Attack:
-    """Return the attack that stops with a sample once it has fooled it, if it can: it fools no fewer samples."""
-    # With batch statistics no sample can leave.
-    can = dataclasses.is_dataclass(attack) and getattr(attack, "early_stop", None) is False
-    if can and getattr(attack, "batch_norm", "running") == "running":
-        return dataclasses.replace(attack, early_stop=True)  # type: ignore[type-var]
-    return attack
-
-
 def evaluate(
     model: nn.Module,
     data: ImageSet,
@@ -263,7 +254,7 @@ def evaluate(
 ) -> Evaluation:
     """Return what is classified correctly, and what is left of it by each attack on its own.
 
-    An attack that can stop early (`early_stop`) does: of a sample only its survival is of interest.
+    An attack that can stop early does: of a sample only its survival is of interest.
 
     Args:
         threat: what the attacks are allowed; several threat models are evaluated one after the other.
@@ -303,7 +294,7 @@ def evaluate(
         check_norm(attack, allowed)
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
     own, clean = data.labels.cpu(), run.clean_predictions()
-    choosy = [attack for attack in chosen if getattr(attack, "classes", 2) > 2 or hasattr(attack, "left_out")]
+    choosy = [attack for attack in chosen if attack.classes > 2 or isinstance(attack, Composed)]
     num_classes = run.num_classes() if choosy else 2
     for attack in choosy:
         check_classes(attack, num_classes)
@@ -311,7 +302,7 @@ def evaluate(
     outcomes = []
     for allowed in threats:
         for name, attack in zip(names, chosen, strict=True):
-            found, seconds = run.predictions(left, allowed, stopping_early(attack), name)
+            found, seconds = run.predictions(left, allowed, attack.stopping_early(), name)
             predictions = clean.index_put((left,), found)
             missing = left_out(attack, num_classes) if attack in choosy else ()
             # It is another attack, and has another name in all results.

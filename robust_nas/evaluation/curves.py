@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
-from robust_nas.attacks import Attack, Continuing, check_norm
+from robust_nas.attacks import Attack, Continuing, Minimising, check_norm
 from robust_nas.attacks._model_state import frozen, misclassified, scores
 from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
-from robust_nas.evaluation.accuracy import AttackOutcome, measured, stopping_early
+from robust_nas.evaluation.accuracy import AttackOutcome, measured
 from robust_nas.registry import name_of
 from robust_nas.run_dir import Stage
 from robust_nas.threat import Norm, ThreatModel
@@ -80,7 +80,9 @@ def robustness_curve(
         threat: gives the norm.
         epsilons: radii in pixel units; 0 is the clean accuracy.
     """
-    chosen = stopping_early(attack_group.get(attack)() if isinstance(attack, str) else attack)
+    chosen = attack_group.get(attack)() if isinstance(attack, str) else attack
+    check_norm(chosen, threat)
+    chosen = chosen.stopping_early()
     stage, radii, name = stage_or_alone(stage, seed), sorted(set(epsilons)), name_of(chosen)
     threats = [threat.with_epsilon(epsilon) for epsilon in radii if epsilon != 0]
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
@@ -195,7 +197,7 @@ def minimal_distortions(
 
     Args:
         threat: gives the norm, and the radius of FAB's random restarts; distances are not limited by it.
-        attack: one that looks for the smallest change: it has `closest`, as FAB, or `minimise`, as the hard-label ones.
+        attack: one that looks for the smallest change, `Minimising`: FAB, or a hard-label one.
 
     Raises:
         InputError: for an attack that does not minimise.
@@ -203,20 +205,12 @@ def minimal_distortions(
     chosen = attack_group.get(attack)() if isinstance(attack, str) else attack
     name, stage = name_of(chosen), stage_or_alone(stage, seed)
     check_norm(chosen, threat)
-    check_minimises(chosen)
-    closest, minimise = (getattr(chosen, method, None) for method in ("closest", "minimise"))
+    minimising = check_minimises(chosen)
     run = Chunks(model, data, batch_size, seed, stage, (threat, chosen))
-
-    def predict(points: Tensor) -> Tensor:
-        return scores(model, points).argmax(1)
 
     def distances(chunk: Tensor, number: int) -> Tensor:
         images, labels, start = run.images(chunk), run.labels(chunk), run.seed(name, number)
-        if closest is not None:
-            points, _ = closest(model, images.clone(), labels, threat, seed=start)
-        elif minimise is not None:
-            with frozen(model):
-                points = minimise(predict, images.clone(), labels, norm=threat.norm, seed=start).images
+        points = minimising.nearest(model, images.clone(), labels, threat, seed=start)
         return _verified(model, images, labels, points, threat)
 
     predictions = run.clean_predictions()
@@ -229,10 +223,11 @@ def minimal_distortions(
     return Distortions(name, threat.norm, away, predictions, seconds)
 
 
-def check_minimises(attack: Attack) -> None:
-    """Raise InputError if an attack does not look for the smallest change."""
-    if not (hasattr(attack, "closest") or hasattr(attack, "minimise")):
+def check_minimises(attack: Attack) -> Minimising:
+    """Return the attack; raise InputError if it does not look for the smallest change."""
+    if not isinstance(attack, Minimising):
         raise InputError(f"The attack {name_of(attack)} looks for no smallest change; choose fab, opt or sign_opt.")
+    return attack
 
 
 def _verified(model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:

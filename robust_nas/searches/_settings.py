@@ -276,6 +276,11 @@ class BilevelSettings(
         self._check_stages("kept_operations", self.kept_operations)
         if self.order == "second" and self.smoothness is not None:
             raise InputError("search.smoothness has second derivatives already; set search.order to 'first'.")
+        if self.smoothness is not None and self.objective.bounds_network:
+            raise InputError(
+                f"search.smoothness is of ordinary passes, beside which '{name_of(self.objective)}' cannot bound the "
+                "network; leave one of them out."
+            )
         if self.order == "second" and self.objective.bounds_network:
             raise InputError(
                 f"search.order 'second' differentiates a step of the weights, which '{name_of(self.objective)}' cannot "

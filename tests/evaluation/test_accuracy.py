@@ -13,6 +13,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from robust_nas.attacks import Attack
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
@@ -31,7 +32,6 @@ from robust_nas.evaluation import (
     strongest_examples,
     wilson_interval,
 )
-from robust_nas.evaluation.accuracy import stopping_early
 from robust_nas.intake import load_models
 from robust_nas.outcomes import read_outcomes
 from robust_nas.progress import Progress
@@ -87,7 +87,7 @@ def test_every_image_survives_exactly_if_the_boundary_is_outside_its_ball(model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scripted:
+class Scripted(Attack):
     """An attack that moves given shades across the boundary, and notes what it was called with."""
 
     breaks: tuple[int, ...] = ()
@@ -382,11 +382,11 @@ def test_a_saved_evaluation_stands_beside_others_and_replaces_its_own_older_one(
 
 
 def test_only_attacks_that_lose_nothing_by_it_stop_early() -> None:
-    assert stopping_early(PGD()) == PGD(early_stop=True) and stopping_early(APGD()) == APGD(early_stop=True)
-    assert stopping_early(PGD(batch_norm="batch")) == PGD(batch_norm="batch")
+    assert PGD().stopping_early() == PGD(early_stop=True) and APGD().stopping_early() == APGD(early_stop=True)
+    assert PGD(batch_norm="batch").stopping_early() == PGD(batch_norm="batch")
     # A surrogate that is fooled early is no model that is.
     transfer = Transfer(surrogates=("runs/a",), attack=PGD())
-    assert stopping_early(transfer) == transfer and stopping_early(Square()) == Square()
+    assert transfer.stopping_early() == transfer and Square().stopping_early() == Square()
 
 
 def test_an_interrupted_transfer_is_not_continued_with_other_surrogates(model: nn.Module, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_an_interrupted_transfer_is_not_continued_with_other_surrogates(model: n
 
 
 @dataclass(frozen=True)
-class Careless:
+class Careless(Attack):
     """An attack that does what an attack must not."""
 
     what: str
@@ -433,9 +433,7 @@ def test_a_careless_attack_is_found_out(model: nn.Module, what: str, message: st
 
 
 def test_an_attack_that_is_no_dataclass_is_used_as_it_is_and_cannot_be_told_from_another(model: nn.Module) -> None:
-    class Plain:
-        early_stop = False
-
+    class Plain(Attack):
         def perturb(self, model: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             return images
 
@@ -457,7 +455,7 @@ def test_nothing_two_of_one_name_and_words_are_no_attacks(model: nn.Module) -> N
 def test_too_few_classes_for_an_attack_are_said_before_the_others_have_run(model: nn.Module) -> None:
     attack = Scripted()
     with pytest.raises(InputError, match="needs at least 4 classes"):
-        evaluate(model, grey(SHADES), THREAT, [attack, "autoattack"])
+        evaluate(model, grey(SHADES), THREAT, [attack, PGD(loss="dlr", targets=2)])
     assert not attack.calls
 
 

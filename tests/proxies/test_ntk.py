@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets import DataForm
 from robust_nas.errors import InputError
@@ -86,7 +87,7 @@ def test_batch_norm_has_the_statistics_of_the_batch_while_an_image_is_differenti
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halving:
+class Halving(Attack):
     """An attack of which everybody knows what it gives; it notes what it was given."""
 
     seen: list[tuple[Tensor, int]] = field(default_factory=list)

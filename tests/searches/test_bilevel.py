@@ -11,6 +11,7 @@ from robust_nas.distributed import World
 from robust_nas.errors import InputError
 from robust_nas.progress import Progress
 from robust_nas.run_dir import Stage
+from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
@@ -236,6 +237,7 @@ def test_random_sharing_learns_nothing_of_the_operations_and_never_draws_a_const
         ({"kept_operations": (3, 5)}, "none above the one before"),
         ({"kept_operations": (5, 3), "epochs": 1}, "at least 1 for each of the 2 stages"),
         ({"order": "second", "objective": IBP()}, "cannot be taken through"),
+        ({"smoothness": Smoothness(weight=0.1), "objective": IBP()}, "leave one of them out"),
         ({"validation_images": 0}, r"validation_images must be at least 1"),
     ],
 )
