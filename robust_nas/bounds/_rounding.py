@@ -88,7 +88,7 @@ def rounding(model: nn.Module, points: Tensor, labels: Tensor, margins: Tensor) 
 def _per_image(effects: Tensor, count: int) -> Tensor:
     """Return the sums of the absolute effects on each of so many images; all of them, where there is no telling."""
     effects = effects.double().abs()
-    return effects.flatten(1).sum(1) if effects.shape[0] == count else effects.sum().expand(count)
+    return effects.reshape(count, -1).sum(1) if effects.shape[0] == count else effects.sum().expand(count)
 
 
 class _Perturbed(TorchFunctionMode):
