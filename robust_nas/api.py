@@ -319,10 +319,15 @@ class Run:
     threat: ThreatModel
 
     def read(self, stage_file: str) -> Any:
-        """Return a stage's JSON record, such as `read("evaluation.json")`."""
-        from robust_nas.run_dir import read_json
+        """Return a stage's JSON record, such as `read("evaluation.json")`.
 
-        return read_json(self.path / stage_file)
+        Raises:
+            InputError: if there is none, or it is damaged.
+        """
+        from robust_nas.records import KINDS, read_json, read_stage
+
+        path = self.path / str(stage_file)
+        return read_stage(path) if path.name in KINDS else read_json(path)
 
 
 @unchanged_process()

@@ -37,8 +37,9 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, notes, save_examples
 from robust_nas.pipeline import check_same_data, read_data
 from robust_nas.progress import Progress
+from robust_nas.records import is_there, read_stage
 from robust_nas.registry import ModelName, named
-from robust_nas.run_dir import RunDir, Stage, read_json, write_json, write_text
+from robust_nas.run_dir import RunDir, Stage, write_json, write_text
 from robust_nas.threat import ThreatModel
 
 SETTINGS = "attack.toml"
@@ -265,7 +266,7 @@ def _prepare(folder: RunDir, chosen: AttackedModels, world: World, arguments: li
 
 def _results(folder: RunDir) -> dict[str, Any]:
     path = folder / "evaluation.json"
-    found: dict[str, Any] = read_json(path) if path.exists() else {"models": {}}
+    found: dict[str, Any] = read_stage(path) if is_there(path) else {"models": {}}
     return found
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,8 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robust_nas.errors import InputError, suggest
+from robust_nas.records import DEEPEST, parse_toml
+from robust_nas.records import read_toml as read_toml  # what a recipe is read with
 from robust_nas.registry import Named, check_model_name, group_of, holds_models, named
 from robust_nas.text import visible
 
@@ -47,6 +49,10 @@ def parts(component: type) -> list[type]:
         for part in reversed(component.__mro__[1:])
         if issubclass(part, Section) and part.__annotations__ and dataclasses.is_dataclass(part)
     ]
+
+
+LARGEST = 2**63 - 1
+"""The largest whole number of a setting: what a TOML file must be able to hold, and torch can."""
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str | None = None) -> T:
@@ -93,20 +99,20 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
     if group is not None:
         table = {"name": value} if isinstance(value, str) else value
         if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
-            raise InputError(f"{where} must be a name or a table with a 'name', but got {value!r}.")
+            raise InputError(f"{where} must be a name or a table with a 'name', but got {_shown(value)}.")
         component, options = group.resolve(table, where)
         return build(component, options, where, table.get("name"))
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         if not isinstance(value, Mapping):
-            raise InputError(f"{where} must be a table, but got {value!r}.")
+            raise InputError(f"{where} must be a table, but got {_shown(value)}.")
         return build(annotation, value, where)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise InputError(f"{where} must be a list, but got {value!r}.")
+            raise InputError(f"{where} must be a list, but got {_shown(value)}.")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(value) != len(kinds):
-            raise InputError(f"{where} must be a list of {len(kinds)}, but got {value!r}.")
+            raise InputError(f"{where} must be a list of {len(kinds)}, but got {_shown(value)}.")
         pairs = zip(kinds, value, strict=True)
         return tuple(_convert(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(pairs))
     if isinstance(value, str) and any(map(holds_models, (annotation, *arguments))):
@@ -116,6 +122,10 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
         return None if value is None else _convert(inner, value, where)
     if isinstance(value, str) and not _is_utf8(value):
         raise InputError(f"{where} must be UTF-8 text, but got '{visible(value)}'; give what it names another name.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{where} must be a number of at most 19 digits, but got {_shown(value)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} must be a finite number, but got {value}.")
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -124,7 +134,15 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
         if isinstance(cause, InputError):
             raise InputError(f"{where}: {cause}") from None
         message = detail["msg"].removeprefix("Input should be ")
-        raise InputError(f"{where} must be {message}, but got {value!r}.") from None
+        raise InputError(f"{where} must be {message}, but got {_shown(value)}.") from None
+
+
+def _shown(value: Any) -> str:
+    """Return a value as messages show it: what is long is cut off."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"one of about {value.bit_length() * math.log10(2):.0f}"
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _is_utf8(text: str) -> bool:
@@ -173,23 +191,6 @@ def _plain(annotation: Any, value: Any) -> Any:
     return table if group is None else {**named(group.identity(value)), **table}
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        InputError: if it is missing, or is not TOML (with the line).
-    """
-    try:
-        # Editors of Windows begin a file with a byte order mark, which TOML does not have.
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder, not a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from None
-
-
 def to_toml(table: Mapping[str, Any]) -> str:
     """Return a table as TOML text."""
     return tomli_w.dumps(table)
@@ -210,7 +211,9 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key.strip():
-            raise InputError(f"An override is written as key=value, such as train.epochs=3, but got '{assignment}'.")
+            raise InputError(
+                f"An override is written as key=value, such as train.epochs=3, but got '{_cut(assignment)}'."
+            )
         set_key(result, key.strip(), _value(text.strip()))
     return result
 
@@ -218,6 +221,8 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
 def set_key(table: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in place, making tables on the way; a bare component name on the way becomes its table."""
     *parents, last = key.split(".")
+    if len(parents) > DEEPEST or not all((*parents, last)):
+        raise InputError(f"A key is names with dots between them, such as train.epochs, but got '{_cut(key)}'.")
     node: Any = table
     for parent in parents:
         child = node.get(parent)
@@ -226,7 +231,9 @@ def set_key(table: dict[str, Any], key: str, value: Any) -> None:
         if child is None:
             child = {}
         if not isinstance(child, dict):
-            raise InputError(f"The override '{key}' goes through '{parent}', which is not a table but {child!r}.")
+            raise InputError(
+                f"The override '{_cut(key)}' goes through '{parent}', which is not a table but {_shown(child)}."
+            )
         node[parent] = child
         node = child
     node[last] = value
@@ -234,9 +241,15 @@ def set_key(table: dict[str, Any], key: str, value: Any) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return named(tomllib.loads(f"value = {text}")["value"])
-    except tomllib.TOMLDecodeError:
+        found = parse_toml(f"value = {text}", "a value")
+    except InputError:
         return Named(text)
+    # A text with lines of its own may be more than a value.
+    return named(found["value"]) if len(found) == 1 else Named(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def component(text: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_nas import __version__
-from robust_nas.run_dir import locked_folders, read_json, write_json
+from robust_nas.records import is_there, read_stage
+from robust_nas.run_dir import locked_folders, write_json
 
 if TYPE_CHECKING:
     from robust_nas.distributed import World
@@ -64,7 +65,7 @@ def sessions(environment: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def add_session(path: Path, environment: dict[str, Any]) -> None:
     """Write what this session works with to environment.json, with what earlier ones worked with under "earlier"."""
-    earlier = sessions(read_json(path)) if path.exists() else []
+    earlier = sessions(read_stage(path)) if is_there(path) else []
     write_json(path, {**environment, "earlier": earlier} if earlier else environment)
 
 

@@ -21,7 +21,8 @@ from robust_nas.evaluation import evaluate
 from robust_nas.pixels import parse_pixels
 from robust_nas.progress import Progress
 from robust_nas.recipe import Recipe, from_table
-from robust_nas.run_dir import RunDir, load_state, read_json, save_state, write_json, write_text
+from robust_nas.records import damaged, read_stage
+from robust_nas.run_dir import RunDir, load_state, save_state, write_json, write_text
 from robust_nas.spaces import Space
 
 SETTINGS = ("evaluation", "certification", "ensemble", "device", "threads", "workers", "patience", "seed")
@@ -143,10 +144,13 @@ def _same_images(one: Recipe, other: Recipe) -> bool:
 
 
 def _members_of(run: Path, recipe: Recipe) -> list[Member]:
-    records = {record["name"]: record for record in read_json(run / "train.json")["models"]}
+    records = {record["name"]: record for record in read_stage(run / "train.json")["models"]}
+    chosen = intake.chosen_networks(run, recipe.space)
+    if missing := chosen.keys() - records.keys():
+        reason = f"it has no {min(missing)}, which derive.json lists"
+        raise InputError(damaged(run / "train.json", reason, "delete both and resume the run"))
     return [
-        Member(run, name, space, str(architecture), records[name])
-        for name, (space, architecture) in intake.chosen_networks(run, recipe.space).items()
+        Member(run, name, space, str(architecture), records[name]) for name, (space, architecture) in chosen.items()
     ]
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import tomllib
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robust_nas import catalogue, config
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError, suggest
 from robust_nas.genotype import CELLS, Genotype
 from robust_nas.pixels import format_pixels
+from robust_nas.records import checked, is_there, read, read_stage, read_toml
 from robust_nas.residual import ResidualArchitecture
-from robust_nas.run_dir import read_json, unfinished_stages
+from robust_nas.run_dir import unfinished_stages
 from robust_nas.sizes import Sizes
 from robust_nas.text import aligned, warnings
+
+if TYPE_CHECKING:
+    from robust_nas.records.evaluation import Distances, EvaluationRecord
 
 GROUPS = {
     "attacks": "attacks",
@@ -155,19 +158,22 @@ def _describe_component(kind: str, component: Any, name: str) -> str:
 
 def describe_run(path: Path) -> str:
     """Return a run's results so far, a line per model."""
+    from robust_nas.records.derivation import DerivationRecord
+    from robust_nas.records.training import TrainingRecord
+
     missing = unfinished_stages(path)
     lines = [f"run {path}"]
-    if (path / "train.json").is_file():
-        lines += [f"{model['name']}: {model['architecture']}" for model in read_json(path / "train.json")["models"]]
-    elif (path / "derive.json").is_file():
-        lines += [f"derived: {text}" for text in read_json(path / "derive.json")["chosen"]]
-    elif (path / "search.json").is_file():
-        lines += _searched(read_json(path / "search.json"))
-    if (path / "train.json").is_file() or (path / "derive.json").is_file():
-        lines += resource_note(read_json(path / "search.json")) if (path / "search.json").is_file() else []
-    if (path / "evaluation.json").is_file():
+    if is_there(path / "train.json"):
+        lines += [f"{model.name}: {model.architecture}" for model in read(path / "train.json", TrainingRecord).models]
+    elif is_there(path / "derive.json"):
+        lines += [f"derived: {text}" for text in read(path / "derive.json", DerivationRecord).chosen]
+    elif is_there(path / "search.json"):
+        lines += _searched(read_stage(path / "search.json"))
+    if (is_there(path / "train.json") or is_there(path / "derive.json")) and is_there(path / "search.json"):
+        lines += resource_note(read_stage(path / "search.json"))
+    if is_there(path / "evaluation.json"):
         lines += ["", *_results(path)]
-        lines += warnings(read_json(path / "evaluation.json").get("notes", []))
+        lines += warnings(_evaluation(path).notes)
     if missing:
         lines.append(f"not done yet: {', '.join(missing)} (robust-nas run --resume {path})")
     if (path / "report.html").is_file():
@@ -201,23 +207,25 @@ def resource_note(found: dict[str, Any]) -> list[str]:
 
 def describe_attacked(path: Path) -> str:
     """Return what was found of models that were attacked in a folder of their own, a line per model."""
-    settings = tomllib.loads((path / "attack.toml").read_text(encoding="utf-8"))
+    from robust_nas.records.run import AttackSettings
+
+    settings = checked(path / "attack.toml", AttackSettings, "begin anew", read_toml)
     lines = [f"attacked models {path}: {', '.join(settings['models'])}"]
     if not (path / "report.html").is_file():
         lines.append("not finished: repeat the command 'robust-nas attack ...' that began it")
-    if (path / "evaluation.json").is_file():
+    if is_there(path / "evaluation.json"):
         lines += ["", *_results(path)]
-        for model, summary in read_json(path / "evaluation.json")["models"].items():
-            lines += warnings([f"{model}: {sentence}" for sentence in summary["notes"]])
+        for model, found in _evaluation(path).models.items():
+            lines += warnings([f"{model}: {sentence}" for sentence in found.notes])
             lines += warnings(
                 [
-                    f"{model}: accuracies at {check['norm']} {format_pixels(check['epsilon'])} may be too high: "
-                    f"this does not hold: {check['check']} ({check['detail']})"
-                    for check in summary["masking"]
-                    if not check["passed"]
+                    f"{model}: accuracies at {check.norm} {format_pixels(check.epsilon or 0.0)} may be too high: "
+                    f"this does not hold: {check.check} ({check.detail})"
+                    for check in found.masking
+                    if not check.passed
                 ]
             )
-            lines += [_nearest(model, item) for item in summary.get("distortions", [])]
+            lines += [_nearest(model, item) for item in found.distortions]
     if (path / "report.html").is_file():
         lines.append(f"report: {path / 'report.html'}")
     return "\n".join(lines)
@@ -225,7 +233,7 @@ def describe_attacked(path: Path) -> str:
 
 def describe_certified(path: Path) -> str:
     """Return what was certified by another plan than the recipe's, a line per model and radius."""
-    found = read_json(path / "certification.json")
+    found = read_stage(path / "certification.json")
     if found["method"] == "smoothing":
         return "\n".join(_smoothed(found, path))
     lines = [
@@ -263,35 +271,44 @@ def _smoothed(found: dict[str, Any], path: Path) -> list[str]:
     return lines
 
 
-def _nearest(model: str, item: dict[str, Any]) -> str:
+def _nearest(model: str, item: Distances) -> str:
     parts = ", ".join(
         f"{100 * float(share):g} % {'-' if value is None else f'{value:.4g}'}"
-        for share, value in item["quantiles"].items()
+        for share, value in item.quantiles.items()
     )
-    return f"{model}: nearest adversarial examples by {item['attack']}, {item['norm']} quantiles: {parts}"
+    return f"{model}: nearest adversarial examples by {item.attack}, {item.norm} quantiles: {parts}"
+
+
+def _evaluation(path: Path) -> EvaluationRecord:
+    from robust_nas.records.evaluation import EvaluationRecord
+
+    return read(path / "evaluation.json", EvaluationRecord)
 
 
 def _results(path: Path) -> list[str]:
     """Return the table of accuracies in percent; a dash where something was not measured."""
-    evaluation = read_json(path / "evaluation.json")
-    certified_file = path / "certification.json"
-    certified = read_json(certified_file)["models"] if certified_file.is_file() else {}
+    from robust_nas.records.certification import CertificationRecord
+
+    evaluation, certified_file = _evaluation(path), path / "certification.json"
+    certification = read(certified_file, CertificationRecord) if is_there(certified_file) else None
     rows: dict[str, dict[str, float]] = {}
-    for model, summary in evaluation["models"].items():
-        row = rows[model] = {"clean": summary["clean"]["accuracy"]}
+    for model, found in evaluation.models.items():
+        row = rows[model] = {"clean": found.clean.accuracy}
         # With one norm, which every table of a run has, its name would only widen the columns.
-        several = len({attack["norm"] for attack in summary["attacks"]}) > 1
-        for attack in summary["attacks"]:
-            norm = f"{attack['norm']}:" if several else ""
-            row[f"{attack['name']}@{norm}{format_pixels(attack['epsilon'])}"] = attack["accuracy"]
-        if len(summary.get("threats", [])) > 1:
-            for threat in summary["threats"]:
-                row[f"worst@{threat['norm']}:{format_pixels(threat['epsilon'])}"] = threat["accuracy"]
-            row["average"], row["union"] = summary["average"], summary["worst_case"]["accuracy"]
+        several = len({attack.norm for attack in found.attacks}) > 1
+        for attack in found.attacks:
+            norm = f"{attack.norm}:" if several else ""
+            row[f"{attack.name}@{norm}{format_pixels(attack.epsilon)}"] = attack.accuracy
+        if len(found.threats) > 1:
+            for threat in found.threats:
+                row[f"worst@{threat.norm}:{format_pixels(threat.epsilon)}"] = threat.accuracy
+            if found.average is not None:
+                row["average"] = found.average
+            row["union"] = found.worst_case.accuracy
         else:
-            row["worst case"] = summary["worst_case"]["accuracy"]
-        for certificate in certified.get(model, []):
-            row[f"certified@{certificate['epsilon']:g}"] = certificate["certified"]
+            row["worst case"] = found.worst_case.accuracy
+        for certificate in certification.models.get(model, ()) if certification else ():
+            row[f"certified@{certificate.epsilon:g}"] = certificate.certified
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     columns.sort(key=lambda column: column.startswith("certified"))
     heads = ["model", *columns]
@@ -299,7 +316,7 @@ def _results(path: Path) -> list[str]:
         [model, *(f"{100 * row[column]:.1f}" if column in row else "-" for column in columns)]
         for model, row in rows.items()
     ]
-    counted = f"% of {evaluation['num_images']} {evaluation['split']} images"
-    if certified:
-        counted += f", certified: of {read_json(certified_file)['num_images']}"
+    counted = f"% of {evaluation.num_images} {evaluation.split} images"
+    if certification and certification.models:
+        counted += f", certified: of {certification.num_images}"
     return [*aligned([heads, *body]), counted]

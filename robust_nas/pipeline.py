@@ -35,8 +35,9 @@ from robust_nas.errors import InputError
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.progress import Progress
 from robust_nas.recipe import CertificationPlan, Recipe, SmoothingPlan
+from robust_nas.records import damaged, is_there, read_stage
 from robust_nas.registry import name_of
-from robust_nas.run_dir import RunDir, Stage, load_state, read_json, save_state, write_json, write_text
+from robust_nas.run_dir import RunDir, Stage, load_state, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import TrialSearch
 from robust_nas.seeds import seeded
@@ -93,7 +94,7 @@ class Job:
 
         def note() -> None:
             path = self.folder / "environment.json"
-            before = sessions(read_json(path)) if path.exists() else []
+            before = sessions(read_stage(path)) if is_there(path) else []
             size = before[0].get("world_size", 1) if before else self.world.size
             if in_shares and size != self.world.size:
                 raise InputError(_OTHER_SIZE.format(self.folder.path, size, self.world.size, launch(size)))
@@ -109,7 +110,7 @@ class Job:
 
     def has(self, name: str) -> bool:
         """Whether a result file exists, as rank 0 sees it."""
-        return self.world.broadcast((self.folder / name).is_file())
+        return self.world.broadcast(is_there(self.folder / name))
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON result, from rank 0."""
@@ -118,8 +119,12 @@ class Job:
         self.world.barrier()
 
     def read(self, name: str) -> Any:
-        """Read a JSON result."""
-        return read_json(self.folder / name)
+        """Read a JSON result.
+
+        Raises:
+            InputError: if it is missing, or has not the shape of its record.
+        """
+        return read_stage(self.folder / name)
 
     def say(self, message: str) -> None:
         """Print a line, on rank 0."""
@@ -154,9 +159,9 @@ def check_same_data(run: Path, data: Dataset, splits: Sequence[str] = SPLITS) ->
 
     Of training images that stay in files, their names and sizes are compared, not what is in them.
     """
-    if not (run / DATA).is_file():  # made by an older version
+    if not is_there(run / DATA):  # made by an older version
         return
-    if changed := changes(read_json(run / DATA), data.fingerprint(splits), splits):
+    if changed := changes(read_stage(run / DATA), data.fingerprint(splits), splits):
         raise InputError(
             f"The data of {run} has changed since the run began: {'; '.join(changed)}. Put {data.name} back as it was, "
             "or start a new run."
@@ -386,7 +391,10 @@ def _evaluation_so_far(job: Job) -> dict[str, Any]:
 
 def _other_epoch(job: Job, name: str) -> str | None:
     """Return which epoch of a network, "best" or "last", is not the one that was kept; None if both are the same."""
-    (trained,) = [model for model in job.read("train.json")["models"] if model["name"] == name]
+    trained = next((model for model in job.read("train.json")["models"] if model["name"] == name), None)
+    if trained is None:
+        reason = f"it has no {name}, which derive.json lists"
+        raise InputError(damaged(job.folder / "train.json", reason, "delete both and resume the run"))
     if "kept" not in trained or trained["best_epoch"] == trained["last_epoch"]:
         return None
     return "last" if trained["kept"] == "best" else "best"

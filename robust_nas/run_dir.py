@@ -35,6 +35,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from robust_nas.errors import InputError
+from robust_nas.records import damaged, is_there, read, read_lines
+from robust_nas.records import read_json as read_json  # beside write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,20 +173,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: if it is missing, half-written or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no {path.name} in {path.parent}; run the stage that writes it first.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and resume the run to write it again.") from None
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -335,31 +323,57 @@ def unfinished_stages(path: Path) -> list[str]:
     """Return the stages that a run has not finished, in their order; the report is the last.
 
     Attack, certify and ensemble add to their files model by model: that a file is there does not say they are done.
+
+    Raises:
+        InputError: if one of the files that say so is damaged.
     """
+    from robust_nas.records.certification import CertificationRecord
+    from robust_nas.records.evaluation import EvaluationRecord
+    from robust_nas.records.training import TrainingRecord
+
     files = {**STAGE_FILES, "report": "report.html"}
-    found = {stage: (path / name).is_file() for stage, name in files.items()}
-    trained = {model["name"] for model in read_json(path / "train.json")["models"]} if found["train"] else set()
-    measured = {
-        stage: read_json(path / files[stage]) if found[stage] else {"models": {}} for stage in ("attack", "certify")
-    }
-    left_out = measured["certify"].get("left_out", {}).keys()
-    for stage, record in measured.items():
-        models = record["models"].keys()
-        found[stage] &= trained <= (models | left_out if stage == "certify" else models)
-        found["ensemble"] &= {"uniform", "ensemble"} <= models
+    found = {stage: is_there(path / name) for stage, name in files.items()}
+    trained = {model.name for model in read(path / "train.json", TrainingRecord).models} if found["train"] else set()
+    attacked = read(path / files["attack"], EvaluationRecord).models.keys() if found["attack"] else set()
+    certified, left_out = set(), set()
+    if found["certify"]:
+        record = read(path / files["certify"], CertificationRecord)
+        certified, left_out = set(record.models), set(record.left_out)
+    found["attack"] &= trained <= attacked
+    found["certify"] &= trained <= certified | left_out
+    found["ensemble"] &= {"uniform", "ensemble"} <= attacked & certified
     # One network is no ensemble, nor are several of which some have no sound bounds.
     found["ensemble"] |= len(trained) == 1 or bool(left_out)
     return [stage for stage in files if not found[stage]]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file; a last line that was cut off is left out."""
+    """Return the rows of a metrics file; a last line that was cut off is left out.
+
+    Raises:
+        InputError: if it cannot be read, or a row is not of an epoch of a stage.
+    """
     rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+    lines = read_lines(path) if is_there(path) else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines) or not line.strip():
+                continue
+            row = None
+        if not _is_metrics(row):
+            reason = f"line {number} must have a stage, a step and, if any, accuracies that are numbers"
+            raise InputError(damaged(path, reason, "delete the line"))
+        rows.append(row)
     return rows
+
+
+def _is_metrics(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or type(row.get("step")) is not int:
+        return False
+    accuracies = [value for key, value in row.items() if key.startswith("validation_") and value is not None]
+    return all(type(value) in (int, float) for value in accuracies)
 
 
 def _no_folder(root: Path, error: OSError) -> InputError:

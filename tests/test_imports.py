@@ -16,7 +16,19 @@ LAYERS = [
     | {"ranking", "samplers", "simulation", "smoothing"},
     {"attacks", "bounds", "supernet", "models", "proxies", "spaces", "datasets", "tables", "complexity", "intake"},
     {"architecture", "threat", "registry", "distributed", "errors", "seeds", "run_dir", "progress"}
-    | {"catalogue", "commands", "config", "environment", "genotype", "outcomes", "pixels", "residual", "sizes", "text"},
+    | {
+        "catalogue",
+        "commands",
+        "config",
+        "environment",
+        "genotype",
+        "outcomes",
+        "pixels",
+        "records",
+        "residual",
+        "sizes",
+        "text",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

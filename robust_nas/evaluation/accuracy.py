@@ -20,8 +20,9 @@ from robust_nas.datasets import ImageSet
 from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
 from robust_nas.outcomes import add_outcomes
+from robust_nas.records import checked, is_there
 from robust_nas.registry import name_of
-from robust_nas.run_dir import Stage, read_json, write_json
+from robust_nas.run_dir import Stage, write_json
 from robust_nas.text import warnings
 from robust_nas.threat import ThreatModel
 
@@ -187,9 +188,11 @@ class Evaluation:
 
         A model that is there already is replaced; the others stay.
         """
+        from robust_nas.records.evaluation import SavedEvaluations
+
         place = Path(folder)
+        before = checked(place / FILE, SavedEvaluations, "move it away") if is_there(place / FILE) else {"models": {}}
         add_outcomes(place / OUTCOMES, model, self.rows())
-        before = read_json(place / FILE) if (place / FILE).exists() else {"models": {}}
         write_json(place / FILE, {**before, "models": {**before["models"], model: self.summary()}})
 
     def __str__(self) -> str:

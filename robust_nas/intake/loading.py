@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_nas import config
+from robust_nas import config, records
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.attacks._model_state import evaluating
 from robust_nas.catalogue import expanded, has_home
@@ -29,7 +29,7 @@ from robust_nas.intake.diagnosis import check_model
 from robust_nas.intake.preparation import Normalised
 from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
 from robust_nas.registry import ModelParts, model_parts
-from robust_nas.run_dir import RunDir, read_json
+from robust_nas.run_dir import RunDir
 from robust_nas.seeds import seeded
 from robust_nas.spaces import Space, described
 
@@ -162,11 +162,13 @@ def chosen_networks(run: Path, space: Space) -> dict[str, tuple[Space, AnyArchit
     Raises:
         InputError: if none have been derived.
     """
-    derived = read_json(run / "derive.json")
-    own = [described(table) for table in derived["spaces"]] if "spaces" in derived else [space] * len(derived["chosen"])
+    from robust_nas.records.derivation import DerivationRecord
+
+    derived = records.read(run / "derive.json", DerivationRecord)
+    own = [space] * len(derived.chosen) if derived.spaces is None else [described(table) for table in derived.spaces]
     return {
         f"model-{index}": (each, each.parse(text))
-        for index, (each, text) in enumerate(zip(own, derived["chosen"], strict=True))
+        for index, (each, text) in enumerate(zip(own, derived.chosen, strict=True))
     }
 
 

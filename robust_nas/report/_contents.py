@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,8 @@ from typing import Any
 from robust_nas.architecture import OPERATIONS, Architecture
 from robust_nas.errors import InputError
 from robust_nas.genotype import Genotype
-from robust_nas.run_dir import METRICS, STAGE_FILES, RunDir, load_state, read_json, read_metrics
+from robust_nas.records import Record, checked, is_there, parse_toml, read_stage, text_of
+from robust_nas.run_dir import METRICS, STAGE_FILES, RunDir, load_state, read_metrics
 from robust_nas.text import visible
 
 Threat = tuple[str, float]
@@ -180,7 +180,9 @@ class Contents(Measurements):
         Raises:
             InputError: if one of its files is damaged.
         """
-        config_text, config = _read_settings(run / "config.toml")
+        from robust_nas.records.run import RunSettings
+
+        config_text, config = _read_settings(run / "config.toml", RunSettings)
         stages = {stage: _read(run / name) for stage, name in STAGE_FILES.items()}
         return cls(
             path=run.path,
@@ -298,23 +300,22 @@ class AttackContents(Measurements):
                 f"{folder} has no attack.toml, so it is not the folder of an attack; give one made by "
                 "'robust-nas attack MODEL'."
             )
-        config_text, config = _read_settings(folder / "attack.toml")
+        from robust_nas.records.run import AttackSettings
+
+        config_text, config = _read_settings(folder / "attack.toml", AttackSettings)
         return cls(
             path=folder,
             config_text=config_text,
             config=config,
             environment=_read(folder / "environment.json") or {},
-            evaluation=_shown(read_json(folder / STAGE_FILES["attack"])),
+            evaluation=_shown(read_stage(folder / STAGE_FILES["attack"])),
             examples=_read_examples(folder),
         )
 
 
-def _read_settings(path: Path) -> tuple[str, dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        return text, _shown(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from None
+def _read_settings(path: Path, kind: type[Record]) -> tuple[str, dict[str, Any]]:
+    text, advice = text_of(path), "mend it, or begin anew"
+    return text, _shown(checked(path, kind, advice, lambda path, advice: parse_toml(text, str(path), advice)))
 
 
 def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
@@ -325,7 +326,7 @@ def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def _read(path: Path) -> Any:
-    return _shown(read_json(path)) if path.exists() else None
+    return _shown(read_stage(path)) if is_there(path) else None
 
 
 def _shown(value: Any) -> Any:

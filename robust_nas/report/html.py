@@ -339,7 +339,7 @@ def _training(contents: Contents) -> Content:
     figures, kinds = [], ["clean", "robust"]
     for index, (name, model) in enumerate(contents.trained.items()):
         rows = [row for row in contents.metrics if row["stage"] == f"train-{index}"]
-        if not rows:
+        if not rows or "best_epoch" not in model:  # a joined run has not trained it
             continue
         epochs = [row["step"] for row in rows]
         if "validation_certified" in rows[-1]:

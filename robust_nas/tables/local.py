@@ -13,13 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,8 +26,13 @@ import pyarrow.parquet as pq
 from robust_nas.architecture import Architecture
 from robust_nas.environment import differing, sessions
 from robust_nas.errors import InputError
-from robust_nas.run_dir import RunDir, atomic_path, read_json, remove_leftovers
+from robust_nas.records import checked, is_there, read, read_stage, read_toml
+from robust_nas.run_dir import RunDir, atomic_path, remove_leftovers
 from robust_nas.tables._schema import SCHEMA, Row
+
+if TYPE_CHECKING:
+    from robust_nas.records.certification import Certified
+    from robust_nas.records.evaluation import Attacked, Measured
 
 _PLACES = ("root", "data_root", "path", "folder", "download", "workers", "memory")
 """Options of [data] that say where the images lie and how they are read, not which they are."""
@@ -88,104 +92,95 @@ def rows_from_run(run: RunDir) -> list[Row]:
     Raises:
         InputError: if the run has trained nothing, no cells, or measured nothing, or one of the files is damaged.
     """
-    trained = {model["name"]: model for model in read_json(run / "train.json")["models"]}
-    evaluation, certification = (
-        read_json(run / name) if (run / name).exists() else {"models": {}}
-        for name in ("evaluation.json", "certification.json")
-    )
-    config, made_in = _read_config(run / "config.toml"), sessions(read_json(run / "environment.json"))
+    from robust_nas.records.certification import CertificationRecord
+    from robust_nas.records.evaluation import EvaluationRecord
+    from robust_nas.records.run import RecordedSettings
+    from robust_nas.records.training import TrainingRecord
+
+    evaluation_file, certification_file = run / "evaluation.json", run / "certification.json"
+    evaluation = read(evaluation_file, EvaluationRecord) if is_there(evaluation_file) else None
+    certification = read(certification_file, CertificationRecord) if is_there(certification_file) else None
+    config = checked(run / "config.toml", RecordedSettings, "mend it", read_toml)
+    made_in = sessions(read_stage(run / "environment.json"))
     rows = []
-    for name, model in trained.items():
-        if model["architecture"].startswith("Genotype("):
+    for model in read(run / "train.json", TrainingRecord).models:
+        if model.architecture.startswith("Genotype("):
             raise InputError(
                 f"The table is of cells, as in nasbench201, but {run.path} has trained genotypes of the DARTS space."
             )
-        if "~" not in model["architecture"]:
+        if "~" not in model.architecture:
             raise InputError(
-                f"The table is of cells, as in nasbench201, but {run.path} has trained '{model['architecture']}'."
+                f"The table is of cells, as in nasbench201, but {run.path} has trained '{model.architecture}'."
             )
-        architecture = Architecture.parse(model["architecture"], config["space"]["operations"])
+        architecture = Architecture.parse(model.architecture, config["space"]["operations"])
         provenance: dict[str, Any] = {
-            "architecture": model["architecture"],
+            "architecture": model.architecture,
             "canonical": architecture.canonical,
             "function": architecture.function,
             "space": _name_in(config, "space", run),
             "skeleton": _skeleton(config["space"]),
             "dataset": _dataset(config, run),
-            "recipe": model["method"],
+            "recipe": model.method,
             "recipe_hash": _recipe_hash(config),
             "seed": config["seed"],
             "version": "; then ".join(dict.fromkeys(session["version"] for session in made_in)),
             "hardware": "; then ".join(differing(made_in)),
             "source": run.path.resolve().name,
-            "model": name,
+            "model": model.name,
             "started": _moment(made_in[0].get("started")),
         }
         # Bounds are computed over the same split as attacks; the evaluation names it.
-        split = evaluation.get("split") or certification.get("split") or "test"
-        measured = [
-            *_attacked(evaluation["models"].get(name, {}), _hash(config.get("evaluation", {}))),
-            *_certified(
-                certification["models"].get(name, []),
-                f"certified:{certification.get('method')}",
+        split = evaluation.split if evaluation else certification.split if certification else "test"
+        measured = []
+        if evaluation and model.name in evaluation.models:
+            measured += _attacked(evaluation.models[model.name], _hash(config.get("evaluation", {})))
+        if certification:
+            measured += _certified(
+                certification.models.get(model.name, ()),
+                f"certified:{certification.method}",
                 config["threat"]["norm"],
                 _hash(config.get("certification", {})),
-            ),
-        ]
+            )
         rows += [Row(**provenance, split=split, **item) for item in measured]
     if not rows:
         raise InputError(f"{run.path} has measured nothing of its trained networks yet; attack or certify them first.")
     return rows
 
 
-def _attacked(result: Mapping[str, Any], evaluation_hash: str) -> list[dict[str, Any]]:
+def _attacked(result: Attacked, evaluation_hash: str) -> list[dict[str, Any]]:
     """Return the measured columns of a network's entry in evaluation.json."""
-    if not result:
-        return []
-    attacks = result.get("attacks", [])
-    measured = [("clean", {**result["clean"], "norm": None, "epsilon": None})]
-    measured += [(attack["name"], attack) for attack in attacks]
-    if worst := result.get("worst_case"):
-        # A worst case over other attacks is another quantity, so its name says which they were.
-        measured.append(
-            (f"worst_case:{'+'.join(sorted(attack['name'] for attack in attacks))}", {**attacks[0], **worst})
-        )
+    first, worst = result.attacks[0], result.worst_case
+    measured: list[tuple[str, str | None, float | None, Measured]] = [("clean", None, None, result.clean)]
+    measured += [(attack.name, attack.norm, attack.epsilon, attack) for attack in result.attacks]
+    # A worst case over other attacks is another quantity, so its name says which they were.
+    name = f"worst_case:{'+'.join(sorted(attack.name for attack in result.attacks))}"
+    place = (first.norm, first.epsilon) if worst.norm is None else (worst.norm, worst.epsilon)
     return [
         {
             "attack": name,
-            "norm": item["norm"],
-            "epsilon": item["epsilon"],
-            "accuracy": item["accuracy"],
-            "num_images": item["count"],
+            "norm": norm,
+            "epsilon": epsilon,
+            "accuracy": item.accuracy,
+            "num_images": item.count,
             "evaluation_hash": evaluation_hash,
         }
-        for name, item in measured
+        for name, norm, epsilon, item in [*measured, (name, *place, worst)]
     ]
 
 
-def _certified(
-    results: Iterable[Mapping[str, Any]], attack: str, norm: str, evaluation_hash: str
-) -> list[dict[str, Any]]:
+def _certified(results: Iterable[Certified], attack: str, norm: str, evaluation_hash: str) -> list[dict[str, Any]]:
     """Return the measured columns of a network's entries in certification.json."""
     return [
         {
             "attack": attack,
             "norm": norm,
-            "epsilon": item["epsilon"],
-            "accuracy": item["certified"],
-            "num_images": item["count"],
+            "epsilon": item.epsilon,
+            "accuracy": item.certified,
+            "num_images": item.count,
             "evaluation_hash": evaluation_hash,
         }
         for item in results
     ]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    # Not `config.read_toml`: it brings pydantic, and a process that only reads a table is to start fast.
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from None
 
 
 def _name_in(config: Mapping[str, Any], section: str, run: RunDir) -> str:

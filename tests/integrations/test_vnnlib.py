@@ -261,8 +261,18 @@ def run(tmp_path: Path, digits: Dataset) -> Path:
         torch.manual_seed(index)
         weights = recipe.space.network(architecture, digits).state_dict()
         save_state(tmp_path / "run" / "checkpoints" / f"model-{index}.safetensors", {"weights": weights})
-    write_json(tmp_path / "run" / "train.json", {"models": [{"name": "model-0"}, {"name": "model-1"}]})
-    rule = {"weights": [0.0, 1.0], "scales": [1.0, 2.0], "uniform": {"weights": [0.5, 0.5], "scales": [1.0, 1.0]}}
+    trained = [
+        {"name": f"model-{index}", "architecture": str(architecture), "validation": {"clean": 0.1, "robust": 0.1}}
+        for index, architecture in enumerate(chosen)
+    ]
+    write_json(tmp_path / "run" / "train.json", {"models": trained})
+    rule = {
+        "members": ["model-0", "model-1"],
+        "num_validation": 9,
+        "weights": [0.0, 1.0],
+        "scales": [1.0, 2.0],
+        "uniform": {"weights": [0.5, 0.5], "scales": [1.0, 1.0]},
+    }
     write_json(tmp_path / "run" / "ensemble.json", rule)
     return tmp_path / "run"
 

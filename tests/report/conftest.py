@@ -126,7 +126,7 @@ def _search(random: np.random.Generator) -> dict[str, Any]:
         )
     return {
         "space": {"name": "nasbench201"}, "operations": list(OPERATIONS), "edges": [list(edge) for edge in edges],
-        "trajectory": trajectory, "seconds": 71.3, "hold_sample": True,
+        "probabilities": mean.tolist(), "trajectory": trajectory, "seconds": 71.3, "hold_sample": True,
     }  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def write_folder(folder: Path) -> Path:
         model["distortions"] = [{"attack": "fab", "norm": "l2", "quantiles": quantiles, "count": 40, "found": 31}]
     change(folder, split="test", num_images=40, data="animals", classes=CLASSES, models=models)
     (folder / "attack.toml").write_text(SETTINGS)
-    (folder / "environment.json").write_text(json.dumps({"version": "0.1.0", "cpu": "A & B <CPU>"}))
+    (folder / "environment.json").write_text(json.dumps({"version": "0.1.0", "device": "cpu", "cpu": "A & B <CPU>"}))
     for name in models:
         save_state(folder / "checkpoints" / f"examples-{name}.safetensors", {**examples(), "model": name})
     return folder

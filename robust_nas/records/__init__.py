@@ -1,0 +1,133 @@
+"""Records: what stages leave in a run folder, a file of this package for each of theirs. JSON there, typed here.
+
+A record's class is the shape of its file, and a file of another shape is damaged, which is said with the key. Keys that
+no record has are left alone. Importing this package imports nothing slow; its modules bring pydantic, and are imported
+where a file is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from robust_nas.errors import InputError
+from robust_nas.records._files import DEEPEST, damaged, is_there, parse_toml, read_json, read_lines, read_toml, text_of
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+__all__ = [
+    "DEEPEST",
+    "Record",
+    "checked",
+    "damaged",
+    "is_there",
+    "parse_toml",
+    "read",
+    "read_json",
+    "read_lines",
+    "read_stage",
+    "read_toml",
+    "text_of",
+]
+
+KINDS = {
+    "certification.json": "certification.CertificationRecord",
+    "data.json": "run.DataRecord",
+    "derive.json": "derivation.DerivationRecord",
+    "ensemble.json": "ensemble.EnsembleRecord",
+    "environment.json": "run.EnvironmentRecord",
+    "evaluation.json": "evaluation.EvaluationRecord",
+    "record.json": "run.RecordedRows",
+    "search.json": "search.SearchRecord",
+    "train.json": "training.TrainingRecord",
+}
+"""The record of each file of a run folder, by the file's name."""
+
+R = TypeVar("R", bound="Record")
+
+
+class Record:
+    """The base of records, which are frozen dataclasses: types are strict, and numbers are finite."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "ignore", "allow_inf_nan": False}
+
+
+def read(path: Path, kind: type[R], advice: str | None = None) -> R:
+    """Read a JSON file as a record.
+
+    Args:
+        path: the file.
+        kind: the class of the record.
+        advice: what to do about a damaged file, if not to have its stage write it again.
+
+    Raises:
+        InputError: if it is missing, damaged or of another shape.
+    """
+    record: R = _of(kind, read_json(path, advice), path, advice)
+    return record
+
+
+def checked(
+    path: Path,
+    kind: type[Record],
+    advice: str | None = None,
+    reader: Callable[[Path, Any], Any] = read_json,
+) -> Any:
+    """Return what a file says, as it has it, if it has the shape of a record; for what is not read as records yet.
+
+    Raises:
+        InputError: as `read` does.
+    """
+    value = reader(path, advice)
+    _of(kind, value, path, advice)
+    return value
+
+
+def read_stage(path: Path, advice: str | None = None) -> Any:
+    """Return what a stage's file says, as it has it, if it has the shape of the record of its name.
+
+    Raises:
+        InputError: as `read` does.
+    """
+    value = read_json(path, advice)
+    # What is certified of smoothed classifiers has a file of the same name, in a folder of its own.
+    is_smoothed = isinstance(value, dict) and value.get("method") == "smoothing"
+    module, _, name = ("certification.SmoothingRecord" if is_smoothed else KINDS[path.name]).partition(".")
+    _of(getattr(import_module(f"{__name__}.{module}"), name), value, path, advice)
+    return value
+
+
+def _of(kind: Any, value: Any, path: Path, advice: str | None) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        # As JSON, which has objects and lists where records have records and tuples.
+        return _adapter(kind).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise InputError(damaged(path, _in_words(error), advice)) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _in_words(error: Any) -> str:
+    """Return the first thing that is wrong with a value, with its place."""
+    detail = error.errors(include_url=False)[0]
+    place = ".".join(map(str, detail["loc"])) or "its content"
+    if detail["type"] == "missing":
+        return f"it has no {place}"
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError):
+        return str(cause) if not detail["loc"] else f"{place}: {cause}"
+    got = repr(detail["input"])
+    message = detail["msg"].removeprefix("Input should be ").replace("an object", "a table")
+    return f"{place} must be {message}, but is {got if len(got) < 60 else got[:57] + '...'}"

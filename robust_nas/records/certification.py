@@ -1,0 +1,68 @@
+"""certification.json: what was proved of each model, or of its smoothed classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from robust_nas.records import Record
+from robust_nas.records.evaluation import Count, Radius, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtRadius(Record):
+    """The share of images that are proved right at a radius, with its 95 % interval."""
+
+    epsilon: Radius
+    certified: Share
+    low: Share
+    high: Share
+    count: Annotated[int, Field(ge=1)]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified(AtRadius):
+    """What bounds prove at a radius, by which kind of bound how many images."""
+
+    proved_by: dict[str, Count] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothed(AtRadius):
+    """What is certified of a smoothed classifier at a radius."""
+
+    correct: Share
+    abstained: Share
+    average_radius: Radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificationRecord(Record):
+    """What bounds prove. Models without sound bounds are left out, each with the reason."""
+
+    models: dict[str, tuple[Certified, ...]]
+    method: str | None = None
+    dtype: str | None = None
+    num_images: Count | None = None
+    split: str = "test"
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.models and (self.method is None or self.num_images is None):
+            raise ValueError("it must have method and num_images where it has models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingRecord(Record):
+    """What is certified of the models' smoothed classifiers."""
+
+    method: str
+    norm: str
+    sigma: Radius
+    num_samples: Count
+    largest_radius: Radius
+    num_images: Count
+    models: dict[str, Annotated[tuple[Smoothed, ...], Field(min_length=1)]]

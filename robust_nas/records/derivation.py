@@ -1,0 +1,39 @@
+"""derive.json: the architectures that were chosen, and among which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from robust_nas.records import Record
+from robust_nas.records.evaluation import Count, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Record):
+    """An architecture that could have been chosen; its rank, if it was."""
+
+    architecture: str
+    log_posterior: float
+    validation_clean: Share | None = None
+    validation_robust: Share | None = None
+    validation_certified: Share | None = None
+    transfer_rate: Share | None = None
+    rank: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivationRecord(Record):
+    """What was chosen, best first; the networks of a joined run have spaces of their own."""
+
+    chosen: Annotated[tuple[str, ...], Field(min_length=1)]
+    candidates: tuple[Candidate, ...] = ()
+    spaces: tuple[dict[str, Any], ...] | None = None
+    num_validation: Count | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.spaces is not None and len(self.spaces) != len(self.chosen):
+            raise ValueError("spaces must be as many as the chosen architectures")

@@ -1,0 +1,140 @@
+"""evaluation.json: what attacks left of each model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from robust_nas.records import Record
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A fraction of images."""
+
+Radius = Annotated[float, Field(ge=0)]
+"""A radius in pixel units."""
+
+Count = Annotated[int, Field(ge=0)]
+"""A number of things."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Record):
+    """An accuracy with its 95 % interval, over `count` images."""
+
+    accuracy: Share
+    low: Share
+    high: Share
+    count: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Measured):
+    """What one attack left at one threat model."""
+
+    name: str
+    norm: str
+    epsilon: Radius
+    seconds: float = 0.0
+
+
+def _check_place(norm: str | None, epsilon: float | None) -> None:
+    if (norm is None) != (epsilon is None):
+        raise ValueError("a norm and an epsilon belong together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstCase(Measured):
+    """What all attacks left: at a threat model, or, without norm and radius, at all of them together."""
+
+    norm: str | None = None
+    epsilon: Radius | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_place(self.norm, self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(Record):
+    """A point of a curve over the radius; of a file with one threat model, without its norm."""
+
+    epsilon: Radius
+    accuracy: Share
+    norm: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Record):
+    """A check for gradient masking, at a threat model."""
+
+    check: str
+    passed: bool
+    detail: str
+    norm: str | None = None
+    epsilon: Radius | None = None
+
+    def __post_init__(self) -> None:
+        _check_place(self.norm, self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distances(Record):
+    """How far the nearest adversarial examples are that an attack found, by share of the images."""
+
+    attack: str
+    norm: str
+    quantiles: dict[str, Radius | None]
+    count: Count
+    found: Count
+
+    def __post_init__(self) -> None:
+        if not all(0 <= float(share) <= 1 for share in self.quantiles):
+            raise ValueError("quantiles are of shares of the images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked(Record):
+    """What was measured of one model."""
+
+    clean: Measured
+    attacks: Annotated[tuple[Attack, ...], Field(min_length=1)]
+    worst_case: WorstCase
+    threats: tuple[Attack, ...] = ()
+    average: Share | None = None
+    confusion: tuple[tuple[Count, ...], ...] | None = None
+    curve: tuple[Point, ...] = ()
+    masking: tuple[Check, ...] = ()
+    distortions: tuple[Distances, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.confusion is not None and any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("confusion must have as many columns as rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherEpoch(Attacked):
+    """What was measured of a network as it was after the epoch that was not kept."""
+
+    epoch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedEvaluations(Record):
+    """What `Evaluation.save` writes: the models alone."""
+
+    models: dict[str, Attacked]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(SavedEvaluations):
+    """What a run and `robust-nas attack` write."""
+
+    num_images: Count
+    split: str = "test"
+    data: str | None = None
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    other_epochs: dict[str, OtherEpoch] = field(default_factory=dict)

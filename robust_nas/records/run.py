@@ -1,0 +1,143 @@
+"""What a run was made with (environment.json), of its settings what reports read, and record.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from robust_nas.records import Record
+from robust_nas.records.evaluation import Count, Radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session(Record):
+    """What a session worked with that computed something of a folder."""
+
+    version: str
+    device: str
+    commit: str | None = None
+    python: str | None = None
+    torch: str | None = None
+    packages: dict[str, str | None] = field(default_factory=dict)
+    cpu: str | None = None
+    cores: Count | None = None
+    threads: Count | None = None
+    world_size: Count = 1
+    arguments: tuple[str, ...] = ()
+    started: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.started is not None:
+            datetime.fromisoformat(self.started)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentRecord(Session):
+    """What the last session worked with, and those before it."""
+
+    earlier: tuple[Session, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRows(Record):
+    """How many rows of which table are of this run."""
+
+    rows: Count
+    table: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Record):
+    """A section that names a component."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(Named):
+    """The section [data]; a folder of images has its place."""
+
+    root: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "folder" and self.root is None:
+            raise ValueError("a folder of images must have a root")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceSection(Named):
+    """The section [space]."""
+
+    operations: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSection(Named):
+    """The section [space] of cells."""
+
+    operations: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatSection(Record):
+    """The section [threat]."""
+
+    norm: Literal["linf", "l2", "l1"]
+    epsilon: Radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Record):
+    """Of config.toml, what a report reads."""
+
+    seed: int
+    data: Named
+    threat: ThreatSection
+    space: SpaceSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedSettings(Record):
+    """Of config.toml, what the table of one's own runs reads."""
+
+    seed: int
+    data: DataSection
+    threat: ThreatSection
+    space: CellSection
+    train: dict[str, Any]
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    certification: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings(Record):
+    """Of attack.toml, what a report reads."""
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    seed: int
+    data: Named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Record):
+    """The size and the digests of a split's images and labels."""
+
+    count: Count
+    images: str
+    labels: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord(Record):
+    """data.json: what tells the data of a run from other data."""
+
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+
+    def __post_init__(self) -> None:
+        if not self.splits.keys() >= {"train", "validation", "test"}:
+            raise ValueError("splits must be train, validation and test")

@@ -1,0 +1,52 @@
+"""train.json: the trained networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from robust_nas.records import Record
+from robust_nas.records.evaluation import Count, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Record):
+    """A trained network. What a joined run does not know of it is None."""
+
+    name: str
+    architecture: str
+    validation: dict[str, Share]
+    method: str = ""
+    parameters: Count | None = None
+    multiply_adds: Count | None = None
+    epochs: Count | None = None
+    kept: Literal["best", "last"] | None = None
+    best_epoch: Count | None = None
+    last_epoch: Count | None = None
+    best: dict[str, Share] | None = None
+    last: dict[str, Share] | None = None
+    seconds: float | None = None
+    origin: Annotated[str | None, Field(alias="from")] = None
+
+    def __post_init__(self) -> None:
+        if not self.validation.keys() >= {"clean", "robust"}:
+            raise ValueError("validation must have the accuracies clean and robust")
+        other = (self.last_epoch, self.best) if self.kept == "last" else (self.last,)
+        if (self.kept or self.best_epoch or self.last_epoch) and None in (self.best_epoch, *other):
+            raise ValueError(
+                "best_epoch, last_epoch, best and last must say which epoch was kept, and what the other is"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord(Record):
+    """All trained networks of a run, in their order."""
+
+    models: Annotated[tuple[Trained, ...], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        names = [model.name for model in self.models]
+        if len({*names}) < len(names):
+            raise ValueError("two models have one name")
