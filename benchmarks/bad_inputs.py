@@ -303,7 +303,7 @@ def recipes() -> Iterator[Case]:
         *("space.operations=[1, 2]", "space.operations='none'", "space=3", "space=[]", "space.kind=cellular"),
         *("search.name=", "search.name=3", "search.epochs=0", "search.batch_size=-3"),
         *("search.learning_rate=-inf", "search.kept_operations=[0, 0]", "search.kept_operations=[9, 9]"),
-        *("search.partial_channels=[3, 1]", "search.partial_channels=[]", "search.partial_channels=[0, 0]"),
+        *("search.partial_channels=[3, 1]", "search.partial_channels=[0, 0]"),
         *("derive.count=0", "derive.count=1000000", "derive.pool=-1", "derive.method=guess", "derive.diversity=nan"),
         *("evaluation.attacks=pgd", "evaluation.attacks=[]", "evaluation.attacks=[3]", "evaluation.attacks=['pgd','pgd']"),
         *("evaluation.curve_epsilons=[nan]", "evaluation.curve_epsilons=[-1]", "evaluation.num_images=0"),

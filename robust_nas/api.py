@@ -15,6 +15,7 @@ from robust_nas import config, derivation, evaluation, intake, pipeline, searche
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
+from robust_nas.complexity import within_memory
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.distributed import World, losses_said
 from robust_nas.ensembles import Ensemble
@@ -112,7 +113,7 @@ def train(
             f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
         )
     architecture = space.parse(str(architecture))  # also of one, which may be another space's
-    with seeded(seed, "train"):
+    with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
         model = space.network(architecture, data).to(data.train.device)
     return fit_with(frozen_members, model, data, threat, plan, stage).model
 

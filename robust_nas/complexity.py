@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import re
+import resource
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from robust_nas.attacks._model_state import copied, evaluating, own_dtype
+from robust_nas.errors import InputError
 
 
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@contextlib.contextmanager
+def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
+    """Build modules that fit into the machine's memory; what does not is refused before its memory is touched.
+
+    Args:
+        what: what is built, for the message.
+        copies: how often its values are held: in training as weights, gradients, momentum, and those of the best epoch.
+
+    Raises:
+        InputError: as soon as the parameters would take more than there is.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = memory if limit == resource.RLIM_INFINITY else min(memory, limit)
+    taken, refusal = 0, f"{what} takes more than the {memory / 2**30:.0f} GiB of memory that there are; choose smaller "
+    refusal += "sizes in [space], such as fewer channels."
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        # A parameter is registered before it is initialised: until then it has addresses, and no memory.
+        nonlocal taken
+        taken += 0 if parameter is None else copies * parameter.numel() * parameter.element_size()
+        if taken > memory:
+            raise InputError(refusal)
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, TypeError, MemoryError) as error:
+        if re.search("allocate memory|Storage size|overflow|out of memory", str(error)) or isinstance(
+            error, MemoryError
+        ):
+            raise InputError(refusal) from None
+        raise
+    finally:
+        handle.remove()
 
 
 def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:

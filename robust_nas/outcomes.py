@@ -20,21 +20,30 @@ def add_outcomes(path: Path, model: str, rows: Sequence[dict[str, Any]]) -> None
     """Add a model's rows to a file, atomically; rows that the model has there already are replaced."""
     table = pa.Table.from_pylist([{"model": model, **row} for row in rows])
     if path.exists():
-        kept = read_outcomes(path)
+        kept = read_outcomes(path, ("model", "image"))
         kept = kept.filter(pc.not_equal(kept["model"], model))
         table = pa.concat_tables([kept, table], promote_options="permissive")
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)
 
 
-def read_outcomes(path: Path) -> pa.Table:
+def read_outcomes(path: Path, columns: Sequence[str] = ("model",)) -> pa.Table:
     """Read a file that `add_outcomes` wrote.
+
+    Args:
+        path: the file.
+        columns: those that it must have.
 
     Raises:
         InputError: if it is missing or damaged.
     """
     try:
-        return pq.read_table(path)
+        # An open file, as the name of one may be no UTF-8.
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+        if missing := [name for name in columns if name not in table.column_names]:
+            raise pa.ArrowInvalid(f"it has no column {missing[0]}")
+        return table
     except FileNotFoundError:
         raise InputError(f"There is no {path.name} in {path.parent}; run the stage that writes it first.") from None
     except (pa.ArrowException, OSError) as error:

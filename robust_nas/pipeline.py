@@ -24,7 +24,7 @@ from robust_nas.attacks import left_out
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal
 from robust_nas.certification import certify as certify_model
-from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.complexity import count_multiply_adds, count_parameters, within_memory
 from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes
 from robust_nas.datasets._batches import check_batch
 from robust_nas.distributed import World
@@ -509,7 +509,8 @@ def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, fold
     done = job.read(results) if job.has(results) else {"models": {}}
     stage, smoothing, images = job.stage(f"{folder}-{name}"), plan.smoothing, job.data.test[: plan.num_images]
     if name in done["models"]:
-        rows = [row for row in read_outcomes(rows_file).to_pylist() if row["model"] == name]
+        columns = ("model", "image", "label", "selected", "agreeing", "seconds")
+        rows = [row for row in read_outcomes(rows_file, columns).to_pylist() if row["model"] == name]
         found = SmoothedCertification.of_rows(smoothing, rows)
     else:
         job.begin()
@@ -746,7 +747,7 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
     rows = [[1 / len(options)] * len(options) for options in chosen.space.rows.values()]
     uniform = SearchResult(chosen.space, rows, None, {})
     any_architecture = derivation.distinct(uniform, 1)[0].architecture
-    with seeded(chosen.seed, "rehearsal"):
+    with seeded(chosen.seed, "rehearsal"), within_memory(f"A network of {chosen.space.name}"):
         model = chosen.space.network(any_architecture, data).to(data.train.device)
     rehearse(model, data, chosen.threat, chosen.train)
     return model.eval()

@@ -5,6 +5,7 @@ Imports nothing slow.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import warnings
@@ -28,18 +29,18 @@ def parse_pixels(value: float | str) -> float:
     Raises:
         InputError: if `value` is neither.
     """
-    if isinstance(value, str):
-        numerator, _, denominator = value.partition("/")
-        try:
+    length = math.nan
+    with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
+        # Other scripts have digits too, which float would read.
+        if isinstance(value, str) and value.isascii():
+            numerator, _, denominator = value.partition("/")
             length = float(numerator) / float(denominator or 1)
-        except (ValueError, ZeroDivisionError):
-            length = math.nan
-    else:
         # numpy's numbers are none of Python's own classes.
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        length = float(value) if is_number else math.nan
-    if math.isnan(length):
-        raise InputError(f"A length in pixels must be a number or a fraction such as '8/255', but got {value!r}.")
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+            length = float(value)
+    if not math.isfinite(length):
+        got = "one of too many digits" if isinstance(value, int) and abs(value) > 2**63 else repr(value)[:100]
+        raise InputError(f"A length in pixels must be a number or a fraction such as '8/255', but got {got}.")
     return length
 
 

@@ -162,7 +162,8 @@ def test_files_beside_a_runs_settings_run_nothing_either(gift: Path, command: Co
     space = {"kind": "gift.evil", "name": "gift"}
     (gift / "derive.json").write_text(json.dumps({"chosen": ["323133"], "spaces": [space], "candidates": []}))
     (gift / "search.json").write_text(json.dumps({"space": space, "probabilities": [], "trajectory": []}))
-    (gift / "train.json").write_text(json.dumps({"models": [{"name": "model-0", "architecture": "323133"}]}))
+    trained = {"name": "model-0", "architecture": "323133", "validation": {"clean": 1.0, "robust": 1.0}}
+    (gift / "train.json").write_text(json.dumps({"models": [trained]}))
     (gift / "trials").mkdir()
     (gift / "trials" / "queue.json").write_text(json.dumps({"sampler": "gift.evil"}))
     (gift / "checkpoints").mkdir()

@@ -22,6 +22,7 @@ from robust_nas import config, records
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.attacks._model_state import evaluating
 from robust_nas.catalogue import expanded, has_home
+from robust_nas.complexity import within_memory
 from robust_nas.datasets import Dataset, DataSource
 from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError, suggest
@@ -178,7 +179,8 @@ def trained_network(space: Space, architecture: AnyArchitecture, data: Dataset, 
     Raises:
         InputError: if the file is missing, damaged, or does not fit.
     """
-    network = space.network(architecture, data)
+    with within_memory(f"The network of {space.name}", copies=1):
+        network = space.network(architecture, data)
     load_weights(network, weights, "delete the file and the stage's JSON file, and resume the run")
     return network.eval()
 

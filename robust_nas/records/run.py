@@ -97,6 +97,7 @@ class RunSettings(Record):
     data: Named
     threat: ThreatSection
     space: SpaceSection
+    search: Named
 
 
 @dataclass(frozen=True, kw_only=True)

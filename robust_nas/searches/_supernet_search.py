@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from robust_nas.complexity import within_memory
 from robust_nas.errors import InputError
 from robust_nas.registry import name_of
 from robust_nas.searches import Search, SearchResult
@@ -60,7 +61,8 @@ class SupernetSearch(Search, SupernetSettings):
             InputError: if it does not take the partial channels of one of the stages.
         """
         mixable, (partial, *later) = mixed(space, name_of(self)), self.partial_channels or (1,)
-        supernet = mixable.supernet(data, partial=partial)
+        with within_memory(f"The supernet of {space.name}"):
+            supernet = mixable.supernet(data, partial=partial)
         for other in {*later} - {partial}:
             mixable.supernet(data, partial=other)  # refused here, if at all, and not in the middle of the search
         return supernet

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from robust_nas.architecture import OPERATIONS, AnyArchitecture, Architecture, edges_of
 from robust_nas.errors import InputError
+from robust_nas.spaces._limits import check_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +33,7 @@ class CellSpace:
         stem_stride: pixels from one place of the stem's convolution to the next; 2 makes a network four times cheaper.
 
     Raises:
-        InputError: for an unknown operation or a size below 1.
+        InputError: for an unknown operation, or a size below 1 or beyond reason.
     """
 
     name: str
@@ -45,9 +46,7 @@ class CellSpace:
 
     def __post_init__(self) -> None:
         low = {"num_nodes": 2, "channels": 1, "cells_per_stage": 1, "stages": 1, "stem_stride": 1}
-        for key, least in low.items():
-            if getattr(self, key) < least:
-                raise InputError(f"space.{key} must be at least {least}, but got {getattr(self, key)}.")
+        check_sizes(low, vars(self))
         unknown = [name for name in self.operations if name not in OPERATIONS]
         if unknown or len(set(self.operations)) < max(len(self.operations), 2):
             raise InputError(

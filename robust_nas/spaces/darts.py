@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.errors import InputError
 from robust_nas.genotype import CELLS, OPERATIONS, Genotype, edges_of
+from robust_nas.spaces._limits import check_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,10 +52,7 @@ class DartsSpace:
 
     def __post_init__(self) -> None:
         low = {"num_nodes": 1, "channels": 2, "num_cells": 3, "final_channels": 2, "final_cells": 3}
-        for key, least in low.items():
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise InputError(f"space.{key} must be at least {least}, but got {value}.")
+        check_sizes(low, vars(self))
         if self.skeleton not in ("cifar", "imagenet"):
             raise InputError(f"space.skeleton must be 'cifar' or 'imagenet', but got '{self.skeleton}'.")
         unknown = [name for name in self.operations if name not in OPERATIONS]

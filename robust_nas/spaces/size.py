@@ -10,6 +10,7 @@ from robust_nas.architecture import AnyArchitecture, Architecture
 from robust_nas.errors import InputError
 from robust_nas.sizes import Sizes
 from robust_nas.spaces._decided import Decisions, check_options
+from robust_nas.spaces._limits import check_sizes
 
 if TYPE_CHECKING:
     from robust_nas.datasets import NetworkData
@@ -48,11 +49,8 @@ class SizeSpace(Decisions):
         if not parsed.is_connected:
             raise InputError(f"space.cell must lead from its input to its output, but {parsed} does not.")
         check_options("channels", self.channels)
-        for key, least in {"channels": min(self.channels), "stages": self.stages}.items():
-            if least < 1:
-                raise InputError(f"space.{key} must be at least 1, but got {least}.")
-        if self.cells_per_stage < 1:
-            raise InputError(f"space.cells_per_stage must be at least 1, but got {self.cells_per_stage}.")
+        sizes = {"channels": min(self.channels), "stages": self.stages, "cells_per_stage": self.cells_per_stage}
+        check_sizes(dict.fromkeys(sizes, 1), sizes)
 
     @property
     def reduces(self) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,14 +69,14 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     if path.is_file():
         with _opened(path) as (file, footer):
-            return _rows(file, footer, columns)
+            return _checked(path, _rows(file, footer, columns))
     if not path.is_dir():
         raise InputError(f"There is no table at {path}; record a run into it first.")
     parts = []
     for part in sorted(path.glob("part-*.parquet")):
         with _opened(part) as (file, footer):
             # What a file's metadata say of its rows does not hold for the rows of several.
-            parts.append(_rows(file, footer, columns).replace_schema_metadata(SCHEMA.metadata))
+            parts.append(_checked(part, _rows(file, footer, columns)).replace_schema_metadata(SCHEMA.metadata))
     return pa.concat_tables(
         parts or [SCHEMA.empty_table() if columns is None else SCHEMA.empty_table().select(columns)]
     )
@@ -94,7 +95,8 @@ def read_varying(path: Path, identity: Sequence[str], facts: Sequence[str]) -> t
         return read_rows(path, [*identity, *facts]), {}
     with _opened(path) as (file, footer):
         constant = _constants(footer, identity)
-        return _rows(file, footer, [*(name for name in identity if name not in constant), *facts]), constant
+        rows = _rows(file, footer, [*(name for name in identity if name not in constant), *facts])
+        return _checked(path, rows), constant
 
 
 def _constants(footer: pq.FileMetaData, columns: Sequence[str]) -> dict[str, Any]:
@@ -135,10 +137,8 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], pq.FileMetaData]]:
                     f"{SCHEMA_VERSION}; install a newer robust-nas."
                 )
             if set(footer.schema.names) != set(SCHEMA.names) - _later(footer):
-                raise InputError(
-                    f"{path} is damaged (its columns are not those of version {version}); fetch, import or record it "
-                    "again."
-                )
+                raise InputError(_damaged(path, f"its columns are not those of version {version}"))
+            _check_types(path, footer)
             yield file, footer
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
@@ -170,6 +170,50 @@ def _rows(file: IO[bytes], footer: pq.FileMetaData, columns: Sequence[str] | Non
         return table.select(columns)
     arrays = [table[name] for name in SCHEMA.names]
     return pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(table.schema.metadata))
+
+
+def _check_types(path: Path, footer: pq.FileMetaData) -> None:
+    """Raise InputError for a column of another type than the schema's, or with values that it cannot have."""
+    schema = footer.schema.to_arrow_schema()
+    for field in schema:
+        wanted = SCHEMA.field(field.name)
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if kind != wanted.type:
+            raise InputError(_damaged(path, f"the column {field.name} must be of type {wanted.type}, but is {kind}"))
+    for name, low, high in (("accuracy", 0.0, 1.0), ("epsilon", 0.0, math.inf), ("num_images", 1, math.inf)):
+        place = footer.schema.names.index(name)
+        for group in range(footer.num_row_groups):
+            found = footer.row_group(group).column(place).statistics
+            if found is not None and found.has_min_max and not low <= found.min <= found.max <= high:
+                raise InputError(_damaged(path, f"{name} must be at least {low:g} and at most {high:g}"))
+
+
+def _checked(path: Path, table: pa.Table) -> pa.Table:
+    """Return rows; raise InputError for values that are missing or no numbers where there must be some."""
+    for name in table.column_names:
+        column, field = table[name], SCHEMA.field(name)
+        if column.null_count and not field.nullable:
+            raise InputError(_damaged(path, f"the column {name} has no value in {column.null_count} rows"))
+        if pa.types.is_floating(field.type) and not all(map(_is_finite, column.chunks)):
+            raise InputError(_damaged(path, f"the column {name} has values that are no finite numbers"))
+    return table
+
+
+def _is_finite(array: pa.Array) -> bool:
+    """Whether all values of an array of doubles that are there are finite."""
+    if array.null_count == len(array):
+        return True
+    # From its buffers, because pyarrow imports pandas (.3 s) to give an array with nulls to NumPy.
+    end, (bitmap, values) = array.offset + len(array), array.buffers()
+    finite = np.isfinite(np.frombuffer(values, np.float64)[array.offset : end])
+    if array.null_count:
+        bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+        finite |= bits[array.offset : end] == 0
+    return bool(finite.all())
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path} is damaged ({reason}); fetch, import or record it again."
 
 
 def _matching(column: pa.ChunkedArray, wanted: Any) -> pa.BooleanArray:

@@ -60,8 +60,8 @@ def append(path: Path | str, rows: Iterable[Row]) -> int:
     for (source, model), group in groupby(sorted(rows, key=network), key=network):
         table = pa.Table.from_pylist([asdict(row) for row in group], schema=SCHEMA)
         try:
-            with atomic_path(path / _part_name(source, model)) as temporary:
-                pq.write_table(table, temporary)
+            with atomic_path(path / _part_name(source, model)) as temporary, temporary.open("wb") as file:
+                pq.write_table(table, file)
         except OSError as error:
             raise InputError(
                 f"The table {path} cannot be written ({error.strerror or error}); "

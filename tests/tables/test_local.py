@@ -205,6 +205,8 @@ def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> Ru
         "masking": [],
         "curve": [],
     }
+    validation = {"clean": 0.9, "robust": 0.5}
+    trained = {"name": "model-0", "architecture": architecture, "method": "pgd_at", "validation": validation}
     certified = {
         "epsilon": 0.001,
         "certified": 0.25,
@@ -219,9 +221,9 @@ def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> Ru
             "version": "0.1.0", "device": "cpu", "cpu": "EPYC", "cores": 2, "world_size": 2,
             "started": "2026-01-02T03:04:05+01:00",
         },
-        "train": {"models": [{"name": "model-0", "architecture": architecture, "method": "pgd_at"}]},
-        "evaluation": {"split": "test", "models": {"model-0": result, "ensemble": result}},
-        "certification": {"method": "interval", "models": {"model-0": [certified]}},
+        "train": {"models": [trained]},
+        "evaluation": {"split": "test", "num_images": 360, "models": {"model-0": result, "ensemble": result}},
+        "certification": {"method": "interval", "num_images": 100, "models": {"model-0": [certified]}},
     }  # fmt: skip
     path.mkdir()
     for name, content in files.items():
