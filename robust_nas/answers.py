@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -255,7 +256,7 @@ def _value(name: str, text: str) -> Any:
             raise InputError(f"The column {name} is true or false, but got '{text}'.")
         return text == "true"
     if kind == "int64":
-        if not text.lstrip("-").isdecimal():
+        if not re.fullmatch(r"-?[0-9]{1,18}", text):
             raise InputError(f"The column {name} holds whole numbers, but got '{name}={text}'.")
         return int(text)
     return text

@@ -129,12 +129,17 @@ def _answer(words: Sequence[str]) -> None:
         _fail(f"{place}{error.strerror}; {advice}.", error)
 
 
+def _shortened(message: str) -> str:
+    """Return a message on one line, without the middle of what is a word of hundreds of letters in it."""
+    return re.sub(r"\S{400,}", lambda word: f"{word[0][:100]}...{word[0][-20:]}", " ".join(message.split()))
+
+
 def _fail(message: str, error: BaseException) -> None:
     if os.environ.get("ROBUST_NAS_TRACEBACK"):
         raise (RuntimeError(message) if isinstance(error, SystemExit) else error) from error.__cause__
     # Under torchrun a mistake may be one rank's alone; mistakes that all ranks find are said by each.
     rank = os.environ.get("RANK", "0")
-    print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{visible(' '.join(message.split()))}", file=sys.stderr)
+    print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{visible(_shortened(message))}", file=sys.stderr)
     raise End(LOST if isinstance(error, Interrupted) else 2)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -25,7 +26,14 @@ Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 def argument(*names: str, **options: Any) -> Argument:
     """Return an argument of a command: what `argparse.ArgumentParser.add_argument` takes."""
-    return names, options
+    return names, {**options, "type": _whole_number} if options.get("type") is int else options
+
+
+def _whole_number(text: str) -> int:
+    """Return a whole number of at most 18 digits, those of ASCII: Python reads others too."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"invalid int value: {text[:40]!r}")
+    return int(text)
 
 
 _ALLOW_CODE = argument(

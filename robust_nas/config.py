@@ -264,6 +264,9 @@ def component(text: str) -> dict[str, Any]:
         raise InputError(f"A component is written as a name, or as name[key=value,key=value], but got '{text}'.")
     # A comma inside a list or a table separates nothing here.
     assignments = re.split(r",(?=[a-z_.]+=)", settings) if settings else []
+    keys = [assignment.partition("=")[0].strip() for assignment in assignments]
+    if repeated := [key for key in keys if keys.count(key) > 1]:
+        raise InputError(f"{name} has the setting {repeated[0]} twice; give it once.")
     return override({"name": Named(name)}, assignments)
 
 

@@ -31,6 +31,10 @@ VERSION = 2
 """The configuration's form; a change that older files do not fit raises it."""
 
 
+LARGEST_WORKERS = 1024
+"""How many processes a run may fork on one machine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CertificationPlan:
     """What is certified on the test images.
@@ -185,6 +189,8 @@ class Recipe:
         if self.search.needs_supernet:
             mixed(self.space, name_of(self.search))
         self.search.check(self.space)
+        if self.workers > LARGEST_WORKERS:
+            raise InputError(f"workers must be at most {LARGEST_WORKERS}, but got {self.workers}.")
         if self.train.boosting and self.derive.count == 1:
             raise InputError(
                 "train.boosting trains every network after the first beside those before it, but derive.count is 1."

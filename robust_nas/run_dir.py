@@ -190,6 +190,18 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
+@contextlib.contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """Give a name of an existing file for libraries that take no names with bytes that are no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+    else:
+        yield path
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """Read what `save_state` wrote, tensors on the CPU.
 
@@ -199,7 +211,7 @@ def load_state(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
             skeleton = json.loads(metadata["skeleton"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -208,7 +220,11 @@ def load_state(path: Path) -> dict[str, Any]:
         result: dict[str, Any] = _join_tensors(skeleton, tensors)
     except FileNotFoundError:
         raise InputError(f"There is no checkpoint {path}; run the stage that writes it first.") from None
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}); check the path and its permissions."
+        ) from None
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"The checkpoint {path} is damaged or not one of ours ({error}); delete it and resume the run."
         ) from None
@@ -292,6 +308,8 @@ class Stage:
         path, step, state = self.checkpoint, 0, None
         if path and path.exists():
             saved = load_state(path)
+            if type(saved.get("step")) is not int or not isinstance(saved.get("state"), dict):
+                raise InputError(damaged(path, "it has no step with its state"))
             step, state = saved["step"], saved["state"]
         if self.folder and self.world.is_main:
             _forget_metrics(self.folder / METRICS, self.name, step)

@@ -32,6 +32,7 @@ from robust_nas import __version__, config, spaces
 from robust_nas import samplers as sampler_group
 from robust_nas.architecture import AnyArchitecture, Architecture
 from robust_nas.errors import InputError
+from robust_nas.records import damaged, is_there
 from robust_nas.registry import name_of
 from robust_nas.report.table_plots import search_plot
 from robust_nas.run_dir import RunDir, atomic_path, read_json, write_json, write_text
@@ -373,9 +374,11 @@ def _open(out: Path, settings: dict[str, Any]) -> RunDir:
         raise InputError(f"The folder {out} cannot be made ({error.strerror}); choose another with --out.") from None
     folder = RunDir(out)
     folder.lock()
-    if (out / "settings.json").exists():
-        changed = config.differences(read_json(out / "settings.json"), settings)
-        if changed:
+    if is_there(out / "settings.json"):
+        before = read_json(out / "settings.json")
+        if not isinstance(before, dict):
+            raise InputError(damaged(out / "settings.json", "it must be a table", "choose another folder"))
+        if changed := config.differences(before, settings):
             folder.unlock()
             raise InputError(f"{out} holds a simulation with other settings: {', '.join(changed)}; choose another.")
     else:
@@ -431,7 +434,7 @@ def _search(
 def _read(path: Path) -> Ints:
     try:
         places: Ints = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and simulate again.") from None
     return places
 

@@ -14,17 +14,21 @@ from robust_nas import bounds as bound_group
 from robust_nas import config, ensembles, spaces
 from robust_nas.attacks._model_state import logits_of
 from robust_nas.bounds import Bound
-from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.complexity import count_multiply_adds, count_parameters, within_memory
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
 from robust_nas.environment import unchanged_process
 from robust_nas.errors import InputError
 from robust_nas.intake import LogProbabilities, Normalised, description, load_weights, made_by, make
 from robust_nas.pixels import unit_images
+from robust_nas.records import checked, read_json
 from robust_nas.registry import allowing_code, named
-from robust_nas.run_dir import atomic_path, read_json, write_json
+from robust_nas.run_dir import atomic_path, write_json
 from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel
+
+LARGEST_SIZE = 2**16
+"""The largest number of channels, rows or columns of an image."""
 
 VERSION = 1
 """The form of a saved ensemble's config.json."""
@@ -177,9 +181,13 @@ class Ensemble(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no saved ensemble: it has no config.json.")
-        saved = read_json(folder / "config.json")
+        from robust_nas.records.ensemble import SavedEnsemble
+
+        again = "save the ensemble again"
+        saved = read_json(folder / "config.json", again)
         if not isinstance(saved, dict) or saved.get("version") != VERSION:
             raise InputError(f"{folder / 'config.json'} is no ensemble of version {VERSION}; save the ensemble again.")
+        checked(folder / "config.json", SavedEnsemble, again)
         weights = folder / "model.safetensors"
         # Of two files, one may be of an earlier ensemble.
         if not weights.is_file() or _digest(weights) != saved.get("sha256"):
@@ -191,7 +199,7 @@ class Ensemble(nn.Module):
                         _build(table, f"Member {index} of {folder}") for index, table in enumerate(saved["members"])
                     ]
             ensemble = cls(members, saved["weights"], saved["scales"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder / 'config.json'} is damaged ({error!r}); save the ensemble again.") from None
@@ -235,8 +243,13 @@ def _build(table: dict[str, Any] | None, where: str) -> nn.Module:
         return make(table, where)
     form, space = table["data"], spaces.described(table["space"])
     channels, height, width = form["image_shape"]
-    data = DataForm(str(form["name"]), tuple(form["classes"]), (channels, height, width))
-    return space.network(space.parse(table["architecture"]), data)
+    if not all(type(size) is int and 0 < size <= LARGEST_SIZE for size in (channels, height, width)):
+        raise ValueError(f"an image_shape of {form['image_shape']}")
+    if not isinstance(form["classes"], list) or not form["classes"]:
+        raise ValueError("no list of classes")
+    data = DataForm(str(form["name"]), tuple(map(str, form["classes"])), (channels, height, width))
+    with within_memory(where, copies=1):
+        return space.network(space.parse(str(table["architecture"])), data)
 
 
 def _digest(path: Path) -> str:

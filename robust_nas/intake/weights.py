@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.errors import InputError
-from robust_nas.run_dir import load_state
+from robust_nas.run_dir import load_state, named_in_utf8
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
@@ -78,11 +78,14 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        with safe_open(path, framework="pt") as file:
-            is_ours = "skeleton" in (file.metadata() or {})
-        if not is_ours:
-            return load_file(path)
-    except SafetensorError as error:
+        with named_in_utf8(path) as name:
+            with safe_open(name, framework="pt") as file:
+                is_ours = "skeleton" in (file.metadata() or {})
+            if not is_ours:
+                return load_file(name)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from None
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"{path} is damaged or no safetensors file ({error}); delete it and write it again.") from None
     state = load_state(path)
     if "weights" not in state:

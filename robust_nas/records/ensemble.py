@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -20,6 +20,19 @@ def check_weights(weights: Weights, scales: Scales | None, members: int) -> None
         raise ValueError(f"weights and scales must be as many as the members, {members}")
     if not any(weights):
         raise ValueError("a weight must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedEnsemble(Record):
+    """config.json of a saved ensemble: how each member is made, and its weight."""
+
+    members: tuple[dict[str, Any] | None, ...]
+    weights: Weights
+    scales: Scales
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, self.scales, len(self.members))
 
 
 @dataclass(frozen=True, kw_only=True)

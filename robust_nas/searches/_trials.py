@@ -27,7 +27,8 @@ from typing import IO, Any
 
 from robust_nas.architecture import AnyArchitecture
 from robust_nas.errors import InputError
-from robust_nas.run_dir import open_own, read_json, write_json
+from robust_nas.records import Record, checked, damaged, read_json
+from robust_nas.run_dir import open_own, write_json
 
 FOLDER = "trials"
 
@@ -69,12 +70,16 @@ class Trials:
 
     def asked(self, number: int) -> str | None:
         """Return the architecture of an open trial as text, or None if it is not open."""
-        found = _read(self.folder / f"{number}.asked.json")
+        from robust_nas.records.trials import Asked
+
+        found = _read(self.folder / f"{number}.asked.json", Asked)
         return None if found is None else str(found["architecture"])
 
     def values(self, number: int) -> list[float] | None:
         """Return a trial's values, or None if it has not been measured."""
-        found = _read(self.folder / f"{number}.measured.json")
+        from robust_nas.records.trials import MeasuredTrial
+
+        found = _read(self.folder / f"{number}.measured.json", MeasuredTrial)
         return None if found is None else list(found["values"])
 
     def forget(self, number: int) -> None:
@@ -123,12 +128,15 @@ class Trials:
             write_json(self.folder / f"{number}.measured.json", found)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a file of the folder says, or None if it is not there, or no longer."""
+def _read(path: Path, kind: type[Record] = Record) -> dict[str, Any] | None:
+    """Return what a file of the folder says, which has the shape of a record, or None if it is not there any more."""
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = read_json(path)
+        advice = "delete the folder trials and resume the run"
+        found: dict[str, Any] = read_json(path, advice) if kind is Record else checked(path, kind, advice)
+        if not isinstance(found, dict):
+            raise InputError(damaged(path, "it must be a table", advice))
     except InputError:
         if path.exists():
             raise

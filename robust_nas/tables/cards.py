@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from robust_nas import catalogue
 from robust_nas.errors import InputError, suggest
 from robust_nas.pixels import format_pixels, parse_pixels
+from robust_nas.records import read_toml
 from robust_nas.tables._store import place
 
 T = TypeVar("T")
@@ -130,10 +130,7 @@ class Card:
         Raises:
             InputError: if the file cannot be read, lacks a key, or has a key or a value that a card cannot have.
         """
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"The card {path} cannot be read ({error}); mend it or name another.") from None
+        content = read_toml(path, "mend the card or name another")
         for key, convert in _SECTIONS.items():
             if key in content:
                 content[key] = convert(content[key], f"{path}, {key}")
