@@ -111,6 +111,8 @@ def top(table: Table, words: Sequence[str], count: int) -> Answer:
 def pareto(table: Table, words: Sequence[str]) -> Answer:
     """Answer which architectures no other beats in every one of the columns whose labels are among the words."""
     criteria, labels = parse(words)
+    if len({*labels}) < len(labels):
+        raise InputError(f"Name different columns, but got {', '.join(labels)}; leave out what is there twice.")
     front = table.pareto(labels, **criteria)
     records = [
         {

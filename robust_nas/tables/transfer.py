@@ -278,7 +278,7 @@ def merge(sources: Sequence[Path], into: Path) -> tuple[int, int]:
         InputError: if a table cannot be read, has no network, is a published one, or has a network that differs in
             another while neither started later; or if `into` cannot be written.
     """
-    united = _networks(into) if into.is_dir() else {}
+    united = _networks(into) if any(into.glob("part-*.parquet")) else {}
     new: dict[tuple[str, str], list[Row]] = {}
     for path in sources:
         networks = _networks(path)
@@ -307,6 +307,8 @@ def merge(sources: Sequence[Path], into: Path) -> tuple[int, int]:
 def _networks(path: Path) -> dict[tuple[str, str], list[Row]]:
     """Return a table's rows by source and model."""
     rows = [Row(**row) for row in read(path).to_pylist()]
+    if not rows and not any(path.glob("part-*.parquet")):
+        raise InputError(f"{path} has no networks, so it is no table; give the folder of one, such as runs/table.")
     if any(row.model is None for row in rows):
         raise InputError(f"{path} is a published table, which is not merged; give tables of your own runs.")
 
