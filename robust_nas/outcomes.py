@@ -119,7 +119,7 @@ def _attack_outcomes(path: Path) -> tuple[dict[_Measurement, set[int]], dict[_Me
     images: dict[_Measurement, set[int]] = defaultdict(set)
     if path.exists():
         names = ("model", "attack", "norm", "epsilon", "image", "correct")
-        table = read_outcomes(path)
+        table = read_outcomes(path, names)
         for *what, image, is_correct in zip(*(table[name].to_pylist() for name in names), strict=True):
             key: _Measurement = (what[0], what[1], None, None) if what[1] == "clean" else tuple(what)
             images[key].add(image)
