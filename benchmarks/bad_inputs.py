@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the bad inputs are tables, a line each)
 """Bad inputs, one by one: is each refused in one sentence, soon, with nothing half-written?
 
     python benchmarks/bad_inputs.py run --out bad_inputs.json [--kind "command line"] [--only WORD]
@@ -326,7 +327,9 @@ def recipes() -> Iterator[Case]:
         "empty": "",
         "not TOML": "{ a: 1 }",
         "no sections": "version = 2\n",
-        "a section that is a number": re.sub(r"(?m)^data = .*$", "data = 3", good) if "\ndata =" in good else "data = 3",
+        "a section that is a number": re.sub(r"(?m)^data = .*$", "data = 3", good)
+        if "\ndata =" in good
+        else "data = 3",
         "a key given twice": good + "\n[train]\n[train]\n",
         "an unknown section": good + "\n[trian]\nepochs = 3\n",
         "nested thousands deep": f"version = 2\nx = {DEEP}\n",
@@ -341,7 +344,9 @@ def recipes() -> Iterator[Case]:
     }.items():
         yield Case("recipes and overrides", f"a recipe: {name}", ["run", "recipe.toml"], put("recipe.toml", text))
     bom = b"\xef\xbb\xbf" + good.encode()
-    yield Case("recipes and overrides", "a recipe: with a BOM", ["run", "recipe.toml", "seed=x"], put("recipe.toml", bom))
+    yield Case(
+        "recipes and overrides", "a recipe: with a BOM", ["run", "recipe.toml", "seed=x"], put("recipe.toml", bom)
+    )
     yield Case("recipes and overrides", "a recipe: a folder", ["run", "recipe.toml"], as_folder("recipe.toml"))
     yield Case("recipes and overrides", "a recipe: a link to itself", ["run", "recipe.toml"], as_loop("recipe.toml"))
     yield Case("recipes and overrides", "a recipe: a missing file", ["run", "other.toml"])
@@ -447,10 +452,13 @@ def run_folders() -> Iterator[Case]:
         for damage, change in damages.items():
             if stage in ("evaluation", "train") or damage in ("empty", "a folder"):
                 yield Case(kind, f"{stage}.json is {damage}", ["report", "RUN"], change)
+
     def model(change: Callable[[Any], object]) -> Callable[[Any], object]:
         return lambda value: change(value["models"]["model-0"])
+
     def first(change: Callable[[Any], object]) -> Callable[[Any], object]:
         return lambda value: change(value["models"][0])
+
     inside: dict[str, dict[str, Callable[[Any], object]]] = {
         "evaluation": {
             "models are a list": lambda v: v.update(models=[1]),
@@ -621,10 +629,12 @@ def attack_folders() -> Iterator[Case]:
             "evaluation.json is a list": put(file, "[]"),
             "evaluation.json is an empty object": put(file, "{}"),
             "evaluation.json: a model is a number": edit(file, lambda v: v["models"].update(Net=3)),
-            "evaluation.json: no notes, no checks": edit(file, lambda v: (v["models"]["Net"].pop("masking"),
-                                                                         v["models"]["Net"].update(masking=[{}]))),
+            "evaluation.json: no notes, no checks": edit(
+                file, lambda v: (v["models"]["Net"].pop("masking"), v["models"]["Net"].update(masking=[{}]))
+            ),
             "evaluation.json: an accuracy is NaN": edit(
-                file, lambda v: v["models"]["Net"]["clean"].update(accuracy=float("nan"))),
+                file, lambda v: v["models"]["Net"]["clean"].update(accuracy=float("nan"))
+            ),
             "attack.toml is empty": put(settings, ""),
             "attack.toml is no TOML": put(settings, "{}"),
             "attack.toml is no text": put(settings, b"\xff\xfe"),
@@ -663,7 +673,9 @@ def tables() -> Iterator[Case]:
         "accuracies are infinite": column("accuracy", lambda v: [float("inf")] * len(v), "float64"),
         "accuracies are 7": column("accuracy", lambda v: [7.0] * len(v), "float64"),
         "accuracies are missing": column("accuracy", lambda v: [None] * len(v), "float64"),
-        "accuracies are lists": part(lambda t: t.set_column(t.schema.get_field_index("accuracy"), "accuracy", [[[1.0]] * len(t)])),
+        "accuracies are lists": part(
+            lambda t: t.set_column(t.schema.get_field_index("accuracy"), "accuracy", [[[1.0]] * len(t)])
+        ),
         "radii are words": column("epsilon", lambda v: ["big"] * len(v), "string"),
         "radii are NaN": column("epsilon", lambda v: [float("nan")] * len(v), "float64"),
         "seeds are words": column("seed", lambda v: ["x"] * len(v), "string"),
@@ -724,7 +736,11 @@ def weights_files() -> Iterator[Case]:
     yield Case(kind, "NaN", own, lambda folder: exec(nan.replace("'net.safe", f"'{folder}/net.safe")))
     yield Case(kind, "pickled", ["attack", "net.py:Net@net.pt", *ATTACK[2:]])
     yield Case(kind, "of no run", ["attack", "net.safetensors", *ATTACK[2:]])
-    yield Case(kind, "a name that is no text, missing", ["attack", "net.py:Net@" + os.fsdecode(b"n\xff.safetensors"), *ATTACK[2:]])
+    yield Case(
+        kind,
+        "a name that is no text, missing",
+        ["attack", "net.py:Net@" + os.fsdecode(b"n\xff.safetensors"), *ATTACK[2:]],
+    )
     yield Case(kind, "a name that is no text", ["attack", "net.py:Net@" + os.fsdecode(b"n\xff.safetensors"), *ATTACK[2:]],
                renamed(file, b"n\xff.safetensors"), True)  # fmt: skip
     run = ["attack", "RUN", "--threat", "linf:0.1", "--images", "4", "--attack", "fgsm"]
@@ -734,10 +750,16 @@ def weights_files() -> Iterator[Case]:
         "of a run, cut off": cut(model),
         "of a run, of another network": lambda folder: shutil.copy(folder / file, folder / model),
         "of a run, a folder": as_folder(model),
-        "of a run, another's": lambda folder: shutil.copy(folder / "RUN/checkpoints/supernet.safetensors", folder / model),
+        "of a run, another's": lambda folder: shutil.copy(
+            folder / "RUN/checkpoints/supernet.safetensors", folder / model
+        ),
     }.items():
         yield Case(kind, name, run, change)
-    yield Case(kind, "of a run, the last epoch's without the model", ["attack", "RUN/checkpoints/supernet.safetensors", *run[2:]])
+    yield Case(
+        kind,
+        "of a run, the last epoch's without the model",
+        ["attack", "RUN/checkpoints/supernet.safetensors", *run[2:]],
+    )
 
 
 def models() -> Iterator[Case]:
@@ -757,7 +779,15 @@ def models() -> Iterator[Case]:
 def data_folders() -> Iterator[Case]:
     """Folders of images."""
     kind = "data folders"
-    line = ["run", "images", *TINY[:-3], "data.size=8", "train.batch_size=2", "search.batch_size=2", "derive.batch_size=2"]
+    line = [
+        "run",
+        "images",
+        *TINY[:-3],
+        "data.size=8",
+        "train.batch_size=2",
+        "search.batch_size=2",
+        "derive.batch_size=2",
+    ]
     first = "images/train/cat/0.png"
     for name, change in {
         "an image is empty": put(first, ""),
@@ -768,15 +798,21 @@ def data_folders() -> Iterator[Case]:
         "a class is empty": each(without("images/train/cat"), lambda folder: (folder / "images/train/cat").mkdir()),
         "one class": each(*(without(f"images/{split}/dog") for split in ("train", "validation", "test"))),
         "no classes": each(without("images"), lambda folder: (folder / "images").mkdir()),
-        "a class that only the test split has": lambda folder: shutil.copytree(folder / "images/test/cat", folder / "images/test/owl"),
+        "a class that only the test split has": lambda folder: shutil.copytree(
+            folder / "images/test/cat", folder / "images/test/owl"
+        ),
         "no test split": without("images/test"),
-        "images without classes": lambda folder: (shutil.copy(folder / first, folder / "images/train/0.png"),
-                                                  shutil.rmtree(folder / "images/train/cat"), shutil.rmtree(folder / "images/train/dog")),
+        "images without classes": lambda folder: (
+            shutil.copy(folder / first, folder / "images/train/0.png"),
+            shutil.rmtree(folder / "images/train/cat"),
+            shutil.rmtree(folder / "images/train/dog"),
+        ),
         "a FIFO among the images": lambda folder: os.mkfifo(folder / "images/train/cat/x.png"),
         "an archive for a folder": each(without("images"), put("images", b"PK\x03\x04")),
         "a class that is no folder": each(without("images/train/cat"), put("images/train/cat", "")),
-        "classes are links to their parents": each(without("images/train/cat"),
-                                                   lambda folder: (folder / "images/train/cat").symlink_to("..")),
+        "classes are links to their parents": each(
+            without("images/train/cat"), lambda folder: (folder / "images/train/cat").symlink_to("..")
+        ),
     }.items():
         yield Case(kind, name, line, change)
     for override in ("data.size=0", "data.size=-3", "data.size=100000000", "data.size=x", f"data.size={DIGITS}",
@@ -859,9 +895,14 @@ def calls() -> Iterator[Case]:
 
 def ensembles() -> Iterator[Case]:
     """Saved ensembles."""
-    file, line = "ensemble/config.json", ["attack", "ensemble", "--data", "digits", "--threat", "linf:0.1", "--attack", "fgsm", "--images", "4"]
+    file, line = (
+        "ensemble/config.json",
+        ["attack", "ensemble", "--data", "digits", "--threat", "linf:0.1", "--attack", "fgsm", "--images", "4"],
+    )
+
     def member(change: Callable[[Any], object]) -> Callable[[Path], object]:
         return edit(file, lambda value: change(value["members"][0]))
+
     for name, change in {
         "config.json is null": put(file, "null"),
         "config.json is a list": put(file, "[]"),
@@ -889,7 +930,9 @@ def ensembles() -> Iterator[Case]:
         "config.json is a folder": as_folder(file),
         "config.json: nested thousands deep": put(file, DEEP),
         "weights are missing": without("ensemble/model.safetensors"),
-        "weights are another's": lambda folder: shutil.copy(folder / "net.safetensors", folder / "ensemble/model.safetensors"),
+        "weights are another's": lambda folder: shutil.copy(
+            folder / "net.safetensors", folder / "ensemble/model.safetensors"
+        ),
         "weights are a folder": as_folder("ensemble/model.safetensors"),
     }.items():
         yield Case("saved ensembles", name, line, change)

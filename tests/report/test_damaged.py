@@ -1,0 +1,66 @@
+"""Files of a run that are well-formed and of another shape: one sentence with the file, the key and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from robust_nas import listing, records
+from robust_nas.errors import InputError
+from robust_nas.report._contents import Contents
+from robust_nas.run_dir import RunDir
+
+DEEP = "[" * 3000 + "]" * 3000
+ACCURACY = '{"num_images": 9, "models": {"a": {"clean": {"accuracy": %s, "low": 0, "high": 1, "count": 9}}}}'
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "key"),
+    [
+        ("search.json", "null", "its content must be a table"),
+        ("train.json", "[]", "its content must be a table"),
+        ("search.json", "{}", "it has no space"),
+        ("derive.json", '{"chosen": [1, 2]}', "chosen.0 must be a valid string, but is 1"),
+        ("train.json", '{"models": {}}', "models must be a valid array"),
+        ("train.json", '{"models": [{"name": "a", "architecture": "b"}]}', "it has no models.0.validation"),
+        ("evaluation.json", ACCURACY % "NaN", "models.a.clean.accuracy must be a finite number"),
+        ("evaluation.json", ACCURACY % "7", "models.a.clean.accuracy must be less than or equal to 1"),
+        ("evaluation.json", ACCURACY % "true", "models.a.clean.accuracy must be a valid number"),
+        ("evaluation.json", DEEP, "nested too deeply"),
+        ("certification.json", "9" * 5000, "too many digits"),
+        ("ensemble.json", '{"members": ["a"], "weights": [1, 2], "num_validation": 1}', "as many as the members, 1"),
+        ("record.json", '{"rows": "many"}', "rows must be a valid integer, but is 'many'"),
+        ("environment.json", '{"version": "0", "device": "cpu", "started": "now"}', "isoformat"),
+        ("metrics.jsonl", '{"step": 1}\n', "line 1 must have a stage"),
+        ("config.toml", "seed = 0\n", "it has no data"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_shape_is_damaged_and_its_key_is_said(
+    finished_run: Path, tmp_path: Path, file: str, content: str, key: str
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / file).write_text(content)
+    with pytest.raises(InputError, match="is damaged") as refused:
+        Contents.read(RunDir.open(run))
+    assert key in str(refused.value) and str(run / file) in str(refused.value)
+
+
+def test_what_is_no_file_is_not_taken_for_a_stage_that_has_not_run(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "train.json").unlink()
+    (run / "train.json").symlink_to("train.json")
+    with pytest.raises(InputError, match=r"train\.json cannot be read"):
+        listing.describe_run(run)
+    (run / "train.json").unlink()
+    (run / "train.json").mkdir()
+    with pytest.raises(InputError, match="must be a file, but is a folder"):
+        listing.describe_run(run)
+
+
+def test_a_well_formed_file_is_given_on_as_it_is(finished_run: Path) -> None:
+    for name in records.KINDS:
+        if (finished_run / name).exists():
+            assert records.read_stage(finished_run / name) == json.loads((finished_run / name).read_text())
