@@ -1,4 +1,4 @@
-# ruff: noqa: E501 (the bad inputs are tables, a line each)
+# ruff: noqa: E501, RUF001 (the bad inputs are tables, a line each, some in other scripts)
 """Bad inputs, one by one: is each refused in one sentence, soon, with nothing half-written?
 
     python benchmarks/bad_inputs.py run --out bad_inputs.json [--kind "command line"] [--only WORD]
@@ -659,7 +659,10 @@ def tables() -> Iterator[Case]:
     """Tables, cards and parts of tables."""
     kind = "tables, cards, parts"
     top = ["table", "top", "runs/table", "clean"]
-    part_file: Callable[[Path], Path] = lambda folder: min((folder / "runs/table").glob("part-*"))
+
+    def part_file(folder: Path) -> Path:
+        return min((folder / "runs/table").glob("part-*"))
+
     for name, change in {
         "a part is empty": lambda folder: part_file(folder).write_bytes(b""),
         "a part is cut off": lambda folder: cut(str(part_file(folder).relative_to(folder)))(folder),
@@ -1046,8 +1049,8 @@ def child(case: Case, folder: Path, out: Path) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, spent + SECONDS + 5))
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(out / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (for the rest of the process)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.path.insert(0, "")
     try:
         return python(case.words) if isinstance(case.words, str) else command(case.words)
