@@ -868,7 +868,7 @@ def calls() -> Iterator[Case]:
         "rn.train('32313', data, threat)", "rn.train('323133', data, 0.1)", "rn.train('323133', data, threat, method='x')",
         "rn.train('323133', data, threat, method=3)", "rn.train('323133', data, threat, method={})", "rn.train('323133', data, threat, epoch=3)",
         "rn.train('323133', data, threat, epochs=-1)", "rn.train('323133', data, threat, recipe='x')", "rn.train('323133', data, threat, recipe=3)",
-        "rn.train('323133', data, threat, beside=net)", "rn.train('323133', data, threat, beside=3)", "rn.train(type(net), data, threat)",
+        "rn.train('323133', data, threat, frozen_members=net)", "rn.train('323133', data, threat, frozen_members=3)", "rn.train(type(net), data, threat)",
         "rn.train(other, data, threat)", "rn.train('323133', data, threat, learning_rate=float('inf'))", "rn.train('323133', data, threat, space='x')",
         "rn.train('323133', data, threat, space=3)", "rn.derive(3, 'nasbench201', data, threat)", "rn.build_ensemble(net, data.validation, threat)",
         "rn.build_ensemble([], data.validation, threat)", "rn.build_ensemble([net, 3], data.validation, threat)",
