@@ -101,7 +101,7 @@ def train(
         raise InputError("train.boosting is for runs; give the trained networks: frozen_members=[...].")
     if plan.start_from is not None:
         raise InputError("train.start_from is for runs; give the module with its weights in place of an architecture.")
-    if isinstance(frozen_members, nn.Module) or not all(isinstance(model, nn.Module) for model in frozen_members):
+    if not isinstance(frozen_members, Sequence) or not all(isinstance(model, nn.Module) for model in frozen_members):
         raise InputError(f"train takes a list of modules as frozen_members, but got {frozen_members!r}.")
     stage = _stage("train", seed, data)
     if isinstance(architecture, nn.Module):

@@ -102,6 +102,7 @@ def test_what_is_said_of_a_boosted_network_is_its_own_and_what_all_do_together_i
         ([nn.Sequential(nn.Flatten(), nn.Linear(64, 9))], {}, "must have the same classes"),
         ([], {"boosting": True}, "give the trained networks"),
         ([nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], {"norm": "mixture"}, "not trained beside other networks"),
+        (3, {}, "takes a list of modules as frozen_members, but got 3"),
         ([], {"beside": []}, "no key 'beside'. It is called 'frozen_members' now"),
     ],
 )
