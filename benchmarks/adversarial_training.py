@@ -27,21 +27,18 @@ from torch import nn
 from torch.nn import functional as F
 
 import robust_nas as rn
-from robust_nas import config
 from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.pgd import PGD
-from robust_nas.datasets import Dataset
-from robust_nas.datasets._batches import epoch_batches
-from robust_nas.distributed import World
+from robust_nas.core import config
+from robust_nas.core.seeds import seeded
+from robust_nas.datasets import Dataset, epoch_batches
 from robust_nas.evaluation import wilson_interval
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, write_json
-from robust_nas.seeds import seeded
-from robust_nas.training import Batch, Memory
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, write_json
+from robust_nas.training import Batch, Memory, Training, fit
 from robust_nas.training._augment import crop_and_flip
 from robust_nas.training._costs import forward_equivalents
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
 
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|"
 

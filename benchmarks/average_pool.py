@@ -13,7 +13,7 @@ import time
 import torch
 from torch import nn
 
-from robust_nas.models.cells import AveragePool3x3
+from robust_nas.models.average_pool import AveragePool3x3
 
 SHAPES = [(64, 8, 8, 8), (190, 8, 8, 8), (190, 16, 4, 4), (64, 16, 32, 32)]
 

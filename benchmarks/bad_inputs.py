@@ -107,7 +107,7 @@ def prepare(base: Path) -> None:
     from PIL import Image
     from safetensors.torch import save_file
 
-    from robust_nas import catalogue
+    from robust_nas.core import catalogue
 
     with contextlib.chdir(base), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         Path("net.py").write_text(NET)
@@ -320,7 +320,7 @@ def recipes() -> Iterator[Case]:
         *("train.knots=[{epoch=0}]", "train.knots=[1]", "train.method={name='pgd_at', name='trades'}"),
     ):  # fmt: skip
         yield Case("recipes and overrides", override[:60], ["run", "digits", "train.epochs=1", override])
-    from robust_nas import catalogue
+    from robust_nas.core import catalogue
 
     good = catalogue.files("recipes")["digits"].read_text()
     for name, text in {
@@ -1139,7 +1139,6 @@ def run(out: Path, kind: str | None, only: str | None) -> None:
     import pyarrow.parquet  # noqa: F401
 
     import robust_nas
-    from robust_nas import api, assessment, joining, ranking, simulation  # noqa: F401
     from robust_nas.integrations import vnnlib  # noqa: F401
     from robust_nas.report import explorer, html  # noqa: F401
 

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 
 import robust_nas as rn
-from robust_nas.attacks._model_state import frozen, margin
 from robust_nas.attacks.opt import OPT
 from robust_nas.attacks.sign_opt import SignOPT
 from robust_nas.attacks.szvr_g import SZVRG
-from robust_nas.distributed import World
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.seeds import seeded
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.core.seeds import seeded
+from robust_nas.models.frozen import frozen
+from robust_nas.models.losses import margin
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
+from robust_nas.training import Training, fit
 from robust_nas.training.standard import Standard
 
 ARCHITECTURE = "|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|nor_conv_3x3~1|none~2|"

@@ -41,7 +41,7 @@ from torch.nn import functional as F
 import robust_nas as rn
 from robust_nas import bounds
 from robust_nas.datasets import DataForm, Dataset
-from robust_nas.models.cells import AveragePool3x3
+from robust_nas.models.average_pool import AveragePool3x3
 from robust_nas.training._certified import worst_cross_entropy
 from robust_nas.training.crown_ibp import linear
 

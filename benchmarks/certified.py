@@ -25,23 +25,22 @@ import torch
 from torch import nn
 
 import robust_nas as rn
-from robust_nas import config, derivation
+from robust_nas import derivation
 from robust_nas.attacks.pgd import PGD
 from robust_nas.bounds.crown_ibp import CROWNIBP
-from robust_nas.complexity import count_parameters
+from robust_nas.core import config
+from robust_nas.core.seeds import generator_at, seeded
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.distributed import World
-from robust_nas.ensembles import Ensemble, joint_margins
-from robust_nas.ensembles._boosting import fit_with
+from robust_nas.ensembles import Ensemble, fit_with, joint_margins
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.evaluation import wilson_interval
 from robust_nas.intake import load_weights
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, read_json, save_state, write_json
+from robust_nas.models.complexity import count_parameters
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, read_json, save_state, write_json
 from robust_nas.searches.dirichlet import Dirichlet
-from robust_nas.seeds import generator_at, seeded
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.training import Training, fit
 
 CELL = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
 

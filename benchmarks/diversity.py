@@ -25,19 +25,18 @@ from search_vs_table import CURRICULUM, FGSM_RS, SIZES, SPACE, THREAT, plans, sl
 from torch import nn
 
 import robust_nas as rn
-from robust_nas import config
-from robust_nas.architecture import AnyArchitecture, Architecture
+from robust_nas.architectures.cell import AnyArchitecture, Architecture
 from robust_nas.attacks.pgd import PGD
+from robust_nas.core import config
+from robust_nas.core.seeds import seed_at, seeded
 from robust_nas.datasets import Dataset
 from robust_nas.derivation import Candidate, derive, most_diverse, transfer_rate
-from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
 from robust_nas.evaluation import evaluate, transfers
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, read_json, write_json
-from robust_nas.seeds import seed_at, seeded
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, read_json, write_json
+from robust_nas.training import Training, fit
 
 ROW, COUNT, POOL, WEIGHTS = "dirichlet, adversarial, seeded", 3, 24, (0.0, 0.5, 2.0)
 SAME = "the most accurate cell three times"

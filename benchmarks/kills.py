@@ -99,7 +99,7 @@ def run_folder(folder: Path) -> Path | None:
 
 def unfinished(folder: Path, first: list[str]) -> list[list[str]]:
     """Return the command that starts a run, or goes on with it, unless it is done."""
-    from robust_nas.run_dir import unfinished_stages
+    from robust_nas.runtime.run_folder import unfinished_stages
 
     run = run_folder(folder)
     if run is None:
@@ -109,7 +109,7 @@ def unfinished(folder: Path, first: list[str]) -> list[list[str]]:
 
 def stage(folder: Path) -> str:
     """Return the stage that a run is in."""
-    from robust_nas.run_dir import unfinished_stages
+    from robust_nas.runtime.run_folder import unfinished_stages
 
     run = run_folder(folder)
     return "before the run folder" if run is None else (unfinished_stages(run) or ["after the report"])[0]
@@ -181,7 +181,7 @@ def small_table(folder: Path, space: Path) -> Path:
     """Write a made-up table of all cells of three nodes, and their space."""
     import pyarrow.parquet as pq
 
-    from robust_nas.architecture import Architecture
+    from robust_nas.architectures.cell import Architecture
     from robust_nas.tables._schema import measured
 
     operations = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]
@@ -359,7 +359,7 @@ def without_times(value: Any, folder: Path) -> Any:
 
 def said(path: Path, folder: Path) -> Any:
     """Return what a file says, in a form that is equal for equal results."""
-    from robust_nas.run_dir import load_state
+    from robust_nas.runtime.run_folder import load_state
 
     if path.suffix == ".json":
         return without_times(json.loads(path.read_text()), folder)
@@ -515,7 +515,6 @@ def import_everything() -> None:
     import torch
     import torch.utils.data
 
-    from robust_nas import api, assessment, cli, joining, listing, pipeline, report, simulation, tables  # noqa: F401
     from robust_nas.tables import transfer  # noqa: F401
 
     torch.set_num_threads(1)

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import robust_nas as rn
-from robust_nas.attacks._model_state import frozen
 from robust_nas.datasets import Dataset
-from robust_nas.distributed import World
 from robust_nas.evaluation.masking import linearity_error
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.models.frozen import frozen
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
+from robust_nas.training import Training, fit
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard
 

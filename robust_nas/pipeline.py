@@ -18,30 +18,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nas import config, derivation, intake, recipe, spaces
-from robust_nas.architecture import AnyArchitecture
+from robust_nas import derivation, intake, spaces
+from robust_nas import recipes as recipe
+from robust_nas.architectures.cell import AnyArchitecture
 from robust_nas.attacks import left_out
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal
 from robust_nas.certification import certify as certify_model
-from robust_nas.complexity import count_multiply_adds, count_parameters, within_memory
-from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes
-from robust_nas.datasets._batches import check_batch
-from robust_nas.distributed import World
+from robust_nas.certification.smoothing import NORM, SmoothedCertification, SmoothedClassifier
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
+from robust_nas.core.files import damaged, is_there
+from robust_nas.core.registry import name_of
+from robust_nas.core.seeds import seeded
+from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes, check_batch
 from robust_nas.ensembles import Ensemble
 from robust_nas.ensembles.uniform import Uniform
-from robust_nas.environment import add_session, describe_environment, sessions
-from robust_nas.errors import InputError
 from robust_nas.evaluation import costs_text, evaluate, save_examples
-from robust_nas.progress import Progress
-from robust_nas.recipe import CertificationPlan, Recipe, SmoothingPlan
-from robust_nas.records import damaged, is_there, read_stage
-from robust_nas.registry import name_of
-from robust_nas.run_dir import RunDir, Stage, load_state, save_state, write_json, write_text
+from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
+from robust_nas.recipes import CertificationPlan, Recipe, SmoothingPlan
+from robust_nas.records import read_stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.environment import add_session, describe_environment, sessions
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import RunDir, Stage, load_state, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import TrialSearch
-from robust_nas.seeds import seeded
-from robust_nas.smoothing import NORM, SmoothedCertification, SmoothedClassifier
 from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.threat import ThreatModel
@@ -281,7 +283,7 @@ def chosen_architectures(job: Job) -> dict[str, AnyArchitecture]:
 
 def train(job: Job) -> None:
     """Train every derived architecture from scratch; write their weights and train.json."""
-    from robust_nas.ensembles._boosting import fit_with
+    from robust_nas.ensembles import fit_with
 
     if job.has("train.json"):
         return
@@ -466,7 +468,7 @@ def certify(job: Job) -> None:
 
 def check_proofs(job: Job) -> None:
     """Raise Contradiction if an image is certified, by the run or beside it, and an attack of the run broke it."""
-    from robust_nas.outcomes import compare_outcomes
+    from robust_nas.runtime.per_sample import compare_outcomes
 
     def compare() -> None:
         attacked = job.folder / "evaluation.parquet"
@@ -503,7 +505,7 @@ def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
 
 def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, folder: str) -> None:
     """Certify one model's smoothed classifier, unless its rows are there; say in certification.json what they say."""
-    from robust_nas.outcomes import add_outcomes, read_outcomes
+    from robust_nas.runtime.per_sample import add_outcomes, read_outcomes
 
     results, rows_file = f"{folder}/certification.json", job.folder / folder / "certificates.parquet"
     done = job.read(results) if job.has(results) else {"models": {}}
@@ -535,7 +537,7 @@ def _certify_one(
     job: Job, name: str, model: nn.Module, plan: CertificationPlan | None = None, folder: str = "."
 ) -> None:
     """Certify one model and add it to certification.json, unless it is there."""
-    from robust_nas.outcomes import add_outcomes
+    from robust_nas.runtime.per_sample import add_outcomes
 
     results, plan = f"{folder}/certification.json", plan or job.recipe.certification
     done = job.read(results) if job.has(results) else {"models": {}}
@@ -740,7 +742,7 @@ def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module) -> None:
 
 def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
     """Return an untrained network; raise InputError now for what the training would only refuse after the search."""
-    from robust_nas.training._loop import rehearse
+    from robust_nas.training import rehearse
 
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)

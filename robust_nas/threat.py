@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, get_args
 
 from pydantic import BeforeValidator
 
-from robust_nas.errors import InputError
-from robust_nas.pixels import parse_pixels, unit_images
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import parse_pixels, unit_images
 
 if TYPE_CHECKING:
     import torch

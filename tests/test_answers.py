@@ -14,10 +14,10 @@ from unittest import mock
 import pyarrow.parquet as pq
 import pytest
 
-from robust_nas import answers, tables
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
-from robust_nas.tables import Row, Table
+from robust_nas import tables
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.tables import Row, Table, answers
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import robust_nas as rn
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.training.pgd_at import PGDAT
 
 

@@ -7,10 +7,10 @@ import networkx
 import pytest
 import torch
 
-from robust_nas.architecture import OPERATIONS, Architecture, edges_of
-from robust_nas.errors import InputError
-from robust_nas.models.cells import Cell, make_operation
-from robust_nas.seeds import generator_at
+from robust_nas.architectures.cell import OPERATIONS, Architecture, edges_of
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
+from robust_nas.spaces.cell.network import Cell, make_operation
 
 ALL = list(Architecture.enumerate())
 

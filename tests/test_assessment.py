@@ -20,12 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import robust_nas as rn
-from robust_nas import assessment, config, datasets
-from robust_nas.assessment import _test_only
-from robust_nas.errors import InputError
-from robust_nas.outcomes import read_outcomes
-from robust_nas.recipe import load as load_recipe
-from robust_nas.run_dir import write_text
+from robust_nas import datasets
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
+from robust_nas.jobs import attack_models as assessment
+from robust_nas.jobs.attack_models import _test_only
+from robust_nas.recipes import load as load_recipe
+from robust_nas.runtime.per_sample import read_outcomes
+from robust_nas.runtime.run_folder import write_text
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

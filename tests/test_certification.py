@@ -10,12 +10,12 @@ from robust_nas.api import build_ensemble
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
 from robust_nas.certification import Certification, Contradiction, certify
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
 from robust_nas.evaluation import wilson_interval
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)

@@ -13,10 +13,12 @@ from unittest import mock
 import pytest
 import torch
 
-from robust_nas import attacks, cli, listing, recipe
-from robust_nas.errors import InputError
-from robust_nas.registry import name_of
-from robust_nas.run_dir import RunDir, save_state
+from robust_nas import attacks, cli
+from robust_nas import recipes as recipe
+from robust_nas.cli import listing
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
+from robust_nas.runtime.run_folder import RunDir, save_state
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -243,7 +245,7 @@ def test_a_read_only_run_folder_is_named_and_left_as_it_was(command: Command, ru
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path.parent))
 
     before = sorted(run.rglob("*"))
-    with mock.patch("robust_nas.run_dir._temporary", refuse):
+    with mock.patch("robust_nas.runtime.run_folder._temporary", refuse):
         sentence = refused(command("derive", run))
     assert "Read-only file system" in sentence and str(run) in sentence
     assert sorted(run.rglob("*")) == before
@@ -295,7 +297,7 @@ def test_two_processes_on_one_run_folder_are_refused(run: Path) -> None:
 
 
 def test_a_damaged_parquet_is_named(command: Command, tmp_path: Path) -> None:
-    from robust_nas.outcomes import add_outcomes, read_outcomes
+    from robust_nas.runtime.per_sample import add_outcomes, read_outcomes
 
     path = tmp_path / "evaluation.parquet"
     add_outcomes(path, "model-0", [{"image": number, "correct": True} for number in range(1000)])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from robust_nas import config
 from robust_nas.attacks import Attack
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
 from robust_nas.threat import Pixels, ThreatModel
 
 

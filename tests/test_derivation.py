@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from robust_nas import datasets, derivation, spaces
-from robust_nas.architecture import Architecture
+from robust_nas.architectures.cell import Architecture
 from robust_nas.attacks.fgsm import FGSM
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.derivation import Candidate, Derivation, TransferCount, most_diverse, transfer_rate
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.searches import SearchResult
-from robust_nas.seeds import seeded
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.02)

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from robust_nas import datasets, spaces
 from robust_nas.attacks.pgd import PGD
-from robust_nas.config import build
-from robust_nas.distributed import PATIENCE, World, losses_said
-from robust_nas.errors import InputError, Interrupted
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, load_state
+from robust_nas.core.config import build
+from robust_nas.core.errors import InputError, Interrupted
+from robust_nas.runtime.distributed import PATIENCE, World, losses_said
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, load_state
 from robust_nas.searches import _resources
 from robust_nas.searches._resources import Resource
 from robust_nas.searches._stability import CollapseMonitor
@@ -33,8 +33,7 @@ from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
 from robust_nas.searches.sampled import TrialSearch
 from robust_nas.threat import ThreatModel
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.training import Training, fit
 from robust_nas.training.pgd_at import PGDAT
 
 

@@ -21,10 +21,10 @@ import torch
 import robust_nas as rn
 from robust_nas import pipeline
 from robust_nas.api import Run
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
-from robust_nas.distributed import World, in_group
-from robust_nas.errors import InputError
-from robust_nas.run_dir import locked_folders
+from robust_nas.runtime.distributed import World, in_group
+from robust_nas.runtime.run_folder import locked_folders
 
 TINY = [
     "space.channels=1",

@@ -1,7 +1,7 @@
 import pytest
 
-from robust_nas.errors import InputError
-from robust_nas.genotype import Genotype, edges_of
+from robust_nas.architectures.genotype import Genotype, edges_of
+from robust_nas.core.errors import InputError
 
 # The cells of figures 4 and 5 of arXiv:1806.09055, as the authors' code writes them.
 NORMAL = (

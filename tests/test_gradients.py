@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import robust_nas as rn
-from robust_nas.attacks._model_state import frozen
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import ImageSet
 from robust_nas.intake import diagnose
 from robust_nas.intake.gradients import gradient_note
-from robust_nas.seeds import seeded
+from robust_nas.models.frozen import frozen
 from robust_nas.threat import ThreatModel
 
 NONE = "The model's logits depend on the images by nothing that has a gradient"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas import datasets, spaces
+from robust_nas.core.seeds import generator_at, seeded
 from robust_nas.ensembles import Ensemble
 from robust_nas.intake import dependence
-from robust_nas.seeds import generator_at, seeded
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=generator_at("cpu", 0, "images"))
 

@@ -17,11 +17,11 @@ from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas import config, datasets, spaces
+from robust_nas import datasets, spaces
 from robust_nas.attacks import _surrogates
-from robust_nas.attacks._model_state import cross_entropy, dlr, margin
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
-from robust_nas.errors import InputError
 from robust_nas.intake import (
     NORMALISATIONS,
     LogProbabilities,
@@ -33,7 +33,8 @@ from robust_nas.intake import (
     load_weights,
     prepared,
 )
-from robust_nas.run_dir import save_state, write_json
+from robust_nas.models.losses import cross_entropy, dlr, margin
+from robust_nas.runtime.run_folder import save_state, write_json
 
 ARCHITECTURES = [
     "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_nas import catalogue
+from robust_nas.core import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
@@ -81,7 +81,7 @@ def test_a_wheel_finds_its_own_catalogues(wheel: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-from robust_nas import catalogue
+from robust_nas.core import catalogue
 for kind in ("search_spaces", "tables", "recipes"):
     print(*catalogue.files(kind).values(), sep="\\n")
 """

@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 import robust_nas as rn
-from robust_nas.errors import InputError
-from robust_nas.outcomes import read_outcomes
+from robust_nas.core.errors import InputError
 from robust_nas.report._contents import Contents
 from robust_nas.report.findings import check_consistency
-from robust_nas.run_dir import RunDir, load_state, read_metrics, unfinished_stages
+from robust_nas.runtime.per_sample import read_outcomes
+from robust_nas.runtime.run_folder import RunDir, load_state, read_metrics, unfinished_stages
 
 # A run of a few seconds that goes through every stage; the search space and the data are the real ones.
 TINY = [

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import robust_nas as rn
 from robust_nas import bounds
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import class_labels, format_pixels, parse_pixels, unit_images
 from robust_nas.datasets import ImageSet
-from robust_nas.errors import InputError
-from robust_nas.pixels import class_labels, format_pixels, parse_pixels, unit_images
 
 
 @pytest.mark.parametrize("length", [0.2, 8 / 255, 0.5 / 255, 1 / 255, 0.0001])

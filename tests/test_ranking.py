@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robust_nas import ranking, tables
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
+from robust_nas import tables
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.runtime.progress import Progress
+from robust_nas.studies import ranking
 
 if TYPE_CHECKING:
     from robust_nas.tables import Table

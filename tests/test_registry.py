@@ -5,10 +5,10 @@ import pytest
 from robust_nas import attacks
 from robust_nas import training as trainings
 from robust_nas.attacks.pgd import PGD
-from robust_nas.config import build
-from robust_nas.errors import InputError
-from robust_nas.registry import name_of
-from robust_nas.training._plan import Training
+from robust_nas.core.config import build
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
+from robust_nas.training import Training
 
 
 def test_a_component_is_found_by_its_files_name():

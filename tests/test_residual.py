@@ -1,8 +1,8 @@
 import pytest
 
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.errors import InputError
-from robust_nas.residual import ResidualArchitecture
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures.residual import ResidualArchitecture
+from robust_nas.core.errors import InputError
 
 TEXT = "depths=2-3-1 widths=16-32-64 kernel=3 activation=silu norm=batch se=none block=basic stem=16"
 

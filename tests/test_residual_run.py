@@ -3,9 +3,9 @@
 import pytest
 
 import robust_nas as rn
-from robust_nas.errors import InputError
-from robust_nas.recipe import for_space
-from robust_nas.run_dir import RunDir, read_json, unfinished_stages
+from robust_nas.core.errors import InputError
+from robust_nas.recipes import for_space
+from robust_nas.runtime.run_folder import RunDir, read_json, unfinished_stages
 
 SETTINGS = [
     "space.depths=[[1],[1,2]]",

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from robust_nas.catalogue import expanded
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import (
+from robust_nas.core.catalogue import expanded
+from robust_nas.core.errors import InputError
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import (
     RunDir,
     Stage,
     atomic_path,

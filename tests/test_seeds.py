@@ -1,6 +1,6 @@
 import torch
 
-from robust_nas.seeds import generator_at, seed_at, seeded
+from robust_nas.core.seeds import generator_at, seed_at, seeded
 
 
 def test_distinct_places_have_distinct_seeds_and_equal_places_equal_ones():

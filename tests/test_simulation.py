@@ -17,12 +17,14 @@ import pytest
 import torch
 from scipy import stats
 
-from robust_nas import complexity, simulation, tables
-from robust_nas.architecture import Architecture
+from robust_nas import tables
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import load
-from robust_nas.errors import InputError
+from robust_nas.models import complexity
 from robust_nas.samplers.predictor import Predictor
 from robust_nas.spaces.cell import CellSpace
+from robust_nas.studies import simulation
 from robust_nas.tables._schema import measured
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3")

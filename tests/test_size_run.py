@@ -1,8 +1,9 @@
 """A run in the size space, as a user starts it."""
 
 import robust_nas as rn
-from robust_nas import config, searches
-from robust_nas.run_dir import read_json, unfinished_stages
+from robust_nas import searches
+from robust_nas.core import config
+from robust_nas.runtime.run_folder import read_json, unfinished_stages
 
 SETTINGS = [
     "space.channels=[2,3]",

@@ -1,8 +1,8 @@
 import pytest
 
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.errors import InputError
-from robust_nas.sizes import Sizes
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures.channels import Sizes
+from robust_nas.core.errors import InputError
 
 
 def test_sizes_are_read_as_they_are_written():

@@ -13,15 +13,21 @@ import torch
 from torch import Tensor, nn
 
 import robust_nas as rn
-from robust_nas.config import to_dict
+from robust_nas.certification.smoothing import (
+    ABSTAIN,
+    SmoothedCertification,
+    SmoothedClassifier,
+    Smoothing,
+    lower_bound,
+)
+from robust_nas.core.config import to_dict
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
 from robust_nas.evaluation import wilson_interval
-from robust_nas.progress import Progress
-from robust_nas.recipe import CertificationPlan, SmoothingPlan, certification_from
-from robust_nas.run_dir import Stage
-from robust_nas.smoothing import ABSTAIN, SmoothedCertification, SmoothedClassifier, Smoothing, lower_bound
+from robust_nas.recipes import CertificationPlan, SmoothingPlan, certification_from
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 
 QUICK = Smoothing(sigma=0.25, num_samples=400)
 
@@ -246,7 +252,7 @@ def test_processes_share_the_images_and_get_the_rows_of_one(
     whole: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, theirs = pairs(9), list[Tensor]()
-    from robust_nas.smoothing import _Sampler
+    from robust_nas.certification.smoothing import _Sampler
 
     sampler = _Sampler(Watched(), QUICK, data[:1].images, 0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from robust_nas.text import visible
+from robust_nas.core.text import visible
 
 
 def test_what_acts_becomes_an_escape_and_all_else_stays() -> None:

@@ -2,9 +2,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from robust_nas.errors import InputError
-from robust_nas.pixels import parse_pixels
-from robust_nas.seeds import generator_at
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import parse_pixels
+from robust_nas.core.seeds import generator_at
 from robust_nas.threat import ThreatModel, epsilon_scale_at
 
 THREATS = [

@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 import robust_nas as rn
-from robust_nas import attacks, config, spaces
+from robust_nas import attacks, spaces
 from robust_nas.attacks.transfer import Transfer
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import allowing_code
 from robust_nas.datasets._files import read_image
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.recipe import from_table, load
-from robust_nas.registry import allowing_code
+from robust_nas.recipes import from_table, load
 from robust_nas.report import plots
+from robust_nas.runtime.distributed import World
 from robust_nas.tables import transfer
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -137,7 +138,7 @@ def verbs(run: Path) -> list[list[str]]:
         *([verb, folder] for verb in ("work", "derive", "train", "attack", "certify", "ensemble", "export", "record")),
         ["certify", folder, "--method", "crown"],
         ["attack", folder, "--attack", "fgsm"],
-        ["attack", "robust_nas.models.cells:CellNetwork", "--attack", f"transfer[surrogates=['{folder}']]"],
+        ["attack", "robust_nas.spaces.cell.network:CellNetwork", "--attack", f"transfer[surrogates=['{folder}']]"],
         ["ensemble", "build", "--from", folder, folder],
     ]
 

@@ -21,14 +21,14 @@ from robust_nas import evaluation
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.opt import OPT
 from robust_nas.attacks.pgd import PGD
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
 from robust_nas.ensembles import Ensemble
 from robust_nas.evaluation import EvaluationPlan
 from robust_nas.intake import dependence, diagnose
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.seeds import seeded
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)

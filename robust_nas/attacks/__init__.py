@@ -9,8 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from robust_nas.errors import InputError
-from robust_nas.registry import Group
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import Group
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

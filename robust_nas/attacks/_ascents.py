@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks._draws import Draws
-from robust_nas.attacks._model_state import (
-    LOSSES,
-    TARGETED_LOSSES,
-    Loss,
-    check_finite,
-    next_best,
-    next_targets,
-    scores,
-)
+from robust_nas.attacks._leaving import next_best, next_targets
+from robust_nas.models.losses import LOSSES, TARGETED_LOSSES, Loss
+from robust_nas.models.scores import check_finite, scores
 from robust_nas.threat import Ball, ThreatModel
 
 

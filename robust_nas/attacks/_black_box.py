@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Minimising, check_norm
-from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, scores
-from robust_nas.errors import InputError
-from robust_nas.pixels import class_labels, unit_images, unit_images_and_labels
-from robust_nas.seeds import generator_at
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import class_labels, unit_images, unit_images_and_labels
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import check_finite, scores
 from robust_nas.threat import Norm, ThreatModel
 
 # Starts are looked for at these shares of the longest way, one after the other, in noise that is smooth or not: an

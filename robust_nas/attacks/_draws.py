@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robust_nas.seeds import seed_at
+from robust_nas.core.seeds import seed_at
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 

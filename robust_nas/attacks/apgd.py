@@ -11,21 +11,12 @@ from torch import Tensor, nn
 
 from robust_nas.attacks import Continuing
 from robust_nas.attacks._ascents import Ascent, Ascents
-from robust_nas.attacks._model_state import (
-    BatchNorm,
-    check_at_least,
-    check_choice,
-    check_finite,
-    check_leaving,
-    choose,
-    due,
-    frozen,
-    input_gradient,
-    misclassified,
-    per_sample,
-    superseded,
-)
-from robust_nas.pixels import unit_images_and_labels
+from robust_nas.attacks._leaving import check_leaving, due, superseded
+from robust_nas.core.checks import check_at_least, check_choice
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.models.frozen import BatchNorm, frozen
+from robust_nas.models.losses import choose, per_sample
+from robust_nas.models.scores import check_finite, input_gradient, misclassified
 from robust_nas.threat import ThreatModel
 
 APGDLoss = Literal["cross_entropy", "dlr"]

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks import Attack, Composed
-from robust_nas.attacks._model_state import check_at_least, check_finite, frozen, misclassified, scores
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.square import Square
-from robust_nas.pixels import unit_images_and_labels
-from robust_nas.seeds import seed_at
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.core.seeds import seed_at
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import check_finite, misclassified, scores
 from robust_nas.threat import Norm, ThreatModel
 
 _TARGETED = 2

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks import Composed
-from robust_nas.attacks._model_state import check_choice, check_finite, frozen, logits_of, scores
-from robust_nas.errors import InputError
-from robust_nas.pixels import unit_images_and_labels
+from robust_nas.core.checks import check_choice
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import check_finite, logits_of, scores
 from robust_nas.threat import ThreatModel
 
 Version = Literal["standard", "plus", "rand"]

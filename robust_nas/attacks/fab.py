@@ -9,25 +9,13 @@ from torch import Tensor, nn
 
 from robust_nas.attacks import Minimising
 from robust_nas.attacks._draws import Draws
-from robust_nas.attacks._model_state import (
-    check_at_least,
-    check_finite,
-    choose,
-    due,
-    frozen,
-    input_gradient,
-    looking_is_free,
-    margin,
-    misclassified,
-    next_best,
-    next_targets,
-    per_sample,
-    scores,
-    superseded,
-    targeted_margin,
-)
-from robust_nas.errors import InputError
-from robust_nas.pixels import unit_images_and_labels
+from robust_nas.attacks._leaving import due, looking_is_free, next_best, next_targets, superseded
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.models.frozen import frozen
+from robust_nas.models.losses import choose, margin, per_sample, targeted_margin
+from robust_nas.models.scores import check_finite, input_gradient, misclassified, scores
 from robust_nas.threat import Norm, ThreatModel
 
 _LARGEST_ALPHA = 0.1  # alpha_max, the most weight of the original image

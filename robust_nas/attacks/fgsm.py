@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks._draws import Draws
-from robust_nas.attacks._model_state import BatchNorm, check_choice, check_finite, cross_entropy, frozen, input_gradient
-from robust_nas.pixels import unit_images_and_labels
+from robust_nas.core.checks import check_choice
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.models.frozen import BatchNorm, frozen
+from robust_nas.models.losses import cross_entropy
+from robust_nas.models.scores import check_finite, input_gradient
 from robust_nas.threat import Pixels, ThreatModel, check_pixels
 
 

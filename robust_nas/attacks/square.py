@@ -12,20 +12,13 @@ from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks._draws import Draws
-from robust_nas.attacks._model_state import (
-    LOOK_EVERY,
-    cheap_batch,
-    check_at_least,
-    check_finite,
-    choose,
-    frozen,
-    looking_is_free,
-    margin,
-    misclassified,
-    scores,
-)
-from robust_nas.errors import InputError
-from robust_nas.pixels import unit_images_and_labels
+from robust_nas.attacks._leaving import LOOK_EVERY, cheap_batch, looking_is_free
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.models.frozen import frozen
+from robust_nas.models.losses import choose, margin
+from robust_nas.models.scores import check_finite, misclassified, scores
 from robust_nas.threat import ThreatModel
 
 # The share of the image that a square covers is halved after each of these iterations out of 10,000 (the authors'

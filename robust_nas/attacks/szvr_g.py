@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks import Attack, check_norm
-from robust_nas.attacks._model_state import check_at_least, check_choice, check_finite, frozen, margin, scores
-from robust_nas.errors import InputError
-from robust_nas.pixels import unit_images_and_labels
-from robust_nas.seeds import generator_at
+from robust_nas.core.checks import check_at_least, check_choice
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.frozen import frozen
+from robust_nas.models.losses import margin
+from robust_nas.models.scores import check_finite, scores
 from robust_nas.threat import Norm, Pixels, ThreatModel, check_pixels
 
 Reduction = Literal["memory", "snapshot", "none"]

@@ -10,12 +10,13 @@ from pydantic import InstanceOf
 from torch import Tensor, nn
 
 from robust_nas.attacks import Attack, check_data
-from robust_nas.attacks._model_state import check_finite, frozen, logits_of, misclassified, scores
 from robust_nas.attacks._surrogates import load_surrogates
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
-from robust_nas.pixels import unit_images_and_labels
-from robust_nas.registry import ModelName
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images_and_labels
+from robust_nas.core.registry import ModelName
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import check_finite, logits_of, misclassified, scores
 from robust_nas.threat import ThreatModel
 
 

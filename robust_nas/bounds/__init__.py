@@ -9,11 +9,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from robust_nas.registry import Group
+from robust_nas.core.registry import Group, offered
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from robust_nas.bounds._box import Box as Box
+    from robust_nas.bounds._box import NoRule as NoRule
+    from robust_nas.bounds._margins import box_around as box_around
+    from robust_nas.bounds._margins import check_arithmetic as check_arithmetic
+    from robust_nas.bounds._margins import margin_bounds as margin_bounds
+    from robust_nas.bounds._margins import own_logits as own_logits
+    from robust_nas.bounds._rounding import rounding as rounding
     from robust_nas.threat import ThreatModel
 
 
@@ -83,3 +90,16 @@ class Bound(Protocol):
 
 _GROUP = Group(__name__, "Bound", "margins")
 get, names = _GROUP.get, _GROUP.names
+
+__getattr__ = offered(
+    __name__,
+    {
+        "Box": "_box",
+        "NoRule": "_box",
+        "box_around": "_margins",
+        "margin_bounds": "_margins",
+        "rounding": "_rounding",
+        "check_arithmetic": "_margins",
+        "own_logits": "_margins",
+    },
+)

@@ -24,7 +24,7 @@ from torch.overrides import resolve_name
 
 from robust_nas.bounds._graph import Leaf, Node, Relu
 from robust_nas.bounds._memory import memory
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 
 Rule = Callable[..., Any]
 """What an operation does to boxes, with the signature that torch gives it."""

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 
 Pull = Callable[[Tensor], Sequence[Tensor]]
 """Coefficients on a value [S, B, *shape] to those on what it was computed from."""

@@ -11,14 +11,15 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import own_dtype, taking
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._box import Box, in_autocast
 from robust_nas.bounds._graph import Leaf, MixedImages, Node, largest_value, lower_bound
 from robust_nas.bounds._memory import TooManyImages, limited, memory
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images_and_labels
 from robust_nas.intake.independence import dependence
-from robust_nas.pixels import unit_images_and_labels
+from robust_nas.models.frozen import own_dtype
+from robust_nas.models.scores import taking
 from robust_nas.threat import ThreatModel
 
 Precision = Literal["float64", "float32"]

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robust_nas.attacks._model_state import own_dtype
 from robust_nas.bounds._box import operation_of
 from robust_nas.bounds._rules import RULES
+from robust_nas.models.frozen import own_dtype
 
 _FEW = 4
 """Roundings of an operation that is no sum: functions of the mathematical library are off by that many at most."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust_nas.bounds._box import TRACE, Box, NoRule, Rule, assign
 from robust_nas.bounds._graph import Affine, Convolution, Node, convolution, linear_pull, linear_push
-from robust_nas.models.cells import neighbourhood_sums, reciprocal_counts
+from robust_nas.models.average_pool import neighbourhood_sums, reciprocal_counts
 
 # --- linear operations: centre and radius ---------------------------------------------------------------------------
 

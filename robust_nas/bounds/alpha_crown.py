@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust_nas.attacks._model_state import check_at_least
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds._graph import Leaf, Node, lower_bound
 from robust_nas.bounds._linear import LinearBound, Region
 from robust_nas.bounds._margins import Network, margin_bounds
 from robust_nas.bounds._memory import memory
 from robust_nas.bounds.crown import refined_logits
-from robust_nas.errors import InputError
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.errors import InputError
 from robust_nas.threat import ThreatModel
 
 

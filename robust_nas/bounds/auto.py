@@ -12,8 +12,8 @@ from robust_nas.bounds.alpha_crown import AlphaCROWN
 from robust_nas.bounds.crown import CROWN
 from robust_nas.bounds.crown_ibp import CROWNIBP
 from robust_nas.bounds.interval import Interval
-from robust_nas.errors import InputError
-from robust_nas.registry import name_of
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
 from robust_nas.threat import ThreatModel
 
 

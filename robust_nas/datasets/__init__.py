@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from robust_nas.errors import InputError, suggest
-from robust_nas.pixels import WHITE, class_labels, stored_images
-from robust_nas.registry import Group, is_module_name, named
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.pixels import WHITE, class_labels, stored_images
+from robust_nas.core.registry import Group, is_module_name, named, offered
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from robust_nas.datasets._batches import check_batch as check_batch
+    from robust_nas.datasets._batches import epoch_batches as epoch_batches
 
 
 class TrainingImages(Protocol):
@@ -357,10 +360,19 @@ def load(name: str, **options: Any) -> Dataset:
 
     What is suspicious about its images is given as a warning.
     """
-    from robust_nas import config
+    from robust_nas.core import config
 
     source: DataSource = config.build(get(name), named(options), "data")
     data = source.load_splits()
     for note in data.notes:
         warnings.warn(note, stacklevel=2)
     return data
+
+
+__getattr__ = offered(
+    __name__,
+    {
+        "check_batch": "_batches",
+        "epoch_batches": "_batches",
+    },
+)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
+from robust_nas.runtime.distributed import World
 
 
 def check_batch(name: str, batch_size: int, count: int, world: World) -> None:

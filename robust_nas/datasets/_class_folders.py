@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.errors import InputError
 
 SPLITS = {
     "train": "train",

@@ -23,10 +23,10 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from robust_nas.core.errors import InputError, Interrupted
+from robust_nas.core.seeds import seed_at
 from robust_nas.datasets import ImageSet
 from robust_nas.datasets._splits import permutation
-from robust_nas.errors import InputError, Interrupted
-from robust_nas.seeds import seed_at
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from robust_nas.catalogue import expanded
-from robust_nas.errors import InputError
+from robust_nas.core.catalogue import expanded
+from robust_nas.core.errors import InputError
 
 DEFAULT_ROOT = Path("~/.cache/robust-nas/data")
 """Where data sets are looked for and downloaded to, unless the configuration says otherwise."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robust_nas.catalogue import expanded
+from robust_nas.core.catalogue import expanded
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.datasets._splits import cut, train_validation_test
-from robust_nas.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from robust_nas.catalogue import expanded
+from robust_nas.core.catalogue import expanded
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
 from robust_nas.datasets._splits import train_validation_test
-from robust_nas.errors import InputError
 
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)

@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from robust_nas.bounds import LinearMargins
-from robust_nas.errors import InputError
-from robust_nas.registry import Group
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import Group, offered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from robust_nas.ensembles._boosting import fit_with as fit_with
     from robust_nas.ensembles._ensemble import Ensemble as Ensemble
     from robust_nas.threat import ThreatModel
 
@@ -71,15 +72,6 @@ class EnsembleRule(Protocol):
 
 _GROUP = Group(__name__, "EnsembleRule", "fit")
 get, names = _GROUP.get, _GROUP.names
-
-
-def __getattr__(name: str) -> Any:
-    # `Ensemble` brings torch, which a process that only lists rules does without.
-    if name == "Ensemble":
-        from robust_nas.ensembles._ensemble import Ensemble
-
-        return Ensemble
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def is_saved(folder: Path) -> bool:
@@ -162,3 +154,12 @@ def common_images(bounds: Sequence[LinearMargins]) -> Tensor | None:
                 "bound all in the same way."
             )
     return images
+
+
+__getattr__ = offered(
+    __name__,
+    {
+        "Ensemble": "_ensemble",
+        "fit_with": "_boosting",
+    },
+)

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import evaluating, logits_of
+from robust_nas.core.errors import InputError
 from robust_nas.ensembles._ensemble import Ensemble
-from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
-from robust_nas.training._loop import TrainingResult, fit
+from robust_nas.models.frozen import evaluating
+from robust_nas.models.scores import logits_of
+from robust_nas.training import TrainingResult, fit
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.run_dir import Stage
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.threat import ThreatModel
-    from robust_nas.training._plan import Training
+    from robust_nas.training import Training
 
 
 class Boosted(Ensemble):

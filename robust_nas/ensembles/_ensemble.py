@@ -11,19 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import config, ensembles, spaces
-from robust_nas.attacks._model_state import logits_of
+from robust_nas import ensembles, spaces
 from robust_nas.bounds import Bound
-from robust_nas.complexity import count_multiply_adds, count_parameters, within_memory
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
+from robust_nas.core.files import read_json
+from robust_nas.core.pixels import unit_images
+from robust_nas.core.registry import allowing_code, named
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
-from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError
 from robust_nas.intake import LogProbabilities, Normalised, description, load_weights, made_by, make
-from robust_nas.pixels import unit_images
-from robust_nas.records import checked, read_json
-from robust_nas.registry import allowing_code, named
-from robust_nas.run_dir import atomic_path, write_json
+from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
+from robust_nas.models.scores import logits_of
+from robust_nas.records import checked
+from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.run_folder import atomic_path, write_json
 from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robust_nas.bounds import LinearMargins
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images
 from robust_nas.ensembles import EnsembleWeights, common_images
-from robust_nas.errors import InputError
-from robust_nas.pixels import unit_images
 from robust_nas.threat import Ball, Norm, ThreatModel
 
 Hinge = Literal["target", "example"]

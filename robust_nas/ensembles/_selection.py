@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from robust_nas.core.errors import InputError
 from robust_nas.ensembles._cutting_planes import Minimum
 from robust_nas.ensembles._objective import Array
-from robust_nas.errors import InputError
 
 Limits = Mapping[str, tuple[int, Sequence[int]]]
 """What is limited to the largest sum and what each member has of it: {"parameters": (5_000_000, [P_1, ..., P_T])}."""

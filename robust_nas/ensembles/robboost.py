@@ -9,12 +9,12 @@ from typing import Literal, get_args
 import torch
 
 from robust_nas.bounds import LinearMargins
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
 from robust_nas.ensembles import EnsembleWeights
 from robust_nas.ensembles._cutting_planes import CuttingPlanes, Minimum
 from robust_nas.ensembles._objective import Array, Hinge, MarginHinge
 from robust_nas.ensembles._selection import Limits, Solver, eliminate
-from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at
 from robust_nas.threat import ThreatModel
 
 Order = Literal["cyclic", "random"]

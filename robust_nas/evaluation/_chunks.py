@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from robust_nas import intake
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import frozen, scores
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.seeds import seed_at
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import scores
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 BATCH_SIZE = 250

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack, Composed, check_classes, check_norm, left_out
+from robust_nas.core.errors import InputError
+from robust_nas.core.files import is_there
+from robust_nas.core.registry import name_of
+from robust_nas.core.text import warnings
 from robust_nas.datasets import ImageSet
-from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
-from robust_nas.outcomes import add_outcomes
-from robust_nas.records import checked, is_there
-from robust_nas.registry import name_of
-from robust_nas.run_dir import Stage, write_json
-from robust_nas.text import warnings
+from robust_nas.records import checked
+from robust_nas.runtime.per_sample import add_outcomes
+from robust_nas.runtime.run_folder import Stage, write_json
 from robust_nas.threat import ThreatModel
 
 FILE, OUTCOMES = "evaluation.json", "evaluation.parquet"

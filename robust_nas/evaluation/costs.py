@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_nas.attacks._model_state import frozen, scores
+from robust_nas.core.seeds import generator_at
+from robust_nas.core.text import aligned
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
-from robust_nas.seeds import generator_at
-from robust_nas.text import aligned
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import scores
+from robust_nas.runtime.distributed import World
 
 NUM_IMAGES = 32
 

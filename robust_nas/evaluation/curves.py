@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack, Continuing, Minimising, check_norm
-from robust_nas.attacks._model_state import frozen, misclassified, scores
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
-from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
 from robust_nas.evaluation.accuracy import AttackOutcome, measured
-from robust_nas.registry import name_of
-from robust_nas.run_dir import Stage
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import misclassified, scores
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import Norm, ThreatModel
 
 

@@ -12,13 +12,14 @@ from torch import nn
 
 from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import margin, misclassified
+from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks
-from robust_nas.progress import Progress
-from robust_nas.registry import name_of
-from robust_nas.run_dir import Stage, save_state
+from robust_nas.models.losses import margin
+from robust_nas.models.scores import misclassified
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, save_state
 from robust_nas.threat import ThreatModel
 
 

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import Loss, cross_entropy, frozen, input_gradient, margin, per_sample, scores
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
+from robust_nas.core.seeds import generator_at
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import Chunks, stage_or_alone
-from robust_nas.run_dir import Stage
-from robust_nas.seeds import generator_at
+from robust_nas.models.frozen import frozen
+from robust_nas.models.losses import Loss, cross_entropy, margin, per_sample
+from robust_nas.models.scores import input_gradient, scores
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 _REPEATS = 10

@@ -14,23 +14,23 @@ from torch import nn
 
 from robust_nas import intake
 from robust_nas.attacks import Attack, check_data, check_norm
-from robust_nas.attacks._model_state import check_at_least
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.autoattack_reference import AutoAttackReference
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import format_pixels
+from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet, NetworkData
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
 from robust_nas.evaluation._chunks import BATCH_SIZE
 from robust_nas.evaluation.accuracy import Evaluation, attack_labels, evaluate
 from robust_nas.evaluation.costs import NUM_IMAGES, Cost, calibration_images, estimate_cost
 from robust_nas.evaluation.curves import Curve, Distortions, check_minimises, minimal_distortions, robustness_curve
 from robust_nas.evaluation.masking import masking_checks
-from robust_nas.outcomes import add_outcomes
-from robust_nas.pixels import format_pixels
-from robust_nas.registry import name_of
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.per_sample import add_outcomes
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import LARGEST_EPSILON, Pixels, ThreatModel
 
 _CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

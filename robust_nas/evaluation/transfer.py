@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
+from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks
-from robust_nas.registry import name_of
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import check_values, frozen, logits_of, scores, taking
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.intake.gradients import gradient_note
 from robust_nas.intake.independence import dependence
 from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised
+from robust_nas.models.frozen import check_values, frozen
+from robust_nas.models.scores import logits_of, scores, taking
 
 _IN_WORDS = {
     "imagenet": "normalised by ImageNet's mean and standard deviation",

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robust_nas.attacks._model_state import copied, logits_of
-from robust_nas.seeds import generator_at
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.frozen import copied
+from robust_nas.models.scores import logits_of
 
 _NUM_POINTS, _NUM_PRECISE = 8, 4
 """Points that are looked at, near the first images, and those in double precision, which takes longer."""

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import frozen, scores
-from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.frozen import frozen
+from robust_nas.models.scores import scores
 
 _NUM_IMAGES = 2
 

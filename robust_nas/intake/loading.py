@@ -18,20 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_nas import config, records
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.attacks._model_state import evaluating
-from robust_nas.catalogue import expanded, has_home
-from robust_nas.complexity import within_memory
+from robust_nas import records
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.core import config
+from robust_nas.core.catalogue import expanded, has_home
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.registry import ModelParts, model_parts
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset, DataSource
-from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError, suggest
 from robust_nas.intake.diagnosis import check_model
 from robust_nas.intake.preparation import Normalised
 from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
-from robust_nas.registry import ModelParts, model_parts
-from robust_nas.run_dir import RunDir
-from robust_nas.seeds import seeded
+from robust_nas.models.complexity import within_memory
+from robust_nas.models.frozen import evaluating
+from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.run_folder import RunDir
 from robust_nas.spaces import Space, described
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import check_model_name, model_parts
+from robust_nas.core.seeds import seeded
 from robust_nas.intake.loading import MADE_BY, load_models, made_by
-from robust_nas.registry import check_model_name, model_parts
-from robust_nas.seeds import seeded
 
 _OWN = {*vars(nn.Module()), MADE_BY, "built_from"}
 """What torch and we keep in a module: not what its maker chose, or compared in another way."""

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import check_choice
-from robust_nas.errors import InputError, suggest
+from robust_nas.core.checks import check_choice
+from robust_nas.core.errors import InputError, suggest
 
 Outputs = Literal["logits", "probabilities"]
 """What a model's outputs are."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_nas.errors import InputError
-from robust_nas.run_dir import load_state, named_in_utf8
+from robust_nas.core.errors import InputError
+from robust_nas.runtime.run_folder import load_state, named_in_utf8
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 

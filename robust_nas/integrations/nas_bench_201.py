@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robust_nas import tables
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError, suggest
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError, suggest
 from robust_nas.tables import ArchitectureNotInTable, Table
 
 _DATASETS = {"ImageNet16-120": "imagenet16-120"}
@@ -91,13 +91,13 @@ class NASBench201API:
     def query_info_str_by_arch(self, arch: str | Architecture, hp: str | None = None) -> str:
         """Return all that the table says of an architecture as text."""
         self._check(hp)
-        from robust_nas import answers
+        from robust_nas.tables import answers
 
         return answers.query(self.table, str(arch), []).text()
 
     def show(self, index: int = -1) -> None:
         """Print all that the table says of an architecture, or of the table if no index is given."""
-        from robust_nas import answers
+        from robust_nas.tables import answers
 
         print(self.query_by_arch(self.arch(index)) if index >= 0 else answers.overview(self.table).text())
 

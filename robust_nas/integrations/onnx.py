@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import intake
-from robust_nas.attacks._model_state import copied, evaluating, logits_of
-from robust_nas.bounds._margins import check_arithmetic
-from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError
-from robust_nas.run_dir import atomic_path
-from robust_nas.seeds import generator_at
+from robust_nas.bounds import check_arithmetic
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.frozen import copied, evaluating
+from robust_nas.models.scores import logits_of
+from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.run_folder import atomic_path
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -33,20 +33,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nas import __version__, config, datasets
+from robust_nas import __version__, datasets
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images
+from robust_nas.core.registry import named
+from robust_nas.core.seeds import generator_at
 from robust_nas.datasets import DataSource, ImageSet
 from robust_nas.ensembles import Ensemble
-from robust_nas.environment import unchanged_process
-from robust_nas.errors import InputError
 from robust_nas.evaluation import file_name
 from robust_nas.integrations.onnx import TOLERANCE, classify, export_onnx, require_packages
 from robust_nas.pipeline import Job, load_models_and_ensembles
-from robust_nas.pixels import unit_images
-from robust_nas.progress import Progress
-from robust_nas.recipe import CertificationPlan, certification_from
-from robust_nas.registry import named
-from robust_nas.run_dir import write_json, write_text
-from robust_nas.seeds import generator_at
+from robust_nas.recipes import CertificationPlan, certification_from
+from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import write_json, write_text
 from robust_nas.threat import ThreatModel
 
 TIMEOUT = 300

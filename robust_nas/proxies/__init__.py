@@ -2,14 +2,14 @@
 
 One file is one score: a frozen, keyword-only dataclass with `score`. `proxies.get("robust_ntk")()`. The larger a score,
 the better the network is expected to become: a quantity of which little is good has its sign turned in its own file.
-Scores of different proxies have nothing in common but that; ranks are what they are for (`robust_nas.ranking`).
+Scores of different proxies have nothing in common but that; ranks are what they are for (`robust_nas.studies.ranking`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from robust_nas.registry import Group
+from robust_nas.core.registry import Group
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

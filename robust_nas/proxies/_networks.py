@@ -12,8 +12,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from robust_nas.attacks._model_state import BatchNorm, frozen, logits_of
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.models.frozen import BatchNorm, frozen
+from robust_nas.models.scores import logits_of
 
 Weights = dict[str, Tensor]
 """The weights of a network's layers by their parameter's name."""

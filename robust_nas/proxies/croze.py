@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robust_nas.attacks._model_state import cross_entropy, input_gradient
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.models.losses import cross_entropy
+from robust_nas.models.scores import input_gradient
 from robust_nas.proxies._networks import Weights, depends_on, held_still, layers, loss_gradients, weights
 from robust_nas.threat import ThreatModel
 

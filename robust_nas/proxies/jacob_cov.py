@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import logits_of
+from robust_nas.models.scores import logits_of
 from robust_nas.proxies._networks import depends_on, held_still
 from robust_nas.threat import ThreatModel
 

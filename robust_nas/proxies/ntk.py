@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robust_nas.attacks._model_state import check_at_least, check_choice
+from robust_nas.core.checks import check_at_least, check_choice
 from robust_nas.proxies._kernel import Measure, gradients, kernel, spectrum_score
 from robust_nas.proxies._networks import held_still
 from robust_nas.threat import ThreatModel

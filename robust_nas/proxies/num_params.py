@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robust_nas.complexity import count_parameters
+from robust_nas.models.complexity import count_parameters
 from robust_nas.threat import ThreatModel
 
 

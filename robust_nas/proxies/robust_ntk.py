@@ -8,12 +8,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import check_at_least, check_choice
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
+from robust_nas.core.checks import check_at_least, check_choice
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
 from robust_nas.proxies._kernel import Gradients, Measure, gradients, kernel, spectrum_score
 from robust_nas.proxies._networks import depends_on, held_still
-from robust_nas.seeds import seed_at
 from robust_nas.threat import ThreatModel
 
 Error = Literal["clean", "robust"]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robust_nas.attacks._model_state import logits_of
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.scores import logits_of
 from robust_nas.proxies._networks import held_still, layers
-from robust_nas.seeds import generator_at
 from robust_nas.threat import ThreatModel
 
 TINY = 1e-30

@@ -14,25 +14,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from robust_nas.errors import InputError
-from robust_nas.records._files import DEEPEST, damaged, is_there, parse_toml, read_json, read_lines, read_toml, text_of
+from robust_nas.core.errors import InputError
+from robust_nas.core.files import damaged, read_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 __all__ = [
-    "DEEPEST",
     "Record",
     "checked",
-    "damaged",
-    "is_there",
-    "parse_toml",
     "read",
-    "read_json",
-    "read_lines",
     "read_stage",
-    "read_toml",
-    "text_of",
 ]
 
 KINDS = {

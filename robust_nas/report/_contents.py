@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robust_nas.architecture import OPERATIONS, Architecture
-from robust_nas.errors import InputError
-from robust_nas.genotype import Genotype
-from robust_nas.records import Record, checked, is_there, parse_toml, read_stage, text_of
-from robust_nas.run_dir import METRICS, STAGE_FILES, RunDir, load_state, read_metrics
-from robust_nas.text import visible
+from robust_nas.architectures.cell import OPERATIONS, Architecture
+from robust_nas.architectures.genotype import Genotype
+from robust_nas.core.errors import InputError
+from robust_nas.core.files import is_there, parse_toml, text_of
+from robust_nas.core.text import visible
+from robust_nas.records import Record, checked, read_stage
+from robust_nas.runtime.run_folder import METRICS, STAGE_FILES, RunDir, load_state, read_metrics
 
 Threat = tuple[str, float]
 """A threat model's norm and radius."""

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable
 
-from robust_nas.text import visible
+from robust_nas.core.text import visible
 
 
 class Html(str):

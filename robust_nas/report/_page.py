@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robust_nas.environment import differing, sessions
 from robust_nas.report._contents import Measurements
 from robust_nas.report._elements import Content, Html, element, security_policy
 from robust_nas.report._style import STYLE
 from robust_nas.report.findings import percent
+from robust_nas.runtime.environment import differing, sessions
 
 DASH = "\N{EN DASH}"
 EPSILON = "\N{GREEK SMALL LETTER EPSILON}"

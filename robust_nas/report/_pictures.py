@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from robust_nas.pixels import format_pixels
+from robust_nas.core.pixels import format_pixels
 from robust_nas.report import attack_plots
 from robust_nas.report._contents import Measurements, Threat, format_attack
 from robust_nas.report._elements import Content, Html, element

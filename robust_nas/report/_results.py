@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from robust_nas.pixels import format_pixels
+from robust_nas.core.pixels import format_pixels
 from robust_nas.report import attack_plots, plots
 from robust_nas.report._contents import Measurements, Threat, format_attack
 from robust_nas.report._elements import Content, Html, element

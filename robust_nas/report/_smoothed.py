@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from robust_nas.pixels import format_pixels
+from robust_nas.core.pixels import format_pixels
 from robust_nas.report._contents import Contents
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import EPSILON, column_head, interval_of, scroll

@@ -19,7 +19,7 @@ from robust_nas.report.findings import (
     threats_in_words,
     with_interval,
 )
-from robust_nas.run_dir import write_text
+from robust_nas.runtime.run_folder import write_text
 
 
 def write_attack_report(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from robust_nas.pixels import format_pixels
+from robust_nas.core.pixels import format_pixels
 from robust_nas.report._elements import Html
 from robust_nas.report.plots import (
     ATTACKED,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import Architecture
-from robust_nas.genotype import CELLS, Genotype
+from robust_nas.architectures.cell import Architecture
+from robust_nas.architectures.genotype import CELLS, Genotype
 from robust_nas.report._elements import Html, element
 from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, shortened, styled, to_svg
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
-from robust_nas.outcomes import Consistency, compare_outcomes
-from robust_nas.pixels import format_pixels
+from robust_nas.core.pixels import format_pixels
 from robust_nas.report._contents import Contents, Measurements, Threat, format_attack, is_autoattack
-from robust_nas.run_dir import unfinished_stages
+from robust_nas.runtime.per_sample import Consistency, compare_outcomes
+from robust_nas.runtime.run_folder import unfinished_stages
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robust_nas import spaces
-from robust_nas.architecture import Architecture
-from robust_nas.genotype import Genotype
-from robust_nas.pixels import format_pixels
+from robust_nas.architectures.cell import Architecture
+from robust_nas.architectures.genotype import Genotype
+from robust_nas.architectures.residual import ResidualArchitecture
+from robust_nas.core.pixels import format_pixels
 from robust_nas.report import plots
 from robust_nas.report._checks import checks, warnings
 from robust_nas.report._contents import Contents, format_attack
@@ -38,8 +39,7 @@ from robust_nas.report._results import distances, results
 from robust_nas.report._smoothed import smoothed
 from robust_nas.report.drawing import draw
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
-from robust_nas.residual import ResidualArchitecture
-from robust_nas.run_dir import STAGE_FILES, RunDir, unfinished_stages, write_text
+from robust_nas.runtime.run_folder import STAGE_FILES, RunDir, unfinished_stages, write_text
 from robust_nas.searches import SearchResult, last_row
 
 

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from robust_nas.core.text import visible
 from robust_nas.report._elements import Html, element, identifier
-from robust_nas.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.text import visible
 from robust_nas.report._elements import Html
 from robust_nas.report.plots import ATTACKED, CLEAN, FAINT, INK, MUTED, PAPER, figure_of, styled
-from robust_nas.run_dir import write_text
+from robust_nas.runtime.run_folder import write_text
 from robust_nas.tables import Column, Table, non_dominated
 from robust_nas.tables.statistics import TOP, MainEffects, main_effects, names_of, rank_correlations
-from robust_nas.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

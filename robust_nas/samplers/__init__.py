@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random  # not the module: `samplers.random` would take its name
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.errors import InputError
-from robust_nas.registry import Group
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import Group, offered
+from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._cells import classes, draw, draw_unmeasured, num_weights
-from robust_nas.seeds import seed_at
 
 if TYPE_CHECKING:
+    from robust_nas.samplers._optuna import Study as Study
     from robust_nas.spaces import Space
 
 __all__ = ["PATIENCE", "Proposer", "Questions", "Sampler", "classes", "draw", "get", "names", "num_weights", "queries"]
@@ -144,3 +145,10 @@ class Questions:
 
 _GROUP = Group(__name__, "Sampler", "start")
 get, names = _GROUP.get, _GROUP.names
+
+__getattr__ = offered(
+    __name__,
+    {
+        "Study": "_optuna",
+    },
+)

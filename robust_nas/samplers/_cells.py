@@ -9,9 +9,9 @@ import random
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import AnyArchitecture, Architecture
-from robust_nas.errors import InputError
-from robust_nas.seeds import seed_at
+from robust_nas.architectures.cell import AnyArchitecture, Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
 
 if TYPE_CHECKING:
     from robust_nas.spaces import Space

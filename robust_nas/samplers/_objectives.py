@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._cells import neighbours, start_draw
 from robust_nas.samplers._objectives import only_one
-from robust_nas.seeds import seed_at
 
 if TYPE_CHECKING:
     from robust_nas.spaces import Space

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._optuna import MAX_SEED, Study
-from robust_nas.seeds import seed_at
 
 if TYPE_CHECKING:
     from robust_nas.spaces import Space

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from robust_nas.architecture import AnyArchitecture, Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import AnyArchitecture, Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._cells import classes, num_weights, start_draw
 from robust_nas.samplers._gaussian_process import GaussianProcess
 from robust_nas.samplers._objectives import expected_hypervolume_improvement, expected_improvement
-from robust_nas.seeds import seed_at
 from robust_nas.spaces.cell import CellSpace
 
 if TYPE_CHECKING:

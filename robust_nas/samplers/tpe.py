@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._optuna import MAX_SEED, Study
-from robust_nas.seeds import seed_at
 
 if TYPE_CHECKING:
     from robust_nas.spaces import Space

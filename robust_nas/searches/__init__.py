@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from robust_nas.registry import Group
+from robust_nas.core.registry import Group
 
 if TYPE_CHECKING:
-    from robust_nas.architecture import AnyArchitecture
+    from robust_nas.architectures.cell import AnyArchitecture
     from robust_nas.datasets import Dataset
-    from robust_nas.run_dir import Stage
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.spaces import Space
-    from robust_nas.supernet import Supernet
+    from robust_nas.spaces.cell.supernet import Supernet
     from robust_nas.threat import ThreatModel
 
 

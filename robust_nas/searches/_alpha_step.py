@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
+    from robust_nas.relaxations.relaxation import Relaxation
     from robust_nas.searches._mixtures import Mixtures, Step
     from robust_nas.searches._resources import Cost
     from robust_nas.searches._settings import BilevelSettings
     from robust_nas.searches._weight_step import WeightStep
-    from robust_nas.supernet._relaxation import Relaxation
 
 
 class AlphaStep:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from robust_nas.errors import InputError
-from robust_nas.registry import name_of
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
 from robust_nas.searches._alpha_step import AlphaStep
 from robust_nas.searches._collapses import Collapses
 from robust_nas.searches._settings import BilevelSettings
@@ -23,9 +23,9 @@ from robust_nas.spaces import mixed
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.run_dir import Stage
+    from robust_nas.relaxations.relaxation import Relaxation
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.spaces import Space
-    from robust_nas.supernet._relaxation import Relaxation
     from robust_nas.threat import ThreatModel
 
 

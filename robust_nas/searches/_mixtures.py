@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robust_nas.datasets._batches import epoch_batches
-from robust_nas.errors import InputError
-from robust_nas.seeds import seed_at
-from robust_nas.supernet._relaxation import drawn_by
-from robust_nas.training import Batch, Memory
-from robust_nas.training._options import Forward
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
+from robust_nas.datasets import epoch_batches
+from robust_nas.relaxations.relaxation import drawn_by
+from robust_nas.training import Batch, Forward, Memory
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, TrainingImages
-    from robust_nas.run_dir import Stage
+    from robust_nas.relaxations.relaxation import Relaxation
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.searches._settings import SupernetSettings
     from robust_nas.spaces import MixedSpace
-    from robust_nas.supernet import Supernet
-    from robust_nas.supernet._relaxation import Relaxation
+    from robust_nas.spaces.cell.supernet import Supernet
     from robust_nas.threat import ThreatModel
 
 DRAWS = 1000

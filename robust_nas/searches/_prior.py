@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robust_nas.datasets._batches import epoch_batches
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at, seeded
+from robust_nas.datasets import epoch_batches
 from robust_nas.proxies import Proxy
 from robust_nas.proxies.synflow import Synflow
+from robust_nas.runtime.distributed import World
 from robust_nas.samplers import draw
-from robust_nas.seeds import seed_at, seeded
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.run_dir import Stage
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.spaces import MixedSpace
     from robust_nas.threat import ThreatModel
 

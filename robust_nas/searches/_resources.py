@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robust_nas.complexity import count_multiply_adds, count_parameters
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
-    from robust_nas.architecture import AnyArchitecture
+    from robust_nas.architectures.cell import AnyArchitecture
     from robust_nas.datasets import NetworkData
+    from robust_nas.relaxations.relaxation import Relaxation
     from robust_nas.spaces import MixedSpace, Site
-    from robust_nas.supernet._relaxation import Relaxation
 
 TIMED = 20
 """Passes of which the median is an operation's latency."""

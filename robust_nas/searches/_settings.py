@@ -10,9 +10,9 @@ from typing import Literal
 from robust_nas.attacks import Attack
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
-from robust_nas.config import Section
-from robust_nas.errors import InputError
-from robust_nas.registry import name_of
+from robust_nas.core.config import Section
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
 from robust_nas.searches._prior import Prior
 from robust_nas.searches._resources import Resource
 from robust_nas.searches._smoothness import Smoothness

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from robust_nas.seeds import seeded
+from robust_nas.core.seeds import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
 
 if TYPE_CHECKING:
     from robust_nas.training import Batch

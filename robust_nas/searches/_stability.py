@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 
 PARAMETER_FREE = ("none", "skip_connect", "avg_pool_3x3", "max_pool_3x3")
 """Operations that learn nothing; a search that collapses ends at these."""

@@ -6,22 +6,22 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.complexity import within_memory
-from robust_nas.errors import InputError
-from robust_nas.registry import name_of
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
+from robust_nas.core.seeds import seed_at, seeded
+from robust_nas.models.complexity import within_memory
 from robust_nas.searches import Search, SearchResult
 from robust_nas.searches._mixtures import Mixtures
 from robust_nas.searches._settings import SupernetSettings
-from robust_nas.seeds import seed_at, seeded
 from robust_nas.spaces import mixed
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.run_dir import Stage
+    from robust_nas.relaxations.relaxation import Relaxation
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.searches._trainer import SupernetTrainer
     from robust_nas.spaces import Space
-    from robust_nas.supernet import Supernet
-    from robust_nas.supernet._relaxation import Relaxation
+    from robust_nas.spaces.cell.supernet import Supernet
     from robust_nas.threat import ThreatModel
 
 

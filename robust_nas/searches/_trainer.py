@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from robust_nas.certification import certify
-from robust_nas.datasets._batches import epoch_batches
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.datasets import epoch_batches
 from robust_nas.evaluation import evaluate
 from robust_nas.searches import SearchResult
 from robust_nas.searches._collapses import Collapses
@@ -25,7 +25,7 @@ from robust_nas.searches._resources import Cost
 from robust_nas.searches._shrinking import Stages
 
 if TYPE_CHECKING:
-    from robust_nas.run_dir import Stage
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.searches._alpha_step import AlphaStep
     from robust_nas.searches._mixtures import Mixtures
     from robust_nas.searches._settings import SupernetSettings

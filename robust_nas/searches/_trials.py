@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.errors import InputError
-from robust_nas.records import Record, checked, damaged, read_json
-from robust_nas.run_dir import open_own, write_json
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.files import damaged, read_json
+from robust_nas.records import Record, checked
+from robust_nas.runtime.run_folder import open_own, write_json
 
 FOLDER = "trials"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from robust_nas.relaxations.softmax import SoftmaxRelaxation
 from robust_nas.searches._differentiable import DifferentiableSearch
-from robust_nas.supernet.softmax import SoftmaxRelaxation
 
 if TYPE_CHECKING:
-    from robust_nas.supernet._relaxation import Relaxation
+    from robust_nas.relaxations.relaxation import Relaxation
 
 
 @dataclass(frozen=True, kw_only=True)

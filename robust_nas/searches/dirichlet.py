@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from robust_nas.relaxations.dirichlet import DirichletRelaxation
 from robust_nas.searches._differentiable import DifferentiableSearch
-from robust_nas.supernet.dirichlet import DirichletRelaxation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from robust_nas.supernet._relaxation import Relaxation
+    from robust_nas.relaxations.relaxation import Relaxation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.searches import Search, SearchResult
 
 if TYPE_CHECKING:
-    from robust_nas.architecture import AnyArchitecture
+    from robust_nas.architectures.cell import AnyArchitecture
     from robust_nas.datasets import Dataset
-    from robust_nas.run_dir import Stage
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel
 

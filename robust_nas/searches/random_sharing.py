@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from robust_nas.relaxations.uniform import UniformRelaxation
 from robust_nas.searches._shrinking import Stages
 from robust_nas.searches._supernet_search import SupernetSearch
 from robust_nas.searches._trainer import SupernetTrainer
 from robust_nas.searches._weight_step import WeightStep
-from robust_nas.supernet.uniform import UniformRelaxation
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.run_dir import Stage
+    from robust_nas.relaxations.relaxation import Relaxation
+    from robust_nas.runtime.run_folder import Stage
     from robust_nas.spaces import Space
-    from robust_nas.supernet._relaxation import Relaxation
     from robust_nas.threat import ThreatModel
 
 

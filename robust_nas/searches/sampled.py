@@ -18,35 +18,33 @@ import torch
 from robust_nas import __version__
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
-from robust_nas.complexity import count_multiply_adds, count_parameters
-from robust_nas.datasets import changes
-from robust_nas.datasets._batches import epoch_batches
-from robust_nas.derivation import calibrated
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at, seeded
+from robust_nas.datasets import changes, epoch_batches
 from robust_nas.evaluation import evaluate
 from robust_nas.intake import load_weights
-from robust_nas.progress import Progress
+from robust_nas.models.calibration import calibrated
+from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.proxies import Proxy
 from robust_nas.proxies.synflow import Synflow
-from robust_nas.run_dir import STAGE_FILES, Stage, save_state
-from robust_nas.samplers import Questions, Sampler
-from robust_nas.samplers._optuna import Study
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import STAGE_FILES, Stage, save_state
+from robust_nas.samplers import Questions, Sampler, Study
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.searches import Search, SearchResult
 from robust_nas.searches._trials import FOLDER, PATIENCE, Trials, wait
 from robust_nas.searches.random_sharing import RandomSharing
-from robust_nas.seeds import seed_at, seeded
 from robust_nas.spaces import mixed
-from robust_nas.training._plan import Training
+from robust_nas.training import Training
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from robust_nas.architecture import AnyArchitecture
+    from robust_nas.architectures.cell import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.spaces import Space
-    from robust_nas.supernet import Supernet
+    from robust_nas.spaces.cell.supernet import Supernet
     from robust_nas.threat import ThreatModel
 
 Objective = Literal["robust", "clean", "score", "parameters", "multiply_adds"]
@@ -278,7 +276,7 @@ class TrialSearch(Search):
 
         A constant network, or one whose training diverges, is right by chance.
         """
-        from robust_nas.training._loop import Diverged, fit
+        from robust_nas.training import Diverged, fit
 
         with seeded(stage.seed, "trial", str(architecture)):
             network: nn.Module = space.network(architecture, data).to(stage.world.device)

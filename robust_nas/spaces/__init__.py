@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from robust_nas import catalogue
-from robust_nas.config import build, read_toml, to_dict
-from robust_nas.errors import InputError, suggest
-from robust_nas.registry import Group, named
+from robust_nas.core import catalogue
+from robust_nas.core.config import build, read_toml, to_dict
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.registry import Group, named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from robust_nas.architecture import AnyArchitecture
+    from robust_nas.architectures.cell import AnyArchitecture
     from robust_nas.datasets import DataForm, Dataset, NetworkData
-    from robust_nas.supernet import Supernet
+    from robust_nas.spaces.cell.supernet import Supernet
 
 
 @dataclass(frozen=True)

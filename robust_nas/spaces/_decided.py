@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.core.errors import InputError
 
 
 class Decisions(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 
 LARGEST = {
     "channels": 4096,

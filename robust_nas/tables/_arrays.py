@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from robust_nas.errors import InputError
-from robust_nas.pixels import format_pixels
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import format_pixels
 from robust_nas.tables._store import read_varying
 
 if TYPE_CHECKING:

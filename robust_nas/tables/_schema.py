@@ -20,8 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 
 SCHEMA_VERSION = 2
 """The version that this package writes."""

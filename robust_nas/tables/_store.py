@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_nas.catalogue import expanded
-from robust_nas.errors import InputError, suggest
-from robust_nas.pixels import parse_pixels
+from robust_nas.core.catalogue import expanded
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.pixels import parse_pixels
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY
 
 _STRINGS = [field.name for field in SCHEMA if field.type == pa.string()]

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from robust_nas import catalogue
-from robust_nas.architecture import OPERATIONS, Architecture
-from robust_nas.errors import InputError, suggest
-from robust_nas.pixels import format_pixels, parse_pixels
+from robust_nas.architectures.cell import OPERATIONS, Architecture
+from robust_nas.core import catalogue
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.pixels import format_pixels, parse_pixels
 from robust_nas.tables._arrays import IDENTITY, Column, read_arrays
 from robust_nas.tables._schema import CLASSES_KEY, INDEX_KEY
 from robust_nas.tables._store import place, read

@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robust_nas import catalogue
-from robust_nas.errors import InputError, suggest
-from robust_nas.pixels import format_pixels, parse_pixels
-from robust_nas.records import read_toml
+from robust_nas.core import catalogue
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.files import read_toml
+from robust_nas.core.pixels import format_pixels, parse_pixels
 from robust_nas.tables._store import place
 
 T = TypeVar("T")

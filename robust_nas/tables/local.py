@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_nas.architecture import Architecture
-from robust_nas.environment import differing, sessions
-from robust_nas.errors import InputError
-from robust_nas.records import checked, is_there, read, read_stage, read_toml
-from robust_nas.run_dir import RunDir, atomic_path, remove_leftovers
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.files import is_there, read_toml
+from robust_nas.records import checked, read, read_stage
+from robust_nas.runtime.environment import differing, sessions
+from robust_nas.runtime.run_folder import RunDir, atomic_path, remove_leftovers
 from robust_nas.tables._schema import SCHEMA, Row
 
 if TYPE_CHECKING:

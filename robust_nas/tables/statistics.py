@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from robust_nas.architecture import OPERATIONS, Architecture, edges_of
-from robust_nas.errors import InputError
-from robust_nas.seeds import seed_at
+from robust_nas.architectures.cell import OPERATIONS, Architecture, edges_of
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at
+from robust_nas.core.text import aligned
 from robust_nas.tables._arrays import Column
 from robust_nas.tables._table import ArchitectureNotInTable, Result, Table
-from robust_nas.text import aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

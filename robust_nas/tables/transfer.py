@@ -22,11 +22,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError, suggest
-from robust_nas.progress import Progress
-from robust_nas.registry import Named
-from robust_nas.run_dir import atomic_path, remove_leftovers
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.registry import Named
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import atomic_path, remove_leftovers
 from robust_nas.tables import cards, formats, local
 from robust_nas.tables._schema import SCHEMA, Row, numbering
 from robust_nas.tables._store import home, place, read

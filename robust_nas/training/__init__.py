@@ -11,14 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from robust_nas.errors import InputError
-from robust_nas.registry import Group
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import Group, offered
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from robust_nas.distributed import World
+    from robust_nas.runtime.distributed import World
     from robust_nas.threat import ThreatModel
+    from robust_nas.training._loop import Diverged as Diverged
+    from robust_nas.training._loop import TrainingResult as TrainingResult
+    from robust_nas.training._loop import fit as fit
+    from robust_nas.training._loop import rehearse as rehearse
+    from robust_nas.training._options import Forward as Forward
+    from robust_nas.training._plan import Training as Training
 
 Norm = Literal["batch", "mixture"]
 
@@ -194,3 +200,15 @@ class TrainingMethod(ABC):
 
 _GROUP = Group(__name__, "TrainingMethod", "craft")
 get, names = _GROUP.get, _GROUP.names
+
+__getattr__ = offered(
+    __name__,
+    {
+        "Diverged": "_loop",
+        "TrainingResult": "_loop",
+        "fit": "_loop",
+        "rehearse": "_loop",
+        "Forward": "_options",
+        "Training": "_plan",
+    },
+)

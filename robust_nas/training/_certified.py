@@ -20,11 +20,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from robust_nas.attacks._model_state import check_choice
-from robust_nas.bounds._box import Box
-from robust_nas.bounds._margins import box_around, margin_bounds
-from robust_nas.errors import InputError
-from robust_nas.seeds import seeded
+from robust_nas.bounds import Box, box_around, margin_bounds
+from robust_nas.core.checks import check_choice
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, TrainingMethod
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from robust_nas.attacks._model_state import logits_of
-from robust_nas.distributed import World
 from robust_nas.models.mixture_norm import mix
+from robust_nas.models.scores import logits_of
+from robust_nas.runtime.distributed import World
 from robust_nas.training import Batch
 from robust_nas.training._loop import Trainer
 

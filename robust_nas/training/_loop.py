@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import evaluating
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.certification import certify
-from robust_nas.datasets._batches import check_batch, epoch_batches
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at, seed_at, seeded
+from robust_nas.datasets import check_batch, epoch_batches
 from robust_nas.evaluation import evaluate
+from robust_nas.models.frozen import evaluating
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.seeds import generator_at, seed_at, seeded
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.training import Batch, Memory, on_device
 from robust_nas.training._augment import crop_and_flip, cutout, mix_up
 from robust_nas.training._optimisers import make_optimiser

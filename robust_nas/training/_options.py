@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import logits_of
 from robust_nas.models.mixture_norm import through
+from robust_nas.models.scores import logits_of
 from robust_nas.training import Batch
 
 if TYPE_CHECKING:

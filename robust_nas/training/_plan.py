@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.training._sections import (
     Augmentation,
     Curriculum,

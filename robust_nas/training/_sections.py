@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import check_choice
 from robust_nas.attacks.pgd import PGD
-from robust_nas.config import Section
-from robust_nas.errors import InputError
+from robust_nas.core.checks import check_choice
+from robust_nas.core.config import Section
+from robust_nas.core.errors import InputError
 from robust_nas.models.mixture_norm import Branch
 from robust_nas.threat import epsilon_scale_at
 from robust_nas.training import Norm, TrainingMethod

@@ -16,20 +16,13 @@ from torch.distributions import Dirichlet
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import (
-    check_choice,
-    check_finite,
-    cross_entropy,
-    frozen,
-    input_gradient,
-    margin,
-    misclassified,
-    per_sample,
-    scores,
-)
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at, seeded
+from robust_nas.core.checks import check_choice
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at, seeded
+from robust_nas.models.frozen import frozen
+from robust_nas.models.losses import cross_entropy, margin, per_sample
+from robust_nas.models.scores import check_finite, input_gradient, misclassified, scores
 from robust_nas.threat import LinfBall, Pixels, check_pixels
 from robust_nas.training import Batch, TrainingMethod
 

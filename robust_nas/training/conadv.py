@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import check_at_least
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.errors import InputError
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.errors import InputError
 from robust_nas.training import Batch, Norm, TrainingMethod
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robust_nas.bounds._margins import margin_bounds
+from robust_nas.bounds import margin_bounds
 from robust_nas.bounds.crown_ibp import linear_logits
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch
 from robust_nas.training._certified import CertifiedTraining, Margins, interval, worst_cross_entropy

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import BatchNorm, check_choice, check_finite, cross_entropy, frozen, input_gradient
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.errors import InputError
-from robust_nas.pixels import unit_images
-from robust_nas.seeds import generator_at
+from robust_nas.core.checks import check_choice
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.frozen import BatchNorm, frozen
+from robust_nas.models.losses import cross_entropy
+from robust_nas.models.scores import check_finite, input_gradient
 from robust_nas.threat import Pixels, check_pixels
 from robust_nas.training import Batch, TrainingMethod
 

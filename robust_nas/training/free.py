@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import check_at_least, check_choice
+from robust_nas.core.checks import check_at_least, check_choice
 from robust_nas.threat import Pixels, check_pixels
 from robust_nas.training import Batch, TrainingMethod
 

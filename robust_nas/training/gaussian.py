@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.seeds import generator_at
+from robust_nas.core.seeds import generator_at
 from robust_nas.threat import Pixels, check_pixels
 from robust_nas.training import Batch, TrainingMethod
 

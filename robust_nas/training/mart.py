@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import kl
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.models.losses import kl
 from robust_nas.training import Batch, TrainingMethod
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import logits_of
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.models.scores import logits_of
 from robust_nas.threat import LARGEST_EPSILON
 from robust_nas.training import Batch
 from robust_nas.training._certified import (

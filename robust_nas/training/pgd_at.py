@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.training import Batch, TrainingMethod
 
 

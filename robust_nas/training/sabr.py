@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.training import Batch
 from robust_nas.training._certified import CertifiedTraining, interval, worst_cross_entropy
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Beta, Dirichlet
 from torch.nn import functional as F
 
-from robust_nas.attacks._model_state import BatchNorm, check_at_least, check_choice, frozen, scores
-from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at, seeded
+from robust_nas.core.checks import check_at_least, check_choice
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at, seeded
+from robust_nas.models.frozen import BatchNorm, frozen
+from robust_nas.models.scores import scores
 from robust_nas.training import Batch, TrainingMethod
 
 LEAST = 1e-6

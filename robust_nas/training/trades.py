@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack, Continuing
-from robust_nas.attacks._model_state import kl
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
-from robust_nas.seeds import generator_at
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import generator_at
+from robust_nas.models.losses import kl
 from robust_nas.threat import Pixels, check_pixels
 from robust_nas.training import Batch, TrainingMethod
 

@@ -15,10 +15,10 @@ from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square, _bump, _bumps, _Chance, _move_square, _tiles
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
-from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
-from robust_nas.registry import name_of
 from robust_nas.threat import ThreatModel
 
 

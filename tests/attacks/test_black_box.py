@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_nas import attacks, config, datasets, spaces
+from robust_nas import attacks, datasets, spaces
 from robust_nas.attacks._black_box import Distortion, HardLabelAttack
-from robust_nas.attacks._model_state import margin
 from robust_nas.attacks.opt import OPT
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.sign_opt import SignOPT
 from robust_nas.attacks.szvr_g import SZVRG, _Ascent
 from robust_nas.attacks.transfer import Transfer
-from robust_nas.errors import InputError
-from robust_nas.run_dir import save_state, write_json
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
+from robust_nas.models.losses import margin
+from robust_nas.runtime.run_folder import save_state, write_json
 from robust_nas.threat import ThreatModel
 
 HARD_LABEL = [OPT(queries=3000), SignOPT(queries=3000, directions=40)]

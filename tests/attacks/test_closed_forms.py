@@ -9,13 +9,13 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
-from robust_nas.attacks._model_state import margin
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.fab import FAB, _to_plane
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square, _Chance, _flip_square
+from robust_nas.models.losses import margin
 from robust_nas.threat import Norm, ThreatModel
 
 

@@ -8,20 +8,20 @@ from torch import Tensor, nn
 
 import robust_nas as rn
 from robust_nas import attacks
-from robust_nas.attacks._model_state import (
+from robust_nas.attacks._leaving import next_best
+from robust_nas.core.errors import InputError
+from robust_nas.datasets import ImageSet
+from robust_nas.models.frozen import frozen
+from robust_nas.models.losses import (
     cross_entropy,
     dlr,
-    frozen,
-    input_gradient,
     kl,
     margin,
-    next_best,
     targeted_cross_entropy,
     targeted_dlr,
     targeted_margin,
 )
-from robust_nas.datasets import ImageSet
-from robust_nas.errors import InputError
+from robust_nas.models.scores import input_gradient
 from robust_nas.threat import ThreatModel
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robust_nas.attacks import Attack, _model_state, fab, square
+from robust_nas.attacks import Attack, fab, square
+from robust_nas.attacks import _leaving as _model_state
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.pgd import PGD

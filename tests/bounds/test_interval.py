@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robust_nas.bounds import LinearMargins
-from robust_nas.bounds._box import Box
+from robust_nas.bounds import Box, LinearMargins
 from robust_nas.bounds.interval import Interval
+from robust_nas.core.errors import InputError
 from robust_nas.ensembles import Ensemble, joint_margins
-from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(norm="linf", epsilon=0.05)

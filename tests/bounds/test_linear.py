@@ -17,15 +17,16 @@ import robust_nas as rn
 from robust_nas import bounds
 from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.pgd import PGD
-from robust_nas.bounds._box import Box, Trace, tracing
+from robust_nas.bounds import Box
+from robust_nas.bounds._box import Trace, tracing
 from robust_nas.bounds._graph import Leaf, lower_bound
 from robust_nas.bounds._linear import Region
 from robust_nas.bounds.alpha_crown import AlphaCROWN
 from robust_nas.bounds.crown import CROWN, refined_logits
 from robust_nas.bounds.crown_ibp import CROWNIBP, crown_ibp_margins
 from robust_nas.bounds.interval import Interval
-from robust_nas.errors import InputError
-from robust_nas.models.cells import AveragePool3x3
+from robust_nas.core.errors import InputError
+from robust_nas.models.average_pool import AveragePool3x3
 from robust_nas.threat import ThreatModel
 
 KINDS = [CROWNIBP, CROWN, AlphaCROWN]

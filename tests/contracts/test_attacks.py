@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robust_nas import attacks
 from robust_nas.attacks import Attack
-from robust_nas.errors import InputError
-from robust_nas.registry import name_of
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
 from robust_nas.threat import ThreatModel
 
 

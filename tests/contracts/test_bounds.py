@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robust_nas import bounds
 from robust_nas.bounds import Bound
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.threat import ThreatModel
 
 THREATS = [ThreatModel(norm="linf", epsilon=0.05), ThreatModel(norm="l2", epsilon=0.2)]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from robust_nas import datasets
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 
 
 def options(name: str, folder: Path, shared: Path) -> dict[str, Any]:

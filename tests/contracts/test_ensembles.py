@@ -5,8 +5,8 @@ import torch
 
 from robust_nas import ensembles
 from robust_nas.bounds import LinearMargins
+from robust_nas.core.errors import InputError
 from robust_nas.ensembles import EnsembleRule
-from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import proxies
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import DataForm
-from robust_nas.errors import InputError
 from robust_nas.proxies import Proxy
-from robust_nas.registry import name_of
-from robust_nas.seeds import seeded
 from robust_nas.spaces import load
 from robust_nas.threat import ThreatModel
 

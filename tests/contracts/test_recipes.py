@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from robust_nas import catalogue, config, recipe, spaces
+from robust_nas import recipes as recipe
+from robust_nas import spaces
+from robust_nas.core import catalogue, config
 
 
 @pytest.mark.parametrize("name", recipe.names())

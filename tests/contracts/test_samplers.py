@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from robust_nas import samplers
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.spaces.cell import CellSpace
 
 SPACE = CellSpace(name="three nodes", num_nodes=3, operations=("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3"))

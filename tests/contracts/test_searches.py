@@ -7,11 +7,12 @@ import itertools
 
 import pytest
 
-from robust_nas import config, searches, spaces
+from robust_nas import searches, spaces
+from robust_nas.core import config
 from robust_nas.datasets import load
-from robust_nas.distributed import World
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 QUICK = {"epochs": 1, "batch_size": 16, "validation_attack": {"name": "fgsm"}}

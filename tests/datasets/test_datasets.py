@@ -7,9 +7,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from robust_nas import datasets
-from robust_nas.datasets._batches import epoch_batches
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
+from robust_nas.datasets import epoch_batches
+from robust_nas.runtime.distributed import World
 
 
 def _rows(images: torch.Tensor) -> set[bytes]:

@@ -18,11 +18,11 @@ from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from robust_nas.core.errors import InputError, Interrupted
+from robust_nas.core.seeds import seed_at
 from robust_nas.datasets import ImageSet, _files
 from robust_nas.datasets._class_folders import ClassFolders
 from robust_nas.datasets._files import ImageFiles, centre_crop, random_crop
-from robust_nas.errors import InputError, Interrupted
-from robust_nas.seeds import seed_at
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from robust_nas import datasets
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
-from robust_nas.errors import InputError
 
 
 def fill(folder: Path, classes: Sequence[str] = "ab", count: int = 10, side: int = 4) -> Path:

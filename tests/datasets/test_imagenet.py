@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from robust_nas import datasets
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
 from robust_nas.datasets._files import ImageFiles
-from robust_nas.errors import InputError
 
 CLASSES = ("airplane", "automobile", "bird")
 

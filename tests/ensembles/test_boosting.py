@@ -13,15 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import robust_nas as rn
-from robust_nas import config
+from robust_nas.core import config
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
-from robust_nas.ensembles import Ensemble
-from robust_nas.ensembles._boosting import Boosted, fit_with
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.training import Batch, Memory
-from robust_nas.training._plan import Training
+from robust_nas.ensembles import Ensemble, fit_with
+from robust_nas.ensembles._boosting import Boosted
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
+from robust_nas.training import Batch, Memory, Training
 from robust_nas.training.crown_ibp import CROWNIBP
 from robust_nas.training.ibp import IBP
 

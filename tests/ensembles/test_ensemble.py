@@ -8,10 +8,10 @@ from torch import nn
 from robust_nas import datasets, spaces
 from robust_nas.bounds import LinearMargins
 from robust_nas.bounds.interval import Interval
-from robust_nas.complexity import count_parameters
+from robust_nas.core.errors import InputError
 from robust_nas.ensembles import Ensemble, joint_margins
 from robust_nas.ensembles.robboost import RobBoost
-from robust_nas.errors import InputError
+from robust_nas.models.complexity import count_parameters
 from robust_nas.threat import ThreatModel
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import robust_nas as rn
-from robust_nas import assessment
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import allowing_code
 from robust_nas.ensembles import Ensemble
-from robust_nas.errors import InputError
 from robust_nas.intake import LogProbabilities, Normalised
-from robust_nas.registry import allowing_code
+from robust_nas.jobs import attack_models as assessment
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ import torch
 from scipy.optimize import linprog
 
 from robust_nas.bounds import LinearMargins
+from robust_nas.core.errors import InputError
 from robust_nas.ensembles import joint_margins
 from robust_nas.ensembles._objective import MarginHinge
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.ensembles.uniform import Uniform
-from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
 
 LINF, L2 = ThreatModel(norm="linf", epsilon=0.1), ThreatModel(norm="l2", epsilon=0.4)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from robust_nas.bounds import LinearMargins
+from robust_nas.core.errors import InputError
 from robust_nas.ensembles import _cutting_planes as cutting_planes
 from robust_nas.ensembles import joint_margins
 from robust_nas.ensembles._objective import MarginHinge
 from robust_nas.ensembles.robboost import RobBoost
-from robust_nas.errors import InputError
 from robust_nas.threat import ThreatModel
 
 EPSILON = {"linf": 0.1, "l2": 0.4, "l1": 0.6}

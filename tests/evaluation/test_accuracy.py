@@ -19,9 +19,8 @@ from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
 from robust_nas.attacks.transfer import Transfer
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
 from robust_nas.evaluation import (
     Evaluation,
     attack_labels,
@@ -33,9 +32,10 @@ from robust_nas.evaluation import (
     wilson_interval,
 )
 from robust_nas.intake import load_models
-from robust_nas.outcomes import read_outcomes
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, read_json
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.per_sample import read_outcomes
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, read_json
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)

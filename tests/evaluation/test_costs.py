@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
 from robust_nas.evaluation import EvaluationPlan, calibration_images, costs_text, estimate_cost, evaluate
+from robust_nas.runtime.distributed import World
 from robust_nas.threat import ThreatModel
 
 

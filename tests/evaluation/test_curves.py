@@ -14,12 +14,12 @@ from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.sign_opt import SignOPT
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
 from robust_nas.evaluation import Distortions, minimal_distortions, robustness_curve
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 LINF = ThreatModel(epsilon=0.1)

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas import datasets
-from robust_nas.attacks._model_state import frozen
 from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
 from robust_nas.evaluation import MaskingCheck, masking_checks
 from robust_nas.evaluation.masking import _stronger_beyond_chance, linearity_error
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.models.frozen import frozen
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.training import Training, fit
 from robust_nas.training.pgd_at import PGDAT
 
 # A whole number of the 255 steps between black and white: the images' own pixels, and FGSM's, are on that grid.

@@ -16,12 +16,12 @@ from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.szvr_g import SZVRG
 from robust_nas.attacks.transfer import Transfer
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import DataForm, ImageSet
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
 from robust_nas.evaluation import EvaluationPlan
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import Norm, ThreatModel
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(norm="l2", epsilon=0.3)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.datasets import ImageSet
-from robust_nas.distributed import World
 from robust_nas.evaluation import transfers
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
 STAGE = Stage("derive", 0, World(), Progress(quiet=True))

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.integrations.nas_bench_201 import NASBench201API
 from robust_nas.tables import ArchitectureNotInTable, Table
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas import spaces
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.ensembles import Ensemble
-from robust_nas.errors import InputError
 from robust_nas.integrations import onnx as exports
 from robust_nas.integrations._onnx_graph import COMMON, in_common_operations
 from robust_nas.integrations.onnx import classify, compare, export_onnx
@@ -268,7 +268,7 @@ def test_forked_workers_can_differentiate_after_an_export(tmp_path: Path) -> Non
     program = f"""
 import torch
 import robust_nas as rn
-from robust_nas.distributed import World
+from robust_nas.runtime.distributed import World
 rn.export_onnx(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), {str(tmp_path / "m.onnx")!r}, (1, 2, 2))
 def slope(x):
     y = x.clone().requires_grad_()

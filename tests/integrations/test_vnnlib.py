@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas import certification, config, datasets
+from robust_nas import certification, datasets
 from robust_nas.api import load_run
 from robust_nas.attacks.pgd import PGD
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
 from robust_nas.ensembles import Ensemble
-from robust_nas.errors import InputError
 from robust_nas.integrations.onnx import classify
 from robust_nas.integrations.vnnlib import export_ensemble, write_benchmark, write_vnnlib
-from robust_nas.recipe import load
-from robust_nas.run_dir import save_state, write_json, write_text
+from robust_nas.recipes import load
+from robust_nas.runtime.run_folder import save_state, write_json, write_text
 from robust_nas.threat import ThreatModel
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robust_nas.bounds._box import Box
-from robust_nas.models.cells import AveragePool3x3
+from robust_nas.bounds import Box
+from robust_nas.models.average_pool import AveragePool3x3
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 2, 5, 7), (1, 1, 1, 1), (1, 1, 1, 4), (2, 1, 2, 2)])

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from robust_nas import bounds, evaluate, spaces
-from robust_nas.complexity import count_parameters
+from robust_nas.architectures.genotype import Genotype
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import DataForm, ImageSet
-from robust_nas.errors import InputError
-from robust_nas.genotype import Genotype
-from robust_nas.models.darts import DartsNetwork, FactorisedReduction, dropped, make_operation
+from robust_nas.models.complexity import count_parameters
+from robust_nas.spaces.darts.network import DartsNetwork, FactorisedReduction, dropped, make_operation
 from robust_nas.threat import ThreatModel
 
 DARTS_V2 = Genotype(

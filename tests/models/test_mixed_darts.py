@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_nas import spaces
+from robust_nas.architectures.genotype import edges_of
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.errors import InputError
-from robust_nas.genotype import edges_of
-from robust_nas.models.mixed_darts import MixedDartsOperation
+from robust_nas.spaces.darts.supernet import MixedDartsOperation
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_the_branch_is_put_back_after_an_error():
 
 
 def test_attacks_see_a_folded_mixture_as_they_see_an_unfolded_one():
-    from robust_nas.attacks._model_state import frozen
+    from robust_nas.models.frozen import frozen
 
     mixture, images = _model(), torch.rand(4, 3, 8, 8)
     mix(mixture)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from robust_nas import bounds, proxies, spaces
-from robust_nas.complexity import count_multiply_adds, count_parameters
+from robust_nas.architectures.residual import CHOICES, ResidualArchitecture
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import DataForm
-from robust_nas.errors import InputError
-from robust_nas.models.residual import ResidualBlock, ResidualNetwork, SqueezeExcitation, make_norm
-from robust_nas.residual import CHOICES, ResidualArchitecture
+from robust_nas.models.complexity import count_multiply_adds, count_parameters
+from robust_nas.spaces.residual.network import ResidualBlock, ResidualNetwork, SqueezeExcitation, make_norm
 from robust_nas.threat import ThreatModel
 
 WIDE = "depths=4-4-4 widths=160-320-640 kernel=3 activation=relu norm=batch se=none block=basic stem=16"

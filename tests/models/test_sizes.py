@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from robust_nas import bounds, proxies, spaces
-from robust_nas.complexity import count_parameters
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import DataForm
-from robust_nas.errors import InputError
-from robust_nas.models.sizes import make_widening
+from robust_nas.models.complexity import count_parameters
+from robust_nas.spaces.size.network import make_widening
 from robust_nas.threat import ThreatModel
 
 SPACE = spaces.load("nasbench201-size")

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import DataForm
-from robust_nas.errors import InputError
 from robust_nas.proxies._kernel import gradients, kernel, spectrum_score
 from robust_nas.proxies._networks import held_still
 from robust_nas.proxies.ntk import NTK
 from robust_nas.proxies.robust_ntk import RobustNTK
-from robust_nas.seeds import seeded
 from robust_nas.spaces import load
 from robust_nas.threat import ThreatModel
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robust_nas.architecture import OPERATIONS, Architecture, edges_of
-from robust_nas.run_dir import RunDir, save_state
+from robust_nas.architectures.cell import OPERATIONS, Architecture, edges_of
+from robust_nas.runtime.run_folder import RunDir, save_state
 
 NUM_IMAGES = 360
 CHOSEN = ("323133", "431340", "302023")

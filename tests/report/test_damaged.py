@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from robust_nas import listing, records
-from robust_nas.errors import InputError
+from robust_nas import records
+from robust_nas.cli import listing
+from robust_nas.core.errors import InputError
 from robust_nas.report._contents import Contents
-from robust_nas.run_dir import RunDir
+from robust_nas.runtime.run_folder import RunDir
 
 DEEP = "[" * 3000 + "]" * 3000
 ACCURACY = '{"num_images": 9, "models": {"a": {"clean": {"accuracy": %s, "low": 0, "high": 1, "count": 9}}}}'

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from robust_nas import tables
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.report.explorer import write_explorer
 from robust_nas.tables import Row, Table
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
-from robust_nas import config
-from robust_nas.architecture import OPERATIONS
+from robust_nas.architectures.cell import OPERATIONS
+from robust_nas.core import config
 from robust_nas.report import attack_plots, write_attack_report, write_report
 from robust_nas.report._elements import element, identifier
 from robust_nas.report.plots import figure_of, styled, to_svg
-from robust_nas.run_dir import RunDir, load_state, save_state
+from robust_nas.runtime.run_folder import RunDir, load_state, save_state
 
 MARKS = "\u202e$5_$^{\x1b[31m\n\x00\ud800\udcff&amp;"
 HOSTILE = f"\"'><script>document.title='bad'</script><img src=x onerror=\"document.title='bad'\"> id=\"{MARKS}"

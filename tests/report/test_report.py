@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robust_nas.architecture import OPERATIONS, Architecture
-from robust_nas.errors import InputError
-from robust_nas.pixels import format_pixels
+from robust_nas.architectures.cell import OPERATIONS, Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import format_pixels
 from robust_nas.report import write_report
 from robust_nas.report._contents import Contents, format_attack
 from robust_nas.report.drawing import draw_cell
 from robust_nas.report.findings import check_consistency, compare_ensemble, limits, resolution
-from robust_nas.run_dir import RunDir
+from robust_nas.runtime.run_folder import RunDir
 
 LATER = ("derive", "train", "evaluation", "certification", "ensemble", "record")
 VOID = {"meta", "img", "wbr"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from robust_nas import tables
-from robust_nas.architecture import Architecture
+from robust_nas.architectures.cell import Architecture
 from robust_nas.report.table_plots import write_plots
 from robust_nas.tables import Row, Table
 

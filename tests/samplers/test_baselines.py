@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from robust_nas import samplers, simulation
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas import samplers
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.samplers._cells import neighbours
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.local import Local
 from robust_nas.samplers.random import Random
 from robust_nas.spaces.cell import CellSpace
+from robust_nas.studies import simulation
 
 if TYPE_CHECKING:
     from robust_nas.tables import Table

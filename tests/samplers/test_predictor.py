@@ -11,14 +11,14 @@ from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from robust_nas import simulation
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.samplers._cells import num_weights
 from robust_nas.samplers._gaussian_process import GaussianProcess
 from robust_nas.samplers._objectives import expected_hypervolume_improvement, expected_improvement
 from robust_nas.samplers.predictor import Predictor, _path_statistics, _without_outliers
 from robust_nas.spaces.cell import CellSpace
+from robust_nas.studies import simulation
 
 if TYPE_CHECKING:
     from robust_nas.tables import Table

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from robust_nas import samplers
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.samplers._cells import classes, draw_unmeasured, neighbours
 from robust_nas.spaces import Space
 from robust_nas.spaces.cell import CellSpace

@@ -6,20 +6,20 @@ from torch.nn import functional as F
 
 from robust_nas import datasets, searches
 from robust_nas.attacks.pgd import PGD
-from robust_nas.config import build
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.core.config import build
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at, seeded
+from robust_nas.relaxations.relaxation import Relaxation
+from robust_nas.relaxations.softmax import SoftmaxRelaxation
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches.darts import DARTS
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.searches.gumbel import Gumbel
 from robust_nas.searches.random_sharing import RandomSharing
-from robust_nas.seeds import seed_at, seeded
-from robust_nas.supernet import CellSupernet
-from robust_nas.supernet._relaxation import Relaxation
-from robust_nas.supernet.softmax import SoftmaxRelaxation
+from robust_nas.spaces.cell.supernet import CellSupernet
 from robust_nas.threat import ThreatModel
 from robust_nas.training.ibp import IBP
 from robust_nas.training.standard import Standard

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from robust_nas import datasets, derivation, spaces
+from robust_nas.architectures.genotype import Genotype
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
 from robust_nas.derivation import Derivation
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.genotype import Genotype
-from robust_nas.progress import Progress
 from robust_nas.proxies.num_params import NumParams
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.local import Local
 from robust_nas.samplers.nsga2 import NSGA2

@@ -7,13 +7,13 @@ from robust_nas import datasets
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.bounds.interval import Interval
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, read_metrics
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
+from robust_nas.relaxations.dirichlet import DirichletRelaxation
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, read_metrics
 from robust_nas.searches.dirichlet import Dirichlet
-from robust_nas.seeds import seeded
-from robust_nas.supernet.dirichlet import DirichletRelaxation
 from robust_nas.threat import ThreatModel
 from robust_nas.training._certified import recorded, shared
 from robust_nas.training.cat import CAT
@@ -92,7 +92,7 @@ def test_the_loss_sees_the_sample_that_was_attacked_exactly_when_it_is_held(spac
         attacked.append(model.mixture.clone())
         return craft(self, model, *arguments, **options)
 
-    from robust_nas.supernet import CellSupernet
+    from robust_nas.spaces.cell.supernet import CellSupernet
 
     original = CellSupernet.forward
 

@@ -1,11 +1,11 @@
 import pytest
 
 from robust_nas import datasets, spaces
+from robust_nas.core.errors import InputError
 from robust_nas.derivation import distinct
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.searches.given import Given
 from robust_nas.threat import ThreatModel
 

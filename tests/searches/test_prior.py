@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from robust_nas.attacks.pgd import PGD
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
+from robust_nas.core.errors import InputError
 from robust_nas.proxies.num_params import NumParams
-from robust_nas.run_dir import Stage
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.searches._prior import Prior, effects
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.threat import ThreatModel

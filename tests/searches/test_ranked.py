@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from robust_nas import spaces
-from robust_nas.architecture import OPERATIONS, Architecture
+from robust_nas.architectures.cell import OPERATIONS, Architecture
 from robust_nas.derivation import distinct
 from robust_nas.searches import SearchResult
 from robust_nas.searches.given import Given

@@ -7,14 +7,14 @@ import torch
 
 from robust_nas import datasets, spaces
 from robust_nas.attacks.pgd import PGD
-from robust_nas.complexity import count_multiply_adds, count_parameters
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.core.errors import InputError
+from robust_nas.models.complexity import count_multiply_adds, count_parameters
+from robust_nas.relaxations.softmax import SoftmaxRelaxation
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.searches._resources import Resource
 from robust_nas.searches.darts import DARTS
-from robust_nas.supernet.softmax import SoftmaxRelaxation
 from robust_nas.threat import ThreatModel
 
 CELLS = ["323133", "333333", "222444", "111111"]

@@ -4,12 +4,12 @@ import pytest
 
 from robust_nas import derivation, samplers
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.complexity import count_parameters
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
+from robust_nas.core.errors import InputError
+from robust_nas.models.complexity import count_parameters
 from robust_nas.proxies.num_params import NumParams
-from robust_nas.run_dir import Stage, read_metrics
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, read_metrics
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.nsga2 import NSGA2
 from robust_nas.samplers.random import Random
@@ -17,7 +17,7 @@ from robust_nas.samplers.tpe import TPE
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.searches.sampled import TrialSearch
 from robust_nas.threat import ThreatModel
-from robust_nas.training._plan import Training
+from robust_nas.training import Training
 from robust_nas.training.standard import Standard
 
 THREAT = ThreatModel(epsilon=0.02)
@@ -36,7 +36,7 @@ def test_the_trials_are_what_the_sampler_asks_for_when_told_their_accuracies(spa
     found = search.search(space, data, THREAT, _stage())
     values = {trial["architecture"]: trial["values"] for trial in found.record["trials"]}
     assert len(values) == 7
-    from robust_nas.seeds import seed_at
+    from robust_nas.core.seeds import seed_at
 
     asked = samplers.queries(sampler, space, lambda a: values[str(a)], seed=seed_at(0))
     assert [str(architecture) for architecture, _ in (next(asked) for _ in range(7))] == list(values)

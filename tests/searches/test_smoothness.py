@@ -6,14 +6,14 @@ from torch.nn import functional as F
 
 from robust_nas import datasets
 from robust_nas.attacks.pgd import PGD
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seed_at, seeded
+from robust_nas.relaxations.softmax import SoftmaxRelaxation
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches.darts import DARTS
-from robust_nas.seeds import seed_at, seeded
-from robust_nas.supernet.softmax import SoftmaxRelaxation
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory
 

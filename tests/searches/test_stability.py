@@ -5,10 +5,10 @@ import torch
 
 from robust_nas import datasets
 from robust_nas.attacks.pgd import PGD
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
+from robust_nas.core.errors import InputError
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.searches import last_row
 from robust_nas.searches._differentiable import DifferentiableSearch
 from robust_nas.searches._stability import CollapseMonitor, dominance, largest_eigenvalue

@@ -15,13 +15,13 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from robust_nas.architecture import Architecture
+from robust_nas.architectures.cell import Architecture
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
+from robust_nas.core.errors import InputError
 from robust_nas.proxies.num_params import NumParams
-from robust_nas.run_dir import RunDir, Stage, read_metrics, write_json
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import RunDir, Stage, read_metrics, write_json
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.nsga2 import NSGA2
 from robust_nas.samplers.tpe import TPE

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from robust_nas import spaces
-from robust_nas.errors import InputError
-from robust_nas.genotype import Genotype
+from robust_nas.architectures.genotype import Genotype
+from robust_nas.core.errors import InputError
 
 SMALL = spaces.load("darts", num_nodes=2, operations=("none", "skip_connect", "max_pool_3x3"))
 

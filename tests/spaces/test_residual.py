@@ -4,7 +4,7 @@ import random
 import pytest
 
 from robust_nas import spaces
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.samplers import classes, draw
 from robust_nas.searches import SearchResult
 from robust_nas.spaces import MixedSpace, mixed

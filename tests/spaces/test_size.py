@@ -1,7 +1,7 @@
 import pytest
 
 from robust_nas import spaces
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.samplers import classes
 from robust_nas.spaces import mixed
 

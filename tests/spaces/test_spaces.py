@@ -5,9 +5,11 @@ import random
 
 import pytest
 
-from robust_nas import config, recipe, spaces
-from robust_nas.architecture import AnyArchitecture
-from robust_nas.errors import InputError
+from robust_nas import recipes as recipe
+from robust_nas import spaces
+from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
 from robust_nas.searches import SearchResult
 from robust_nas.spaces import MixedSpace, Space
 

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from scipy.special import digamma, gammaln
 
-from robust_nas.supernet.dirichlet import DirichletRelaxation
+from robust_nas.relaxations.dirichlet import DirichletRelaxation
 
 
 @pytest.fixture

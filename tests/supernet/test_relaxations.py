@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from robust_nas.supernet.dirichlet import DirichletRelaxation
-from robust_nas.supernet.gumbel import GumbelRelaxation
-from robust_nas.supernet.softmax import SoftmaxRelaxation
-from robust_nas.supernet.uniform import UniformRelaxation
+from robust_nas.relaxations.dirichlet import DirichletRelaxation
+from robust_nas.relaxations.gumbel import GumbelRelaxation
+from robust_nas.relaxations.softmax import SoftmaxRelaxation
+from robust_nas.relaxations.uniform import UniformRelaxation
 
 ALPHA = torch.tensor([[0.0, 1.0, -0.5, 2.0], [0.3, 0.3, 0.3, 0.3], [-2.0, 0.0, 1.0, 0.1]])
 KINDS = [DirichletRelaxation, SoftmaxRelaxation, GumbelRelaxation, UniformRelaxation]

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_nas import bounds, datasets, spaces
-from robust_nas.architecture import Architecture
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.errors import InputError
-from robust_nas.supernet import MixedCell, MixedOperation
+from robust_nas.spaces.cell.supernet import MixedCell, MixedOperation
 from robust_nas.threat import ThreatModel
 
 CODES = ["323133", "012340", "444444", "111111", "203142"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_nas.architecture import Architecture
+from robust_nas.architectures.cell import Architecture
 
 
 @pytest.fixture(scope="session")

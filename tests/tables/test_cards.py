@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.tables import cards, formats
 from robust_nas.tables.cards import Card
 

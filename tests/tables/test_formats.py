@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from robust_nas import catalogue
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core import catalogue
+from robust_nas.core.errors import InputError
 from robust_nas.tables import cards, formats, local
 from robust_nas.tables.formats import Published
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from robust_nas import tables
-from robust_nas.errors import InputError
-from robust_nas.run_dir import RunDir
+from robust_nas.core.errors import InputError
+from robust_nas.runtime.run_folder import RunDir
 from robust_nas.tables import Row
 
 CELL = "|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from robust_nas import tables
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.tables import Row, Table
 from robust_nas.tables.statistics import (
     compare,

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robust_nas import answers, tables
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
-from robust_nas.tables import ArchitectureNotInTable, Row, Table, transfer
+from robust_nas import tables
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.tables import ArchitectureNotInTable, Row, Table, answers, transfer
 from robust_nas.tables._schema import SCHEMA, VERSION_KEY
 from robust_nas.tables._table import non_dominated
 

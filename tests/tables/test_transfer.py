@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from robust_nas import tables
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
+from robust_nas.runtime.progress import Progress
 from robust_nas.tables import Row, cards, transfer
 from robust_nas.tables._store import place
 

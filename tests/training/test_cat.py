@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
-from robust_nas.seeds import seeded
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory
 from robust_nas.training.cat import CAT

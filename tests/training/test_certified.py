@@ -18,20 +18,18 @@ from torch.nn import functional as F
 
 from robust_nas import datasets, spaces
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.bounds._box import Box
+from robust_nas.bounds import Box
 from robust_nas.bounds.interval import Interval
-from robust_nas.config import build
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, read_metrics
-from robust_nas.seeds import seeded
+from robust_nas.core.config import build
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, read_metrics
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Batch, Memory
+from robust_nas.training import Batch, Forward, Memory, Training, fit, rehearse
 from robust_nas.training._certified import absolute_weights, interval, recorded, shared, tight, worst_cross_entropy
-from robust_nas.training._loop import _best, fit, rehearse
-from robust_nas.training._options import Forward
-from robust_nas.training._plan import Training
+from robust_nas.training._loop import _best
 from robust_nas.training.ibp import IBP
 from robust_nas.training.mtl_ibp import MTLIBP
 from robust_nas.training.sabr import SABR

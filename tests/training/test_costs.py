@@ -8,9 +8,8 @@ from robust_nas import datasets, spaces, training
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Batch, Memory
+from robust_nas.training import Batch, Memory, Training
 from robust_nas.training._costs import forward_equivalents, operations
-from robust_nas.training._plan import Training
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from robust_nas.bounds.crown_ibp import crown_ibp_margins
 from robust_nas.bounds.interval import interval_margins
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory
 from robust_nas.training.crown_ibp import CROWNIBP

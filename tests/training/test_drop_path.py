@@ -10,17 +10,16 @@ from torch.nn import functional as F
 from robust_nas import datasets, spaces
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.models.darts import AuxiliaryHead
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.seeds import seeded
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
+from robust_nas.spaces.darts.network import AuxiliaryHead
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Batch, Memory
-from robust_nas.training._loop import Trainer, fit
-from robust_nas.training._plan import Training
+from robust_nas.training import Batch, Memory, Training, fit
+from robust_nas.training._loop import Trainer
 from robust_nas.training.ibp import IBP
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nas.errors import InputError
-from robust_nas.seeds import seeded
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory
 from robust_nas.training.free import Free

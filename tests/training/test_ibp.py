@@ -11,16 +11,14 @@ from torch.nn import functional as F
 
 from robust_nas import datasets
 from robust_nas.bounds.interval import Interval
-from robust_nas.config import build
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage
-from robust_nas.seeds import seeded
+from robust_nas.core.config import build
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Batch, Memory
-from robust_nas.training._loop import fit
-from robust_nas.training._plan import Training
+from robust_nas.training import Batch, Memory, Training, fit
 from robust_nas.training.ibp import IBP
 
 

@@ -8,17 +8,17 @@ from torch.nn import functional as F
 from robust_nas import datasets
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
-from robust_nas.config import build
+from robust_nas.core.config import build
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.distributed import World
-from robust_nas.errors import InputError
 from robust_nas.evaluation import evaluate
-from robust_nas.progress import Progress
-from robust_nas.run_dir import Stage, load_state, read_metrics, save_state
-from robust_nas.seeds import seeded
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage, load_state, read_metrics, save_state
 from robust_nas.threat import ThreatModel
-from robust_nas.training._loop import TrainingResult, fit
-from robust_nas.training._plan import Knot, Phase, Training
+from robust_nas.training import Training, TrainingResult, fit
+from robust_nas.training._plan import Knot, Phase
 from robust_nas.training.fast import Fast
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard

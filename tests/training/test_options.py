@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Batch, Memory
+from robust_nas.training import Batch, Forward, Memory, Training
 from robust_nas.training._loop import _smoothed
 from robust_nas.training._optimisers import make_optimiser
-from robust_nas.training._options import Average, Forward, added_losses, moved_weights
-from robust_nas.training._plan import Knot, Phase, Training
+from robust_nas.training._options import Average, added_losses, moved_weights
+from robust_nas.training._plan import Knot, Phase
 from robust_nas.training.fast import Fast
 from robust_nas.training.free import Free
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from robust_nas import datasets
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.bounds._margins import box_around
-from robust_nas.errors import InputError
-from robust_nas.seeds import seeded
+from robust_nas.bounds import box_around
+from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory, _certified
 from robust_nas.training.ibp import IBP

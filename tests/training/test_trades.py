@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.threat import Norm, ThreatModel
 from robust_nas.training import Batch, Memory
 from robust_nas.training.trades import TRADES

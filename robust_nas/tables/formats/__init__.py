@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from robust_nas.registry import Group, Named
+from robust_nas.core.registry import Group, Named
 from robust_nas.tables.cards import Card
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from robust_nas.architecture import OPERATIONS, Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import OPERATIONS, Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.tables._schema import measured
 
 _NOISE = 1e-7

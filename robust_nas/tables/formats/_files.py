@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from robust_nas.architecture import Architecture
-from robust_nas.errors import InputError
+from robust_nas.architectures.cell import Architecture
+from robust_nas.core.errors import InputError
 from robust_nas.tables.formats._classes import Classes
 
 

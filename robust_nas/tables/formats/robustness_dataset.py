@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from robust_nas.errors import InputError
+from robust_nas.core.errors import InputError
 from robust_nas.tables.cards import Card
 from robust_nas.tables.formats import Published
 from robust_nas.tables.formats._files import classes_of_meta, damage, parse_json

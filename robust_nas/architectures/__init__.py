@@ -1,0 +1,1 @@
+"""What architectures are, as text and numbers; free of torch."""

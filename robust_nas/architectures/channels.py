@@ -1,0 +1,58 @@
+"""Architectures of size spaces: each layer's channels, written as NATS-Bench (arXiv:2009.00437) does: 8:16:64:48:32.
+
+This module imports neither torch nor anything slow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robust_nas.core.errors import InputError
+
+
+@dataclass(frozen=True, order=True)
+class Sizes:
+    """The output channels of each layer: cells, and the reductions between stages.
+
+    Raises:
+        InputError: for no layer, or one without channels.
+    """
+
+    channels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise InputError(f"Layers have 1 channel or more, but got {list(self.channels)}.")
+
+    @classmethod
+    def parse(cls, text: str) -> Sizes:
+        """Read numbers with colons between them.
+
+        Raises:
+            InputError: naming what is no number.
+        """
+        parts = [part.strip() for part in text.split(":")]
+        for part in parts:
+            if not (part.isascii() and part.isdigit() and len(part) < 10):
+                raise InputError(
+                    f"Sizes are written as numbers of channels, such as 8:16:64:48:32, but '{text}' has '{part}'."
+                )
+        return cls(tuple(map(int, parts)))
+
+    def __str__(self) -> str:
+        return ":".join(map(str, self.channels))
+
+    @property
+    def canonical(self) -> str:
+        """What it computes: other sizes make other networks."""
+        return str(self)
+
+    @property
+    def family(self) -> str:
+        """What its networks can compute; no more is known of it than `canonical` says."""
+        return str(self)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the output depends on the input: always, as the cell of a size space does."""
+        return True

@@ -1,0 +1,266 @@
+"""Certified accuracy: the share of images whose prediction provably no allowed perturbation changes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, compress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_nas import bounds
+from robust_nas.bounds import TOLERANCE, Bound, LinearMargins, NoRule, check_arithmetic, own_logits, rounding
+from robust_nas.bounds.interval import Interval
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
+from robust_nas.datasets import ImageSet
+from robust_nas.evaluation import wilson_interval
+from robust_nas.intake import check_model
+from robust_nas.models.frozen import copied, evaluating
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.run_folder import Stage
+from robust_nas.threat import Norm, ThreatModel
+
+
+class Contradiction(InputError):
+    """A network answers otherwise than was proved."""
+
+
+def refusal(model: nn.Module, images: ImageSet) -> str | None:
+    """Return why no kind of bound says anything of a model: an operation without a sound rule; None, if it has none."""
+    try:
+        Interval().margins(model, images.images[:1], images.labels[:1], ThreatModel(epsilon=1e-6))
+    except NoRule as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Certification:
+    """What is proved about N images at one radius.
+
+    Args:
+        method: the kind of bound.
+        dtype: its arithmetic.
+        norm: the ball's norm.
+        epsilon: its radius in pixel units.
+        labels: [N].
+        margin: [N], float64: a lower bound of the least margin f_y - f_j over the wrong classes j and the ball, in
+            exact arithmetic.
+        rounding: [N], float64: how much of it the network's own arithmetic may take (`bounds._rounding`).
+        clean_correct: [N] booleans: whether the image itself is classified correctly.
+        seconds: what the bounds took, on all processes together.
+        methods: N names: the kind of bound that proved most about an image.
+        seconds_each: [N], float64: the part of `seconds` that is an image's, in equal shares of its chunk's.
+    """
+
+    method: str
+    dtype: str
+    norm: Norm
+    epsilon: float
+    labels: Tensor
+    margin: Tensor
+    rounding: Tensor
+    clean_correct: Tensor
+    seconds: float
+    methods: tuple[str, ...]
+    seconds_each: Tensor
+
+    @property
+    def certified(self) -> Tensor:
+        """[N] booleans: whether the label is proved for the whole ball, rounding included. NaN proves nothing."""
+        return self.margin - self.rounding > TOLERANCE
+
+    @property
+    def accuracy(self) -> float:
+        """The certified accuracy, a fraction."""
+        return float(self.certified.double().mean())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the entry of certification.json: certified accuracy with its 95 % interval over images (Wilson)."""
+        count, successes = len(self.margin), int(self.certified.sum())
+        low, high = wilson_interval(successes, count)
+        return {
+            "epsilon": self.epsilon,
+            "certified": self.accuracy,
+            "low": low,
+            "high": high,
+            "count": count,
+            "mean_margin": float(self.margin.mean()),
+            "seconds": self.seconds,
+            "proved_by": dict(Counter(compress(self.methods, self.certified.tolist()))),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row of certificates.parquet per image; `image` is its place in the data that was certified."""
+        columns = {
+            "method": list(self.methods),
+            "label": self.labels.tolist(),
+            "margin": self.margin.tolist(),
+            "rounding": self.rounding.tolist(),
+            "certified": self.certified.tolist(),
+            "clean_correct": self.clean_correct.tolist(),
+            "seconds": self.seconds_each.tolist(),
+        }
+        place = {"norm": self.norm, "epsilon": self.epsilon, "dtype": self.dtype}
+        return [
+            {**place, "image": image, **dict(zip(columns, values, strict=True))}
+            for image, values in enumerate(zip(*columns.values(), strict=True))
+        ]
+
+
+def certify(
+    model: nn.Module,
+    data: ImageSet,
+    threat: ThreatModel,
+    *,
+    bound: Bound | str = "interval",
+    epsilons: Sequence[float | str] | None = None,
+    batch_size: int = 128,
+    stage: Stage | None = None,
+) -> list[Certification]:
+    """Return what `bound` proves about every image of `data`, at each radius.
+
+    Args:
+        model: maps [0, 1] images [B, C, H, W] to logits [B, K]; used in evaluation mode and left as it was.
+        data: the images and labels.
+        threat: gives the norm, and the radius where `epsilons` is None.
+        bound: a kind of bound, or the name of one.
+        epsilons: radii in pixel units.
+        batch_size: images in a chunk: what a process bounds between two saves of the state.
+        stage: shares the chunks out over its processes, shows progress, and continues after the chunks it has saved.
+
+    Raises:
+        InputError: for no images, no radii, a model that the bound cannot handle, or a saved state of other settings.
+    """
+    if len(data) == 0 or batch_size < 1:
+        raise InputError(
+            f"certify needs at least one image and a batch_size of at least 1, but got {len(data)} and {batch_size}."
+        )
+    threats = [threat] if epsilons is None else [threat.with_epsilon(epsilon) for epsilon in epsilons]
+    if not threats:
+        raise InputError("certify needs at least one radius, but epsilons is empty; leave it out for the threat's own.")
+    chosen: Bound = bounds.get(bound)() if isinstance(bound, str) else bound
+    if getattr(chosen, "dtype", "float64") != "float64":
+        raise InputError(
+            f"A certificate needs bounds in float64, but {name_of(chosen)} has dtype '{chosen.dtype}': "  # type: ignore[attr-defined]
+            "float32 rounds bounds up by more than they are required to be above 0."
+        )
+    check_model(model)
+    check_arithmetic(model)
+    network = evaluating(copied(model)).requires_grad_(False)
+    world = stage.world if stage else World()
+    device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), data.labels.device)
+    chunks = [(start, data[start : start + batch_size]) for start in range(0, len(data), batch_size)]
+
+    done, state = stage.resume() if stage else (0, None)
+    settings = f"{chosen} at {threats} for {len(data)} images in chunks of {batch_size}, rounding included"
+    if stage and state and state["settings"] != settings:
+        raise InputError(
+            f"The stage {stage.name} was interrupted under other settings ({state['settings']}), but is now "
+            f"{settings}; restore them, or start a new run."
+        )
+    found: list[Tensor] = [state["found"]] if state else []
+    kinds = [name_of(chosen), *bounds.names()]
+    # In rounds of one chunk per process and worker; the number of them may have changed since an interruption.
+    size = world.size * world.workers
+    firsts = range(done, len(chunks), size)
+    for first in stage.progress.steps(firsts, stage.name, done=-(-done // size)) if stage else firsts:
+        here = chunks[first : first + size]
+        results = world.each(
+            lambda chunk: _certify_chunk(network, chunk[1].to(device), chunk[0], threats, chosen, kinds),
+            world.shard(here),
+        )
+        found = [torch.cat([*found, *world.gather_shards(results, len(here))], 2)]
+        if stage:
+            stage.save(first + len(here), {"settings": settings, "found": found[0]})
+    return [
+        Certification(
+            method=kinds[0],
+            dtype="float64",
+            norm=at.norm,
+            epsilon=at.epsilon,
+            labels=data.labels.cpu(),
+            margin=margin,
+            rounding=rounding,
+            clean_correct=clean.bool(),
+            seconds=float(seconds.sum()),
+            methods=tuple(kinds[int(kind)] for kind in kind_numbers),
+            seconds_each=seconds,
+        )
+        for at, (margin, rounding, seconds, kind_numbers, clean) in zip(threats, found[0], strict=True)
+    ]
+
+
+_AT_ONCE = 32
+"""Images whose rounding is looked at in one pass, which keeps two numbers for each that the network computes."""
+
+
+def _certify_chunk(
+    network: nn.Module, chunk: ImageSet, start: int, threats: Sequence[ThreatModel], bound: Bound, kinds: Sequence[str]
+) -> Tensor:
+    """Return [E, 5, B], for E radii: least margins, what of them is rounding, seconds, places in `kinds`, right or not.
+
+    Args:
+        start: the place of the chunk's first image in the data.
+
+    Raises:
+        Contradiction: if the network's own answers are not what was proved.
+    """
+    images, labels, count, rows = chunk.images, chunk.labels, len(chunk), []
+    clean = own_logits(network, images).argmax(1) == labels
+    for threat in threats:
+        started = time.monotonic()
+        found = bound.margins(network, images, labels, threat)
+        # The least is NaN where any margin is: nothing is proved about an image with a bound that is not a number.
+        lower = found.lower(threat).double()
+        least, taken = lower.amin(1), torch.zeros(count, dtype=torch.float64, device=lower.device)
+        candidates = (least > TOLERANCE).nonzero().squeeze(1)
+        for places in candidates.split(_AT_ONCE) if len(candidates) else ():
+            proved = replace(found, offsets=lower[places], clean=None if found.clean is None else found.clean[places])
+            taken[places] = _checked(network, images[places], labels[places], threat, proved, start + places)
+        seconds = torch.full((count,), (time.monotonic() - started) / count).double()
+        numbers = torch.tensor([kinds.index(name) for name in found.methods or [kinds[0]] * count]).double()
+        rows.append(torch.stack([least.cpu(), taken.cpu(), seconds, numbers, clean.double().cpu()]))
+    return torch.stack(rows)
+
+
+def _checked(
+    network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, proved: LinearMargins, numbers: Tensor
+) -> Tensor:
+    """Return how much of the least margins rounding may take, [B], once the network's own answers agree with the proof.
+
+    They are looked at, as rounding is, at the images and where the linearised margin is least in the ball.
+
+    Args:
+        proved: with the margins' lower bounds [B, K] over the ball as offsets.
+        numbers: the images' places in the data, [B].
+
+    Raises:
+        Contradiction: if an answer is another one, or further from the proof than rounding explains.
+    """
+    lower = proved.offsets
+    errors, logits, slopes = rounding(network, images, labels, lower)
+    ball = threat.around(images)
+    corners = ball.project(images + ball.least_at(slopes.to(images.dtype).unsqueeze(1)).view_as(images))
+    errors_there, logits_there, _ = rounding(network, corners, labels, lower)
+    errors = torch.maximum(errors, errors_there)
+    taken = lower.amin(1) - (lower - errors).amin(1)
+    for where, answers in (("on it", logits), ("at a point of its ball", logits_there)):
+        margins = answers.double().gather(1, labels[:, None]) - answers.double()
+        least = lower.argmin(1, keepdim=True)
+        short = (lower - errors - margins).gather(1, least).squeeze(1)
+        wrong = answers.argmax(1) != labels
+        for image in ((lower.amin(1) - taken > TOLERANCE) & (wrong | (short > TOLERANCE))).nonzero().flatten().tolist():
+            raise Contradiction(
+                f"Image {int(numbers[image])} is proved to be of class {int(labels[image])} by a margin of at least "
+                f"{float(lower[image].amin()):.3g}, but the network's own margin {where} is "
+                f"{float(margins[image].scatter(0, labels[image], torch.inf).amin()):.3g}, which rounding does not "
+                "explain: it computes something else than what was proved, or the proof is wrong, which is a bug; "
+                "please report it."
+            )
+    return taken

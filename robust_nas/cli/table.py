@@ -1,0 +1,179 @@
+"""The commands of `robust-nas table`. They import neither torch nor pandas: a question is answered in a moment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robust_nas.core.commands import Commands, argument
+from robust_nas.core.errors import InputError
+from robust_nas.core.text import visible
+
+if TYPE_CHECKING:
+    from robust_nas.tables.answers import Answer
+
+app = Commands("robust-nas table", "Ask a table of robust accuracies, or bring one here.")
+
+TABLE = argument("table", metavar="TABLE", help="a published table, such as nas-robbench-201, or a folder: runs/table")
+WORDS = argument("words", nargs="*", default=(), metavar="COLUMN=VALUE", help="such as dataset=cifar10 attack=pgd")
+LABEL = argument(
+    "words", nargs="*", default=(), metavar="COLUMN=VALUE", help="and a column's label: pgd@8/255 dataset=cifar10"
+)
+JSON = argument("--json", action="store_true", help="print JSON, with fractions and every column")
+CSV = argument("--csv", action="store_true", help="print CSV, with fractions and every column")
+
+
+@app.command(argument("table", metavar="TABLE", help="a published table or a folder"))
+def info(table: str) -> None:
+    """Say what a table is: its source, how it was made, its columns, and what to beware of."""
+    from robust_nas import tables
+    from robust_nas.tables import answers, cards
+
+    if table in cards.names() or table.endswith(".toml"):
+        print(visible(cards.load(table).describe()))
+    else:
+        print(visible(answers.overview(tables.load(table)).text()))
+
+
+@app.command(argument("table", metavar="TABLE", help="a published table"))
+def fetch(table: str) -> None:
+    """Download a published table from its authors, check it, and convert it; goes on where it was cut off."""
+    from robust_nas.tables import transfer
+
+    print(f"The table is at {transfer.fetch(table)}.")
+
+
+@app.command(
+    argument("--source", type=Path, required=True, metavar="FOLDER", help="the folder with the published files"),
+    argument("--format", help="how they are laid out; 'robust-nas list formats'"),
+    argument("--name", help="which table they are; 'robust-nas list tables'"),
+    argument("--no-check", action="store_true", help="do not compare the files with the published sha256"),
+    name="import",
+)
+def import_(source: Path, format: str | None, name: str | None, no_check: bool) -> None:
+    """Convert local copies of a published table's files."""
+    from robust_nas.tables import transfer
+
+    place = transfer.import_published(source, format=format, name=name, check=not no_check)
+    print(f"The table is at {place}.")
+
+
+@app.command(
+    TABLE,
+    argument("architecture", metavar="ARCHITECTURE", help="the string or digits form, or the published number"),
+    LABEL,
+    JSON,
+    CSV,
+)
+def query(table: str, architecture: str, words: Sequence[str], json: bool, csv: bool) -> None:
+    """Print what a table says of an architecture, or of the equivalent one that was measured."""
+    from robust_nas import tables
+    from robust_nas.tables import answers
+
+    _print(answers.query(tables.load(table), architecture, words), json, csv)
+
+
+@app.command(TABLE, LABEL, argument("-n", "--count", type=int, default=10, help="how many (10)"), JSON, CSV)
+def top(table: str, words: Sequence[str], count: int, json: bool, csv: bool) -> None:
+    """Print the most accurate architectures in one column."""
+    from robust_nas import tables
+    from robust_nas.tables import answers
+
+    if count < 1:
+        raise InputError(f"--count must be at least 1, but got {count}.")
+    _print(answers.top(tables.load(table), words, count), json, csv)
+
+
+@app.command(
+    TABLE,
+    argument("words", nargs="*", default=(), metavar="LABEL|COLUMN=VALUE", help="clean pgd@8/255 dataset=cifar10"),
+    JSON,
+    CSV,
+)
+def pareto(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
+    """Print the architectures that no other beats in every one of several columns, such as clean and pgd@8/255."""
+    from robust_nas import tables
+    from robust_nas.tables import answers
+
+    _print(answers.pareto(tables.load(table), words), json, csv)
+
+
+@app.command(
+    TABLE,
+    argument("words", nargs="+", metavar="ARCHITECTURE|LABEL|COLUMN=VALUE", help="two architectures or more"),
+    JSON,
+    CSV,
+)
+def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
+    """Print whether architectures differ by more than chance."""
+    from robust_nas import tables
+    from robust_nas.tables import answers
+
+    asked = tables.load(table)
+    labels = {column.label for column in asked.columns}
+    architectures = [word for word in words if not ("=" in word or "@" in word or word in labels)]
+    _print(answers.compare(asked, architectures, [word for word in words if word not in architectures]), json, csv)
+
+
+@app.command(
+    TABLE,
+    LABEL,
+    argument("--plots", type=Path, metavar="FOLDER", help="draw them too: accuracies, correlations, main effects"),
+    argument("--json", action="store_true", help="print JSON, with fractions"),
+)
+def stats(table: str, words: Sequence[str], plots: Path | None, json: bool) -> None:
+    """Print how columns are distributed and related, how noisy they are, and which operations matter."""
+    from robust_nas import tables
+    from robust_nas.tables import answers
+
+    asked = tables.load(table)
+    print(visible(answers.stats(asked, words, as_json=json)))
+    if plots is not None:
+        from robust_nas.report import table_plots
+
+        criteria, labels = answers.parse(words, labels=1)
+        drawn = table_plots.write_plots(asked, plots, *labels, **criteria)
+        print(f"{len(drawn)} plots are in {plots}.", file=sys.stderr)
+
+
+@app.command(TABLE, argument("--out", type=Path, required=True, metavar="FILE", help="the page, FILE.html"))
+def explore(table: str, out: Path) -> None:
+    """Write one page to look around in a table; it needs no network."""
+    from robust_nas import tables
+    from robust_nas.report import explorer
+
+    if out.suffix != ".html":
+        raise InputError(f"The page is written as FILE.html, but got '{out}'; change its ending.")
+    print(f"The page is {explorer.write_explorer(tables.load(table), out)}; open it in a browser.")
+
+
+@app.command(TABLE, argument("out", type=Path, metavar="FILE", help="FILE.parquet, FILE.csv or FILE.json"), WORDS)
+def export(table: str, out: Path, words: Sequence[str]) -> None:
+    """Write a table's rows, or those with some values, to a file."""
+    from robust_nas import tables
+    from robust_nas.tables import answers, transfer
+
+    filters, _ = answers.parse(words, labels=0)
+    rows = tables.load(table).rows(**filters)
+    transfer.export(rows, out)
+    print(f"{len(rows)} rows are in {out}.")
+
+
+@app.command(
+    argument("sources", type=Path, nargs="+", metavar="TABLE", help="folders of tables of one's own runs"),
+    argument("--into", type=Path, required=True, metavar="FOLDER", help="the folder of the united table"),
+)
+def merge(sources: Sequence[Path], into: Path) -> None:
+    """Unite the tables of one's own runs, such as those of several machines."""
+    from robust_nas.tables import transfer
+
+    written, total = transfer.merge(sources, into)
+    print(f"{written} networks were written to {into}, which has {total} now.")
+
+
+def _print(answer: Answer, json: bool, csv: bool) -> None:
+    if json and csv:
+        raise InputError("An answer is printed as JSON or as CSV, but got --json and --csv; give one of them.")
+    print(answer.json() if json else answer.csv() if csv else visible(answer.text()))

@@ -1,0 +1,19 @@
+"""Checks of single settings, whose sentences say what was wanted and what was got."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from robust_nas.core.errors import InputError
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise InputError unless `value` is one of the values of the Literal `choices`."""
+    if value not in get_args(choices):
+        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, but got {value!r}.")
+
+
+def check_at_least(name: str, value: int, low: int) -> None:
+    """Raise InputError unless `value` is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InputError(f"{name} must be a whole number of at least {low}, but got {value!r}.")

@@ -1,0 +1,1 @@
+"""Jobs beside the recipe: attacks of any models, ensembles of several runs."""

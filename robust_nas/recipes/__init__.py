@@ -1,0 +1,353 @@
+"""A recipe: the whole configuration of a run, from a TOML file and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from robust_nas import spaces
+from robust_nas.bounds import Bound
+from robust_nas.bounds.interval import Interval
+from robust_nas.certification.smoothing import NORM, Smoothing
+from robust_nas.core import catalogue, config
+from robust_nas.core.catalogue import expanded
+from robust_nas.core.checks import check_at_least
+from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.pixels import parse_pixels
+from robust_nas.core.registry import name_of
+from robust_nas.datasets import DataSource
+from robust_nas.derivation import Derivation
+from robust_nas.ensembles import EnsembleRule
+from robust_nas.ensembles.robboost import RobBoost
+from robust_nas.evaluation.plan import EvaluationPlan
+from robust_nas.runtime.distributed import PATIENCE
+from robust_nas.searches import Search
+from robust_nas.spaces import MixedSpace, Space, mixed
+from robust_nas.threat import Pixels, ThreatModel
+from robust_nas.training import Training
+
+VERSION = 2
+"""The configuration's form; a change that older files do not fit raises it."""
+
+
+LARGEST_WORKERS = 1024
+"""How many processes a run may fork on one machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificationPlan:
+    """What is certified on the test images.
+
+    Args:
+        bound: the kind of bound.
+        epsilons: radii, in pixel units.
+        batch_size: images in a chunk.
+        num_images: test images to certify, the first ones; all, if not given.
+    """
+
+    bound: Bound = field(default_factory=Interval)
+    epsilons: tuple[Pixels, ...] = (0.5 / 255, 1 / 255, 2 / 255)
+    batch_size: int = 128
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.epsilons:
+            raise InputError("certification.epsilons must name at least one radius, but got none.")
+        check_at_least("certification.batch_size", self.batch_size, 1)
+        if self.num_images is not None:
+            check_at_least("certification.num_images", self.num_images, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingPlan:
+    """What is certified on the test images of the smoothed classifiers, in l2 whatever the run's own threat model is.
+
+    Args:
+        smoothing: the noise and the samples.
+        epsilons: l2 radii, in pixel units, at which the certified accuracy is said; sigma's half, itself and its
+            double, if there are none. What is computed does not depend on them: an image has a radius of its own.
+        num_images: test images to certify, the first ones; all, if not given.
+    """
+
+    smoothing: Smoothing
+    epsilons: tuple[Pixels, ...] = ()
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for epsilon in self.epsilons:
+            ThreatModel(norm=NORM, epsilon=epsilon)
+        if self.num_images is not None:
+            check_at_least("certification.num_images", self.num_images, 1)
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The radii, ascending."""
+        return tuple(sorted(set(self.epsilons))) or tuple(share * self.smoothing.sigma for share in (0.5, 1.0, 2.0))
+
+
+def certification_from(
+    plan: CertificationPlan,
+    *,
+    epsilons: Sequence[str] | None = None,
+    method: str | None = None,
+    memory: float | None = None,
+    images: int | None = None,
+) -> CertificationPlan | SmoothingPlan:
+    """Return a plan with what the command line says in place of its own.
+
+    Args:
+        epsilons: radii as text.
+        method: a kind of bound, with settings as in "auto[memory=4]"; or "smoothing[sigma=0.25]", which is no bound of
+            the network: the plan is one for its smoothed classifier, and takes only the number of images from `plan`.
+        memory: GiB that the bound may take.
+        images: how many of the test images.
+
+    Raises:
+        InputError: for what is no radius, kind of bound or setting.
+    """
+    named = {} if method is None else config.component(method)
+    if named.get("name") == "smoothing":
+        if memory is not None:
+            raise InputError("--memory is what bounds may take, but smoothing has none; set its batch_size instead.")
+        given = {key: value for key, value in named.items() if key != "name"}
+        return SmoothingPlan(
+            smoothing=config.build(Smoothing, given, "smoothing"),
+            epsilons=tuple(parse_pixels(epsilon) for epsilon in epsilons or ()),
+            num_images=plan.num_images if images is None else images,
+        )
+    table = config.to_dict(plan)
+    if epsilons is not None:
+        table["epsilons"] = [parse_pixels(epsilon) for epsilon in epsilons]
+    if method is not None:
+        table["bound"] = named
+    if memory is not None:
+        bound = table["bound"]
+        table["bound"] = {**({"name": bound} if isinstance(bound, str) else bound), "memory": memory}
+    if images is not None:
+        table["num_images"] = images
+    return config.build(CertificationPlan, table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsemblePlan:
+    """How the trained models are joined.
+
+    Args:
+        rule: gives the members' weights, from their bounds on the validation images.
+        epsilon: the radius of these bounds, in pixel units; the smallest certified one, if not given.
+        bound: the kind of these bounds; that of the certification, if not given. Linear ones are joined before they are
+            made the least over the ball, which is what RobBoost gains by.
+        num_images: validation images that are bounded, the first ones; all, if not given.
+    """
+
+    rule: EnsembleRule = field(default_factory=RobBoost)
+    epsilon: Pixels | None = None
+    bound: Bound | None = None
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_images is not None:
+            check_at_least("ensemble.num_images", self.num_images, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete run.
+
+    Args:
+        version: the form of this configuration.
+        name: what the run is called.
+        seed: of everything that is drawn in the run; the data set's splits do not depend on it.
+        device: "auto", "cpu" or "cuda".
+        threads: threads per process on the CPU; torch's choice if not given. Small networks are fastest with one.
+        workers: forked processes that share out the chunks of an evaluation on the CPU; with
+            `threads = 1`, results do not depend on it. Without effect where there is an accelerator.
+        patience: seconds that one of several processes waits for the others before it takes them for lost and ends.
+    """
+
+    name: str
+    data: DataSource
+    threat: ThreatModel
+    space: Space
+    search: Search
+    version: int = VERSION
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    workers: int = 1
+    patience: float = PATIENCE
+    derive: Derivation = field(default_factory=Derivation)
+    train: Training = field(default_factory=Training)
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    certification: CertificationPlan = field(default_factory=CertificationPlan)
+    ensemble: EnsemblePlan = field(default_factory=EnsemblePlan)
+
+    def __post_init__(self) -> None:
+        if not self.name.isprintable() or not self.name or set(self.name) & set("/\\") or self.name.startswith("."):
+            raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
+        if self.search.needs_supernet:
+            mixed(self.space, name_of(self.search))
+        self.search.check(self.space)
+        if self.workers > LARGEST_WORKERS:
+            raise InputError(f"workers must be at most {LARGEST_WORKERS}, but got {self.workers}.")
+        if self.train.boosting and self.derive.count == 1:
+            raise InputError(
+                "train.boosting trains every network after the first beside those before it, but derive.count is 1."
+            )
+        radii = {
+            "evaluation.curve_epsilons": self.evaluation.curve_epsilons,
+            "certification.epsilons": self.certification.epsilons,
+            "ensemble.epsilon": () if self.ensemble.epsilon is None else (self.ensemble.epsilon,),
+        }
+        for key, epsilons in radii.items():
+            for epsilon in epsilons:
+                try:
+                    self.threat.with_epsilon(epsilon)
+                except InputError as error:
+                    raise InputError(f"{key}: {error}") from None
+
+    @property
+    def ensemble_threat(self) -> ThreatModel:
+        """The threat model at which the ensemble's weights are fitted."""
+        smallest = min(self.certification.epsilons)
+        return self.threat.with_epsilon(smallest if self.ensemble.epsilon is None else self.ensemble.epsilon)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fully resolved configuration."""
+        return config.to_dict(self)
+
+
+def names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(catalogue.files("recipes"))
+
+
+def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = None) -> Recipe:
+    """Return a recipe by name, from a TOML file, or for a folder of class folders.
+
+    Args:
+        name: a recipe's name, a path to a .toml file, or a folder with images (the recipe `folder`).
+        overrides: `key=value` assignments.
+        data_root: where the data set's files are; the same as overriding `data.root`.
+
+    Raises:
+        InputError: for an unknown recipe or a mistake in it.
+    """
+    return _loaded(name, overrides, data_root)
+
+
+def _loaded(
+    name: str, overrides: Sequence[str], data_root: Path | None, search: dict[str, Any] | None = None
+) -> Recipe:
+    """Return a recipe as `load` does, with another [search] section than its own, if one is given."""
+    path = Path(name)
+    if name in names():
+        table = config.read_toml(catalogue.files("recipes")[name])
+    elif path.suffix == ".toml":
+        table = config.read_toml(path)
+    elif (path / "config.toml").is_file():
+        raise InputError(f"{name} is a run folder, not a recipe; to go on with it, give it to --resume or to a stage.")
+    elif path.is_dir():
+        table = config.read_toml(catalogue.files("recipes")["folder"])
+        config.set_key(table, "data.root", str(path.resolve()))
+        table["name"] = path.resolve().name
+    else:
+        raise InputError(
+            f"There is no recipe '{name}'. {suggest(name, names())} A path to a .toml file or to a folder of class "
+            "folders works too."
+        )
+    if search is not None:
+        table["search"] = search
+    if data_root is not None:
+        config.set_key(table, "data.root", str(expanded(data_root).resolve()))
+    return from_table(config.override({"name": path.stem, **table}, overrides), name)
+
+
+TRIAL_SHARE = 10
+"""Into how many trainings of trials the epochs of a recipe's training go, where the search of a space gives none."""
+
+
+def _trial_of(training: Training) -> dict[str, Any]:
+    """Return a recipe's training as that of a trial, which has one epoch of every `TRIAL_SHARE`, or one."""
+    epochs = max(1, training.epochs // TRIAL_SHARE)
+    share = epochs / training.epochs
+    knots = [{"epoch": knot.epoch * share, "learning_rate": knot.learning_rate} for knot in training.knots]
+    whole = {key: value for key, value in config.to_dict(training).items() if key not in ("phases", "start_from")}
+    return {**whole, "epochs": epochs, "knots": knots, "boosting": False}
+
+
+RELAXATIONS = {"dirichlet": "dirichlet", "softmax": "darts", "gumbel": "gumbel"}
+"""The searches, by what relaxes the choice of an operation."""
+
+
+def for_space(
+    space: str,
+    overrides: Sequence[str] = (),
+    *,
+    data: str,
+    threat: str | None = None,
+    relaxation: str | None = None,
+    progressive: bool = False,
+    data_root: Path | None = None,
+) -> Recipe:
+    """Return the recipe of a search of a space: the data set's own, with what is given in its place.
+
+    A space without a supernet is searched by trials ("sampled"), each with the data set's recipe's training, in a tenth
+    of its epochs.
+
+    Args:
+        space: a search space's name, or a path to its declaration.
+        data: a data set that has a recipe, or a folder of class folders.
+        threat: such as "linf:8/255"; the data set's recipe's, if not given.
+        relaxation: one of `RELAXATIONS`; dirichlet, if not given.
+        progressive: whether operations are left out and partial channels widened at half-time, in DrNAS's proportions
+            (arXiv:2006.10355, section 4: 4 then 2, the weights alone learn in the first fifth of a stage).
+
+    Raises:
+        InputError: for an unknown name, what is for supernets where there is none, or what `load` raises.
+    """
+    declared = spaces.load(space)
+    if not isinstance(declared, MixedSpace) and (relaxation is not None or progressive):
+        mixed(declared, RELAXATIONS.get(relaxation or "dirichlet", str(relaxation)))
+    relaxation = relaxation or "dirichlet"
+    if relaxation not in RELAXATIONS:
+        raise InputError(f"There is no relaxation '{relaxation}'. {suggest(relaxation, RELAXATIONS)}")
+    if data not in names() and not Path(data).is_dir():
+        raise InputError(
+            f"There is no recipe for the data set '{data}', which says how to train and attack. "
+            f"{suggest(data, names())} A folder of class folders works too."
+        )
+    # The recipe's sizes are of its own kind of space.
+    own = load(data, data_root=data_root)
+    given = [f"space.name={space}" if type(declared) is type(own.space) else f"space={space}"]
+    search: dict[str, Any] | None = None
+    if isinstance(declared, MixedSpace):
+        given.append(f"search.name={RELAXATIONS[relaxation]}")
+    else:
+        named = any(override.startswith(("search=", "search.name=")) for override in overrides)
+        search = {} if named else {"name": "sampled", "training": _trial_of(own.train)}
+    if threat is not None:
+        model = ThreatModel.parse(threat)
+        given += [f"threat.norm={model.norm}", f"threat.epsilon={model.epsilon!r}"]
+    if progressive and isinstance(declared, MixedSpace):
+        count = len(declared.operations)
+        given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", "search.partial_channels=[4, 2]"]
+        given += ["search.alpha_frozen=0.2"]
+    return _loaded(data, [*given, *overrides], data_root, search)
+
+
+def from_table(table: dict[str, Any], source: str) -> Recipe:
+    """Return the recipe that a table describes.
+
+    Raises:
+        InputError: if it is of another version, or has a mistake.
+    """
+    version = table.get("version", VERSION)
+    if version != VERSION:
+        raise InputError(
+            f"The configuration in {source} has version {version}, but this robust-nas reads version {VERSION}; "
+            + ("upgrade robust-nas." if isinstance(version, int) and version > VERSION else "start a new run with it.")
+        )
+    return config.build(Recipe, table)

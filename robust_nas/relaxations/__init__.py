@@ -1,0 +1,1 @@
+"""Relaxations of the choice of operations: mixtures made from learned numbers alpha."""

@@ -1,0 +1,1 @@
+"""How work runs: processes, progress, the run folder, what is recorded per sample."""

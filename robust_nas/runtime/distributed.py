@@ -1,0 +1,320 @@
+"""One process or many, started by `torchrun`: the only file that imports `torch.distributed`.
+
+The contract that every stage keeps:
+- replicated: the weights, alpha and the Dirichlet sample; every rank holds the same values at every step;
+- sharded: training batches (each rank takes its part of one global batch) and evaluation chunks (round robin);
+- reduced: gradients (mean over ranks), batch-norm buffers (mean, before the model is evaluated or saved), and
+  counts, never rates;
+- shared seeds: initialisation, data order of the global batch, Dirichlet draws, an evaluation chunk's attack starts;
+- seeds that differ by rank: attack starts and augmentation of a training batch;
+- attacks run on the unwrapped module with `autograd.grad`, so that no attack step communicates;
+- rank 0 alone writes.
+
+In one process every function here is a no-op.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import inspect
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from robust_nas.core.errors import InputError, Interrupted, of_exit
+
+T = TypeVar("T")
+
+
+PATIENCE = 1800.0
+"""Seconds that a process waits for the others of its group before it takes them for lost."""
+
+_OF_THE_GROUP = re.compile(r"gloo|nccl|process ?group|connection (?:closed|reset)", re.IGNORECASE)
+
+_OF_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def losses_said(*, joining: bool = False) -> Iterator[None]:
+    """Raise `Interrupted` in place of what torch raises when another process of the group, or memory, is lost.
+
+    Args:
+        joining: whether the group is still waited for.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise Interrupted(_NO_MEMORY) from error
+    except RuntimeError as error:
+        if joining or (in_group() and (isinstance(error, dist.DistError) or _OF_THE_GROUP.search(str(error)))):
+            raise Interrupted(
+                "Another process of this group has ended, or has not answered for as long as 'patience' says."
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError) or _OF_MEMORY.search(str(error)):
+            raise Interrupted(_NO_MEMORY) from error
+        raise
+
+
+_NO_MEMORY = "Memory has run out; free some, or set batch sizes, data.size or workers lower in a new run."
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have this process sent a signal when the one that started it ends, however that ends; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connection) -> None:
+    """Send `function(item)` of all items, or what it raised; the body of a worker."""
+    # Ctrl-C is the parent's to answer: it ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(signal.SIGKILL)
+    torch.set_num_threads(1)
+    try:
+        sender.send([function(item).cpu().numpy() for item in items])
+    except SystemExit as error:
+        sender.send(of_exit(error))
+    except Exception as error:
+        sender.send(error)
+    finally:
+        sender.close()
+
+
+def in_group() -> bool:
+    """Whether this process has joined a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def leave_group() -> None:
+    """Leave the process group; nothing may be reduced afterwards."""
+    if in_group():
+        dist.destroy_process_group()
+
+
+class _Mean(torch.autograd.Function):
+    """See `World.mean_through`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.mean(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.world.mean(gradient), None
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that work on one run, and this one's place among them."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+    workers: int = 1
+
+    @classmethod
+    def start(
+        cls, device: str = "auto", threads: int | None = None, workers: int = 1, patience: float = PATIENCE
+    ) -> World:
+        """Join the processes that `torchrun` started, or be alone.
+
+        Args:
+            device: "cpu", "cuda", or "auto": an accelerator if there is one. Several processes of one machine take
+                one accelerator each.
+            threads: threads per process on the CPU; without it, torch's choice, or in a group an equal share of the
+                cores: two threads per process on two busy cores made small trainings ten times slower.
+            workers: forked copies of this process among which `each` shares out its work, on the CPU.
+            patience: seconds that a process waits for the others before it takes them for lost.
+
+        Raises:
+            InputError: if `device` is not here, `threads` or `workers` is below 1, or `patience` is not above 0.
+        """
+        local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if kind not in ("cpu", "cuda"):
+            raise InputError(f"device must be auto, cpu or cuda, but got '{device}'.")
+        if kind == "cuda" and local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"device 'cuda' was asked for by process {local_rank} of this machine, but {torch.cuda.device_count()} "
+                "are available; start fewer processes or set device=cpu."
+            )
+        for name, value in {"threads": threads, "workers": workers}.items():
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, but got {value}.")
+        if not 0 < patience < math.inf:
+            raise InputError(f"patience must be a number of seconds above 0, but got {patience}.")
+        if threads is None and size > 1:
+            threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        place = torch.device("cpu") if kind == "cpu" else torch.device("cuda", local_rank)
+        if kind == "cuda":
+            torch.cuda.set_device(place)
+        # A fork cannot use autograd once its parent has threads for an accelerator.
+        workers = workers if kind == "cpu" and not torch.cuda.is_available() else 1
+        if size == 1:
+            return cls(device=place, workers=workers)
+        if not dist.is_initialized():
+            limit = timedelta(seconds=patience)
+            with losses_said(joining=True):
+                dist.init_process_group("gloo" if kind == "cpu" else "nccl", timeout=limit)
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place, workers=workers)
+
+    def stop(self) -> None:
+        """Leave the group; nothing may be reduced afterwards."""
+        if self.size > 1:
+            leave_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this rank's part of `items`: every size-th, from its rank on."""
+        return items[self.rank :: self.size]
+
+    def each(self, function: Callable[[T], Tensor], items: Sequence[T]) -> list[Tensor]:
+        """Return `function(item)` of this rank's `items`, in their order; several workers compute them side by side.
+
+        A worker is a fork of this process with one thread, so `function` may hold a model and images; what it changes
+        is lost. Nothing may be reduced in it.
+
+        Raises:
+            Interrupted: if a worker was killed.
+            Exception: what `function` raised.
+        """
+        if self.workers == 1 or len(items) < 2:
+            return [function(item) for item in items]
+        parts = [items[start :: self.workers] for start in range(min(self.workers, len(items)))]
+        context = multiprocessing.get_context("fork")
+        helpers = []
+        for part in parts:
+            receiver, sender = context.Pipe(duplex=False)
+            helper = context.Process(target=_work, args=(function, part, sender), daemon=True)
+            helper.start()
+            sender.close()
+            helpers.append((helper, receiver))
+        results: list[Tensor] = [torch.empty(0)] * len(items)
+        try:
+            for start, (helper, receiver) in enumerate(helpers):
+                try:
+                    outcome = receiver.recv()
+                except (EOFError, ConnectionError):
+                    helper.join()
+                    raise Interrupted(
+                        f"A worker process ended without a result (exit code {helper.exitcode}), as one does that is "
+                        "killed for want of memory; free some, or set workers or batch sizes lower in a new run."
+                    ) from None
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                results[start :: self.workers] = [torch.from_numpy(array) for array in outcome]
+        finally:
+            for helper, receiver in helpers:
+                receiver.close()
+                helper.terminate()
+                helper.join()
+        return results
+
+    def wrap(self, model: nn.Module, *, partly_used: bool = False) -> nn.Module:
+        """Return a module whose backward averages the gradients over all ranks; `model` itself in one process.
+
+        Args:
+            partly_used: whether there may be parameters that a loss does not depend on.
+        """
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Buffers are averaged when they are needed (`mean_buffers`): a broadcast at every forward would break crafting.
+        wrapper = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
+        options: dict[str, Any] = {
+            "forward_sync_buffers" if renamed else "broadcast_buffers": False,
+            "find_unused_parameters": partly_used,
+        }
+        return wrapper(model, device_ids=ids, **options)
+
+    def mean_through(self, value: Tensor) -> Tensor:
+        """Return the mean of `value` over all ranks, through which every rank can differentiate the ranks' mean loss.
+
+        The gradient is the mean over ranks as well: each rank's `value` has a part in every rank's loss.
+        """
+        return value if self.size == 1 else _Mean.apply(value, self)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of `value` over all ranks."""
+        return value if self.size == 1 else self.sum(value) / self.size
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of `value` over all ranks."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean_buffers(self, model: nn.Module) -> None:
+        """Replace every floating point buffer of `model` (batch-norm statistics) by its mean over all ranks."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.mean(buffer))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's `value`, a picklable object, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_shards(self, shards: Iterable[T], total: int) -> list[T]:
+        """Return the `total` results of a sharded list, in the list's order, on every rank."""
+        results: list[Any] = [None] * total
+        for rank, part in enumerate(self.gather(list(shards))):
+            results[rank :: self.size] = part
+        return results
+
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's `value`, a picklable object, on every rank; the other ranks' argument is ignored."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns on rank 0, where alone it is called; its mistake is raised on every rank."""
+        if self.size == 1:
+            return function()
+        value: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                value = function()
+            except (InputError, OSError) as raised:
+                error = raised
+        value, error = self.broadcast((value, error))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()

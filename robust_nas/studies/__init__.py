@@ -1,0 +1,1 @@
+"""Studies: what runs many searches or scores many architectures."""

@@ -1,0 +1,144 @@
+"""The examples of docs/extending are complete and do what they say, and pages link what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from robust_nas import attacks, bounds, datasets, samplers, searches, spaces, training
+from robust_nas import recipes as recipe
+from robust_nas.core import config
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.run_folder import Stage
+from robust_nas.tables import cards
+from robust_nas.threat import ThreatModel
+from robust_nas.training import Batch, Memory
+
+ROOT = Path(__file__).resolve().parent.parent
+THREAT = ThreatModel(norm="linf", epsilon=0.1)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the examples as a package `examples_of_docs`, a group's components in a folder each."""
+    root = tmp_path_factory.mktemp("plugins")
+    text = "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "extending").glob("*.md")))
+    for name, code in re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", text, flags=re.DOTALL):
+        path = root / "examples_of_docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def importable(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(examples))
+
+
+def example(group: str, name: str) -> str:
+    """Return the dotted name under which an example is found."""
+    return f"examples_of_docs.{group}.{name}"
+
+
+def linear_model() -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(8, 1, 4, 4, generator=generator), torch.randint(3, (8,), generator=generator)
+
+
+def test_the_attack_stays_in_the_ball_and_keeps_a_share_of_the_change() -> None:
+    images, labels = batch()
+    noise = attacks.get(example("attacks", "noise"))
+    whole, none = (noise(share=share).perturb(linear_model(), images, labels, THREAT, seed=1) for share in (1.0, 0.0))
+    assert THREAT.around(images).contains(whole).all()
+    assert 0.08 < float((whole - images).abs().max()) <= 0.1
+    assert torch.equal(none, images)
+
+
+def test_the_training_method_adds_noise_of_its_deviation() -> None:
+    images, places = torch.full((200, 1, 4, 4), 0.5), torch.arange(200)
+    labels = places % 3
+    model, method = linear_model(), training.get(example("training", "noisy_images"))(sigma=0.1)
+    step = Batch(images, labels, labels, THREAT, 0, places, places, 200, 200, Memory())
+    crafted = method.craft(model, step)
+    # 3,200 draws: the deviation of their deviation is 0.1 / sqrt(6400).
+    assert float((crafted - 0.5).std()) == pytest.approx(0.1, abs=5 * 0.1 / 80)
+    torch.testing.assert_close(method.loss(model, crafted, step), F.cross_entropy(model(crafted), labels))
+
+
+def test_the_search_gives_another_order_for_another_seed() -> None:
+    space, data = spaces.load("nasbench201"), datasets.load("digits")
+    search = searches.get(example("searches", "random_order"))()
+    found = [
+        search.search(space, data, THREAT, Stage("search", seed, World(), Progress(quiet=True))) for seed in (0, 0, 1)
+    ]
+    assert found[0].probabilities == found[1].probabilities != found[2].probabilities
+    assert all(sum(row) == pytest.approx(1) for row in found[0].probabilities)
+    assert space.parse(str(found[0].best)) == found[0].best
+
+
+def test_the_data_set_is_read_from_torchvision_s_files(shared_data: Path, tmp_path: Path) -> None:
+    # Fashion-MNIST's files have MNIST's names and format.
+    (tmp_path / "FashionMNIST").mkdir()
+    (tmp_path / "FashionMNIST" / "raw").symlink_to(shared_data / "MNIST" / "raw")
+    sizes = {"train_size": 100, "validation_size": 50, "test_size": 20}
+    source = datasets.get(example("datasets", "fashion_mnist"))
+    found = source(root=tmp_path, download=False, **sizes).load_splits()
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [100, 50, 20]
+    assert found.classes[9] == "Ankle boot"
+    # An IDX file: 16 bytes of header, then the images' bytes.
+    raw = (shared_data / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()[16:]
+    originals = {raw[start : start + 784] for start in range(0, len(raw), 784)}
+    assert all(image.numpy().tobytes() in originals for image in found.test.pixels)
+
+
+def test_the_bound_is_the_closed_form_of_a_linear_model() -> None:
+    images, labels = batch()
+    model = linear_model()
+    lower = bounds.get(example("bounds", "best_of"))().margins(model, images, labels, THREAT).lower(THREAT)
+    weight, bias = (parameter.detach().double() for parameter in model[1].parameters())
+    pixels = images.flatten(1).double()
+    low, high = (pixels - 0.1).clamp(0, 1), (pixels + 0.1).clamp(0, 1)
+    for row, (label, one, other) in enumerate(zip(labels.tolist(), low, high, strict=True)):
+        for rival in {0, 1, 2} - {label}:
+            slope = weight[label] - weight[rival]
+            exact = slope.clamp(min=0) @ one + slope.clamp(max=0) @ other + bias[label] - bias[rival]
+            assert float(lower[row, rival]) == pytest.approx(float(exact), abs=1e-9)
+
+
+def test_the_declarations_are_read(examples: Path) -> None:
+    folder = examples / "examples_of_docs"
+    space = spaces.load(str(folder / "search_spaces" / "small_cell.toml"))
+    assert (len(space.edges), space.operations) == (3, ("skip_connect", "nor_conv_1x1", "nor_conv_3x3"))
+    quick = recipe.load(str(folder / "recipes" / "mnist_quick.toml"))
+    assert quick.name == "mnist_quick" and config.to_dict(quick.train)["method"]["attack"]["steps"] == 7
+    assert quick.certification.epsilons == (1 / 255, 2 / 255)
+    card = cards.load(str(folder / "tables" / "my-table.toml"))
+    assert card.name == "my-table" and card.columns["val_pgd_8_acc"].epsilon == 8 / 255
+
+
+def test_the_sampler_asks_for_one_architecture_after_the_other() -> None:
+    found = samplers.get(example("samplers", "in_order"))().start(spaces.load("nasbench201"), 1, seed=0)
+    assert [found.ask().digits() for _ in range(6)] == ["000000", "000001", "000002", "000003", "000004", "000010"]
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("benchmarks/*/*.md")]
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES}), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_links_only_what_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
