@@ -3,9 +3,10 @@
     python benchmarks/golden.py record before.json      # at the commit before
     python benchmarks/golden.py compare before.json     # at the commit after, on the same machine
 
-The jobs are `digits` through all stages, `digits-certified`, a search of the DARTS space that shrinks, a simulated search
-of a published table, and an attack of a trained network. What is compared are all result files' values but times, places,
-versions and names of folders, digests of all weights, and the rows of all per-image tables. Takes three minutes on a core. The table must be there: `robust-nas table fetch nas-robbench-201`.
+The jobs are `digits` through all stages, `digits-certified`, a search of the DARTS space that shrinks, a simulated
+search of a published table, and an attack of trained networks. Compared are the values of all result files but times,
+places, versions and folders' names, digests of all weights, and the rows of all per-image tables. It takes three
+minutes on a core; the table must be there (`robust-nas table fetch nas-robbench-201`).
 """
 
 from __future__ import annotations
@@ -33,22 +34,17 @@ QUICK = [
     "ensemble.num_images=8",
 ]
 
-JOBS: dict[str, list[str]] = {
-    "digits": ["run", "digits", "search.epochs=3", *QUICK],
-    "digits-certified": ["run", "digits-certified", "search.epochs=3", *QUICK],
-    "darts": ["search", "darts-7", "--data", "digits", "--threat", "linf:0.2", "space.channels=4", "space.num_cells=3"]
-    + [
-        "search.epochs=2",
-        "search.batch_size=128",
-        "search.alpha_frozen=0",
-        "search.kept_operations=[7,3]",
-        "search.partial_channels=[2,1]",
-    ]
-    + ["search.watch.growth=1.33", "workers=1", "threads=1"],
-    "table": ["search", "--on", "table:nas-robbench-201", "--dataset", "cifar10", "--objective", "pgd@8/255"]
-    + ["--budget", "20", "--seeds", "2", "--sampler", "evolution", "--sampler", "tpe", "--sampler", "random"],
-    "attack": ["attack", "RUN", "--threat", "linf:0.2", "--threat", "l2:1", "--images", "16", "--distances", "fab"],
+COMMANDS = {
+    "digits": "run digits search.epochs=3",
+    "digits-certified": "run digits-certified search.epochs=3",
+    "darts": "search darts-7 --data digits --threat linf:0.2 space.channels=4 space.num_cells=3 search.epochs=2 "
+    "search.batch_size=128 search.alpha_frozen=0 search.kept_operations=[7,3] search.partial_channels=[2,1] "
+    "search.watch.growth=1.33 workers=1 threads=1",
+    "table": "search --on table:nas-robbench-201 --dataset cifar10 --objective pgd@8/255 --budget 20 --seeds 2 "
+    "--sampler evolution --sampler tpe --sampler random",
+    "attack": "attack RUN --threat linf:0.2 --threat l2:1 --images 16 --distances fab",
 }
+JOBS = {name: [*command.split(), *(QUICK if command.startswith("run") else [])] for name, command in COMMANDS.items()}
 
 # What differs between two runs that are equal.
 PASSING = ("seconds", "time", "commit", "started", "arguments", "environment", "folder", "path", "table", "processes")
@@ -94,11 +90,8 @@ def run(name: str, folder: Path) -> dict[str, Any]:
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    made = (
-        [path for path in out.iterdir() if path.is_dir() and path.name != "table"]
-        if name in ("digits", "digits-certified", "darts")
-        else [out]
-    )
+    is_run = words[0] == "run" or "--data" in words
+    made = [path for path in out.iterdir() if path.is_dir() and path.name != "table"] if is_run else [out]
     return {key: value for path in made for key, value in numbers(path).items()}
 
 
