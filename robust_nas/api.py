@@ -17,6 +17,7 @@ from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
 from robust_nas.core import config
+from robust_nas.core.checks import check_kinds
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
@@ -94,7 +95,7 @@ def train(
     from robust_nas.ensembles import fit_with
     from robust_nas.training import Training
 
-    _check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
+    check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
     given = named({**({} if method is None else {"method": method}), **options})
     plan = config.build(Training, {**section, **given}, "train")
@@ -221,7 +222,6 @@ def certify(
     `bound` is a kind of bound: "interval" in no time, "crown_ibp", "crown", "alpha_crown", or "auto" for the cheapest
     that proves an image. Of deep networks, where bounds say nothing, `smooth` makes a classifier with certificates.
     """
-    _check_kinds("certify", model=(model, nn.Module), data=(data, ImageSet), threat=(threat, ThreatModel))
     if epsilons is not None and not isinstance(epsilons, Sequence):
         raise InputError(f"certify takes a list of radii as epsilons, but got {epsilons!r}; write [{epsilons!r}].")
     chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
@@ -261,7 +261,6 @@ def build_ensemble(
             "build_ensemble takes a list of at least one model, such as list(run.models.values()), but got "
             f"{type(models).__name__}{' without models' if isinstance(models, Sequence) else ''}."
         )
-    _check_kinds("build_ensemble", validation=(validation, ImageSet), threat=(threat, ThreatModel))
     return Ensemble(list(models)).fit(validation, threat, rule=rule, bound=bound, **options).eval()
 
 
@@ -346,24 +345,6 @@ def load_run(path: Path | str, *, allow_code: bool = False) -> Run:
         saved = from_table(config.read_toml(folder / "config.toml"), str(folder.path))
         job = pipeline.Job(saved, folder, World(), Progress(quiet=True))
         return Run(folder.path, job.data, pipeline.load_models(job), saved.threat)
-
-
-_MADE = {
-    Dataset: "rn.datasets.load makes it",
-    ImageSet: "a part of a data set, such as data.test",
-    ThreatModel: "such as rn.ThreatModel(epsilon=0.03)",
-    nn.Module: "a network",
-}
-"""Where the arguments of calls come from."""
-
-
-def _check_kinds(call: str, **given: tuple[Any, type]) -> None:
-    """Raise InputError for an argument that is not of its type."""
-    for name, (value, kind) in given.items():
-        if not isinstance(value, kind):
-            raise InputError(
-                f"{call} takes as {name} one {kind.__name__} ({_MADE[kind]}), but got one {type(value).__name__}."
-            )
 
 
 def _check_trainable(model: nn.Module, data: Dataset) -> None:

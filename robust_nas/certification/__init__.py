@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robust_nas import bounds
 from robust_nas.bounds import TOLERANCE, Bound, LinearMargins, NoRule, check_arithmetic, own_logits, rounding
 from robust_nas.bounds.interval import Interval
+from robust_nas.core.checks import check_kinds
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
@@ -137,6 +138,7 @@ def certify(
     Raises:
         InputError: for no images, no radii, a model that the bound cannot handle, or a saved state of other settings.
     """
+    check_kinds("certify", model=(model, nn.Module), data=(data, ImageSet), threat=(threat, ThreatModel))
     if len(data) == 0 or batch_size < 1:
         raise InputError(
             f"certify needs at least one image and a batch_size of at least 1, but got {len(data)} and {batch_size}."

@@ -17,3 +17,22 @@ def check_at_least(name: str, value: int, low: int) -> None:
     """Raise InputError unless `value` is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise InputError(f"{name} must be a whole number of at least {low}, but got {value!r}.")
+
+
+_MADE = {
+    "Dataset": "rn.datasets.load makes it",
+    "ImageSet": "a part of a data set, such as data.test",
+    "ThreatModel": "such as rn.ThreatModel(epsilon=0.03)",
+    "Module": "a network",
+}
+"""Where the arguments of calls come from."""
+
+
+def check_kinds(call: str, **given: tuple[object, type]) -> None:
+    """Raise InputError for an argument that is not of its type."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise InputError(
+                f"{call} takes as {name} one {kind.__name__} ({_MADE[kind.__name__]}), but got one "
+                f"{type(value).__name__}."
+            )

@@ -14,6 +14,7 @@ from robust_nas import bounds as bound_group
 from robust_nas import ensembles, spaces
 from robust_nas.bounds import Bound
 from robust_nas.core import config
+from robust_nas.core.checks import check_kinds
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import read_json
 from robust_nas.core.pixels import unit_images
@@ -116,6 +117,7 @@ class Ensemble(nn.Module):
             InputError: for an unknown rule, bound or option, members that the bound cannot handle, or limits that no
                 member is within.
         """
+        check_kinds("fit", validation=(validation, ImageSet), threat=(threat, ThreatModel))
         if options and not isinstance(rule, str):
             raise InputError(
                 f"Options such as {next(iter(options))} are for a rule that is given by its name; set them in {rule}."
