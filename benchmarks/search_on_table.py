@@ -21,7 +21,7 @@ from robust_nas.studies import simulation
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 300
-PRIOR = "predictor(prior=parameters)"
+PRIOR = "predictor[prior=parameters]"
 
 MAIN = ("cifar10", "pgd@8/255")
 LOOKED_AT = [MAIN, ("cifar100", "pgd@8/255"), ("imagenet16-120", "pgd@8/255"), ("cifar10", "autoattack")]
@@ -35,10 +35,10 @@ PLAIN = {  # what plain implementations of others reached on the first column in
 }
 
 CHOICES = ["predictor"] + [
-    f"predictor({choice})"
+    f"predictor[{choice}]"
     for choice in ("length_scale=0.5", "length_scale=2.0", "noise=0.03", "noise=0.3", "random_starts=1")
 ]
-CHOICES += ["predictor(random_starts=5)"]
+CHOICES += ["predictor[random_starts=5]"]
 
 
 def rows(result: Mapping[str, Any], shown: Sequence[int]) -> list[str]:

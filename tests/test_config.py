@@ -105,6 +105,42 @@ def test_an_override_that_makes_no_sense_is_refused(assignment):
         config.override({"list": [1]}, [assignment])
 
 
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("pgd", {}),
+        ("pgd[steps=100, loss=margin]", {"steps": 100, "loss": "margin"}),
+        (
+            "x[files=['a,b=1', 'c'],deep={p=[1, 2], q='}'},last=3]",
+            {"files": ["a,b=1", "c"], "deep": {"p": [1, 2], "q": "}"}, "last": 3},
+        ),
+        ("""x[said="\\",a=1",path=it's]""", {"said": '",a=1', "path": "it's"}),
+    ],
+)
+def test_a_component_in_a_word_has_settings_between_commas_that_are_not_quoted(text, settings):
+    assert config.component(text) == {"name": text.partition("[")[0], **settings}
+
+
+def test_a_component_is_read_as_it_was_written():
+    settings = {"steps": 100, "epsilon": 0.5, "surrogates": ["a,b", "c=1"]}
+    assert config.component(config.word("pgd", settings)) == {"name": "pgd", **settings}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("predictor(prior=none)", r"square brackets: write 'predictor\[prior=none\]', not 'predictor\(prior=none\)'"),
+        ("pgd[steps=3", "name\\[key=value"),
+        ("pgd[steps=3,steps=4]", "the setting steps twice"),
+        ("pgd[steps]", "written as key=value"),
+        ("[steps=3]", "written as a name"),
+    ],
+)
+def test_a_component_that_is_written_otherwise_is_refused_with_the_right_spelling(text, message):
+    with pytest.raises(InputError, match=message):
+        config.component(text)
+
+
 def test_differences_name_the_keys_and_both_values():
     before, after = (
         {"train": {"epochs": 3, "batch": 1}, "seed": 0},

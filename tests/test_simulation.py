@@ -66,7 +66,7 @@ def simulated(table: tables.Table, out: Path, **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {
         "objectives": ["pgd@8/255"],
         "dataset": "digits",
-        "samplers": ["local", "predictor(random_starts=3)"],
+        "samplers": ["local", "predictor[random_starts=3]"],
         "budget": BUDGET,
         "seeds": SEEDS,
         "noise_floor": 0.05,
@@ -93,7 +93,7 @@ def test_curves_bands_and_regret_follow_from_the_rows(table: tables.Table, done:
     assert result["optimum"] == values.max()
     rows = curves(done)
     assert len(rows) == 2 * SEEDS * BUDGET
-    for label in ("local", "predictor(random_starts=3)"):
+    for label in ("local", "predictor[random_starts=3]"):
         best = np.empty((SEEDS, BUDGET))
         for row in (row for row in rows if row["sampler"] == label):
             assert row["pgd@8/255"] == table.query(row["architecture"], "pgd@8/255").mean
@@ -183,7 +183,7 @@ def test_the_figure_is_well_formed_and_has_every_sampler(done: Path) -> None:
 
     root = ElementTree.parse(done / "curves.svg").getroot()
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"local", "predictor(random_starts=3)", "queries"} <= texts
+    assert {"local", "predictor[random_starts=3]", "queries"} <= texts
 
 
 @pytest.mark.parametrize("num_objectives", [2, 3, 4])
@@ -237,7 +237,7 @@ def test_multiply_adds_differ_as_those_counted_in_whole_networks_do() -> None:
 
 def test_a_sampler_is_called_by_its_name_and_its_changed_options() -> None:
     assert simulation.label_of(Predictor()) == "predictor"
-    assert simulation.label_of(Predictor(prior="parameters", noise=0.2)) == "predictor(noise=0.2, prior=parameters)"
+    assert simulation.label_of(Predictor(prior="parameters", noise=0.2)) == "predictor[noise=0.2,prior=parameters]"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_sampler_is_called_by_its_name_and_its_changed_options() -> None:
         ({"objectives": ["autoattack"]}, "has no column 'autoattack'"),
         ({"objectives": ["clean", "pgd@8/255"]}, "'local' maximises one objective, but got 2"),
         ({"samplers": ["locla"]}, "Did you mean 'local'?"),
-        ({"samplers": ["predictor(prio=none)"]}, "has no key 'prio'"),
+        ({"samplers": ["predictor[prio=none]"]}, "has no key 'prio'"),
     ],
 )
 def test_wrong_questions_are_answered_with_a_sentence(

@@ -252,22 +252,51 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+# A text in quotes, where a value or an item begins; or a character that is of none.
+_PIECE = re.compile(r"""(?<=[=,\[{\s])(?:"(?:[^"\\]|\\.)*"|'[^']*')|.""", re.DOTALL)
+
+
 def component(text: str) -> dict[str, Any]:
-    """Return the table of a component that the user has written in a word: "pgd[steps=100,loss=margin]".
+    """The table of a component that the user has written in a word: "pgd[steps=100,loss=margin]".
+
+    Values are those of an override. A comma within quotes, brackets or braces separates nothing:
+    "transfer[surrogates=['a,b', 'c'],steps=3]".
 
     Raises:
         InputError: if it is not written like that.
     """
     name, bracket, rest = text.partition("[")
-    settings = rest.removesuffix("]")
+    if "(" in name and text.endswith(")"):
+        name, _, rest = text.partition("(")
+        raise InputError(
+            f"The settings of a component are in square brackets: write '{_cut(f'{name}[{rest[:-1]}]')}', not "
+            f"'{_cut(text)}'."
+        )
     if not name or (bracket and not rest.endswith("]")):
         raise InputError(f"A component is written as a name, or as name[key=value,key=value], but got '{text}'.")
-    # A comma inside a list or a table separates nothing here.
-    assignments = re.split(r",(?=[a-z_.]+=)", settings) if settings else []
+    assignments = _items(rest.removesuffix("]"))
     keys = [assignment.partition("=")[0].strip() for assignment in assignments]
     if repeated := [key for key in keys if keys.count(key) > 1]:
         raise InputError(f"{name} has the setting {repeated[0]} twice; give it once.")
     return override({"name": Named(name)}, assignments)
+
+
+def word(name: str, settings: Mapping[str, Any]) -> str:
+    """What `component` reads, such as "pgd[steps=100,loss=margin]"; the name alone, if there are no settings."""
+    listed = ",".join(f"{key}={value}" for key, value in settings.items())
+    return f"{name}[{listed}]" if listed else name
+
+
+def _items(text: str) -> list[str]:
+    """The parts of a text between its commas, without those within quotes, brackets and braces."""
+    items, depth = [""], 0
+    for piece in _PIECE.findall(text):
+        depth += (piece in "[{") - (piece in "]}")
+        if piece == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += piece
+    return items if text.strip() else []
 
 
 def _copy(node: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack, Composed, check_classes, check_norm, left_out
+from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there
 from robust_nas.core.registry import name_of
@@ -228,8 +229,7 @@ def attack_labels(attacks: Sequence[Attack]) -> list[str]:
         twins = [other for other, other_name in zip(attacks, names, strict=True) if other_name == name]
         settings = [field.name for field in _fields(attack)] if len(twins) > 1 else []
         differing = [key for key in settings if len({repr(getattr(twin, key)) for twin in twins}) > 1]
-        suffix = ",".join(f"{key}={getattr(attack, key)}" for key in differing)
-        labels.append(f"{name}[{suffix}]" if suffix else name)
+        labels.append(config.word(name, {key: getattr(attack, key) for key in differing}))
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise InputError(f"The attack {repeated[0]} is listed twice with the same settings; list it once.")

@@ -125,7 +125,7 @@ def run(
         table: a table with all classes of its space.
         objectives: labels of its columns, such as "pgd@8/255"; "flops" for few multiply-adds (`multiply_adds`).
         dataset: the data set, if the table has several.
-        samplers: names, with options if need be ("predictor(prior=parameters)"), or samplers.
+        samplers: names, with options if need be ("predictor[prior=parameters]"), or samplers.
         budget: queries per search.
         seeds: searches per sampler, with the seeds 0, 1, ...
         out: the folder; one that was interrupted is completed.
@@ -242,8 +242,8 @@ def _able(num_objectives: int) -> list[str]:
 def label_of(sampler: Sampler) -> str:
     """Return what a sampler is called in results: its name, with the options that are not its defaults."""
     defaults = config.to_dict(type(sampler)())
-    options = [f"{key}={value}" for key, value in config.to_dict(sampler).items() if value != defaults.get(key)]
-    return name_of(sampler) + (f"({', '.join(options)})" if options else "")
+    options = {key: value for key, value in config.to_dict(sampler).items() if value != defaults.get(key)}
+    return config.word(name_of(sampler), options)
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -361,9 +361,9 @@ def _sampler(sampler: str | Sampler) -> Sampler:
     """Return the sampler that a name, or a name with options, stands for."""
     if not isinstance(sampler, str):
         return sampler
-    name, _, options = sampler.partition("(")
-    assignments = [option for option in options.rstrip(") ").split(",") if option.strip()]
-    built: Sampler = config.build(sampler_group.get(name.strip()), config.override({}, assignments), f"sampler {name}")
+    table = config.component(sampler)
+    name = table.pop("name")
+    built: Sampler = config.build(sampler_group.get(name), table, f"sampler {name}")
     return built
 
 
