@@ -217,7 +217,7 @@ def certify(
     epsilons: Sequence[float] | None = None,
     batch_size: int = 128,
 ) -> list[Certification]:
-    """Return what can be proved at each radius (the threat's own, if none is given), image by image.
+    """Certify a model's predictions at each radius (the threat's own, if none is given), image by image.
 
     `bound` is a kind of bound: "interval" in no time, "crown_ibp", "crown", "alpha_crown", or "auto" for the cheapest
     that proves an image. Of deep networks, where bounds say nothing, `smooth` makes a classifier with certificates.

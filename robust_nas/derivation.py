@@ -40,7 +40,7 @@ NO_WEIGHTS = (
     "derive.diversity is {}, but this search leaves no supernet whose weights the candidates could have when they are "
     "attacked; set it to 0, or search with a supernet."
 )
-"""What is said where transfer cannot be measured."""
+"""The message where transfer cannot be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ def most_diverse(ranked: Sequence[Candidate], count: int, diversity: float) -> l
 def _least_dispensable(
     found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, derivation: Derivation, stage: Stage
 ) -> tuple[AnyArchitecture, float]:
-    """Return what is left when each edge, in random order, keeps the operation that the supernet can least do without.
+    """Return the architecture of the least dispensable operations, decided edge by edge in random order.
 
     DARTS-PT, arXiv:2108.04392, algorithm 1: the accuracy, here under attack, of the supernet without an operation
     tells its worth, where its weight in the mixture does not. Where an architecture has only some of the edges,
@@ -268,7 +268,7 @@ def _least_dispensable(
 
 
 def _standing(candidate: Candidate) -> tuple[float, float, float]:
-    """Return what candidates are ranked by: certified accuracy where there is one, accuracy under attack, posterior."""
+    """Return the key that ranks a candidate: certified accuracy where known, accuracy under attack, posterior."""
     return candidate.validation_certified or 0.0, candidate.validation_robust or 0.0, candidate.log_posterior
 
 
@@ -303,7 +303,7 @@ def distinct(
 def to_record(
     candidates: list[Candidate], derivation: Derivation, num_validation: int, seconds: float
 ) -> dict[str, Any]:
-    """Return what `derive.json` says."""
+    """Return the contents of `derive.json`."""
     return {
         "candidates": [
             {

@@ -58,7 +58,7 @@ _OTHER_SIZE = (
 
 
 def launch(processes: int) -> str:
-    """Return what is typed to start so many processes."""
+    """Return the command that starts so many processes."""
     if processes == 1:
         return "robust-nas"
     return f"torchrun --standalone --nproc-per-node={processes} -m robust_nas"
@@ -234,7 +234,7 @@ def work(path: Path, progress: Progress) -> None:
 
 
 def _rows(space: Space) -> dict[str, Any]:
-    """Return what search.json says its probabilities are of: operations on edges, or values of decisions."""
+    """Return the names of the rows of search.json's probabilities: edges' operations, or decisions' values."""
     if not isinstance(space, MixedSpace):
         return {"decisions": {name: list(values) for name, values in space.rows.items()}}
     edges = [list(edge) for edge in space.edges]
@@ -384,7 +384,7 @@ def _attacked_images(job: Job) -> ImageSet:
 
 
 def _evaluation_so_far(job: Job) -> dict[str, Any]:
-    """Return what evaluation.json says, or will say before any model is in it."""
+    """Return the contents of evaluation.json so far, or its start without any model."""
     about = {"split": "test", "num_images": len(_attacked_images(job)), "data": job.data.name}
     about |= {"classes": list(job.data.classes), "notes": list(job.data.notes)}
     found = {**about, "other_epochs": {}, "models": {}}

@@ -139,7 +139,7 @@ class Ball(Protocol):
 
 
 class _Around:
-    """What the balls share."""
+    """The base class of the balls."""
 
     def __init__(self, images: Tensor, epsilon: float) -> None:
         self._images, self._epsilon = images, epsilon

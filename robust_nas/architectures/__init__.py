@@ -1,1 +1,1 @@
-"""What architectures are, as text and numbers; free of torch."""
+"""Architectures as text and numbers, free of torch."""

@@ -30,18 +30,18 @@ def edges_of(num_nodes: int) -> list[tuple[int, int]]:
 
 @runtime_checkable
 class AnyArchitecture(Protocol):
-    """What architectures of all kinds of space have; they are hashable, and equal where their strings are."""
+    """An architecture of any kind of space; hashable, and equal where its string is."""
 
     def __str__(self) -> str:
         """Return the string form, which its space reads."""
 
     @property
     def canonical(self) -> str:
-        """What it computes: equal for architectures that are one to a query-based search."""
+        """The computed function: equal for architectures that are one to a query-based search."""
 
     @property
     def family(self) -> str:
-        """What its networks can compute: equal for architectures whose trainings differ by chance alone."""
+        """The function class of its networks: equal for architectures whose trainings differ by chance alone."""
 
     @property
     def is_connected(self) -> bool:
@@ -137,7 +137,7 @@ class Architecture:
 
     @cached_property
     def edge_terms(self) -> tuple[str, ...]:
-        """What each edge contributes, as an expression in the cell's input: '#' for zero, the source for a skip.
+        """The contribution of each edge, as an expression in the cell's input: '#' for zero, the source for a skip.
 
         Equal expressions compute equal functions when their corresponding parameters are equal. A convolution of a zero
         node counts as zero too, as in NAS-Bench-201; networks are built without it (`pruned`).
@@ -166,7 +166,7 @@ class Architecture:
 
     @cached_property
     def function(self) -> str:
-        """What a network trained with this very string can compute, simplified further than `canonical`.
+        """The functions that a network trained with this very string can compute, simplified beyond `canonical`.
 
         Zero terms are dropped, a skip of a sum is the sum's terms, and the batch norm after a convolution of zero,
         which NAS-Bench-201's networks keep, leaves a trainable constant, 'K', that absorbs other constants and passes

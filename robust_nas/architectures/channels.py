@@ -44,12 +44,12 @@ class Sizes:
 
     @property
     def canonical(self) -> str:
-        """What it computes: other sizes make other networks."""
+        """The computed function: other sizes make other networks."""
         return str(self)
 
     @property
     def family(self) -> str:
-        """What its networks can compute; no more is known of it than `canonical` says."""
+        """The function class of its networks; nothing more is known of it than `canonical`."""
         return str(self)
 
     @property

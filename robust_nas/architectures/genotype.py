@@ -125,7 +125,7 @@ class Genotype:
 
     @cached_property
     def canonical(self) -> str:
-        """What both cells compute, as expressions in their inputs a and b: equal for genotypes of one function.
+        """The function of both cells, as expressions in their inputs a and b: equal for genotypes of one function.
 
         Neither the order of a node's two terms nor the order of nodes matters: what reads the concatenation is a
         convolution over all channels, whose weights can be put in the same order.
@@ -141,7 +141,7 @@ class Genotype:
 
     @property
     def family(self) -> str:
-        """What its networks can compute; no more is known of it than `canonical` says."""
+        """The function class of its networks; nothing more is known of it than `canonical`."""
         return self.canonical
 
     @property

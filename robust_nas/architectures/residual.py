@@ -16,7 +16,7 @@ CHOICES = {
     "se": ("none", "relu"),
     "block": ("basic", "bottleneck"),
 }
-"""What can be decided by a name; everything else is a number."""
+"""The decisions between names; all others are between numbers."""
 
 _FORM = "depths=2-3-1 widths=16-32-64 kernel=3 activation=silu norm=batch se=none block=basic stem=16"
 
@@ -99,12 +99,12 @@ class ResidualArchitecture:
 
     @property
     def canonical(self) -> str:
-        """What it computes: other decisions make other networks."""
+        """The computed function: other decisions make other networks."""
         return str(self)
 
     @property
     def family(self) -> str:
-        """What its networks can compute; no more is known of it than `canonical` says."""
+        """The function class of its networks; nothing more is known of it than `canonical`."""
         return str(self)
 
     @property

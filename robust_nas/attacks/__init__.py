@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Attack(ABC):
-    """What every attack does, and what it may say of itself: the defaults suit most."""
+    """The base class of attacks; most attacks keep its defaults."""
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -96,7 +96,7 @@ class Continuing(Attack):
     def continue_from(
         self, model: nn.Module, points: Tensor, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
     ) -> Tensor:
-        """Return what `perturb` does, with `points` [B, C, H, W] of the ball as the first start."""
+        """Attack as `perturb` does, with `points` [B, C, H, W] of the ball as the first start."""
 
 
 class Minimising(Attack):

@@ -1,4 +1,4 @@
-"""What the hard-label attacks share: counted queries, the way to the boundary along a direction, the descent."""
+"""The common parts of hard-label attacks: counted queries, the way to the boundary along a direction, the descent."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ class Boundary:
         return unit(noise)
 
     def distortion(self) -> Distortion:
-        """Return what was found."""
+        """Return the nearest misclassified points so far."""
         curve = self._curve.cummin(1).values
         return Distortion(self._nearest.view(-1, *self._shape), self._distances, self._asked, curve)
 

@@ -1,4 +1,4 @@
-"""What the attacks share: the model held still while it is attacked, the input gradient, the losses."""
+"""The common parts of attacks: the model held still during the attack, the input gradient, the losses."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class APGD(Continuing):
         *,
         seed: int = 0,
     ) -> Tensor:
-        """Return what `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
+        """Attack as `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
         images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()
@@ -145,7 +145,7 @@ class APGD(Continuing):
         return at.end(self)
 
     def _climb_l1(self, model: nn.Module, ascent: Ascent, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `_climb` does, for l1."""
+        """Climb as `_climb` does, for l1."""
         interval = max(int(0.04 * self.steps), 1)
         for multiple, share in _L1_RADII:
             around = threat.with_epsilon(multiple * threat.epsilon)

@@ -114,7 +114,7 @@ class PGD(Continuing):
         *,
         seed: int = 0,
     ) -> Tensor:
-        """Return what `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
+        """Attack as `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
         images, labels = unit_images_and_labels(images, labels)
         if len(images) == 0:
             return images.clone()

@@ -19,7 +19,7 @@ from robust_nas.models.scores import check_finite, scores
 from robust_nas.threat import Norm, Pixels, ThreatModel, check_pixels
 
 Reduction = Literal["memory", "snapshot", "none"]
-"""What an estimate of the gradient is corrected by: what was learnt in earlier steps, a snapshot, or nothing."""
+"""The correction of a gradient's estimate: by the memory of earlier steps, by a snapshot, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class LinearMargins:
 
 @runtime_checkable
 class Bound(Protocol):
-    """What every kind of bound does."""
+    """A kind of bound: sound lower bounds of the margins over balls."""
 
     def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
         """Return linear lower bounds of the margins of `model` over the ball around each of `images` [N, C, H, W].

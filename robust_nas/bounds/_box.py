@@ -27,14 +27,14 @@ from robust_nas.bounds._memory import memory
 from robust_nas.core.errors import InputError
 
 Rule = Callable[..., Any]
-"""What an operation does to boxes, with the signature that torch gives it."""
+"""The rule of an operation on boxes, with the signature that torch gives the operation."""
 
 Refine = Callable[[Node, Tensor, Tensor], tuple[Tensor, Tensor]]
 """A ReLU's input and its lower and upper bounds [B, *shape] to bounds that are at least as tight."""
 
 
 class Trace:
-    """What turns ReLUs into nodes of the graph; without one, a ReLU's result is known by its bounds alone.
+    """The conversion of ReLUs to nodes of the graph; without it, a ReLU's result is known by its bounds alone.
 
     ReLUs of the same value are one node: apart, their lines would be chosen apart.
 

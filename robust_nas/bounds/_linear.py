@@ -1,4 +1,4 @@
-"""What the linear bounds share: the pass through the network, and bounds of its values by substitution."""
+"""The common parts of linear bounds: the pass through the network, and bounds of its values by substitution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robust_nas.threat import ThreatModel
 
 @dataclass(frozen=True, kw_only=True)
 class LinearBound:
-    """What kinds of linear bounds have in common.
+    """The base class of linear bounds.
 
     Args:
         clip: perturbed images stay in [0, 1], which every image does; without it, the whole ball is bounded.

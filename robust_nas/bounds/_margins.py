@@ -109,7 +109,7 @@ def in_chunks(
     settings: Settings,
     bound: Callable[[Network, Tensor, Tensor], LinearMargins],
 ) -> LinearMargins:
-    """Return what `bound` says about every image, in the settings' arithmetic and without gradients.
+    """Return the margins of `bound` for every image, in the settings' arithmetic and without gradients.
 
     `model` is used in evaluation mode and left as it was.
 
@@ -258,7 +258,7 @@ def _tensors(attributes: dict[str, Any]) -> list[tuple[str, Tensor]]:
 
 
 class Settings(Protocol):
-    """What every kind of bound can be told."""
+    """The settings of every kind of bound."""
 
     @property
     def dtype(self) -> Precision:

@@ -1,4 +1,4 @@
-"""What a bound's intermediate values may take of the memory."""
+"""The memory that a bound's intermediate values may take."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MEMORY: ContextVar[Memory | None] = ContextVar("memory", default=None)
 
 
 def memory() -> Memory:
-    """Return what there is to hold numbers in: everything, outside `limited`."""
+    """Return the memory for numbers: all of it, outside `limited`."""
     return _MEMORY.get() or Memory()
 
 

@@ -1,4 +1,4 @@
-"""What is proved about each operation of torch on a `Box`: linear ones, monotone ones, and those of two boxes."""
+"""The rules of torch's operations on a `Box`: linear ones, monotone ones, and those of two boxes."""
 
 from __future__ import annotations
 

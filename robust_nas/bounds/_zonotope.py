@@ -140,7 +140,7 @@ class Zonotopes:
         return torch.cat([centre.unsqueeze(0), centre.new_zeros(rows - 1, *centre.shape)])
 
     def _relu(self, node: Relu, values: Tensor) -> Tensor:
-        """Return what lies between the upper line and the line parallel to it through 0."""
+        """Return the zonotope between the upper line and the line parallel to it through 0."""
         _, slope, intercept = node.lines
         lower = flat(node.lower)
         places = undecided(lower, flat(node.upper))

@@ -42,7 +42,7 @@ def refusal(model: nn.Module, images: ImageSet) -> str | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Certification:
-    """What is proved about N images at one radius.
+    """The proofs about N images at one radius.
 
     Args:
         method: the kind of bound.
@@ -124,7 +124,7 @@ def certify(
     batch_size: int = 128,
     stage: Stage | None = None,
 ) -> list[Certification]:
-    """Return what `bound` proves about every image of `data`, at each radius.
+    """Certify every image of `data` by `bound`, at each radius.
 
     Args:
         model: maps [0, 1] images [B, C, H, W] to logits [B, K]; used in evaluation mode and left as it was.

@@ -125,7 +125,7 @@ def lower_bound(counts: np.ndarray[Any, Any], num_samples: int, failure: float) 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SmoothedCertification:
-    """What is certified about N images, of the smoothed classifier.
+    """The certificates of a smoothed classifier for N images.
 
     Args:
         smoothing: the noise and the samples.
@@ -210,7 +210,7 @@ class SmoothedCertification:
 
     @classmethod
     def of_rows(cls, smoothing: Smoothing, rows: Sequence[Mapping[str, Any]]) -> Self:
-        """Return what `rows` were made of."""
+        """Return the certification that `rows` were made of."""
         label, selected, agreeing, seconds = (
             torch.tensor([row[name] for row in sorted(rows, key=lambda row: int(row["image"]))])
             for name in ("label", "selected", "agreeing", "seconds")
@@ -267,7 +267,7 @@ class SmoothedClassifier:
     def certify(
         self, data: ImageSet, *, seed: int = 0, stage: Stage | None = None, chunk_size: int | None = None
     ) -> SmoothedCertification:
-        """Return what can be certified about every image of `data` (the paper's CERTIFY).
+        """Certify the smoothed classifier's answer on every image of `data` (the paper's CERTIFY).
 
         An image's noise depends on the seed and its place in `data` alone.
 

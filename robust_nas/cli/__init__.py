@@ -557,7 +557,7 @@ def _work(job: Any, function: str) -> None:
 
 
 def _finish(job: Any, work: Callable[[Any], T], again: str = _SAME) -> T:
-    """Return what `work` returns for the module `pipeline`; say how to go on if it is interrupted."""
+    """Return the result of `work` for the module `pipeline`; say how to go on if it is interrupted."""
     from robust_nas import pipeline
 
     job.say(f"run folder: {job.folder.path}")

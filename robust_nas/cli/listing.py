@@ -1,4 +1,4 @@
-"""What there is, and what it is: the answers of `robust-nas list` and `info`. Listing imports nothing slow."""
+"""The answers of `robust-nas list` and `info`. Listing imports nothing slow."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def names(what: str) -> list[str]:
 
 
 def describe(thing: str) -> str:
-    """Return what an architecture, a run folder or a component is, as text.
+    """Describe an architecture, a run folder or a component, as text.
 
     Raises:
         InputError: if `thing` is none of these.
@@ -184,7 +184,7 @@ def describe_run(path: Path) -> str:
 
 
 def _searched(found: dict[str, Any]) -> list[str]:
-    """Return what a search believes, before anything is derived from it."""
+    """Describe a search's probabilities, before anything is derived from them."""
     from robust_nas import spaces
     from robust_nas.searches import SearchResult, last_row
 
@@ -202,13 +202,13 @@ def _searched(found: dict[str, Any]) -> list[str]:
 
 
 def resource_note(found: dict[str, Any]) -> list[str]:
-    """What search.json says of a limit that was not kept to, as no or one line."""
+    """The note in search.json on a limit that was not kept to, as no or one line."""
     note = (found.get("resource") or {}).get("note")
     return warnings([note]) if note else []
 
 
 def describe_attacked(path: Path) -> str:
-    """Return what was found of models that were attacked in a folder of their own, a line per model."""
+    """Describe the models that were attacked in a folder of their own, a line per model."""
     from robust_nas.records.run import AttackSettings
 
     settings = checked(path / "attack.toml", AttackSettings, "begin anew", read_toml)
@@ -234,7 +234,7 @@ def describe_attacked(path: Path) -> str:
 
 
 def describe_certified(path: Path) -> str:
-    """Return what was certified by another plan than the recipe's, a line per model and radius."""
+    """Describe the certificates of another plan than the recipe's, a line per model and radius."""
     found = read_stage(path / "certification.json")
     if found["method"] == "smoothing":
         return "\n".join(_smoothed(found, path))
@@ -253,7 +253,7 @@ def describe_certified(path: Path) -> str:
 
 
 def _smoothed(found: dict[str, Any], path: Path) -> list[str]:
-    """Return what was certified of smoothed classifiers, a line per model and radius."""
+    """Describe the certificates of smoothed classifiers, a line per model and radius."""
     lines = [
         f"smoothed classifiers (sigma {format_pixels(found['sigma'])}, {found['num_samples']} samples), certified in "
         f"{found['norm']} up to {found['largest_radius']:.3g}, {found['num_images']} test images: "

@@ -21,7 +21,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def of_exit(error: SystemExit) -> InputError:
-    """Return what to say of a module that ended the program, which would otherwise look like success."""
+    """Return the error of a module that ended the program, which would otherwise look like success."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return InputError(
         f"{last.filename}, line {last.lineno}, ended the program ({error!r}), which a module that robust-nas runs must "

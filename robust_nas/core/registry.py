@@ -193,7 +193,7 @@ class Group:
         return self.component(table["name"], where), {key: value for key, value in table.items() if key != "name"}
 
     def identity(self, component: object) -> dict[str, str]:
-        """Return what names a component in its table, beside its options."""
+        """Return the keys that name a component in its table, beside its options."""
         return {"name": name_of(component)}
 
 

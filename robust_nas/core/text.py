@@ -47,5 +47,5 @@ def aligned(lines: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
 
 
 def warnings(notes: Sequence[str]) -> list[str]:
-    """Return what to beware of, as lines."""
+    """Return warnings as lines."""
     return [line for note in notes for line in textwrap.wrap(f"beware: {note}", 118, subsequent_indent=" " * 8)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TrainingImages(Protocol):
-    """What a training split does, whether its images are in memory (`ImageSet`) or in files (`_files.ImageFiles`)."""
+    """A training split, with images in memory (`ImageSet`) or in files (`_files.ImageFiles`)."""
 
     @property
     def labels(self) -> Tensor:
@@ -50,7 +50,7 @@ class TrainingImages(Protocol):
 
     @property
     def digest(self) -> str:
-        """What tells the images, in their order, from others; of images in files, their names and sizes stand for them.
+        """The digest of the images in their order; for images in files, it covers their names and sizes.
 
         Labels are not in it.
         """
@@ -143,7 +143,7 @@ class ImageSet:
 
     @property
     def digest(self) -> str:
-        """What tells the images, in their order, from others."""
+        """The digest of the images in their order."""
         pixels = self.pixels
         about = f"{list(pixels.shape)} {pixels.dtype} {self.max_value}"
         digest = hashlib.blake2b(about.encode(), digest_size=16)
@@ -206,11 +206,11 @@ class ImageSet:
 
 
 class NetworkData(Protocol):
-    """What of a data set a network is built from."""
+    """The part of a data set that a network is built from."""
 
     @property
     def name(self) -> str:
-        """What results on it are called."""
+        """The name that results on it carry."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -298,7 +298,7 @@ class Dataset:
         return replace(self, **splits)
 
     def fingerprint(self, splits: Sequence[str] = SPLITS) -> dict[str, Any]:
-        """What tells this data from other data: the classes' names, and of each of `splits` its size and digests."""
+        """The classes' names, and of each of `splits` its size and digests, which tell this data from other data."""
         found = {}
         for name in splits:
             images = getattr(self, name)
@@ -323,7 +323,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], splits: Sequence[
 
 @runtime_checkable
 class DataSource(Protocol):
-    """What every data set's configuration does."""
+    """A data set's configuration."""
 
     def load_splits(self) -> Dataset:
         """Read the images and split them; the same call gives the same splits on every machine.

@@ -23,7 +23,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-"""What folders of splits are called, in any case, and which split that is."""
+"""The folder names of each split, in any case."""
 
 _LEFT_BY_SYSTEMS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
 """Folders that operating systems and programs leave anywhere, beside those whose names begin with a dot."""
@@ -120,7 +120,7 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def repeated_images(splits: Mapping[str, tuple[ImageSet, list[str]]]) -> list[str]:
-    """What to say of images that are in two splits, or in two classes, pixel by pixel.
+    """The warnings about images that are in two splits, or in two classes, pixel by pixel.
 
     Args:
         splits: the images and their files, by split, the one that is learned from first.
@@ -173,7 +173,7 @@ def _is_image(name: str) -> bool:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder, but for what systems leave there.
+    """The entries of a folder, but for those that systems leave there.
 
     Raises:
         InputError: if the folder cannot be read.

@@ -88,7 +88,7 @@ class ImageFiles:
 
     @property
     def digest(self) -> str:
-        """What tells the files, in their order, from others: their names below the folder of all, and their sizes.
+        """The digest of the files in their order: of their names below the folder of all, and their sizes.
 
         An image that is replaced by another one of the same size to the byte is not noticed: reading every file would
         take as long as an epoch.
@@ -247,7 +247,7 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def read_image(path: str, view: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """Return what `view` makes of an image file that is open but not yet decoded: bytes [C, H, W].
+    """Return the view of an image file that is open but not yet decoded: bytes [C, H, W].
 
     Raises:
         InputError: if it cannot be read; it is named.

@@ -1,4 +1,4 @@
-"""What the data sets that torchvision reads have in common."""
+"""The common parts of the data sets that torchvision reads."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class EnsembleWeights:
 
 @runtime_checkable
 class EnsembleRule(Protocol):
-    """What every rule does."""
+    """An ensemble rule: it fits the members' weights."""
 
     def fit(
         self,
@@ -80,7 +80,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def logit_factors(weights: Sequence[float] | Tensor, scales: Sequence[float] | Tensor, num_members: int) -> list[float]:
-    """Return what the members' logits are multiplied by: w_t / Z_t, divided by their sum.
+    """Return the factors of the members' logits: w_t / Z_t, divided by their sum.
 
     The division changes no prediction and no certificate, but keeps the logits at the members' own scale: on logits
     many times smaller, an attack on the cross-entropy is weaker, and the ensemble would look more robust than it is.

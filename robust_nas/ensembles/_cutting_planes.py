@@ -18,7 +18,7 @@ DUST = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """What a solver found on a face of the simplex.
+    """A solver's minimum on a face of the simplex.
 
     Args:
         weights: w, [T], 0 for the members that are not on the face.
@@ -60,7 +60,7 @@ class CuttingPlanes:
         self._planes = np.empty((0, 1, objective.num_members))
 
     def bound(self, members: Sequence[int]) -> float:
-        """Return what the objective is at least where only these members have weights; nothing is evaluated."""
+        """Return a lower bound of the objective where only these members have weights; evaluates nothing."""
         return self._lowest(members, 1.0)[1] if len(self._planes) else 0.0
 
     def minimise(self, members: Sequence[int], start: Array) -> Minimum:

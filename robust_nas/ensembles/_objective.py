@@ -1,4 +1,4 @@
-"""What the rules minimise: the hinge of the ensemble's certified margins (Zhang et al. 2019, arXiv:1910.14655)."""
+"""The objective of the rules: the hinge of the ensemble's certified margins (Zhang et al. 2019, arXiv:1910.14655)."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from robust_nas.ensembles._cutting_planes import Minimum
 from robust_nas.ensembles._objective import Array
 
 Limits = Mapping[str, tuple[int, Sequence[int]]]
-"""What is limited to the largest sum and what each member has of it: {"parameters": (5_000_000, [P_1, ..., P_T])}."""
+"""Limits: the largest sum, and each member's part of it: {"parameters": (5_000_000, [P_1, ..., P_T])}."""
 
 
 class Solver(Protocol):
     """Fits the weights of some of the members."""
 
     def bound(self, members: Sequence[int]) -> float:
-        """Return what the objective is at least where only these members have weights, without evaluating it."""
+        """Return a lower bound of the objective where only these members have weights, without evaluating it."""
 
     def minimise(self, members: Sequence[int], start: Array) -> Minimum:
         """Return the weights of these members with the least objective it finds from `start` [T]."""

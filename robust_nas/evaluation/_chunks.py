@@ -97,7 +97,7 @@ class Chunks:
         return seed_at(self._seed, name, number)
 
     def clean_predictions(self) -> Tensor:
-        """Return what every image itself is classified as, [N] int64.
+        """Return the prediction for every image itself, [N] int64.
 
         Raises:
             InputError: for NaN logits, or labels that the model has no logit for.
@@ -124,7 +124,7 @@ class Chunks:
         return self.clean_predictions() == self._data.labels.cpu()
 
     def predictions(self, indices: Tensor, threat: ThreatModel, attack: Attack, name: str) -> tuple[Tensor, float]:
-        """Return what the images `indices` are classified as after `attack`, [B] int64, and the wall time."""
+        """Return the predictions for the images `indices` after `attack`, [B] int64, and the wall time."""
 
         def classify(chunk: Tensor, number: int) -> Tensor:
             return self.attacked(chunk, threat, attack, name, number)[1].argmax(1)

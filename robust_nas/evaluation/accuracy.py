@@ -1,4 +1,4 @@
-"""What is classified correctly, and what is left of it by each attack: at one threat model or several."""
+"""Clean accuracy, and accuracy under each attack, at one threat model or several."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def measured(correct: Tensor) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """What one attack left at one threat model.
+    """The outcome of one attack at one threat model.
 
     Args:
         label: the attack's name, with the settings that tell it from another of the same name.
@@ -256,7 +256,7 @@ def evaluate(
     seed: int | None = None,
     stage: Stage | None = None,
 ) -> Evaluation:
-    """Return what is classified correctly, and what is left of it by each attack on its own.
+    """Measure clean accuracy, and accuracy under each attack on its own.
 
     An attack that can stop early does: of a sample only its survival is of interest.
 

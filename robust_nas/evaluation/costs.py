@@ -1,4 +1,4 @@
-"""What an evaluation will cost, from a few of its images."""
+"""The expected cost of an evaluation, from a few of its images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_IMAGES = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of work is expected to cost.
+    """The expected cost of a piece of work.
 
     Args:
         label: what it is.
@@ -50,7 +50,7 @@ def estimate_cost(
     work: Callable[[ImageSet], object],
     processes: int = 1,
 ) -> Cost:
-    """Return what `work` will cost on `num_images` images like those of `sample`, on which it is done here.
+    """Estimate the cost of `work` on `num_images` images like those of `sample`, on which it is done here.
 
     Forward passes and time are taken to grow with the number of images: a full chunk costs less per image than this
     small one, so the time is rather too long. The processes are taken to share the work evenly.

@@ -53,7 +53,7 @@ class Curve:
         ]
 
     def outcome(self, threat: ThreatModel) -> AttackOutcome:
-        """Return what the attack has left at a threat model: what fell at a radius within its own has fallen."""
+        """Return the attack's outcome at a threat model: an image that fell at a radius within its own has fallen."""
         within = sum(radius <= threat.epsilon for radius in self.radii)
         correct = self.survived >= within
         predictions = torch.where(correct, self.labels, self.predictions)
@@ -159,7 +159,7 @@ class Distortions:
         return float((self.distances > epsilon).double().mean())
 
     def outcome(self, threat: ThreatModel, labels: Tensor) -> AttackOutcome:
-        """Return what is left at a threat model of the norm: images [N] without an example within its radius."""
+        """Return the outcome at a threat model of the norm: images [N] without an example within its radius survive."""
         correct = self.distances > threat.epsilon
         predictions = torch.where(correct, labels, self.predictions)
         return AttackOutcome(f"{self.attack} distances", threat, correct, predictions, self.seconds)

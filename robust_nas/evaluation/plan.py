@@ -1,4 +1,4 @@
-"""What models are attacked with, and the whole assessment of one model: every measurement of the report."""
+"""The plan of attacks, and the whole assessment of one model: every measurement of the report."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Assessment:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What images are attacked with.
+    """The plan of attacks on images.
 
     Args:
         attacks: run on every model.
@@ -209,7 +209,7 @@ class EvaluationPlan:
         *,
         strongest: bool = True,
     ) -> list[Cost]:
-        """Return what `assess` is expected to cost, part by part, from a few of the images."""
+        """Return the expected cost of `assess`, part by part, from a few of the images."""
         # A twentieth of the images: the estimate is to cost little of what it estimates.
         sample = calibration_images(data, seed, min(NUM_IMAGES, max(8, len(data) // 20)))
 
@@ -236,7 +236,7 @@ class EvaluationPlan:
 
 
 def notes(model: nn.Module, data: ImageSet, seed: int, count: int = 256) -> list[str]:
-    """Return what is suspicious about a model's outputs and pre-processing, from `count` random images."""
+    """Return the suspicious signs in a model's outputs and pre-processing, from `count` random images."""
     sample = calibration_images(data, seed, count)
     device = next(model.parameters(), sample.labels).device
     return intake.diagnose(model, sample.images.to(device), sample.labels.to(device))

@@ -1,4 +1,4 @@
-"""What is suspicious about a model: what its logits depend on, its gradients and outputs, the pixels it expects."""
+"""The diagnosis of a model: the inputs of its logits, its gradients and outputs, the pixels it expects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_model(model: object) -> None:
 
 
 def diagnose(model: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
-    """Return what is suspicious about a model, a sentence each; the model is left as it was.
+    """Return the suspicious signs in a model, a sentence each; the model is left as it was.
 
     Args:
         model: taken to map [0, 1] images to logits.

@@ -96,7 +96,7 @@ def files_of(spec: str) -> list[Path]:
 
 
 def _name_of(parts: ModelParts) -> str:
-    """Return what results call a model."""
+    """Return the name of a model in results."""
     name = parts.attribute.partition("?")[0]
     return f"{name}@{Path(parts.weights).stem}" if parts.weights else name
 
@@ -106,7 +106,7 @@ def _name_of(parts: ModelParts) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sections:
-    """What of a run's configuration its networks are built from."""
+    """The sections of a run's configuration that its networks are built from."""
 
     data: DataSource
     space: Space

@@ -17,11 +17,11 @@ from robust_nas.core.seeds import seeded
 from robust_nas.intake.loading import MADE_BY, load_models, made_by
 
 _OWN = {*vars(nn.Module()), MADE_BY, "built_from"}
-"""What torch and we keep in a module: not what its maker chose, or compared in another way."""
+"""The attributes that torch and we keep in a module: not its maker's choice, or compared in another way."""
 
 
 def description(model: nn.Module) -> dict[str, Any]:
-    """Return what `make` needs: {"made_by": "my_net.py:Net"}, or None there with the reason why that cannot be said.
+    """Return the keys for `make`: {"made_by": "my_net.py:Net"}, or None there with the reason why they are unknown.
 
     A model that `load_models` has made by its name is made by that name, any other by its class, if it needs no
     arguments. What that makes must be the same but for its weights.

@@ -14,7 +14,7 @@ from robust_nas.core.checks import check_choice
 from robust_nas.core.errors import InputError, suggest
 
 Outputs = Literal["logits", "probabilities"]
-"""What a model's outputs are."""
+"""The kind of a model's outputs."""
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -56,7 +56,7 @@ def _check_types(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
 
 
 def _kind(tensor: Tensor) -> str:
-    """Return what numbers a tensor is of: counters, such as those of batch norm, are whole ones in both."""
+    """Return the kind of a tensor's numbers: counters, such as those of batch norm, are whole ones in both."""
     if tensor.is_complex() or tensor.dtype == torch.bool or tensor.is_quantized:
         return str(tensor.dtype)
     if not tensor.is_floating_point():

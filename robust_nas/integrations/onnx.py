@@ -40,7 +40,7 @@ _TRACED_OPSET = 18
 """The oldest version of the operations that torch exports to by itself."""
 
 _OPSET, _IR_VERSION = 13, 7
-"""What is declared where there are only common operations, which are the same in 13 and 18: older tools read it."""
+"""The versions that a file declares for common operations, the same in 13 and 18: older tools read these."""
 
 _NUM_POINTS = 64
 

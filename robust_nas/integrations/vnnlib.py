@@ -267,7 +267,7 @@ def export_run(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sections:
-    """What of a run's configuration an export needs."""
+    """The sections of a run's configuration that an export needs."""
 
     data: DataSource
     threat: ThreatModel

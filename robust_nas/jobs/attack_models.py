@@ -106,7 +106,7 @@ def from_words(
     normalise: str | None = None,
     outputs: str | None = None,
 ) -> AttackedModels:
-    """Return what the words of `robust-nas attack` mean; the words are strings as people type them.
+    """Read the words of `robust-nas attack`; the words are strings as people type them.
 
     Data and threat model that are not given are those of the first model's run, in which a saved ensemble may lie too.
 
@@ -237,7 +237,7 @@ def _check_data(chosen: AttackedModels, data: Dataset) -> None:
 
 
 def _digest(chosen: AttackedModels, models: dict[str, nn.Module], data: Dataset, test: ImageSet) -> str:
-    """Return what tells these settings, weights, images and classes from others, in eight digits."""
+    """Return the digest of the settings, weights, images and classes, in eight digits."""
     fixed = {key: value for key, value in config.to_dict(chosen).items() if key not in _RESOURCES}
     place = {"version": __version__, "device": test.labels.device.type, "classes": list(data.classes)}
     digest = hashlib.sha256(json.dumps({**fixed, **place}, sort_keys=True).encode())

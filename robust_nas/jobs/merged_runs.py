@@ -28,10 +28,10 @@ from robust_nas.runtime.run_folder import RunDir, load_state, save_state, write_
 from robust_nas.spaces import Space
 
 SETTINGS = ("evaluation", "certification", "ensemble", "device", "threads", "workers", "patience", "seed")
-"""What of a recipe a joined run can be told; the rest is the runs' own."""
+"""The settings that a joined run can be told; the others are the runs' own."""
 
 OF_THE_EPOCHS = ("kept", "best_epoch", "last_epoch", "best", "last", "beside")
-"""What a training says that is of other weights than those that are copied."""
+"""The keys of a training's record that are of other weights than the copied ones."""
 
 
 @dataclass(frozen=True)

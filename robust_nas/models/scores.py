@@ -1,4 +1,4 @@
-"""What a model says of images: logits, predictions, the input gradient of a loss."""
+"""A model's answers on images: logits, predictions, the input gradient of a loss."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Proxy(Protocol):
-    """What every score does."""
+    """A score of untrained networks."""
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return a finite number, the larger the better.

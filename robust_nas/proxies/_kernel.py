@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 Measure = Literal["min_eigenvalue", "condition_number"]
-"""What of a kernel's spectrum is the score: the least eigenvalue, or the condition number's reciprocal."""
+"""The score of a kernel's spectrum: the least eigenvalue, or the condition number's reciprocal."""
 
 Gradients = Mapping[str, Tensor]
 """A function's gradients for B images, [B, *shape] for each parameter by name."""

@@ -1,4 +1,4 @@
-"""What the scores share: a network held still, its layers, the gradients of its loss."""
+"""The common parts of scores: a network held still, its layers, the gradients of its loss."""
 
 from __future__ import annotations
 

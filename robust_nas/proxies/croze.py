@@ -79,7 +79,7 @@ def _attacked(model: nn.Module, at: Weights, images: Tensor, labels: Tensor, thr
 
 
 def _features(model: nn.Module, at: Weights, images: Tensor) -> Weights:
-    """Return what each layer gives for `images` where the weights are `at`."""
+    """Return each layer's output for `images` where the weights are `at`."""
     found: Weights = {}
     hooks = [
         # A copy: the next layer may write into it.

@@ -16,7 +16,7 @@ from robust_nas.proxies._networks import held_still, layers
 from robust_nas.threat import ThreatModel
 
 TINY = 1e-30
-"""What a logarithm is taken of at least: a constant network has a finite score."""
+"""The least argument of a logarithm: a constant network has a finite score."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ LARGEST_WORKERS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class CertificationPlan:
-    """What is certified on the test images.
+    """The plan of certification on the test images.
 
     Args:
         bound: the kind of bound.
@@ -62,7 +62,7 @@ class CertificationPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingPlan:
-    """What is certified on the test images of the smoothed classifiers, in l2 whatever the run's own threat model is.
+    """The plan of smoothing on the test images, in l2 whatever the run's own threat model is.
 
     Args:
         smoothing: the noise and the samples.

@@ -70,7 +70,7 @@ def checked(
     advice: str | None = None,
     reader: Callable[[Path, Any], Any] = read_json,
 ) -> Any:
-    """Return what a file says, as it has it, if it has the shape of a record; for what is not read as records yet.
+    """Return a file's contents as they are, if they have the shape of a record; for files not read as records yet.
 
     Raises:
         InputError: as `read` does.
@@ -81,7 +81,7 @@ def checked(
 
 
 def read_stage(path: Path, advice: str | None = None) -> Any:
-    """Return what a stage's file says, as it has it, if it has the shape of the record of its name.
+    """Return the contents of a stage's file as they are, if they have the shape of the record of its name.
 
     Raises:
         InputError: as `read` does.

@@ -25,14 +25,14 @@ class AtRadius(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Certified(AtRadius):
-    """What bounds prove at a radius, by which kind of bound how many images."""
+    """The proofs of bounds at a radius, with the number of images that each kind of bound proved."""
 
     proved_by: dict[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothed(AtRadius):
-    """What is certified of a smoothed classifier at a radius."""
+    """The certificates of a smoothed classifier at a radius."""
 
     correct: Share
     abstained: Share
@@ -41,7 +41,7 @@ class Smoothed(AtRadius):
 
 @dataclass(frozen=True, kw_only=True)
 class CertificationRecord(Record):
-    """What bounds prove. Models without sound bounds are left out, each with the reason."""
+    """The proofs of bounds. Models without sound bounds are left out, each with the reason."""
 
     models: dict[str, tuple[Certified, ...]]
     method: str | None = None
@@ -57,7 +57,7 @@ class CertificationRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingRecord(Record):
-    """What is certified of the models' smoothed classifiers."""
+    """The certificates of the models' smoothed classifiers."""
 
     method: str
     norm: str

@@ -26,7 +26,7 @@ class Candidate(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DerivationRecord(Record):
-    """What was chosen, best first; the networks of a joined run have spaces of their own."""
+    """The chosen architectures, best first; the networks of a joined run have spaces of their own."""
 
     chosen: Annotated[tuple[str, ...], Field(min_length=1)]
     candidates: tuple[Candidate, ...] = ()

@@ -31,7 +31,7 @@ class Measured(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Measured):
-    """What one attack left at one threat model."""
+    """The outcome of one attack at one threat model."""
 
     name: str
     norm: str
@@ -46,7 +46,7 @@ def _check_place(norm: str | None, epsilon: float | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WorstCase(Measured):
-    """What all attacks left: at a threat model, or, without norm and radius, at all of them together."""
+    """The outcome of all attacks: at a threat model, or, without norm and radius, at all of them together."""
 
     norm: str | None = None
     epsilon: Radius | None = None
@@ -96,7 +96,7 @@ class Distances(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Attacked(Record):
-    """What was measured of one model."""
+    """The measurements of one model."""
 
     clean: Measured
     attacks: Annotated[tuple[Attack, ...], Field(min_length=1)]
@@ -116,21 +116,21 @@ class Attacked(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherEpoch(Attacked):
-    """What was measured of a network as it was after the epoch that was not kept."""
+    """The measurements of a network as it was after the epoch that was not kept."""
 
     epoch: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedEvaluations(Record):
-    """What `Evaluation.save` writes: the models alone."""
+    """The file of `Evaluation.save`: the models alone."""
 
     models: dict[str, Attacked]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord(SavedEvaluations):
-    """What a run and `robust-nas attack` write."""
+    """The file of a run and of `robust-nas attack`."""
 
     num_images: Count
     split: str = "test"

@@ -1,4 +1,4 @@
-"""What a run was made with (environment.json), of its settings what reports read, and record.json."""
+"""The environment of a run (environment.json), the settings that reports read, and record.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robust_nas.records.evaluation import Count, Radius
 
 @dataclass(frozen=True, kw_only=True)
 class Session(Record):
-    """What a session worked with that computed something of a folder."""
+    """The environment of a session that computed something of a folder."""
 
     version: str
     device: str
@@ -36,7 +36,7 @@ class Session(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentRecord(Session):
-    """What the last session worked with, and those before it."""
+    """The environment of the last session, and of those before it."""
 
     earlier: tuple[Session, ...] = ()
 

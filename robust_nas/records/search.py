@@ -37,7 +37,7 @@ class Collapse(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetForm(Record):
-    """What a supernet had become when its weights were saved."""
+    """The structure of a supernet when its weights were saved."""
 
     partial: Annotated[tuple[int, ...], Field(min_length=1)]
     passing: float
@@ -46,7 +46,7 @@ class SupernetForm(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord(Record):
-    """What a search has found. Its rows are of edges, or of decisions."""
+    """The result of a search. Its rows are of edges, or of decisions."""
 
     space: dict[str, Any]
     probabilities: Annotated[tuple[tuple[Share, ...], ...], Field(min_length=1)]

@@ -54,7 +54,7 @@ class DirichletRelaxation(Relaxation):
         return {"concentration": (self.concentration * self.active).tolist()}
 
     def anchor(self, kind: Literal["l2", "kl"]) -> Tensor:
-        """Return what holds the distribution near its start: |alpha|^2 / 2 ("l2"), or sum_e KL(Dir || Dir(1)) ("kl").
+        """Return the anchor to the start: |alpha|^2 / 2 ("l2"), or sum_e KL(Dir || Dir(1)) ("kl").
 
         The KL is taken edge by edge (section 3.3); flattening all edges into one Dirichlet would be another quantity.
         """

@@ -1,4 +1,4 @@
-"""What all relaxations of the choice of operations share: alpha, and which operations are still there."""
+"""The base class of relaxations of the choice of operations: alpha, and the operations that are still there."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Relaxation(ABC):
         return float(torch.special.entr(self.mean()).sum(dim=-1).mean())
 
     def anchor(self, kind: Literal["l2", "kl"]) -> Tensor:
-        """Return what holds the mixtures near their start: |alpha|^2 / 2 of the active operations ("l2")."""
+        """Return the anchor to the mixtures' start: |alpha|^2 / 2 of the active operations ("l2")."""
         return self.alpha[self.active].square().sum() / 2
 
     def keep(self, count: int) -> None:
@@ -69,7 +69,7 @@ class Relaxation(ABC):
         self.active &= torch.zeros_like(self.active).scatter(-1, largest, True)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a search records of its belief, beside the mean mixture."""
+        """Return the record of a search's belief, beside the mean mixture."""
         return {}
 
     def scheduled(self, schedule: Schedule) -> float:

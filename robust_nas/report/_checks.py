@@ -12,7 +12,7 @@ from robust_nas.report.findings import check_consistency, failed_checks, format_
 
 
 def warnings(contents: Measurements) -> Content:
-    """Return what is suspicious about the images and models, to stand at the top; nothing if nothing is."""
+    """Return the warnings about images and models, to stand at the top; nothing if there are none."""
     sentences = contents.notes + [
         f"{contents.title_of(model)}: {note}"
         for model, result in contents.attacked.items()

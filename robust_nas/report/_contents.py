@@ -1,4 +1,4 @@
-"""What a run folder holds, as far as its stages have run, and what the folder of a stand-alone attack holds."""
+"""The contents of a run folder, as far as its stages have run, and of the folder of a stand-alone attack."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Threat = tuple[str, float]
 
 @dataclass(frozen=True)
 class Measurements:
-    """What both kinds of folder hold: the settings, the environment, and what attacks left of each model.
+    """The common contents of both kinds of folder: the settings, the environment, the outcomes of attacks on models.
 
     Args:
         path: the folder.
@@ -53,17 +53,17 @@ class Measurements:
 
     @cached_property
     def attacked(self) -> dict[str, dict[str, Any]]:
-        """What evaluation.json says about each model, by name."""
+        """The entry of each model in evaluation.json, by name."""
         return dict((self.evaluation or {"models": {}})["models"])
 
     @property
     def notes(self) -> list[str]:
-        """What is suspicious about the images, and of the whole."""
+        """The warnings about the images, and about the whole."""
         return [str(note) for note in (self.evaluation or {}).get("notes") or []]
 
     @cached_property
     def certified(self) -> dict[str, list[dict[str, Any]]]:
-        """What certification.json says about each model, by name."""
+        """The entry of each model in certification.json, by name."""
         return {}
 
     @cached_property
@@ -72,7 +72,7 @@ class Measurements:
         return list(self.attacked)
 
     def title_of(self, model: str) -> str:
-        """Return what the page calls a model."""
+        """Return a model's title on the page."""
         return model
 
     def digits_of(self, model: str) -> str:
@@ -128,14 +128,14 @@ class Measurements:
         return next((radius for radius in radii if radius in attacked), radii[0] if radii else None)
 
     def attack_on(self, model: str, attack: tuple[str, str, float]) -> dict[str, Any] | None:
-        """Return what an attack did to a model, or None if it was not run on it."""
+        """Return an attack's outcome on a model, or None if it was not run on it."""
         for item in self.attacked.get(model, {}).get("attacks", []):
             if (item["name"], item["norm"], item["epsilon"]) == attack:
                 return dict(item)
         return None
 
     def worst_case_of(self, model: str, threat: Threat) -> dict[str, Any] | None:
-        """Return what is left of a model by all attacks of one threat model, or None if it was not attacked there."""
+        """Return a model's worst case over all attacks of one threat model, or None if it was not attacked there."""
         result = self.attacked.get(model)
         for item in (*result.get("threats", []), result["worst_case"]) if result else ():
             if (item.get("norm"), item.get("epsilon")) == threat:
@@ -143,7 +143,7 @@ class Measurements:
         return None
 
     def union_of(self, model: str) -> dict[str, Any] | None:
-        """Return what is left of a model by all attacks of several threat models, or None if there is only one."""
+        """Return a model's worst case over several threat models, or None if there is only one."""
         result = self.attacked.get(model)
         return result["worst_case"] if result and "norm" not in result["worst_case"] else None
 
@@ -198,7 +198,7 @@ class Contents(Measurements):
 
     @property
     def notes(self) -> list[str]:
-        """What is suspicious about the images, and a limit that the search did not keep to."""
+        """The warnings about the images, and about a limit that the search did not keep to."""
         note = ((self.stages["search"] or {}).get("resource") or {}).get("note")
         return [*super().notes, *([str(note)] if note else [])]
 
@@ -243,17 +243,17 @@ class Contents(Measurements):
 
     @cached_property
     def trained(self) -> dict[str, dict[str, Any]]:
-        """What train.json says about each network, by name."""
+        """The entry of each network in train.json, by name."""
         return {model["name"]: model for model in (self.stages["train"] or {"models": []})["models"]}
 
     @cached_property
     def certified(self) -> dict[str, list[dict[str, Any]]]:
-        """What certification.json says about each model, by name."""
+        """The entry of each model in certification.json, by name."""
         return dict((self.stages["certify"] or {"models": {}})["models"])
 
     @cached_property
     def smoothed(self) -> list[dict[str, Any]]:
-        """What certification.json says of smoothed classifiers, for each noise that `certify --method` was given."""
+        """The smoothed classifiers in certification.json, for each noise that `certify --method` was given."""
         found = [_read(path) for path in self.path.glob("certify-*/certification.json")]
         return sorted(
             (item for item in found if item["method"] == "smoothing"),
@@ -268,7 +268,7 @@ class Contents(Measurements):
         return sorted(names, key=lambda name: last.get(name, 0))
 
     def title_of(self, model: str) -> str:
-        """Return what the page calls a model."""
+        """Return a model's title on the page."""
         if model == "ensemble":
             rule = str((self.stages["ensemble"] or {}).get("name", ""))
             return f"{ {'robboost': 'RobBoost'}.get(rule, rule) } ensemble".strip()
@@ -331,7 +331,7 @@ def _read(path: Path) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """Return what a file says with all names in it as a page or a figure can show them."""
+    """Return a file's contents with all names in it as a page or a figure can show them."""
     if isinstance(value, str):
         return visible(value, keep="")
     if isinstance(value, dict):

@@ -14,7 +14,7 @@ class Html(str):
 
 
 Content = str | Html | Iterable["Content"] | None
-"""What an element can hold: text, markup, any of them in a row, or nothing."""
+"""The contents of an element: text, markup, any of them in a row, or nothing."""
 
 _EMPTY = ("img", "meta", "wbr")
 

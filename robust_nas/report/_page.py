@@ -60,7 +60,7 @@ def facts_line(contents: Measurements, *facts: str) -> Html:
 
 
 def environment_facts(environment: Any) -> dict[str, str]:
-    """Return what environment.json says, in words."""
+    """Return the facts of environment.json, in words."""
     return {
         "robust-nas": f"{environment.get('version', '?')}, commit {environment.get('commit') or 'unknown'}",
         "Python": str(environment.get("python", "?")),

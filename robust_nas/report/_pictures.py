@@ -112,7 +112,7 @@ def _single(contents: Measurements, models: Sequence[str], threat: Threat) -> Co
 
 
 def confusion(contents: Measurements) -> Content:
-    """Return what each class is taken for under attack, a picture per model; a table where there are many classes."""
+    """Return the confusions of classes under attack, a picture per model; a table where there are many classes."""
     parts, largest = [], 0
     for index, model in enumerate(contents.models):
         counts = contents.attacked.get(model, {}).get("confusion")

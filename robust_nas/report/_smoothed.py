@@ -1,4 +1,4 @@
-"""What was certified by randomised smoothing: of other classifiers than the networks, so in tables of their own."""
+"""Certificates of randomised smoothing: of other classifiers than the networks, so in tables of their own."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _attacks_in_words(contents: AttackContents) -> str:
 
 
 def _limits(contents: AttackContents) -> list[tuple[str, str]]:
-    """Return what was and was not measured, as (what it is about, a sentence or two)."""
+    """Return the limits of the measurements, as (subject, a sentence or two)."""
     return [
         *about_attacks(contents),
         (

@@ -151,7 +151,7 @@ def _page(table: Table, name: str, caveats: Sequence[str]) -> Html:
 
 
 def _content(table: Table) -> dict[str, Any]:
-    """Return what the page knows of a table; see the top of explorer.js."""
+    """Return the page's data of a table; see the top of explorer.js."""
     parsed = [_read(text) for text in table.architectures]
     found = {name for architecture in parsed if architecture for name in architecture.operations}
     is_ours = found <= set(OPERATIONS)

@@ -173,7 +173,7 @@ def _differences(contents: Contents, other: str) -> list[Difference]:
 
 
 def limits(contents: Contents) -> list[tuple[str, str]]:
-    """Return what was and was not measured, as (what it is about, a sentence or two)."""
+    """Return the limits of the measurements, as (subject, a sentence or two)."""
     missing = [stage for stage in unfinished_stages(contents.path) if stage not in ("record", "report")]
     found = []
     if missing:
@@ -219,7 +219,7 @@ def threats_in_words(threats: Sequence[Threat]) -> str:
 
 
 def about_attacks(contents: Measurements) -> list[tuple[str, str]]:
-    """Return what accuracies under attack do and do not show, as (what it is about, a sentence or two)."""
+    """Return the meaning and the limits of accuracies under attack, as (subject, a sentence or two)."""
     num_images, split = (contents.evaluation or {})["num_images"], split_of(contents)
     of_attacks = (
         "An attack that fails proves nothing: accuracy under attack bounds the true robust accuracy from above."

@@ -287,7 +287,7 @@ def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None,
 
 
 def _most_probable(contents: Contents, weights: list[list[float]]) -> Architecture | Genotype | None:
-    """Return what is derived from a mixture, or from what is in proportion to one; None where digits would not do."""
+    """Return the architecture that a mixture, or weights in proportion to one, gives; None where digits do not suffice."""
     searched = (contents.stages["search"] or {}).get("space", {})
     if searched.get("kind", "cell") != "cell":
         rows = [[value / sum(row) for value in row] for row in weights]
@@ -374,7 +374,7 @@ def _training(contents: Contents) -> Content:
 
 
 def _both_epochs(contents: Contents, name: str) -> str | None:
-    """Return what the strongest attack on the epoch that is not kept leaves of both, on test images."""
+    """Return both epochs' accuracy under the strongest attack on the epoch that is not kept, on test images."""
     other = (contents.evaluation or {}).get("other_epochs", {}).get(name)
     if other is None or name not in contents.attacked:
         return None

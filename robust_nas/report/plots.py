@@ -26,7 +26,7 @@ CURVES: dict[str, tuple[str, str, str, Any]] = {
     "robust": ("under attack", ATTACKED, "8 3", (0, (5, 1.5))),
     "certified": ("certified by intervals", CERTIFIED, "2 2", (0, (1.2, 1.2))),
 }
-"""What a validation accuracy is called in a legend, its colour, and its dashes for SVG and for matplotlib."""
+"""The legend's name of each validation accuracy, its colour, and its dashes for SVG and for matplotlib."""
 INK, MUTED, FAINT, RULE, PAPER = "#1c2430", "#5b6573", "#b3bac4", "#e3e7ec", "#ffffff"
 
 # Paul Tol's muted palette for operations, so that they are not taken for clean, attacked or certified.

@@ -299,7 +299,7 @@ class World:
         return values[0]
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Return what `function` returns on rank 0, where alone it is called; its mistake is raised on every rank."""
+        """Call `function` on rank 0 alone, and return its result on every rank; its error is raised on every rank."""
         if self.size == 1:
             return function()
         value: T | None = None

@@ -38,7 +38,7 @@ PACKAGES = (
 
 
 def describe_environment(world: World, arguments: list[str]) -> dict[str, Any]:
-    """Return what `environment.json` says."""
+    """Return the contents of `environment.json`."""
     import torch
 
     accelerator = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
@@ -59,7 +59,7 @@ def describe_environment(world: World, arguments: list[str]) -> dict[str, Any]:
 
 
 def sessions(environment: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what environment.json says of every session that computed something of the folder, the first first."""
+    """Return every session that computed something of the folder, from environment.json, the first first."""
     last = {key: value for key, value in environment.items() if key != "earlier"}
     return [*environment.get("earlier", []), *([last] if last else [])]
 

@@ -48,7 +48,7 @@ class Proposer(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What every sampler does."""
+    """A sampler: it proposes architectures and hears their values."""
 
     def start(self, space: Space, num_objectives: int, seed: int) -> Proposer:
         """Begin a search of `space`. Equal seeds and equal values give equal questions.
@@ -85,7 +85,7 @@ def queries(
 
 
 class Questions:
-    """What a sampler asks, every class of architectures once; several questions may be open, answered in their order.
+    """A sampler's questions, every class of architectures once; several may be open, answered in their order.
 
     Args:
         sampler: what chooses.

@@ -1,4 +1,4 @@
-"""What samplers share: random architectures, neighbours, sizes, and a space's classes."""
+"""The common parts of samplers: random architectures, neighbours, sizes, and a space's classes."""
 
 from __future__ import annotations
 

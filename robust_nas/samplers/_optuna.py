@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robust_nas.spaces import Space
 
 NAME = "search"
-"""What a study is called in its journal."""
+"""The name of a study in its journal."""
 
 MAX_SEED = 2**32
 """Optuna's samplers take seeds below this."""

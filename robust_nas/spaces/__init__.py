@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltFrom:
-    """What a network can be built from again.
+    """The space, the architecture and the form of the images that a network can be built from again.
 
     Args:
         space: the search space.
@@ -55,7 +55,7 @@ class Site:
 
 @runtime_checkable
 class Space(Protocol):
-    """What every search space does."""
+    """A search space."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Space(Protocol):
 
     @property
     def decisions(self) -> dict[str, tuple[str, ...]]:
-        """What an architecture is made of, by name, each with its possible values: samplers draw and change these."""
+        """The parts of an architecture, by name, each with its possible values: samplers draw and change these."""
 
     def decided(self, values: Sequence[str]) -> AnyArchitecture:
         """Return the architecture of the values of `decisions`."""
@@ -76,13 +76,13 @@ class Space(Protocol):
 
     @property
     def rows(self) -> dict[str, tuple[str, ...]]:
-        """What a search's probabilities are of: each row's name, such as an edge's, and what it chooses among."""
+        """The rows of a search's probabilities: each row's name, such as an edge's, and its choices."""
 
     def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
-        """Return what an architecture has chosen in each of `rows`, as a place in it; None where it has no such row."""
+        """Return an architecture's choice in each of `rows`, as a place in it; None where it has no such row."""
 
     def belief(self, probabilities: Sequence[Sequence[float]]) -> Sequence[Mapping[tuple[str, ...], float]]:
-        """Return what probabilities of `rows` say of `decisions`: one after the other, those that belong together.
+        """Return the probabilities of `decisions` at probabilities of `rows`, one part after the other.
 
         Each part has the probability of the values of one or more decisions; parts are independent.
         """
@@ -96,7 +96,7 @@ class Space(Protocol):
 
 @runtime_checkable
 class MixedSpace(Space, Protocol):
-    """What spaces with a supernet do as well: one network has all architectures in it, and every edge can be a mixture.
+    """A space with a supernet: one network has all architectures in it, and every edge can be a mixture.
 
     Their `rows` are the edges, of which each chooses among `operations`.
     """
@@ -115,7 +115,7 @@ class MixedSpace(Space, Protocol):
 
     @property
     def edge_names(self) -> list[str]:
-        """What edges are called: "0-1"."""
+        """The names of the edges: "0-1"."""
 
     def is_connected(self, choice: Sequence[int]) -> bool:
         """Whether the output depends on the input where each edge has the operation at its place in `operations`."""

@@ -1,4 +1,4 @@
-"""What spaces have in common whose architectures are lists of independent decisions, without a supernet."""
+"""The base class of spaces of independent decisions, without a supernet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Decisions(ABC):
     @property
     @abstractmethod
     def decisions(self) -> dict[str, tuple[str, ...]]:
-        """What an architecture is made of, by name, each with its possible values."""
+        """The parts of an architecture, by name, each with its possible values."""
 
     @abstractmethod
     def decisions_of(self, architecture: AnyArchitecture) -> tuple[str, ...]:

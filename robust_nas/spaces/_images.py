@@ -21,7 +21,7 @@ class ImageNetwork(nn.Module):
     mean: Tensor
     std: Tensor
     built_from: BuiltFrom | None = None
-    """What a space built it from."""
+    """The space, architecture and images that it was built from."""
 
     def __init__(self, data: NetworkData) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ MEASURES = ("kendall", "spearman", "top_spearman", "top_overlap")
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What is scored, on which images, how often.
+    """The networks to score, the images, and the repetitions.
 
     Args:
         data: whose training images the scores see.
@@ -110,7 +110,7 @@ class Scoring:
 
     @property
     def place(self) -> dict[str, Any]:
-        """What scores are of: another value of any of this makes other scores."""
+        """The origin of scores: another value of any of this makes other scores."""
         return {
             "data": config.to_dict(_Data(data=self.data))["data"],
             "space": describe(self.space),
@@ -129,7 +129,7 @@ def from_words(
     table: Table, columns: Sequence[Column], overrides: Sequence[str] = (), *, data: str | None = None,
     data_root: Path | None = None, threat: str | None = None, proxy: Sequence[str] = (), **sizes: int,
 ) -> Scoring:  # fmt: skip
-    """Return what the words of `robust-nas proxies rank` mean.
+    """Read the words of `robust-nas proxies rank`.
 
     Networks are the table's own, and data the columns', if they are not given.
 
@@ -233,7 +233,7 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """Return what `run` returned as text."""
+    """Return the result of `run` as text."""
     space, count = result["space"], result["num_architectures"]
     sizes = ", ".join(f"{key} {value}" for key, value in space.items() if isinstance(value, int) and key != "num_nodes")
     lines = [
@@ -284,7 +284,7 @@ def _draw(table: Table, columns: Sequence[Column], count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Form:
-    """What networks are built from: a data set's own statistics are computed anew for each, from all of its images."""
+    """The data that networks are built from: each computes the set's statistics anew, from all of its images."""
 
     name: str
     classes: tuple[str, ...]

@@ -240,14 +240,14 @@ def _able(num_objectives: int) -> list[str]:
 
 
 def label_of(sampler: Sampler) -> str:
-    """Return what a sampler is called in results: its name, with the options that are not its defaults."""
+    """Return a sampler's name in results, with the options that are not its defaults."""
     defaults = config.to_dict(type(sampler)())
     options = {key: value for key, value in config.to_dict(sampler).items() if value != defaults.get(key)}
     return config.word(name_of(sampler), options)
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """Return what `run` returned as text: the mean curves after some queries, in percent, and the caveats."""
+    """Return the result of `run` as text: the mean curves after some queries, in percent, and the caveats."""
     budget, has_regret = result["budget"], result["noise_floor"] is not None
     shown = [query for query in SHOWN if query < budget] + [budget]
     heads = ["after", *map(str, shown), "+-", "at the optimum"] + (["regret / noise"] if has_regret else [])

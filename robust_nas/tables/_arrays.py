@@ -41,7 +41,7 @@ class Column:
 
     @property
     def label(self) -> str:
-        """What was measured, in short: "clean", "pgd@8/255", "pgd@l2:0.5", "corruption:fog@3"."""
+        """The measurement's short name: "clean", "pgd@8/255", "pgd@l2:0.5", "corruption:fog@3"."""
         if self.epsilon is not None:
             norm = "" if self.norm == "linf" else f"{self.norm}:"
             return f"{self.attack}@{norm}{format_pixels(self.epsilon)}"

@@ -21,7 +21,7 @@ from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY
 _STRINGS = [field.name for field in SCHEMA if field.type == pa.string()]
 
 _SINCE_VERSION_2 = {"function": None, "num_seeds": 1, "is_mean": False, "severity": None}
-"""What these columns say of every row of version 1."""
+"""The values of these columns in every row of version 1."""
 
 
 def home() -> Path:

@@ -41,7 +41,7 @@ class ArchitectureNotInTable(InputError):
 
 
 class Result(NamedTuple):
-    """What a table says of a class of architectures in one column. `float(result)` is the mean accuracy.
+    """The entry of a class of architectures in one column. `float(result)` is the mean accuracy.
 
     Args:
         architecture: the class's architecture that was trained, in the string form.
@@ -142,7 +142,7 @@ class Table:
         self.name = name or str(path)
         arrays = read_arrays(path)
         self.columns: tuple[Column, ...] = tuple(arrays.columns)
-        """What was trained and measured, in the order of the rows."""
+        """The columns' trainings and measurements, in the order of the rows."""
 
         self._arrays = arrays
         self._canonical, self._means = arrays.canonical, arrays.means
@@ -162,7 +162,7 @@ class Table:
 
     @cached_property
     def caveats(self) -> tuple[str, ...]:
-        """What to beware of, as the card of a published table says; nothing for others."""
+        """The caveats of a published table's card; nothing for others."""
         from robust_nas.tables import cards
 
         return cards.load(self.name).caveats if self.name in cards.names() else ()
@@ -213,7 +213,7 @@ class Table:
     # Answers
 
     def query(self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any) -> Result:
-        """Return what the table says of an architecture in one column.
+        """Return an architecture's entry in one column.
 
         Raises:
             ArchitectureNotInTable: if neither it nor an equivalent one was measured in that column.
@@ -224,7 +224,7 @@ class Table:
     def results(
         self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any
     ) -> list[Result]:
-        """Return what the table says of an architecture in every column that fits.
+        """Return an architecture's entries in every column that fits.
 
         Raises:
             ArchitectureNotInTable: if neither it nor an equivalent one was measured in any of them.

@@ -1,4 +1,4 @@
-"""What `robust-nas table` answers: records, and the same answer as text for people, as JSON and as CSV for programs.
+"""The answers of `robust-nas table`: records, and the same answer as text for people, as JSON and as CSV.
 
 Text has accuracies in percent and shows what differs; JSON and CSV have fractions and every column.
 """
@@ -293,7 +293,7 @@ def _known(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def _differing(table: Table) -> tuple[str, ...]:
-    """Return what a table's columns differ in, and always the data set and the attack."""
+    """Return the criteria that a table's columns differ in, and always the data set and the attack."""
     columns = [asdict(column) for column in table.columns]
     return tuple(
         name

@@ -53,7 +53,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What all rows of a table have in common: the columns of these names."""
+    """The values that all rows of a table have in common: the columns of these names."""
 
     space: str
     skeleton: str
@@ -137,7 +137,7 @@ class Card:
         return _build(cls, {**content, "name": path.stem}, str(path))
 
     def constant(self, dataset: str, column: str) -> dict[str, Any]:
-        """Return what all rows of one quantity on one data set have in common; both by the source's names."""
+        """Return the common values of all rows of one quantity on one data set; both by the source's names."""
         images = self.datasets[dataset]
         return {
             **vars(self.rows),
@@ -229,7 +229,7 @@ def _build(kind: type[T], given: Any, where: str) -> T:
 
 
 _KINDS = {"str": str, "str | None": str, "int": int, "int | None": int, "bool": bool}
-"""What a value must be, by the annotation of its field; what is not here has been converted before."""
+"""The type of a field's value, by its annotation; values of other fields have been converted before."""
 
 
 def _check(value: object, kind: type, where: str) -> None:
@@ -261,7 +261,7 @@ _SECTIONS: dict[str, Callable[[Any, str], Any]] = {
     "datasets": partial(_build_each, Images),
     "columns": partial(_build_each, Quantity),
 }
-"""What makes the value of a card's field of what its TOML has."""
+"""The functions that make the values of a card's fields from its TOML."""
 
 
 def _describe_file(file: File) -> str:

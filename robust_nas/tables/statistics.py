@@ -1,4 +1,4 @@
-"""What a robust-accuracy table as a whole says, and with what certainty.
+"""Statistics of a robust-accuracy table as a whole, with their uncertainty.
 
 Which columns rank architectures alike (`rank_correlations`); which differences are more than chance (`tied_with_best`,
 `compare`, `compare_searches`); which operations on which edges matter (`main_effects`); all of it about a table's
@@ -417,7 +417,7 @@ def main_effects(table: Table, label: str | None = None, /, **criteria: Any) -> 
 
 
 def summarise(table: Table, label: str | None = None, /, **criteria: Any) -> dict[str, Any]:
-    """Return what can be said of the columns that fit, as numbers, strings, lists and mappings; unknowns are None.
+    """Summarise the columns that fit, as numbers, strings, lists and mappings; unknowns are None.
 
     Accuracies are fractions. In `rank_correlations["top_decile"]`, a row's own column says which classes are the best.
 

@@ -66,7 +66,7 @@ class CellSpace:
 
     @property
     def edge_names(self) -> list[str]:
-        """What edges are called."""
+        """The names of the edges."""
         return [f"{source}-{target}" for source, target in self.edges]
 
     def parse(self, text: str) -> Architecture:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Supernet(nn.Module):
-    """What the supernets of all kinds of space do.
+    """The base class of supernets of all kinds of space.
 
     Attributes:
         operations: the candidates on every edge.
@@ -64,7 +64,7 @@ class Supernet(nn.Module):
 
     @property
     def form(self) -> dict[str, Any]:
-        """What `widen` and `keep` have made of the supernet, as JSON values."""
+        """The result of `widen` and `keep`, as JSON values."""
         mixed = dict(self.mixed_operations)  # one of every edge; all cells are alike
         return {
             "partial": self.partial,
@@ -241,7 +241,7 @@ class _Node:
 
 
 def _kind(block: ReLUConvBN) -> Any:
-    """Return what blocks have alike that are computed together; None if something watches or replaces their parts."""
+    """Return the key of blocks that are computed together; None if something watches or replaces their parts."""
     convolution, norm = block.convolution, block.norm
     if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or norm.momentum is None:
         return None
@@ -348,7 +348,7 @@ class Mixed(nn.Module):
         return places
 
     def let_pass(self, mixed: Tensor, passed: Tensor) -> Tensor:
-        """Return what the operations' channels give, given their mixture and what they are where they pass by."""
+        """Return the operations' channels: their mixture, and the input as far as new channels still pass by."""
         return mixed + (self.passing * self.fresh).view(-1, 1, 1) * (passed - mixed) if self.passing else mixed
 
     def joined(self, mixed: Tensor, passed: Tensor | None) -> Tensor:

@@ -74,7 +74,7 @@ class DartsSpace:
 
     @property
     def edge_names(self) -> list[str]:
-        """What edges are called."""
+        """The names of the edges."""
         return [f"{cell} {source}-{target}" for cell in CELLS for source, target in edges_of(self.num_nodes)]
 
     def parse(self, text: str) -> Genotype:
@@ -112,7 +112,7 @@ class DartsSpace:
 
     @property
     def decisions(self) -> dict[str, tuple[str, ...]]:
-        """What is to be decided, by name, each with the choices there are: sources such as "0,2", and operations."""
+        """The decisions, by name, each with its choices: sources such as "0,2", and operations."""
         found: dict[str, tuple[str, ...]] = {}
         for cell in CELLS:
             for target in range(2, 2 + self.num_nodes):

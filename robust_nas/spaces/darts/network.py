@@ -105,7 +105,7 @@ def make_operation(name: str, channels: int, stride: int, affine: bool, *, norme
 
 @dataclass(frozen=True)
 class CellForm:
-    """What a cell has to know of its place in the skeleton.
+    """The place of a cell in the skeleton.
 
     Args:
         inputs: channels of the outputs of the cell before the last one, and of the last one.

@@ -37,7 +37,7 @@ class Published:
 
 @runtime_checkable
 class Format(Protocol):
-    """What every format does."""
+    """A format of published tables."""
 
     def read(self, folder: Path, card: Card) -> Published:
         """Read the files of `card`'s table from `folder`.

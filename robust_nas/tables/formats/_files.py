@@ -43,7 +43,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes, source: str) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
     Raises:
         InputError: if it is damaged.
@@ -53,7 +53,7 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file says.
+    """Return the value of a JSON file.
 
     Raises:
         InputError: if it is missing or damaged.

@@ -1,4 +1,4 @@
-"""What the extracts on project pages share: JavaScript literals, `acc={...}` and `arch=[...]`.
+"""The common parts of the extracts on project pages: JavaScript literals, `acc={...}` and `arch=[...]`.
 
 `arch` is the architecture of each number, six digits. In `acc`, the key "" names the columns, DATASET#QUANTITY; a
 number's value is a list with the columns' values if the number represents its class, else the representative's number.

@@ -81,7 +81,7 @@ _LARGEST = 1 << 30
 
 
 def _documents(folder: Path) -> dict[str, Callable[[], bytes]]:
-    """Return what reads each JSON file in `folder` and its zip files, by the last parts of its name."""
+    """Return a reader for each JSON file in `folder` and its zip files, by the last parts of its name."""
     found: dict[str, Callable[[], bytes]] = {}
     for archive in sorted(folder.glob("*.zip")):
         try:
