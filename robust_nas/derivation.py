@@ -45,7 +45,7 @@ NO_WEIGHTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """How architectures are chosen.
+    """The rule that chooses architectures.
 
     Args:
         count: architectures to choose.
@@ -111,7 +111,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TransferCount:
-    """How many adversarial examples of a candidate, on images that another classifies correctly too, fool that one."""
+    """One network's adversarial examples on images that both classify correctly, and those that fool the other."""
 
     examples: int
     fooled: int

@@ -392,7 +392,7 @@ def _evaluation_so_far(job: Job) -> dict[str, Any]:
 
 
 def _other_epoch(job: Job, name: str) -> str | None:
-    """Return which epoch of a network, "best" or "last", is not the one that was kept; None if both are the same."""
+    """Return the epoch of a network, "best" or "last", that was not kept; None if both are the same."""
     trained = next((model for model in job.read("train.json")["models"] if model["name"] == name), None)
     if trained is None:
         reason = f"it has no {name}, which derive.json lists"

@@ -44,7 +44,7 @@ def check_pixels(name: str, value: float | str, *, low: float = 0.0, high: float
 
 
 def epsilon_scale_at(done: float, warm_up: float, ramp: float) -> float:
-    """Return how much of epsilon there is when a share `done` of a training is over, in [0, 1].
+    """Return the factor of epsilon when a share `done` of a training is over, in [0, 1].
 
     It is 0 in the first `warm_up` share and grows linearly to 1 over the next `ramp` share.
     """
@@ -167,7 +167,7 @@ class _Around:
         raise NotImplementedError
 
     def _room(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far [B, ..., D] every pixel can go down and up in [0, 1], shaped to go with `slopes`."""
+        """Return the room [B, ..., D] of every pixel down and up in [0, 1], shaped to go with `slopes`."""
         pixels = self._images.to(slopes.dtype).reshape(len(slopes), *[1] * (slopes.ndim - 2), slopes.shape[-1])
         return pixels, 1 - pixels
 

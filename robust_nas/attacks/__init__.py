@@ -28,7 +28,7 @@ class Attack(ABC):
 
     @property
     def classes(self) -> int:
-        """How many classes a model needs for it."""
+        """The number of classes that it needs."""
         return 2
 
     def check(self, threat: ThreatModel, image_shape: tuple[int, int, int]) -> None:
@@ -77,7 +77,7 @@ def check_data(attack: Attack, threat: ThreatModel, image_shape: tuple[int, int,
 
 
 def left_out(attack: Attack, num_classes: int) -> tuple[str, ...]:
-    """Which of its parts an attack leaves out for so few classes."""
+    """The parts that an attack leaves out for so few classes."""
     return attack.left_out(num_classes) if isinstance(attack, Composed) else ()
 
 

@@ -17,7 +17,7 @@ from robust_nas.threat import Ball, ThreatModel
 
 @dataclass(frozen=True)
 class Ascent:
-    """Where one ascent begins and what it maximises.
+    """One ascent: its start and its objective.
 
     Args:
         start: points of the ball [B, C, H, W].

@@ -253,7 +253,7 @@ def unit(directions: Tensor) -> Tensor:
 
 
 class Boundary:
-    """Where a classifier's answer changes: asks it, counts, never beyond the budget, and keeps the nearest examples."""
+    """The search for a classifier's boundary: counts queries, keeps to the budget and keeps the nearest examples."""
 
     def __init__(
         self,
@@ -382,7 +382,7 @@ class Boundary:
             step = torch.where(outwards | inwards, 2 * step, step)
 
     def shortest(self, rows: Tensor, directions: Tensor, radius: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which of `directions` [S, K, D] crosses the boundary first, and where, if nearer than `radius` [S].
+        """Return the first of `directions` [S, K, D] to cross the boundary, and where, if nearer than `radius` [S].
 
         The number is -1 where none does. `tolerance` [S] is a share of the radius.
         """

@@ -28,7 +28,7 @@ def next_best(logits: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def cheap_batch(images: Tensor) -> int:
-    """Return how many images like these [B, C, H, W] a pass can take before their number decides what it costs.
+    """Return the number of images like these [B, C, H, W] that a pass can take before their number decides its cost.
 
     Below that, the calls themselves take most of the time.
     """
@@ -37,7 +37,7 @@ def cheap_batch(images: Tensor) -> int:
 
 
 def next_targets(first: int, count: int, images: Tensor) -> range:
-    """Return which of `count` targets of the images [B, C, H, W] to aim at in one batch, from the `first` on.
+    """Return the targets, of `count`, to aim at in one batch of images [B, C, H, W], from the `first` on.
 
     As many as make a cheap batch; but the nearest target, which fools most images, goes alone.
     """

@@ -72,7 +72,7 @@ class APGD(Continuing):
 
     @property
     def classes(self) -> int:
-        """How many classes its loss compares."""
+        """The number of classes that its loss compares."""
         return (4 if self.targets else 3) if self.loss == "dlr" else 2
 
     def stopping_early(self) -> APGD:
@@ -201,7 +201,7 @@ class _Samples:
         return misclassified(logits, self.labels), losses, gradient
 
     def changed(self) -> Tensor:
-        """Return how many pixels the best point changes, [B]."""
+        """Return the number of pixels that the best point changes, [B]."""
         return (self.best != self.images).flatten(1).sum(1).to(self.current.dtype)
 
     def visit(self, points: Tensor) -> None:

@@ -23,7 +23,7 @@ from robust_nas.threat import ThreatModel
 Version = Literal["standard", "plus", "rand"]
 
 _CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
-"""How many classes the losses of the package's attacks compare, where more than 2."""
+"""The number of classes that the losses of the package's attacks compare, where more than 2."""
 
 _PARTS: dict[Version, tuple[str, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),

@@ -91,7 +91,7 @@ class PGD(Continuing):
 
     @property
     def classes(self) -> int:
-        """How many classes its loss compares."""
+        """The number of classes that its loss compares."""
         return (4 if self.targets else 3) if self.loss == "dlr" else 2
 
     def stopping_early(self) -> PGD:

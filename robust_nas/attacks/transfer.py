@@ -38,7 +38,7 @@ class Transfer(Attack):
 
     @property
     def classes(self) -> int:
-        """How many classes the attack on the surrogates needs."""
+        """The number of classes that the attack on the surrogates needs."""
         return self.attack.classes
 
     def check(self, threat: ThreatModel, image_shape: Sequence[int]) -> None:

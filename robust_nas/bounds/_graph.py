@@ -125,7 +125,7 @@ class Relu(Node):
 
     @property
     def undecided(self) -> Tensor:
-        """Where z may have either sign, [B, *shape]. NaN is undecided."""
+        """The places where z may have either sign, [B, *shape]. NaN is undecided."""
         return ~((self.lower >= 0) | (self.upper <= 0))
 
     @cached_property

@@ -34,11 +34,11 @@ _ROWS = 2**20
 
 
 _IN_USE = 64
-"""How many times the coefficients of the largest value a substitution has in use, as resident memory grows by it."""
+"""The growth of resident memory by a substitution, in units of the coefficients of its largest value in use."""
 
 
 def rows_at_once(node: Node) -> int:
-    """Return how many functions of a value to bound at once.
+    """Return the number of functions of a value to bound at once.
 
     Raises:
         TooManyImages: if one takes more than there is, and there is more than one image.

@@ -14,7 +14,7 @@ class TooManyImages(Exception):
 
 @dataclass
 class Memory:
-    """How many numbers may be held, and how many are."""
+    """The numbers that may be held, and those that are."""
 
     numbers: float = float("inf")
     held: float = 0.0

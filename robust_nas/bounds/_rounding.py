@@ -1,4 +1,4 @@
-"""How far a network's margins can be off in its own arithmetic, in which every operation rounds.
+"""The error of a network's margins in its own arithmetic, in which every operation rounds.
 
 A bound is proved for exact arithmetic; the network answers in float32. Every operation's result is within
 `unit * share * magnitude` of the exact one on the same operands, where a sum of n products of total magnitude |W||x|
@@ -43,7 +43,7 @@ _COARSE = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 
 
 def rounding(model: nn.Module, points: Tensor, labels: Tensor, margins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how far margins may be off at points, [B, K], the model's logits there, [B, K], and slopes, [B, D].
+    """Return bounds of the margins' rounding error at points, [B, K], the logits there, [B, K], and slopes, [B, D].
 
     The slopes are those of each point's least proved margin. Classes are gone through from the least margin on; the
     error is 0 for those that are clear of it, and for the label's own.
@@ -173,7 +173,7 @@ def _size_before(operation: str, func: Any, args: Sequence[Any], kwargs: Mapping
 
 
 def _terms(operation: str, given: Mapping[str, Any], result: Tensor) -> int:
-    """Return how many numbers a result of a sum is the sum of, at most."""
+    """Return the number of terms of a sum in a result, at most."""
     if operation == "avg_pool2d":
         size = given["kernel_size"]
         return math.prod(size) if isinstance(size, list | tuple) else int(size) ** 2

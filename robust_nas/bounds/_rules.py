@@ -133,7 +133,7 @@ def _hardtanh(input: Box, min_val: float = -1.0, max_val: float = 1.0, inplace: 
 
 _SILU_LEAST = (-1.278464542761074, -0.27846454276107385)
 _GELU_LEAST = (-0.7517915246935645, -0.16997120747990369)
-"""Where SiLU and GELU are least, and what they are there: they fall as far as that place and grow from there on."""
+"""The minima of SiLU and GELU and their places: both fall as far as that place and grow from there on."""
 
 
 def _silu(input: Box, inplace: bool = False) -> Box:

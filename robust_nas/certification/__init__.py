@@ -234,7 +234,7 @@ def _certify_chunk(
 def _checked(
     network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, proved: LinearMargins, numbers: Tensor
 ) -> Tensor:
-    """Return how much of the least margins rounding may take, [B], once the network's own answers agree with the proof.
+    """Return the part of the least margins that rounding may take, [B]; the network's own answers must agree.
 
     They are looked at, as rounding is, at the images and where the linearised margin is least in the ball.
 

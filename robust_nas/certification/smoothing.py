@@ -58,7 +58,7 @@ SAMPLES_PER_SAVE = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """How much noise, and how many samples of it. The defaults are those of the paper.
+    """The noise, and the number of its samples. The defaults are those of the paper.
 
     Args:
         sigma: standard deviation of the noise, in pixel units of [0, 1]: that with which the network was trained.
@@ -340,7 +340,7 @@ class _Sampler:
             raise InputError(f"{reason} No single image can be certified.")
 
     def counts(self, image: Tensor, place: int, purpose: str) -> Tensor:
-        """Return how many noisy copies of an image [C, H, W] are of each class, [K + 1]; the last are of none.
+        """Count the noisy copies of an image [C, H, W] in each class, [K + 1]; the last are in none.
 
         Args:
             place: the image's, which is a part of the seed, as is

@@ -1,4 +1,4 @@
-"""Where the catalogues lie: declarations that are not code, found in a checkout, an editable install and a wheel alike.
+"""Catalogues: declarations that are not code, found in a checkout, an editable install and a wheel alike.
 
 In a checkout, search spaces and tables' cards are folders beside the package; a wheel carries them inside it, because a
 top-level `search_spaces` in site-packages would collide with other people's. `setup.cfg` maps the one to the other.

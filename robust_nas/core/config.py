@@ -282,7 +282,7 @@ def component(text: str) -> dict[str, Any]:
 
 
 def word(name: str, settings: Mapping[str, Any]) -> str:
-    """The text that `component` reads, such as "pgd[steps=100,loss=margin]"; the name alone, if there are no settings."""
+    """The text that `component` reads, such as "pgd[steps=100,loss=margin]"; without settings, the name alone."""
     listed = ",".join(f"{key}={value}" for key, value in settings.items())
     return f"{name}[{listed}]" if listed else name
 

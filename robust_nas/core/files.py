@@ -12,7 +12,7 @@ from typing import Any
 from robust_nas.core.errors import InputError
 
 DEEPEST = 100
-"""How many tables and lists may be in one another."""
+"""The number of tables and lists that may be in one another."""
 
 
 def is_there(path: Path) -> bool:
@@ -114,7 +114,7 @@ def _parsed(parse: Callable[[str], Any], text: str, sentence: Callable[[object],
 
 
 def _depth(value: Any) -> int:
-    """Return how many lists and tables are in one another at most."""
+    """Return the depth of lists and tables in one another."""
     depth, layer = 0, [value]
     while layer := [item for item in layer if isinstance(item, dict | list)]:
         depth += 1

@@ -38,7 +38,7 @@ class TrainingImages(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where images are given out."""
+        """The device that images are given out on."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -138,7 +138,7 @@ class ImageSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """The device of the images."""
         return self.pixels.device
 
     @property

@@ -10,7 +10,7 @@ from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError
 
 DEFAULT_ROOT = Path("~/.cache/robust-nas/data")
-"""Where data sets are looked for and downloaded to, unless the configuration says otherwise."""
+"""The folder where data sets are looked for and downloaded to, unless the configuration says otherwise."""
 
 
 def read(make: Callable[..., Any], root: Path, name: str, download: bool) -> tuple[Any, Any]:

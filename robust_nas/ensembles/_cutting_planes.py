@@ -10,7 +10,7 @@ import numpy as np
 from robust_nas.ensembles._objective import Array, MarginHinge
 
 LEVEL = 0.3
-"""Where between the lower and the upper bound the next point's model value is."""
+"""The place of the next point's model value between the lower and the upper bound."""
 
 DUST = 1e-9
 """Weights below this are rounding, and set to 0."""
@@ -89,7 +89,7 @@ class CuttingPlanes:
         return Minimum(best, objectives, lower)
 
     def _lowest(self, members: Sequence[int], unit: float) -> tuple[Array, float]:
-        """Return where on the face the models' sum is least, [T], and a lower bound of the objective on the face.
+        """Return the point of the face where the models' sum is least, [T], and a lower bound of the objective there.
 
         The bound comes from the linear programme's multipliers, made to sum to 1 for every term: whatever these are, a
         weighted average of planes is below the objective. So the solver's tolerances do not make it wrong.
@@ -150,7 +150,7 @@ class CuttingPlanes:
         return tangent
 
     def _sizes(self, members: Sequence[int], unit: float) -> Array:
-        """Return how steep the objective is for each member, at least 1, in units of the objective.
+        """Return the objective's steepness for each member, at least 1, in units of the objective.
 
         Interval bounds differ between networks by powers of ten, so that all is solved in weights times these.
         """

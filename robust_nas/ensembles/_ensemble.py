@@ -212,7 +212,7 @@ class Ensemble(nn.Module):
 
 
 def _describe(member: nn.Module) -> dict[str, Any]:
-    """Return how a member is made, but for its weights."""
+    """Return the recipe of a member, but for its weights."""
     if made_by(member) is not None:
         return description(member)
     if type(member) is Normalised:

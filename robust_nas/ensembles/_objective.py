@@ -212,7 +212,7 @@ class MarginHinge:
         return change, (slopes * change).sum(-1) + offsets
 
     def _counted(self, margins: Tensor, part: slice) -> Tensor:
-        """Return how much each pair's 1 - M [P] counts in the sum of hinges."""
+        """Return the weight of each pair's 1 - M [P] in the sum of hinges."""
         open_ = (margins < 1).to(margins)
         if self.hinge == "target":
             return open_

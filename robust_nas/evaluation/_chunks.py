@@ -115,7 +115,7 @@ class Chunks:
         return self.judged(torch.arange(len(self._data)), "clean", classify)[0]
 
     def num_classes(self) -> int:
-        """Return how many classes the model knows."""
+        """Return the number of the model's classes."""
         with frozen(self.model, fold=False):
             return scores(self.model, self.images(torch.zeros(1, dtype=torch.int64))).shape[1]
 
@@ -134,7 +134,7 @@ class Chunks:
         return found
 
     def survivors(self, indices: Tensor, threat: ThreatModel, attack: Attack, name: str) -> tuple[Tensor, float]:
-        """Return which of the images `indices` are still classified correctly after `attack`, and the wall time."""
+        """Return a mask of the images `indices` still classified correctly after `attack`, and the wall time."""
         predictions, seconds = self.predictions(indices, threat, attack, name)
         return predictions == self._data.labels.cpu()[indices], seconds
 

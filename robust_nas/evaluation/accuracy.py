@@ -123,7 +123,7 @@ class Evaluation:
         return sum(int(self.under(threat).sum()) for threat in self.threats) / len(self.labels) / len(self.threats)
 
     def confusion(self, num_classes: int | None = None) -> list[list[int]]:
-        """Return how many images of each class (row) are classified as what (column) under attack.
+        """Count the images of each class (row) that are classified as each class (column) under attack.
 
         An image that survives counts as its class; one that falls, as what the first attack that broke it made of it.
         """

@@ -25,7 +25,7 @@ from robust_nas.threat import Norm, ThreatModel
 
 @dataclass(frozen=True)
 class Curve:
-    """How many of the radii each image survives under one attack. Tensors are on the CPU.
+    """The number of radii that each image survives under one attack. Tensors are on the CPU.
 
     Args:
         attack: the attack's name.
@@ -71,7 +71,7 @@ def robustness_curve(
     seed: int | None = None,
     stage: Stage | None = None,
 ) -> Curve:
-    """Return how the accuracy under `attack` falls with the radius.
+    """Measure the accuracy under `attack` as the radius grows.
 
     One pass per radius, in ascending order. An image that has fallen at one radius counts as fallen at every larger
     one: the balls contain each other. Of the others, an attack that can (`Continuing`) starts at the point that it
@@ -125,7 +125,7 @@ def robustness_curve(
 
 @dataclass(frozen=True)
 class Distortions:
-    """How far the nearest adversarial example is that an attack found for each image.
+    """The distance of the nearest adversarial example that an attack found for each image.
 
     Args:
         attack: the attack's name.
@@ -194,7 +194,7 @@ def minimal_distortions(
     seed: int | None = None,
     stage: Stage | None = None,
 ) -> Distortions:
-    """Return how far the nearest adversarial example of every image is, as far as `attack` finds.
+    """Measure the distance of every image's nearest adversarial example, as far as `attack` finds.
 
     Args:
         threat: gives the norm, and the radius of FAB's random restarts; distances are not limited by it.
@@ -232,7 +232,7 @@ def check_minimises(attack: Attack) -> Minimising:
 
 
 def _verified(model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:
-    """Return how far each point is and what it is classified as, [B, 2] float64.
+    """Return the distance and the prediction of each point, [B, 2] float64.
 
     Infinitely far is one that the model as it is does not misclassify. Attacks run with batch norm folded into the
     convolutions. On the very boundary, where these points lie, the rounding decides: one that is on the right side is

@@ -145,11 +145,11 @@ class _Sample:
         }[self.threat.norm]
 
     def after(self, attack: Attack, name: str, threat: ThreatModel | None = None) -> Tensor:
-        """Return which images are still classified correctly, [B]. Under one name an attack is run only once."""
+        """Return a mask of the images still classified correctly, [B]. Under one name an attack is run only once."""
         return self.run.survivors(self.left, threat or self.threat, attack, name)[0]
 
     def after_many_steps(self, threat: ThreatModel | None = None) -> Tensor:
-        """Return which images PGD with 40 steps leaves, [B]: what the other attacks are compared with."""
+        """Return a mask of the images that PGD with 40 steps leaves, [B]; the other attacks are compared with it."""
         return self.after(PGD(steps=40), "many steps", threat)
 
 
@@ -318,7 +318,7 @@ def _linearity(sample: _Sample) -> MaskingCheck:
 def linearity_error(
     model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, loss: Loss = margin
 ) -> Tensor:
-    """Return how much the loss's rise differs from its first-order expansion, in [0, 1], [B].
+    """Return the difference between the loss's rise and its first-order expansion, in [0, 1], [B].
 
     |l(x + d) - l(x) - <d, g>| / (|l(x + d) - l(x)| + |<d, g>|), with g the gradient at x and d the step of steepest
     ascent to the edge of the ball: the local linearity error of Qin et al. 2019 (arXiv:1907.02610) in the attack's own

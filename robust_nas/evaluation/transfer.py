@@ -1,4 +1,4 @@
-"""Which networks the adversarial examples of one of them fool as well."""
+"""Transfer: the networks that adversarial examples of one of them fool as well."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robust_nas.threat import ThreatModel
 def transfers(
     networks: Sequence[nn.Module], images: ImageSet, threat: ThreatModel, attack: Attack, stage: Stage
 ) -> tuple[Tensor, Tensor]:
-    """Return how many adversarial examples there are for each pair of networks, and how many of them transfer.
+    """Count the adversarial examples for each pair of networks, and those of them that transfer.
 
     An example of networks A and B is an image that both classify correctly, as the attack on A leaves it, if that
     fools A. It transfers if it fools B. The attack does all of its steps on every image that A classifies correctly. No

@@ -83,7 +83,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def check_outputs(model: nn.Module, images: Tensor) -> tuple[int, list[str]]:
-    """Return how many classes a model has, and what is suspicious about its outputs; the model is left as it was.
+    """Return a model's number of classes, and the suspicious signs in its outputs; the model is left as it was.
 
     Raises:
         InputError: if the model cannot take such images, or its outputs are not [B, K].
@@ -197,12 +197,12 @@ def _better_pixels(
 
 
 def _sign_test(gained: int, lost: int) -> float:
-    """Return how probable it is to gain as many images if gaining and losing one is equally likely."""
+    """Return the probability of gaining as many images if gaining and losing one is equally likely."""
     return _at_least(gained, gained + lost, 0.5) if gained + lost else 1.0
 
 
 def _by_chance(predictions: Tensor, labels: Tensor) -> float:
-    """Return how probable it is that predictions that do not look at the images agree with as many labels.
+    """Return the probability that predictions that do not look at the images agree with as many labels.
 
     They are taken to be independent of the labels with the same shares of the classes, as in Cohen's kappa.
     """

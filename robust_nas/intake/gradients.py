@@ -1,4 +1,4 @@
-"""Whether a model's input gradients are those of what it computes: attacks that follow others find too little.
+"""The check that a model's input gradients are those of its function: attacks that follow others find too little.
 
 The change of the logits along a direction is compared with what the gradient promises. Rounding whose gradient
 is passed straight through, `detach` and functions with a backward pass of their own promise another one; plain
@@ -22,10 +22,10 @@ _NUM_POINTS, _NUM_PRECISE = 8, 4
 """Points that are looked at, near the first images, and those in double precision, which takes longer."""
 
 _STEPS = {torch.float32: 1e-4, torch.float64: 1e-7}
-"""How far to go: as far as rounding asks for, and not so far that kinks of ReLUs count."""
+"""The length of the step: as far as rounding asks for, and not so far that kinks of ReLUs count."""
 
 _AGREEING, _CONTRADICTING = 0.1, 0.2
-"""How much the change and what is promised may differ to agree, and must to contradict, as a share of both."""
+"""The differences, as shares of both, at which the change and the promised one agree, and contradict."""
 
 _FAR = 0.1
 """A step at which logits change, if they depend on the image at all."""
@@ -88,7 +88,7 @@ def _most(true: Tensor) -> bool:
 
 
 def _compare(model: nn.Module, points: Tensor, precision: float | None = None) -> _Comparison | None:
-    """Return how gradients compare; None, if there are none.
+    """Compare gradients with the change that they promise; None, if there are none.
 
     Args:
         precision: the rounding, as a share of a number, of what is computed; that of `points`, if not given.

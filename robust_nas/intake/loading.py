@@ -78,7 +78,7 @@ def _named(spec: str) -> dict[str, nn.Module]:
 
 
 MADE_BY = "_robust_nas_made_by"
-"""Where a model keeps the name that it was loaded by."""
+"""The attribute in which a model keeps the name that it was loaded by."""
 
 
 def made_by(model: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""How a model of one's own is made again without its weights: from the module or the file that defines it."""
+"""The making of one's own model again, without its weights, from the module or file that defines it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _of_name(name: str) -> nn.Module:
 
 
 def _class_name(kind: type[nn.Module]) -> str:
-    """Return where a class is defined, as `load_models` reads it."""
+    """Return the place where a class is defined, as `load_models` reads it."""
     module, name = inspect.getmodule(kind), kind.__qualname__
     file = getattr(module, "__file__", None)
     if module is None or module.__name__ == "__main__" or file is None:

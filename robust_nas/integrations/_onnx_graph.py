@@ -152,7 +152,7 @@ def _take_in_mean(graph: _Graph, node: NodeProto | None) -> None:
 
 
 def _axes(graph: _Graph, node: NodeProto) -> set[int]:
-    """Return which of four axes are averaged."""
+    """Return the averaged ones of four axes."""
     if node.op_type == "GlobalAveragePool":
         return {2, 3}
     given = graph.constants[node.input[1]] if len(node.input) > 1 else _attributes(node).get("axes", range(4))

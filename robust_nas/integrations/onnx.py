@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 TOLERANCE = 1e-5
-"""How far logits may be from torch's, as a share of the largest: float32 rounds each operation by up to 6e-8."""
+"""The largest error of logits, as a share of the largest: float32 rounds each operation by up to 6e-8."""
 
 _TRACED_OPSET = 18
 """The oldest version of the operations that torch exports to by itself."""

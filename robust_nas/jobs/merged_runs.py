@@ -54,7 +54,7 @@ class Member:
 
     @property
     def weights(self) -> Path:
-        """Where its weights are."""
+        """The file of its weights."""
         return self.run / "checkpoints" / f"{self.name}.safetensors"
 
 

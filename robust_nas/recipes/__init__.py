@@ -33,7 +33,7 @@ VERSION = 2
 
 
 LARGEST_WORKERS = 1024
-"""How many processes a run may fork on one machine."""
+"""The number of processes that a run may fork on one machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def certification_from(
 
 @dataclass(frozen=True, kw_only=True)
 class EnsemblePlan:
-    """How the trained models are joined.
+    """The rule that joins the trained models, and its bounds.
 
     Args:
         rule: gives the members' weights, from their bounds on the validation images.

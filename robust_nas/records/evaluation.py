@@ -81,7 +81,7 @@ class Check(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Distances(Record):
-    """How far the nearest adversarial examples are that an attack found, by share of the images."""
+    """The distances of the nearest adversarial examples that an attack found, by share of the images."""
 
     attack: str
     norm: str

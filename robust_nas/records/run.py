@@ -43,7 +43,7 @@ class EnvironmentRecord(Session):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRows(Record):
-    """How many rows of which table are of this run."""
+    """The number of rows of a table that are of this run."""
 
     rows: Count
     table: str | None = None

@@ -38,7 +38,7 @@ class Relaxation(ABC):
             self.alpha = (1e-3 * torch.randn(num_edges, num_operations)).requires_grad_()
         self.active = torch.ones(num_edges, num_operations, dtype=torch.bool)
         self.share = 0.0
-        """How much of the search is over, which schedules go by."""
+        """The share of the search that is over, for schedules."""
 
     @abstractmethod
     def sample(self, seed: int) -> Tensor:
@@ -73,6 +73,6 @@ class Relaxation(ABC):
         return {}
 
     def scheduled(self, schedule: Schedule) -> float:
-        """Return where a schedule is, going from its start to its end in equal ratios."""
+        """Return a schedule's value, going from its start to its end in equal ratios."""
         start, end = schedule
         return float(start * (end / start) ** self.share)

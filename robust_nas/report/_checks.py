@@ -1,4 +1,4 @@
-"""Whether the numbers can be trusted: warnings, the order of clean, attacked and certified, gradient masking."""
+"""The trustworthiness of the numbers: warnings, certified <= attacked <= clean, gradient masking."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def warnings(contents: Measurements) -> Content:
 
 
 def checks(contents: Measurements) -> Content:
-    """Return whether certified <= attacked <= clean holds, and the checks for gradient masking."""
+    """Return the checks of certified <= attacked <= clean, and those for gradient masking."""
     if not (contents.attacked or contents.certified):
         return None
     found, order = check_consistency(contents), "\u2264 attacked \u2264 clean"

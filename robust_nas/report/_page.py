@@ -101,7 +101,7 @@ def setup(contents: Measurements, file: str, facts: dict[str, str], seconds: dic
 
 
 def attack_seconds(contents: Measurements) -> float:
-    """Return how long all attacks in the table took."""
+    """Return the duration of all attacks in the table."""
     runs = [attack for result in contents.attacked.values() for attack in result["attacks"]]
     return float(sum(attack.get("seconds", 0.0) for attack in runs))
 

@@ -140,7 +140,7 @@ def _live_edges(graph: networkx.DiGraph) -> set[tuple[int, int]]:
 
 
 def _bend(source: int, target: int) -> float:
-    """Return how far an edge's middle is above the line of nodes: short edges are straight, longer ones bend further.
+    """Return the height of an edge's middle above the line of nodes: short edges are straight, longer ones bend more.
 
     Those from even nodes pass above and those from odd nodes below, so that 0-2 and 1-3 do not cross.
     """

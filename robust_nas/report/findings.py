@@ -45,7 +45,7 @@ def with_interval(item: Mapping[str, float]) -> str:
 
 
 def failed_checks(contents: Measurements, model: str) -> int:
-    """Return how many of a model's checks for gradient masking failed."""
+    """Count a model's failed checks for gradient masking."""
     return sum(not check["passed"] for check in contents.attacked[model].get("masking", []))
 
 
@@ -130,7 +130,7 @@ def _headline(contents: Contents, model: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the ensemble is than another model, on one measurement that both have.
+    """The gain of the ensemble over another model, on one measurement that both have.
 
     Args:
         measurement: what was measured.
@@ -144,7 +144,7 @@ class Difference:
 
 
 def compare_ensemble(contents: Contents) -> dict[str, list[Difference]]:
-    """Return how the ensemble compares with the best single network and with the uniform average, by their names."""
+    """Compare the ensemble with the best single network and with the uniform average, by their names."""
     best = (contents.stages["ensemble"] or {}).get("best_single")
     return {name: _differences(contents, name) for name in (best, "uniform") if name in contents.models}
 
@@ -213,7 +213,7 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
 
 
 def threats_in_words(threats: Sequence[Threat]) -> str:
-    """Return how many threat models there are, and which."""
+    """Return the number of threat models, and their names."""
     named = enumerate_in_words([f"{norm_name(norm)} up to {format_pixels(epsilon)}" for norm, epsilon in threats])
     return f"one threat, {named}" if len(threats) == 1 else f"{len(threats)} threats, {named}"
 

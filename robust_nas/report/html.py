@@ -258,7 +258,7 @@ def _search(contents: Contents) -> Content:
 
 
 def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None, list[list[float]]]]) -> Content:
-    """Return which architecture was the most probable one from which epoch on, drawn wherever it changed."""
+    """Draw the most probable architecture at every epoch in which it changed."""
     spans: list[tuple[Architecture | Genotype, int, int, float | None]] = []
     for epoch, seconds, weights in rows:
         cell = _most_probable(contents, weights)
@@ -287,7 +287,7 @@ def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None,
 
 
 def _most_probable(contents: Contents, weights: list[list[float]]) -> Architecture | Genotype | None:
-    """Return the architecture that a mixture, or weights in proportion to one, gives; None where digits do not suffice."""
+    """Return the architecture that a mixture, or weights in proportion to one, gives; None where digits fail."""
     searched = (contents.stages["search"] or {}).get("space", {})
     if searched.get("kind", "cell") != "cell":
         rows = [[value / sum(row) for value in row] for row in weights]
@@ -457,7 +457,7 @@ def _setup(contents: Contents) -> Html:
 
 
 def _seconds(contents: Contents) -> dict[str, float]:
-    """Return how long each stage took, as far as the files say."""
+    """Return the duration of each stage, as far as the files say."""
     stages = contents.stages
     seconds: dict[str, float] = {}
     for stage in ("search", "derive", "ensemble"):

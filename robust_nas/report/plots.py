@@ -172,7 +172,7 @@ def concentration_plot(
     key: str,
     name: str,
 ) -> Html:
-    """Return how the concentrations [epochs][operations] of one edge moved; the line of `strongest` is thicker."""
+    """Plot the concentrations [epochs][operations] of one edge; the line of `strongest` is thicker."""
     figure, axes = figure_of(320, 190)
     colours, dashes = operation_colours(operations), operation_dashes(operations)
     for index, operation in enumerate(operations):
@@ -192,7 +192,7 @@ def concentration_plot(
 
 @styled
 def entropy_plot(epochs: Sequence[int], entropies: Sequence[float], key: str, name: str) -> Html:
-    """Return how the entropy of the mean mixture moved, in nats."""
+    """Plot the entropy of the mean mixture, in nats."""
     figure, axes = figure_of(320, 190)
     axes.plot(epochs, entropies, color=INK)
     axes.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))

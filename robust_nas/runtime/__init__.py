@@ -1,1 +1,1 @@
-"""How work runs: processes, progress, the run folder, what is recorded per sample."""
+"""The running of work: processes, progress, the run folder, per-sample results."""

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, plain lines elsewhere, nothing on ranks other than 0."""
+"""The progress of a stage: a bar on a terminal, plain lines elsewhere, nothing on ranks other than 0."""
 
 from __future__ import annotations
 

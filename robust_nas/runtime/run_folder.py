@@ -305,7 +305,7 @@ class Stage:
             save_state(self.checkpoint, {"step": step, "state": state})
 
     def resume(self) -> tuple[int, dict[str, Any] | None]:
-        """Return how many steps are done and the state after them, or (0, None); forget what was logged later."""
+        """Return the number of steps that are done and the state after them, or (0, None); forget later log entries."""
         path, step, state = self.checkpoint, 0, None
         if path and path.exists():
             saved = load_state(path)

@@ -51,7 +51,7 @@ def num_weights(architecture: Architecture) -> int:
 
 
 def num_architectures(space: Space) -> int:
-    """Return how many architectures the space has, equivalent ones counted each."""
+    """Return the number of the space's architectures, equivalent ones counted each."""
     return math.prod(len(values) for values in space.decisions.values())
 
 

@@ -43,7 +43,7 @@ class Local:
 
 
 class _Climb:
-    """Where a climb is: `current` is None when the next architecture is a new start."""
+    """The state of a climb: `current` is None when the next architecture is a new start."""
 
     def __init__(self, sampler: Local, space: Space, seed: int) -> None:
         self._at_once = sampler.improvement == "first"

@@ -1,4 +1,4 @@
-"""How well scores of untrained networks rank the architectures of a table: `robust-nas proxies rank`.
+"""The ranking of a table's architectures by scores of untrained networks: `robust-nas proxies rank`.
 
     runs/proxies-nas-robbench-201-1a2b3c/
         settings.json     table, data, threat model, networks: what the folder's name is a digest of
@@ -358,7 +358,7 @@ def draw_batch(data: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def agreement(scores: Mapping[str, Floats], values: Floats) -> dict[str, Any]:
-    """Return how well scores rank architectures by their accuracy: "proxies" and "differences".
+    """Measure how well scores rank architectures by their accuracy: "proxies" and "differences".
 
     Each statistic has its mean over seeds, its interval (bootstrap over the architectures, the same samples for all)
     and its value with every seed:
@@ -450,7 +450,7 @@ def spearman(one: Floats, other: Floats, weights: Floats) -> Floats:
 
 
 def top_membership(values: Floats, weights: Floats) -> Floats:
-    """Return how much each of the values [n] belongs to the best tenth of its sample [samples, n]: 1, 0, or between.
+    """Return the membership of each of the values [n] in the best tenth of its sample [samples, n], from 0 to 1.
 
     Values that are equal at its edge share what room is left.
     """

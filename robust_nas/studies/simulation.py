@@ -498,7 +498,7 @@ def _summary(curve: Floats, optimum: float, noise_floor: float | None) -> dict[s
 
 
 def _comparisons(final: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Return whether the samplers' last values differ by more than the luck of their seeds, pair by pair."""
+    """Test whether the samplers' last values differ by more than the luck of their seeds, pair by pair."""
     return [asdict(pair) for pair in compare_searches(final)] if len(final) > 1 else []
 
 

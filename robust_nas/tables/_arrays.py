@@ -178,7 +178,7 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _runs(columns: list[pa.ChunkedArray], length: int) -> tuple[NDArray[Any], list[int], list[tuple[Any, ...]]]:
-    """Return where runs of rows with equal values start, a number for each run, and the combinations of values."""
+    """Return the starts of runs of rows with equal values, a number for each run, and the combinations of values."""
     changes = np.zeros(length, dtype=bool)
     changes[:1] = True
     raws = [_raw(column) for column in columns]

@@ -30,7 +30,7 @@ def home() -> Path:
 
 
 def place(name: str) -> Path:
-    """Return where the published table called `name` is, or would be, on this machine."""
+    """Return the folder where the published table called `name` is, or would be, on this machine."""
     return home() / f"{name}.parquet"
 
 
@@ -217,7 +217,7 @@ def _damaged(path: Path, reason: str) -> str:
 
 
 def _matching(column: pa.ChunkedArray, wanted: Any) -> pa.BooleanArray:
-    """Return which values of `column` are `wanted`, or among `wanted`."""
+    """Return a mask of the values of `column` that are `wanted`, or among `wanted`."""
     values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
     if pa.types.is_floating(column.type):
         lengths = [value for value in values if value is not None]

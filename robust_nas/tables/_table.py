@@ -515,7 +515,7 @@ class Table:
 
     @cached_property
     def _num_ranked(self) -> list[int]:
-        """How many classes each column has."""
+        """The number of classes in each column."""
         return (~np.isnan(self._means)).sum(axis=1).tolist()
 
     def _floor(self, column: int) -> NoiseFloor | None:

@@ -303,7 +303,7 @@ def _differing(table: Table) -> tuple[str, ...]:
 
 
 def _form(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return which form of an architecture to show: digits are short, but not every space has them."""
+    """Return the form of an architecture to show: digits are short, but not every space has them."""
     return "digits" if all(record["digits"] for record in records) else "architecture"
 
 

@@ -94,7 +94,7 @@ def rank_correlations(
 
 
 def _best(values: Floats, share: float) -> NDArray[np.bool_]:
-    """Return which values are among the best `share`; all of those that are equal to the worst of them are."""
+    """Return a mask of the best `share` of values; values equal to the worst of them are all in it."""
     if not 0 < share <= 1:
         raise InputError(f"The top of a table is a share in (0, 1], but got {share}.")
     return values >= np.nanquantile(values, 1 - share)
@@ -104,7 +104,7 @@ def _best(values: Floats, share: float) -> NDArray[np.bool_]:
 
 
 def tied_with_best(table: Table, label: str | None = None, /, *, level: float = 0.05, **criteria: Any) -> int | None:
-    """Return how many classes of a column the noise floor does not tell from the best one, itself included.
+    """Return the number of a column's classes that the noise floor does not tell from the best one, itself included.
 
     These are the classes for which a two-sided z test as in `compare`, not corrected, has p > `level`: at 0.05, those
     within 2.77 noise floors of the best. It is a lower bound: that the best of many was lucky is not accounted for.
@@ -163,7 +163,7 @@ def compare(
     level: float = 0.05,
     **criteria: Any,
 ) -> list[Comparison]:
-    """Return whether architectures differ by more than chance: every pair of them, in every column that fits.
+    """Test whether architectures differ by more than chance: every pair of them, in every column that fits.
 
     Chance is another training with another seed; the test images are taken as given. Where both have several trainings
     in the table, Welch's t test over them, which assumes that each one's accuracies are normal, with variances of their
@@ -286,7 +286,7 @@ class SearchComparison:
 def compare_searches(
     best: Mapping[str, Sequence[float]], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> list[SearchComparison]:
-    """Return whether search methods differ by more than the luck of their seeds: every pair of them.
+    """Test whether search methods differ by more than the luck of their seeds: every pair of them.
 
     Paired over seeds: Wilcoxon's signed-rank test, which leaves out the seeds that found the same value and assumes
     that the differences lie symmetrically around their median; and the percentile interval of the mean difference over
@@ -331,7 +331,7 @@ def compare_searches(
 
 @dataclass(frozen=True)
 class MainEffects:
-    """How the accuracy in one column depends on the operations of the edges.
+    """The effects of the edges' operations on the accuracy in one column.
 
     The table is a balanced full factorial design (every operation on every edge, equally often), so the sums of squares
     of edges, of pairs of edges and of the rest add up exactly.
@@ -363,7 +363,7 @@ class MainEffects:
 
 
 def main_effects(table: Table, label: str | None = None, /, **criteria: Any) -> MainEffects:
-    """Return which operations on which edges matter in one column.
+    """Return the effects of operations on edges in one column.
 
     Raises:
         InputError: if the criteria do not leave one column, it does not have every architecture that can be made of the

@@ -180,7 +180,7 @@ class DartsSpace:
         return found
 
     def marginals(self, mixture: Tensor) -> Tensor:
-        """Return how probable it is that a node takes an edge as one of its two, with an operation other than none."""
+        """Return the probability that a node takes an edge as one of its two, with an operation other than none."""
         import torch
 
         allowed = torch.tensor([name != "none" for name in self.operations], device=mixture.device)

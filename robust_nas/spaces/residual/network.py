@@ -25,7 +25,7 @@ GROUP = 16
 """Channels of a group of the group norm (Wu & He 2018, arXiv:1803.08494, table 3, has it among others)."""
 
 BOTTLENECK = 4
-"""How many times narrower a bottleneck's middle is than its output (He et al. 2016, arXiv:1512.03385)."""
+"""The ratio of a bottleneck's output width to its middle's (He et al. 2016, arXiv:1512.03385)."""
 
 
 def make_norm(name: str, channels: int, affine: bool = True) -> nn.Module:

@@ -1,4 +1,4 @@
-"""How published tables are laid out in their files; `formats.get("nas-robbench-201-web")` finds one.
+"""Formats of published tables' files; `formats.get("nas-robbench-201-web")` finds one.
 
 One file is one format: a frozen, keyword-only dataclass with `read`. A format knows where the numbers are; what they
 mean is in the table's card. On the command line a name has hyphens, where the file's has underscores.
