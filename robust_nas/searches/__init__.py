@@ -30,12 +30,12 @@ DRAWS = 10_000
 """Architectures that are drawn at most from a posterior, which may have fewer different ones than are asked for."""
 
 LEAST_PROBABILITY = 1e-300
-"""What stands for no probability at all in the logarithm of one."""
+"""The probability that stands for 0 in logarithms."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search believes.
+    """The result of a search: its probabilities.
 
     Args:
         space: what was searched.
@@ -131,7 +131,7 @@ def last_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Search(ABC):
-    """What every search does, and what it may say of itself or refuse before a run: the defaults suit most."""
+    """The base class of searches; most searches keep its defaults."""
 
     @property
     def needs_supernet(self) -> bool:

@@ -50,7 +50,7 @@ class AlphaStep:
         return of_stage >= self._settings.alpha_frozen and iteration % self._settings.alpha_interval == 0
 
     def kept_limit(self) -> dict[str, Any] | None:
-        """What the limit on what networks cost has come to, for search.json; None without one."""
+        """The outcome of the limit on the networks' cost, for search.json; None without one."""
         resource, relaxation = self._settings.resource, self._mixtures.relaxation
         if resource is None or self.cost is None:
             return None

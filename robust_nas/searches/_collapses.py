@@ -1,4 +1,4 @@
-"""What a search that is watched remembers: its last healthy states, and its collapses."""
+"""The memory of a watched search: its last healthy states, and its collapses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Collapses:
         return back_to
 
     def last_said(self, epochs: int) -> str:
-        """Return what is said of the last collapse of a search of as many epochs."""
+        """Return the sentence on the last collapse of a search of as many epochs."""
         last = self.found[-1]
         ends = self.are_too_many or last["epoch"] == epochs
         then = "ends at" if ends else "goes on, with ten times the anchor, from"

@@ -1,4 +1,4 @@
-"""What the differentiable searches share: a supernet whose weights and alpha learn by turns.
+"""The base class of differentiable searches: the weights and alpha of a supernet learn by turns.
 
 The objective comes from a training method, the mixture from a relaxation.
 """
@@ -54,11 +54,11 @@ class DifferentiableSearch(SupernetSearch, BilevelSettings):
             self.resource.cost(mixed(space, name_of(self)), data, data.train.device)
 
     def anchored(self, relaxation: Relaxation) -> Tensor:
-        """Return what is added to alpha's loss, times `anchor_scale`."""
+        """Return the term added to alpha's loss, times `anchor_scale`."""
         return relaxation.anchor("l2")
 
     def trainer(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> BilevelTrainer:
-        """Return what trains the supernet and alpha, at the first stage of progressive shrinking.
+        """Return the trainer of the supernet and alpha, at the first stage of progressive shrinking.
 
         Raises:
             InputError: for a space or data that the search is not for, or a limit that no network keeps to.

@@ -34,7 +34,7 @@ _SPLIT = {"virtual": "weights", "stability": "alpha"}
 
 @dataclass(frozen=True)
 class Step:
-    """What both levels of an iteration share; `place` is (epoch, iteration)."""
+    """The common parts of both levels of an iteration; `place` is (epoch, iteration)."""
 
     threat: ThreatModel
     epsilon_scale: float
@@ -42,7 +42,7 @@ class Step:
 
 
 class Mixtures:
-    """What either level of a search minimises: mixtures of the supernet, their examples, and the objective's loss.
+    """The inputs of either level's loss: mixtures of the supernet, their examples, and the objective's loss.
 
     Args:
         single_path: whether the weights get one operation per edge.
@@ -110,7 +110,7 @@ class Mixtures:
         return mixture, batch, crafted
 
     def _memory_of(self, level: str) -> Memory:
-        """Return what the objective remembers of a level's images.
+        """Return the objective's memory of a level's images.
 
         What is looked at beside the steps of the search leaves no trace in it.
         """
@@ -136,7 +136,7 @@ class Mixtures:
             kept.merge(self.world)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the state for a checkpoint."""
         return {level: kept.state() for level, kept in self._memory.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:

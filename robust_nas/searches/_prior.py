@@ -1,4 +1,4 @@
-"""Where alpha starts: what a score of untrained networks says of each operation on each edge."""
+"""The start of alpha: the score that untrained networks give each operation on each edge."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Prior:
                 raise InputError(f"search.prior.{name} must be at least {least}, but got {value}.")
 
     def alpha(self, space: MixedSpace, data: Dataset, threat: ThreatModel, stage: Stage) -> Tensor:
-        """Return what to add to alpha [E, O]; equal on all ranks."""
+        """Return the term to add to alpha [E, O]; equal on all ranks."""
         (indices, *_) = epoch_batches(len(data.train), self.batch_size, World(), stage.seed, "prior")
         batch, generator = data.train[indices], Random(seed_at(stage.seed, "prior"))
         cells: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""What the expected network costs, as a penalty or a limit of alpha (RC-DARTS, Jin et al. 2019, arXiv:1912.12814)."""
+"""The cost of the expected network, as a penalty or a limit of alpha (RC-DARTS, Jin et al. 2019, arXiv:1912.12814)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMED = 20
 """Passes of which the median is an operation's latency."""
 
 MISSED = 1.05
-"""How many times the limit is too far above it to be rounding, or one operation between two."""
+"""A cost above this multiple of the limit misses it: the excess is neither rounding nor one operation between two."""
 
 _UNITS = {"parameters": "parameters", "multiply_adds": "multiply-adds", "latency": "ms"}
 
@@ -63,7 +63,7 @@ class Resource:
             raise InputError(f"search.resource.weight must not be negative, but got {self.weight}.")
 
     def cost(self, space: MixedSpace, data: NetworkData, device: torch.device) -> Cost:
-        """Return what the space's networks cost, operation by operation.
+        """Return the cost of the space's networks, operation by operation.
 
         Raises:
             InputError: if no network keeps to a hard limit.
@@ -103,7 +103,7 @@ class Resource:
         return self.weight * (cost.of(mixture) / self.limit - 1).clamp_min(0)
 
     def outcome(self, cost: Cost, expected: Tensor, best: AnyArchitecture) -> dict[str, Any]:
-        """What the limit came to, for search.json, with a sentence where it is not kept to.
+        """The outcome of the limit, for search.json, with a sentence where it is not kept to.
 
         Args:
             cost: of the space's networks.
@@ -142,7 +142,7 @@ class Resource:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a space's networks cost.
+    """The cost of a space's networks.
 
     Args:
         space: the space.
@@ -159,7 +159,7 @@ class Cost:
         return self.fixed + (self.operations.to(mixture) * self.space.marginals(mixture)).sum()
 
     def of_one(self, architecture: AnyArchitecture) -> float:
-        """Return what an architecture's network costs."""
+        """Return the cost of an architecture's network."""
         chosen = enumerate(self.space.places_of(architecture))
         return self.fixed + float(sum(self.operations[edge, place] for edge, place in chosen if place is not None))
 

@@ -24,7 +24,7 @@ from robust_nas.training.pgd_at import PGDAT
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Section):
-    """What is minimised, and how long.
+    """The objective of both levels, and the length of the search.
 
     Args:
         epochs: passes over the training split.
@@ -51,7 +51,7 @@ class Objective(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Levels(Section):
-    """How steps of the weights and of alpha go together.
+    """The turns of weight steps and alpha steps.
 
     Args:
         single_path: whether the weights learn on one operation per edge, drawn by the mixture's weights, in place of
@@ -73,7 +73,7 @@ class Levels(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSettings(Section):
-    """How the supernet's weights learn.
+    """The optimiser of the supernet's weights.
 
     Args:
         learning_rate: of the weights (SGD, momentum 0.9), falling to `final_learning_rate` along a cosine.
@@ -100,7 +100,7 @@ class WeightSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaSettings(Section):
-    """How alpha learns, from where, and what holds it back.
+    """The optimiser of alpha, its start, and its penalties and limits.
 
     Args:
         alpha_learning_rate: of alpha (Adam, betas 0.5 and 0.999).
@@ -143,7 +143,7 @@ class AuxiliarySkip(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Shrinking(Section):
-    """Which operations are left in which stage of a search.
+    """The operations that are left in each stage of a search.
 
     Args:
         alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
@@ -161,7 +161,7 @@ class Shrinking(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Widening(Section):
-    """How many channels operations see in which stage of a search.
+    """The number of channels that operations see in each stage of a search.
 
     Args:
         partial_channels: k for each stage: operations see 1/k of the channels, the others pass by, and all
@@ -179,7 +179,7 @@ class Widening(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum(Section):
-    """How epsilon grows.
+    """The growth of epsilon.
 
     Args:
         epsilon_warm_up: share of the iterations, from the start, in which epsilon is almost 0.
@@ -199,13 +199,13 @@ class Curriculum(Section):
             )
 
     def epsilon_scale_at(self, progress: float) -> float:
-        """Return how much of epsilon there is when a share of the search is over."""
+        """Return the factor of epsilon when a share of the search is over."""
         return epsilon_scale_at(progress, self.epsilon_warm_up, self.epsilon_ramp)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(Section):
-    """What is measured after each epoch.
+    """The measurements after each epoch.
 
     Args:
         validation_attack: attacks the supernet at the mean mixture after each epoch.
@@ -223,7 +223,7 @@ class Validation(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetSettings(Validation, Curriculum, Widening, AuxiliarySkip, WeightSettings, Objective):
-    """How a supernet's weights are trained."""
+    """The training of a supernet's weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -269,7 +269,7 @@ class BilevelSettings(
     Levels,
     Objective,
 ):
-    """How a supernet's weights and alpha are trained by turns, and what the parts must agree on."""
+    """The training of a supernet's weights and alpha by turns, and the rules that its parts must agree on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """Which stage a search is in, and what the supernet and the relaxation are then.
+    """The stage of a search, and the supernet and the relaxation in it.
 
     Args:
         kept_operations: how many operations an edge has in each stage; all, if there are none.
@@ -26,7 +26,7 @@ class Stages:
         self._settings, self._mixtures, self._kept_operations = settings, mixtures, kept_operations
         self.number = -1
         self.progress = 0.0
-        """How much of the stage is over."""
+        """The share of the stage that is over."""
 
     def begin(self, number: int, active: Tensor | None = None) -> Mapping[Tensor, Tensor]:
         """Begin a stage; return the supernet's weights as they were, by those that continue them.

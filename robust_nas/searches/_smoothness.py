@@ -1,4 +1,4 @@
-"""How rough the loss or the logits of a mixed network are around the images, for alpha to make it less."""
+"""The roughness of a mixed network's loss or logits around the images, for alpha to lower."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PARAMETER_FREE = ("none", "skip_connect", "avg_pool_3x3", "max_pool_3x3")
 
 @dataclass(frozen=True, kw_only=True)
 class CollapseMonitor:
-    """When a search has collapsed, and what is done then.
+    """The sign that a search has collapsed, and the reaction to it.
 
     Args:
         growth: it has, when the eigenvalue, a mean over `window` epochs, is more than this times what it was `window`

@@ -1,4 +1,4 @@
-"""What all searches that train a supernet share: the supernet, mixtures of its operations, and the search's course."""
+"""The base class of searches with a supernet: the supernet, mixtures of its operations, the search's course."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class SupernetSearch(Search, SupernetSettings):
 
     @abstractmethod
     def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
-        """Return what mixtures are drawn from."""
+        """Return the relaxation that mixtures are drawn from."""
 
     @abstractmethod
     def trainer(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SupernetTrainer:
-        """Return what trains the supernet, at its first stage.
+        """Return the trainer of the supernet, at its first stage.
 
         Raises:
             InputError: for a space or data that the search is not for.

@@ -109,15 +109,15 @@ class SupernetTrainer:
         }
 
     def observed(self, mean: Tensor, epoch: int) -> dict[str, Any]:
-        """Return what else a snapshot says, at the mean mixture [E, O]."""
+        """Return the further entries of a snapshot, at the mean mixture [E, O]."""
         return {}
 
     def concluded(self, trajectory: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return what the search's record says beside the trajectory: the epoch whose state it ended with, ..."""
+        """Return the entries of the search's record beside the trajectory: the epoch whose state it ended with, ..."""
         return {"epoch": trajectory[-1]["epoch"]}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the state for a checkpoint."""
         return {
             "supernet": self.supernet.state_dict(),
             "alpha": self.relaxation.alpha,
@@ -250,7 +250,7 @@ class BilevelTrainer(SupernetTrainer):
         return {**super().state(), "alpha_optimiser": self.alpha.optimiser.state_dict()}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the state for a checkpoint."""
         cost, collapses = self.alpha.cost, self.collapses
         return {
             **self._own_state(),

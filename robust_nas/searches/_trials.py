@@ -59,7 +59,7 @@ class Trials:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def agreed(self) -> dict[str, Any] | None:
-        """Return what a process must agree with, or None while the search has not begun to ask."""
+        """Return the data that a process must agree with, or None while the search has not begun to ask."""
         found: dict[str, Any] | None = _read(self.folder / "queue.json")
         return found
 
@@ -130,7 +130,7 @@ class Trials:
 
 
 def _read(path: Path, kind: type[Record] = Record) -> dict[str, Any] | None:
-    """Return what a file of the folder says, which has the shape of a record, or None if it is not there any more."""
+    """Return the contents of a file of the folder in a record's shape, or None if it is not there any more."""
     if not path.exists():
         return None
     try:

@@ -27,5 +27,5 @@ class DARTS(DifferentiableSearch):
         self.check_schedule("temperature", self.temperature)
 
     def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
-        """Return what mixtures are made by."""
+        """Return the relaxation that makes mixtures."""
         return SoftmaxRelaxation(num_edges, num_operations, seed=seed, temperature=self.temperature)

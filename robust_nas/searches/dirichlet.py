@@ -36,5 +36,5 @@ class Dirichlet(DifferentiableSearch):
         return DirichletRelaxation(num_edges, num_operations, seed=seed, sharpness=self.sharpness)
 
     def anchored(self, relaxation: Relaxation) -> Tensor:
-        """Return what is added to alpha's loss, times `anchor_scale`."""
+        """Return the term added to alpha's loss, times `anchor_scale`."""
         return relaxation.anchor(self.anchor)

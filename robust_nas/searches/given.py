@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _as_text(value: object) -> object:
-    """Return what TOML reads as something else as text: digits as a number, three sizes as a time of day."""
+    """Return values that TOML reads otherwise as text: digits as a number, three sizes as a time of day."""
     return str(value) if isinstance(value, int | datetime.time) and not isinstance(value, bool) else value
 
 

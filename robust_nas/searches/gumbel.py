@@ -30,5 +30,5 @@ class Gumbel(DifferentiableSearch):
         self.check_schedule("temperature", self.temperature)
 
     def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
-        """Return what mixtures are drawn from."""
+        """Return the relaxation that mixtures are drawn from."""
         return GumbelRelaxation(num_edges, num_operations, seed=seed, temperature=self.temperature, hard=self.hard)

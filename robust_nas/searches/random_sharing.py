@@ -30,11 +30,11 @@ class RandomSharing(SupernetSearch):
     """
 
     def relaxation(self, num_edges: int, num_operations: int, seed: int) -> Relaxation:
-        """Return what architectures are drawn by."""
+        """Return the relaxation that architectures are drawn by."""
         return UniformRelaxation(num_edges, num_operations, seed=seed)
 
     def trainer(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SupernetTrainer:
-        """Return what trains the supernet.
+        """Return the trainer of the supernet.
 
         Raises:
             InputError: for a space or data that the search is not for.

@@ -373,7 +373,7 @@ def _keep(questions: Questions, stage: Stage) -> None:
 
 
 def _to_agree_on(data: Dataset) -> dict[str, Any]:
-    """Return what the processes that measure a search's trials must have in common, beside the run's configuration."""
+    """Return the data that all processes of a search's trials must share, beside the run's configuration."""
     versions = {"robust-nas": __version__, "torch": torch.__version__}
     return {"versions": versions, "device": data.train.device.type, "data": data.fingerprint(_SEEN)}
 

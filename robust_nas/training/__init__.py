@@ -31,7 +31,7 @@ Norm = Literal["batch", "mixture"]
 
 @dataclass
 class Memory:
-    """What a method remembers from step to step; it is saved and resumed with the training.
+    """The memory of a method from step to step; it is saved and resumed with the training.
 
     Args:
         shared: values by name (tensors, numbers, mappings of them) that every rank computes alike.
@@ -67,7 +67,7 @@ class Memory:
         self._written[name][rows] = True
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the state for a checkpoint."""
         return {"shared": self.shared, "tables": self.tables}
 
     def load_state(self, state: dict[str, Any], device: Any) -> None:
@@ -100,7 +100,7 @@ def on_device(device: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method gets in one step: this rank's part of a global batch.
+    """The input of a method in one step: this rank's part of a global batch.
 
     Args:
         images: [B, C, H, W], float32 in [0, 1], augmented.
@@ -133,7 +133,7 @@ class Batch:
 
 
 class TrainingMethod(ABC):
-    """What every training method does, and what it may say of itself or add: the defaults suit most.
+    """The base class of training methods; most methods keep its defaults.
 
     A method overrides what is a property here by one of its own, by a field, or by a class variable.
     """
@@ -163,12 +163,12 @@ class TrainingMethod(ABC):
 
     @property
     def replays(self) -> int:
-        """How many steps each batch is taken for."""
+        """The number of steps that each batch is taken for."""
         return 1
 
     @property
     def watch(self) -> float:
-        """How far the robust accuracy must fall below the best epoch's for the training to stop; 0 never stops."""
+        """The fall of robust accuracy below the best epoch's at which the training stops; 0 never stops."""
         return 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""What certified training shares: bounds on the network that is being trained, and the loss at its worst case.
+"""Certified training: bounds on the network that is being trained, and the loss at its worst case.
 
 Batch norm is a constant map in the bounds: its mean and variance are those of the clean batch, through which the
 gradient flows too. The bounds are then those of the function that the clean images see, and the running statistics that
@@ -36,7 +36,7 @@ Margins = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class CertifiedTraining(TrainingMethod):
-    """What the methods that bound the network have in common.
+    """The base class of methods that bound the network.
 
     kappa CE(f(x), y) + (1 - kappa) robust loss, where kappa goes from its first value to its last as epsilon goes from
     0 to its full size (`curriculum`, if `train.epsilon_warm_up` and `train.epsilon_ramp` are not given): the first

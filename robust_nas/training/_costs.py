@@ -1,4 +1,4 @@
-"""What a training step costs, counted in forward passes."""
+"""The cost of a training step, in forward passes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Operations(TorchDispatchMode):
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Return how many multiplications and additions of convolutions and matrix products a call computes."""
+    """Count the multiplications and additions of convolutions and matrix products in a call."""
     with _Operations() as counter:
         work()
     return counter.count

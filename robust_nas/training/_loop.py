@@ -40,7 +40,7 @@ class Diverged(InputError):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training gave.
+    """The result of a training.
 
     Args:
         model: with the weights that are kept: of the best epoch by the validation split, or of the last one.
@@ -282,7 +282,7 @@ class Trainer:
         self.memory.merge(self._world)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the state for a checkpoint."""
         return {
             "model": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -371,7 +371,7 @@ def _smoothed(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
 
 
 def _accuracies(row: dict[str, Any]) -> dict[str, float]:
-    """Return what an epoch was worth on validation images."""
+    """Return the accuracies of an epoch on validation images."""
     return {kind: accuracy for kind, accuracy in row.items() if kind != "epoch"}
 
 

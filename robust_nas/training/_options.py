@@ -1,4 +1,4 @@
-"""What composes with every training method: the forward pass it is given, added losses, moved and averaged weights."""
+"""The options of every training method: its forward pass, added losses, moved and averaged weights."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Forward:
 
 
 def added_losses(training: Training, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
-    """Return what clean images and logit pairing add to a method's loss."""
+    """Return the losses that clean images and logit pairing add to a method's loss."""
     loss = torch.zeros((), device=crafted.device)
     if training.clean_weight:
         loss = loss + training.clean_weight * F.cross_entropy(forward(batch.images), batch.targets)

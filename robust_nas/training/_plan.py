@@ -1,4 +1,4 @@
-"""How a network is trained: the settings of a recipe's [train] section."""
+"""The settings of a training: a recipe's [train] section."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Training(
     Length,
     Objective,
 ):
-    """How a network is trained: all parts together, and what they must agree on.
+    """The plan of a training: all parts together, and the rules that they must agree on.
 
     Raises:
         InputError: for a value outside its range, or settings that contradict each other.

@@ -53,7 +53,7 @@ class Knot:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Section):
-    """What is minimised.
+    """The objective.
 
     Args:
         method: what the examples and the loss are.
@@ -64,7 +64,7 @@ class Objective(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Length(Section):
-    """How long a training is.
+    """The length of a training.
 
     Args:
         epochs: passes over the training split; the sum of the phases', where there are some.
@@ -213,7 +213,7 @@ class Optimisation(Length):
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum(Objective):
-    """How epsilon grows.
+    """The growth of epsilon.
 
     Args:
         epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
@@ -241,13 +241,13 @@ class Curriculum(Objective):
         return self.epsilon_warm_up or 0.0, self.epsilon_ramp or 0.0
 
     def epsilon_scale_at(self, progress: float) -> float:
-        """Return how much of epsilon there is when a share of the epochs, in [0, 1], is done."""
+        """Return the factor of epsilon when a share of the epochs, in [0, 1], is done."""
         return epsilon_scale_at(progress, *self.curriculum)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Section):
-    """What is done to training images and their labels.
+    """The augmentation of training images and their labels.
 
     Args:
         padding: random crops from images padded by this many zeros; 0 for none.
@@ -305,7 +305,7 @@ class Normalisation(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Regularisation(Section):
-    """What is added to the method's loss, and done to the network and its weights in training.
+    """The terms added to the method's loss, and the changes of the network and its weights in training.
 
     Args:
         clean_weight: weight of the clean images' cross-entropy, which is added to the method's loss. With a mixture
@@ -342,7 +342,7 @@ class Regularisation(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics(Section):
-    """How a step is computed.
+    """The computation of a step.
 
     Args:
         precision: "float32", or "bfloat16" or "float16" of the passes through the network; images, changes,
@@ -367,7 +367,7 @@ class Numerics(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Section):
-    """What a training starts from, in a run.
+    """The start of a training, in a run.
 
     Args:
         start_from: a safetensors file with weights of the same network, such as those in a run's checkpoints, which the
@@ -382,7 +382,7 @@ class Start(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Section):
-    """Which epoch is kept.
+    """The choice of the epoch that is kept.
 
     Args:
         selection_attack: attacks the validation split after each epoch.

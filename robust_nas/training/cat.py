@@ -133,7 +133,7 @@ class CAT(TrainingMethod):
         return self._losses(own, logits, batch.labels, self._share(batch), drawn).mean()
 
     def _share(self, batch: Batch) -> Tensor:
-        """Return how much of each image's label is drawn, [B]."""
+        """Return the drawn share of each image's label, [B]."""
         c = 10.0 * _PUBLISHED_EPSILON / batch.threat.epsilon if self.c is None else self.c
         return (c * self._radii(batch)).clamp(0, 1)
 
