@@ -37,7 +37,7 @@ app = Commands(
 
 OVERRIDES = argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.epochs=3")
 OUT = argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="folder for run folders (runs)")
-DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="where the data set's files are")
+DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="the folder of the data set's files")
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 _SAME = "The same command goes on where it ended."
 RUN = argument("run", type=Path, metavar="RUN", help="a run folder")
@@ -45,7 +45,7 @@ REPORTED = argument("run", type=Path, metavar="FOLDER", help="a run folder, or o
 
 
 LOST = 75
-"""Exit code of work of which a part was lost: EX_TEMPFAIL of sysexits.h, what may succeed if it is tried again."""
+"""Exit code of work of which a part was lost: EX_TEMPFAIL of sysexits.h, which says that another try may succeed."""
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _hear_signals() -> None:
-    """Have SIGTERM answered like Ctrl-C, and have it sent if the torchrun that started this process is lost."""
+    """Answer SIGTERM like Ctrl-C, and have it sent if the torchrun that started this process is lost."""
     if threading.current_thread() is not threading.main_thread():
         return
     own = os.getpid()
@@ -82,7 +82,7 @@ def _hear_signals() -> None:
 
 
 def _code(stop: KeyboardInterrupt) -> int:
-    """Return the exit code of what was stopped: 128 and the number of the signal, as shells have it."""
+    """Return the exit code of stopped work: 128 and the number of the signal, as shells have it."""
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
@@ -102,7 +102,7 @@ def _going_on(again: str, say: Callable[[str], None] | None = None) -> Iterator[
 
 
 def _answer(words: Sequence[str]) -> None:
-    """Do what the words say, and say in a sentence what is wrong with them."""
+    """Run the command that the words name; a mistake in them ends in one sentence."""
     try:
         if words == ["--version"]:
             print(f"robust-nas {__version__}")
@@ -131,7 +131,7 @@ def _answer(words: Sequence[str]) -> None:
 
 
 def _shortened(message: str) -> str:
-    """Return a message on one line, without the middle of what is a word of hundreds of letters in it."""
+    """Return a message on one line, without the middle of words of hundreds of letters."""
     return re.sub(r"\S{400,}", lambda word: f"{word[0][:100]}...{word[0][-20:]}", " ".join(message.split()))
 
 
@@ -186,7 +186,7 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
         default=None,
         help="with a search space: leave out operations and widen partial channels at half-time",
     ),
-    argument("--on", metavar="table:NAME", help="search a table instead, by queries: what would a search have found?"),
+    argument("--on", metavar="table:NAME", help="simulate searches of a table instead, by queries"),
     argument(
         "--objective",
         action="append",
@@ -245,7 +245,7 @@ def _simulate(
     on: str, out: Path, *, objective: Sequence[str] = (), dataset: str | None = None, budget: int = 50,
     seeds: int = 100, workers: int = 1, sampler: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Simulate searches of a table, on one of its data sets or on each, and print what they found."""
+    """Simulate searches of a table, on one of its data sets or on each, and print the results."""
     from robust_nas import tables
     from robust_nas.studies import simulation
 
@@ -275,7 +275,7 @@ def work(run: Path) -> None:
 
 @app.command(RUN)
 def derive(run: Path) -> None:
-    """Choose architectures from what the search believes."""
+    """Choose architectures by the search's probabilities."""
     _work(_resume(run, []), "derive")
 
 
@@ -317,13 +317,13 @@ def train(run: Path) -> None:
     ),
     argument("--distances", metavar="NAME", help="attack that looks for the nearest adversarial examples, such as fab"),
     argument("--images", type=int, help="test images to attack, the first ones (all)"),
-    argument("--normalise", metavar="NAME", help="what the model expects of pixels: imagenet, cifar10, ..., MEAN/STD"),
-    argument("--outputs", choices=["logits", "probabilities"], help="what the model gives (logits)"),
-    argument("--budget", action="store_true", help="before it starts, say what it is expected to cost"),
+    argument("--normalise", metavar="NAME", help="the pixels that the model expects: imagenet, cifar10, ..., MEAN/STD"),
+    argument("--outputs", choices=["logits", "probabilities"], help="the kind of the model's outputs (logits)"),
+    argument("--budget", action="store_true", help="before it starts, print the expected cost"),
     OUT,
 )
 def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
-    """Attack the trained models of a run, as its recipe says; or any models, as the options say."""
+    """Attack the trained models of a run by its recipe, or any models by the options."""
     given = {name: value for name, value in options.items() if value is not None}
     if len(models) == 1 and not given and (Path(models[0]) / "config.toml").is_file():
         _work(_resume(Path(models[0]), []), "attack_after_costs" if budget else "attack")
@@ -332,7 +332,7 @@ def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> No
 
 
 def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, out: Path) -> None:
-    """Attack models in a folder of their own, and print what was found."""
+    """Attack models in a folder of their own, and print the results."""
     overrides = [word for word in words if _OVERRIDE.match(word)]
     models = [word for word in words if word not in overrides]
     if not models:
@@ -362,11 +362,11 @@ def _attack_models(words: Sequence[str], given: dict[str, Any], budget: bool, ou
         help="kind of bound, such as crown or auto[memory=4] (the recipe's); or smoothing[sigma=0.25], for l2 "
         "certificates of the networks' smoothed classifiers",
     ),
-    argument("--memory", type=float, metavar="GIB", help="what the bounds may take of the memory (2)"),
+    argument("--memory", type=float, metavar="GIB", help="memory that the bounds may take (2)"),
     argument("--images", type=int, help="test images to certify, the first ones (the recipe's)"),
 )
 def certify(run: Path, **options: Any) -> None:
-    """Certify the trained models on the test images, as the recipe says; or as the options say, beside that."""
+    """Certify the trained models on the test images, by the recipe, or beside that by the options."""
     given = {name: value for name, value in options.items() if value is not None}
     job = _resume(run, [])
     if not given:
@@ -420,7 +420,7 @@ def ensemble(run: str, overrides: Sequence[str], runs: Sequence[str] | None, **o
 
 @app.command(REPORTED)
 def report(run: Path) -> None:
-    """Write report.html from what the run, or the folder of attacked models, has so far."""
+    """Write report.html from the results so far of a run, or of a folder of attacked models."""
     if (run / "attack.toml").is_file():
         from robust_nas import api
 
@@ -440,7 +440,7 @@ def report(run: Path) -> None:
     ),
     argument("--images", type=int, help="test images, the first ones (those the recipe certifies)"),
     argument("--data", metavar="NAME", help="for a saved ensemble: a data set or a folder of class folders"),
-    argument("--timeout", type=int, metavar="SECONDS", help="what a verifier may take for an instance (300)"),
+    argument("--timeout", type=int, metavar="SECONDS", help="time limit of a verifier for an instance (300)"),
     argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export)"),
 )
 def export(run: Path, out: Path | None, data: str | None, **options: Any) -> None:
@@ -470,7 +470,7 @@ def record(run: Path) -> None:
 
 @app.command(argument("what", metavar="KIND", help="spaces, attacks, trainings, searches, tables, ..."), name="list")
 def list_(what: str) -> None:
-    """List what there is of a kind."""
+    """List the components of a kind."""
     from robust_nas.cli import listing
 
     for name in listing.names(what):
@@ -479,7 +479,7 @@ def list_(what: str) -> None:
 
 @app.command(argument("thing", metavar="THING", help="an architecture, a run folder, a component or a table"))
 def info(thing: str) -> None:
-    """Say what an architecture, a run folder, a component or a table is."""
+    """Describe an architecture, a run folder, a component or a table."""
     from robust_nas.cli import listing
 
     print(visible(listing.describe(thing)))
@@ -547,7 +547,7 @@ def _resume(path: Path, overrides: Sequence[str]) -> Any:
 
 
 def _work(job: Any, function: str) -> None:
-    """Call a function of the pipeline with a job, and say what the run has found."""
+    """Call a function of the pipeline with a job, and print the run's results."""
     from robust_nas import pipeline
     from robust_nas.cli import listing
 

@@ -1,4 +1,4 @@
-"""The commands of `robust-nas table`. They import neither torch nor pandas: a question is answered in a moment."""
+"""The commands of `robust-nas table`. They import neither torch nor pandas, so that they answer in a moment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CSV = argument("--csv", action="store_true", help="print CSV, with fractions and
 
 @app.command(argument("table", metavar="TABLE", help="a published table or a folder"))
 def info(table: str) -> None:
-    """Say what a table is: its source, how it was made, its columns, and what to beware of."""
+    """Describe a table: its source, its making, its columns and its caveats."""
     from robust_nas import tables
     from robust_nas.tables import answers, cards
 
@@ -47,8 +47,8 @@ def fetch(table: str) -> None:
 
 @app.command(
     argument("--source", type=Path, required=True, metavar="FOLDER", help="the folder with the published files"),
-    argument("--format", help="how they are laid out; 'robust-nas list formats'"),
-    argument("--name", help="which table they are; 'robust-nas list tables'"),
+    argument("--format", help="their format; 'robust-nas list formats'"),
+    argument("--name", help="the name of their table; 'robust-nas list tables'"),
     argument("--no-check", action="store_true", help="do not compare the files with the published sha256"),
     name="import",
 )
@@ -68,14 +68,14 @@ def import_(source: Path, format: str | None, name: str | None, no_check: bool) 
     CSV,
 )
 def query(table: str, architecture: str, words: Sequence[str], json: bool, csv: bool) -> None:
-    """Print what a table says of an architecture, or of the equivalent one that was measured."""
+    """Print a table's entry of an architecture, or of the equivalent one that was measured."""
     from robust_nas import tables
     from robust_nas.tables import answers
 
     _print(answers.query(tables.load(table), architecture, words), json, csv)
 
 
-@app.command(TABLE, LABEL, argument("-n", "--count", type=int, default=10, help="how many (10)"), JSON, CSV)
+@app.command(TABLE, LABEL, argument("-n", "--count", type=int, default=10, help="architectures (10)"), JSON, CSV)
 def top(table: str, words: Sequence[str], count: int, json: bool, csv: bool) -> None:
     """Print the most accurate architectures in one column."""
     from robust_nas import tables
@@ -107,7 +107,7 @@ def pareto(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
     CSV,
 )
 def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
-    """Print whether architectures differ by more than chance."""
+    """Test whether architectures differ by more than chance."""
     from robust_nas import tables
     from robust_nas.tables import answers
 
@@ -124,7 +124,7 @@ def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
     argument("--json", action="store_true", help="print JSON, with fractions"),
 )
 def stats(table: str, words: Sequence[str], plots: Path | None, json: bool) -> None:
-    """Print how columns are distributed and related, how noisy they are, and which operations matter."""
+    """Print the columns' distributions, correlations and noise, and the effects of operations."""
     from robust_nas import tables
     from robust_nas.tables import answers
 
@@ -140,7 +140,7 @@ def stats(table: str, words: Sequence[str], plots: Path | None, json: bool) -> N
 
 @app.command(TABLE, argument("--out", type=Path, required=True, metavar="FILE", help="the page, FILE.html"))
 def explore(table: str, out: Path) -> None:
-    """Write one page to look around in a table; it needs no network."""
+    """Write one page to explore a table; it needs no network."""
     from robust_nas import tables
     from robust_nas.report import explorer
 

@@ -84,8 +84,8 @@ def _masking(contents: Measurements) -> Content:
         ]
         for passed in (False, True)
     )
-    failed = [element("p", "What failed:"), element("ul", failures)] if failures else None
-    more = element("details", element("summary", "What the passed checks found"), element("ul", details, class_="note"))
+    failed = [element("p", "Failed:"), element("ul", failures)] if failures else None
+    more = element("details", element("summary", "Details of passed checks"), element("ul", details, class_="note"))
     return [scroll(table, "Checks for gradient masking"), failed, more if details else None]
 
 

@@ -100,7 +100,7 @@ def _single(contents: Measurements, models: Sequence[str], threat: Threat) -> Co
         )
         figures.append(element("figure", element("h3", title), figure))
     note = (
-        "With what is certified, the axis is linear up to the smallest radius and logarithmic from there on. The open "
+        "In plots with certificates, the axis is linear up to the smallest radius, then logarithmic. The open "
         "diamond is the worst case over all attacks with its 95 % interval. Between the certified and the attacked "
         "curve, nothing is known."
     )
@@ -132,8 +132,8 @@ def confusion(contents: Measurements) -> Content:
         return None
     each = "at any threat model " if len(contents.threats) > 1 else ""
     note = (
-        f"What the images of each class are read as under attack. An image that withstands all attacks {each}counts "
-        "as its own class, any other as what the first attack that broke it made of it."
+        f"Predictions for the images of each class under attack. An image that withstands all attacks {each}counts as "
+        "its own class, any other as the class that the first successful attack gave it."
     )
     if largest <= MAX_CLASSES:
         note += " A row is a class and its numbers are percentages of its images; blue is correct, orange is wrong."

@@ -49,8 +49,8 @@ def _table(contents: Measurements, method: str | None) -> Html:
         second += [_head(f"{EPSILON} = {format_pixels(epsilon)}") for epsilon in radii]
     over = f"Every number is over {shared} images" if shared else "n is the number of images"
     caption = (
-        f"Accuracy in % with its 95 % Wilson interval. {over}; {DASH} marks what was not run. The worst case counts "
-        "an image as correct only if it withstands every attack that was run on that model"
+        f"Accuracy in % with its 95 % Wilson interval. {over}; {DASH} marks a missing measurement. The worst case "
+        "counts an image as correct only if it withstands every attack that was run on that model"
     )
     caption += " at that threat model, the union only if it withstands those of all threat models." if several else "."
     return element(

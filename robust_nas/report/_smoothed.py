@@ -15,9 +15,8 @@ from robust_nas.report.findings import percent
 def smoothed(contents: Contents) -> Content:
     """Return a table for each noise that smoothed classifiers were certified with; nothing if there is none."""
     note = (
-        "A smoothed classifier answers as its network does most often under Gaussian noise, and abstains where that is "
-        "not clear. These numbers are of it, not of the network: what attacks and bounds say of that, they do not say "
-        "of it."
+        "A smoothed classifier gives its network's most frequent answer under Gaussian noise, and abstains where "
+        "that is not clear. These numbers are of the smoothed classifier. Attacks and bounds are of the network."
     )
     tables = [scroll(_table(contents, found), "Smoothed classifiers") for found in contents.smoothed]
     return [element("p", note, class_="note"), *tables] if tables else None

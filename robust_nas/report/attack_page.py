@@ -43,7 +43,7 @@ def page(contents: AttackContents) -> Html:
         ("Confusion under attack", confusion(contents)),
         ("Adversarial examples", examples(contents)),
         ("Checks", checks(contents)),
-        ("What was and was not measured", explained(_limits(contents))),
+        ("Limits of the measurements", explained(_limits(contents))),
         ("Configuration and environment", setup(contents, "attack.toml", facts, seconds)),
     )
     return frame(contents, _header(contents), sections)
@@ -100,8 +100,8 @@ def _limits(contents: AttackContents) -> list[tuple[str, str]]:
         *about_attacks(contents),
         (
             "Models",
-            "The models were attacked as they were given. How they were trained and chosen is not known here: if "
-            f"{split_of(contents)} images were looked at for it, all accuracies are optimistic.",
+            "The models were attacked as they were given. Their training and selection are not known here: if "
+            f"these used {split_of(contents)} images, all accuracies are optimistic.",
         ),
         (
             "Seeds",

@@ -309,8 +309,8 @@ def _about_smoothing(contents: Contents) -> str:
     failures = enumerate_in_words(sorted({f"{found['failure']:g}" for found in contents.smoothed}))
     return (
         f"Each certificate of a smoothed classifier may be wrong with a probability of up to {failures}, by the noise "
-        "that was drawn, and each is about real numbers, while networks compute in float32. Whoever wants what is "
-        "certified has to answer with the smoothed classifier, at the price of its samples."
+        "that was drawn, and each is about real numbers, while networks compute in float32. Only "
+        "the smoothed classifier's own answers are certified, at the price of its samples."
     )
 
 
@@ -328,5 +328,5 @@ def _about_selection(contents: Contents) -> str:
     measured = contents.attacked or contents.certified or contents.smoothed
     text += "test images only measured. " if measured else "test images have not been looked at. "
     if contents.joined:
-        text += "The runs that the networks come from have chosen on validation images before. "
-    return text + "Validation accuracies are of what was selected on them, so they are optimistic."
+        text += "The networks' own runs chose on validation images before. "
+    return text + "Validation accuracies are optimistic, since the same images selected."

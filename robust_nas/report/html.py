@@ -69,7 +69,7 @@ def page(contents: Contents) -> Html:
         ("Ensemble", _ensemble(contents)),
         ("Smoothed classifiers", smoothed(contents)),
         ("Checks", checks(contents)),
-        ("What was and was not measured", explained(limits(contents))),
+        ("Limits of the measurements", explained(limits(contents))),
         ("Configuration and environment", _setup(contents)),
     )
     return frame(contents, _header(contents), sections)
@@ -89,7 +89,7 @@ def _header(contents: Contents) -> Html:
     )
 
 
-# What was found ------------------------------------------------------------------------------------------------------
+# Results -------------------------------------------------------------------------------------------------------------
 
 
 def _architectures(contents: Contents) -> Content:
@@ -175,7 +175,7 @@ def _candidates(contents: Contents) -> Content:
         if not measured
         else "The candidates: the most probable architectures that compute different functions, then by "
         f"{kinds[-1]} accuracy with the supernet's weights on {derive.get('num_validation', '?')} validation images. "
-        "Inherited weights rank, they do not predict the accuracy after training. Those with a rank were trained."
+        "Inherited weights do not predict the accuracy after training. Those with a rank were trained."
     )
     if "transfer_rate" in shares:
         heads.append("Transfer, %")
@@ -430,7 +430,7 @@ def _comparison(contents: Contents) -> Content:
         rows.append(element("tr", element("th", measurement, scope="row"), cells))
     heads = [column_head("Ensemble, in points"), *(column_head(f"over {name}") for name in compared)]
     caption = (
-        "What the ensemble gains. An asterisk marks a difference whose two 95 % intervals do not overlap; the others "
+        "The gain of the ensemble. An asterisk marks a difference whose two 95 % intervals do not overlap; the others "
         "may be chance. Worst cases are left out: they may be over different attacks."
     )
     table = element(
@@ -446,7 +446,7 @@ def _points(item: Difference | None) -> str:
     return f"{text}*" if item.apart else text
 
 
-# What it rests on ----------------------------------------------------------------------------------------------------
+# Sources -------------------------------------------------------------------------------------------------------------
 
 
 def _setup(contents: Contents) -> Html:
