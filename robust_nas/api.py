@@ -83,7 +83,7 @@ def train(
     Args:
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
             of `data`. A module is trained in place, from the weights that it has.
-        method: how examples are crafted and what the loss is; `pgd_at`, if neither it nor a recipe is given.
+        method: the training method, with its examples and its loss; `pgd_at`, if neither it nor a recipe is given.
         frozen_members: trained models: the new one is trained for what it adds to an ensemble with them. Their
             parameters lose their gradients.
         recipe: whose [train] section gives what is not given here.
@@ -173,7 +173,7 @@ def evaluate(
 
     Args:
         batch_size: images in a chunk; the outcome of an image depends on the chunk's number.
-        folder: where the result is saved as evaluation.json and evaluation.parquet under `name`, beside other models'
+        folder: for the result, saved as evaluation.json and evaluation.parquet under `name`, beside other models'
             results; finished chunks are kept in its `checkpoints`, so that an interrupted call goes on.
 
     Raises:
@@ -287,8 +287,8 @@ def run(
     Args:
         name: a recipe's name, a path to a .toml file, or a folder with images.
         overrides: `key=value` assignments, which may name code.
-        out: where the run folder is made.
-        data_root: where the data set's files are.
+        out: the folder for the run folder.
+        data_root: the folder of the data set's files.
         allow_code: whether what else is not robust-nas's own is run where the recipe's file names it.
     """
     with allowing_code(allow_code):

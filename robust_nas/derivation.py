@@ -53,14 +53,14 @@ class Derivation:
             "samples" ranks architectures that are drawn from the posterior; "perturbation" chooses first what is left
             when, edge by edge, the operation stays without which the supernet is worst under attack (DARTS-PT,
             arXiv:2108.04392, without its fine-tuning), and ranks the next ones of the posterior.
-        pool: how many architectures there are to choose from, no two of one function.
+        pool: number of architectures to choose from, no two of one function.
         num_images: validation images that rank them, the first ones; all, if not given.
         attack: attacks the candidates, which are ranked by their accuracy under it.
         bound: certifies the candidates, which are then ranked by their certified accuracy.
         calibration_batches: training batches over which a candidate's batch-norm statistics are measured anew: those
             of the supernet belong to the mixture.
         batch_size: of these batches.
-        diversity: how much a transfer rate weighs against accuracy: after the first one, the candidate is chosen next
+        diversity: weight of a transfer rate against accuracy: after the first one, the candidate is chosen next
             whose accuracy (certified, or under attack), less `diversity` times its mean transfer rate with those
             chosen so far, is highest. With 0, transfer is not measured.
 

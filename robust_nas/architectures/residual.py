@@ -30,7 +30,7 @@ class ResidualArchitecture:
         widths: of each stage, its blocks' output channels.
         kernel: pixels a side of the blocks' convolutions (of the middle one, in a bottleneck); odd.
         activation: "relu", "silu", "gelu" or "softplus".
-        norm: what comes before activations: "batch", "group", "instance" or "none".
+        norm: the normalisation before activations: "batch", "group", "instance" or "none".
         se: the squeeze-and-excitation at the end of every block: "none", or "relu", by the activation inside it.
         block: "basic", two convolutions; or "bottleneck", three, of which the first and the last are of one pixel.
         stem: channels of the first convolution.

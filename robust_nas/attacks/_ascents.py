@@ -26,8 +26,8 @@ class Ascent:
         against: [B, ...], what the loss compares the logits with.
         ball: the allowed points around `images`.
         loss: of logits and `against`.
-        copies: how often the same images are in the batch, one after the other, for a target each. What an earlier copy
-            of an image has fooled need not be fooled by a later one.
+        copies: number of copies of the same images in the batch, one after the other, for a target each. An image that
+            an earlier copy has fooled need not be fooled by a later one.
     """
 
     start: Tensor
@@ -50,7 +50,7 @@ class Ascents:
         attack: for error messages.
         restarts: random starts per target.
         loss: a key of `LOSSES`.
-        targets: how many of the next best classes to aim at, one after the other; 0 for none.
+        targets: number of next best classes to aim at, one after the other; 0 for none.
         random_start: whether ascents begin at random points of the ball, or at the images.
         first: points of the ball [B, C, H, W] at which the first restart begins instead.
 

@@ -41,7 +41,7 @@ class FAB(Minimising):
         steps: of one run.
         restarts: runs per target; the first starts at the image, the others at random points half as far away as the
             nearest misclassified one of the runs before (epsilon, where none is nearer).
-        targets: how many of the classes with the next largest logits to aim at, each in runs of its own.
+        targets: number of classes with the next largest logits to aim at, each in runs of its own.
 
     Raises:
         InputError: for a value outside its range.

@@ -30,7 +30,7 @@ class Transfer(Attack):
         surrogates: the other models, [0, 1] images to logits. In a recipe, what `intake.load_models` takes: run folders
             of ours (all their trained models), single weights in one, such as
             "runs/2026-01-31-digits-4f2a/checkpoints/model-1.safetensors", and the names of other models.
-        attack: what is run on them; one that needs gradients may, as theirs are known.
+        attack: the attack on them; one that needs gradients may, as theirs are known.
     """
 
     surrogates: tuple[ModelName | InstanceOf[nn.Module], ...] = ()

@@ -64,7 +64,7 @@ class Affine(Node):
         parents: those.
         pull: the adjoint of its linear part.
         push: its linear part.
-        constant: what is added, shaped to go with the value; None for nothing.
+        constant: the added constant, shaped to go with the value; None for nothing.
         reads: tensors of the network that `pull`, `push` and `constant` read.
     """
 

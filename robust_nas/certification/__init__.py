@@ -54,7 +54,7 @@ class Certification:
             exact arithmetic.
         rounding: [N], float64: how much of it the network's own arithmetic may take (`bounds._rounding`).
         clean_correct: [N] booleans: whether the image itself is classified correctly.
-        seconds: what the bounds took, on all processes together.
+        seconds: duration of the bounds, on all processes together.
         methods: N names: the kind of bound that proved most about an image.
         seconds_each: [N], float64: the part of `seconds` that is an image's, in equal shares of its chunk's.
     """

@@ -46,8 +46,8 @@ class Commands:
     """A program, or a part of one, that consists of commands.
 
     Args:
-        program: what the user types before a command.
-        about: what it is for, in a sentence.
+        program: the word before a command.
+        about: its purpose, in a sentence.
         epilog: the last line of its help.
     """
 

@@ -59,7 +59,7 @@ def check_code(name: str, where: str) -> None:
 
     Args:
         name: the name, as it came.
-        where: what names it, such as a key.
+        where: the place that names it, such as a key.
     """
     if not isinstance(name, Named) and not _ALLOWED.get():
         raise InputError(
@@ -145,7 +145,7 @@ class Group:
 
         Args:
             name: the name, as it came.
-            where: what names it, such as a key.
+            where: the place that names it, such as a key.
 
         Raises:
             InputError: if it is refused, or for what `get` raises.

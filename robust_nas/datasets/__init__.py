@@ -255,10 +255,10 @@ class Dataset:
     """A data set's three splits.
 
     Args:
-        name: what results on it are called.
+        name: its name in results.
         classes: the classes' names, in the order of the labels.
         train: in memory or in files.
-        notes: what is suspicious about the images, such as test images that are training images too.
+        notes: suspicious signs in the images, such as test images that are training images too.
 
     Raises:
         InputError: for labels that are no places in `classes`.

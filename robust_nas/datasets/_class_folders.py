@@ -37,11 +37,11 @@ class ClassFolders:
     """The image files of a folder of class folders, in sorted order.
 
     Args:
-        folder: where they are.
+        folder: their folder.
         classes: the class folders' names.
         paths: [N].
         labels: [N], places in `classes`.
-        notes: what was left out.
+        notes: the files that were left out.
     """
 
     folder: Path

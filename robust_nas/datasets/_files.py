@@ -49,7 +49,7 @@ class ImageFiles:
         workers: processes that decode, each two batches ahead, which lie in shared memory; 0 decodes in this one. What
             is given out is the same for any number.
         statistics: mean and standard deviation of each channel, [3] each, where they are known.
-        device: where images are given out.
+        device: the device that images are given out on.
 
     Raises:
         InputError: if `size` or `workers` is too small.

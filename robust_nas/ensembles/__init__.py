@@ -34,7 +34,7 @@ class EnsembleWeights:
         weights: w, [T], float64, at least 0, with sum 1.
         scales: Z, [T], float64, above 0: what each member's logits are divided by.
         objectives: the objective at the start and after every step of the rule; the last one is the result's.
-        lower: what the objective is at least for any weights of the members kept, or None if the rule does not know.
+        lower: a lower bound of the objective for any weights of the members kept, or None if the rule does not know.
     """
 
     weights: Tensor

@@ -23,7 +23,7 @@ class Minimum:
     Args:
         weights: w, [T], 0 for the members that are not on the face.
         objectives: the least objective so far, at the start and after every step.
-        lower: what the objective is at least on the face, or None if the solver does not know.
+        lower: a lower bound of the objective on the face, or None if the solver does not know.
     """
 
     weights: Array
@@ -48,7 +48,7 @@ class CuttingPlanes:
     Planes are kept: they are below the objective on every face of the simplex.
 
     Args:
-        objective: what is minimised.
+        objective: the function to minimise.
         tolerance: the gap between the least objective found and the lower bound at which the search ends, for
             objectives above 1 as a share of them.
         most: points on one face at which the objective is evaluated.

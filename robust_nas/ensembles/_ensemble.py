@@ -175,7 +175,7 @@ class Ensemble(nn.Module):
         """Return the ensemble that `save` wrote, on the CPU and in evaluation mode.
 
         Args:
-            folder: where it is.
+            folder: its folder.
             members: modules to load the weights into, in the saved order; needed for those that cannot be made again.
             allow_code: whether modules and files of one's own are run that the folder names.
 

@@ -51,7 +51,7 @@ class MarginHinge:
             are a box: its centre and radius, [N, D] each, float64.
         threat: the ball.
         hinge: "target" or "example".
-        num_terms: what the sum of hinges is divided by: the pairs or the images, those that are not evaluated included.
+        num_terms: the divisor of the sum of hinges: the pairs or the images, those that are not evaluated included.
         chunks: the pairs that are evaluated together; an image's are in one chunk.
         parts: the same, cut where a group of terms ends, and the group.
     """

@@ -97,7 +97,7 @@ class RobBoost:
 
         Args:
             bounds: the members' bounds.
-            threat: what they hold for.
+            threat: the threat model that they hold for.
             parameters: of every member; needed where they are limited.
             multiply_adds: of every member for one image; needed where they are limited.
 

@@ -59,7 +59,7 @@ class AttackOutcome:
 
     Args:
         label: the attack's name, with the settings that tell it from another of the same name.
-        threat: what it was allowed.
+        threat: its threat model.
         correct: [N] booleans: the image was classified correctly and still is after the attack.
         predictions: [N] int64: what is predicted after the attack; of an image that was wrong before, what was.
         seconds: wall time.
@@ -83,7 +83,7 @@ class Evaluation:
         labels: [N], int64.
         clean_predictions: [N], int64.
         attacks: one entry per threat model and attack, in the order asked for.
-        notes: what is suspicious about the model, where it was looked at.
+        notes: suspicious signs in the model, where it was checked.
     """
 
     threats: tuple[ThreatModel, ...]
@@ -261,9 +261,9 @@ def evaluate(
     An attack that can stop early does: of a sample only its survival is of interest.
 
     Args:
-        threat: what the attacks are allowed; several threat models are evaluated one after the other.
+        threat: the attacks' threat model; several of them are evaluated one after the other.
         attacks: attacks, or the names of attacks with their default settings.
-        labels: what the attacks are called in the result, and seeded by; `attack_labels` of them, if not given.
+        labels: the attacks' names in the result, which also seed them; `attack_labels` of them, if not given.
         batch_size: images in a chunk, the unit of work of one process.
         seed: root of the attacks' seeds; the stage's seed if not given.
         stage: shows progress, shares the chunks out among processes and keeps every finished round of them; after an

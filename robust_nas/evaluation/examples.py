@@ -38,7 +38,7 @@ def strongest_examples(
     The surest of every class come first, then every class's second, and so on. In one process.
 
     Args:
-        num_images: how many of `data` are looked at, the first ones.
+        num_images: number of images of `data` to look at, the first ones.
 
     Returns:
         "originals" and "adversarial" [M, C, H, W], "labels", "predictions" and "clean_predictions" [M] with

@@ -42,7 +42,7 @@ class MaskingCheck:
     """One check for gradient masking (after Athalye et al. 2018, arXiv:1802.00420, section 3.1).
 
     Args:
-        check: what a trustworthy evaluation must show, as a sentence.
+        check: the sign of a trustworthy evaluation, as a sentence.
         passed: whether it does.
         detail: the numbers.
     """
@@ -69,7 +69,7 @@ def masking_checks(
 
     Args:
         seed: of the choice of images and of the attacks; the stage's seed if not given.
-        num_images: how many random images of `data` are used, to keep the checks cheap.
+        num_images: number of random images of `data`, few to keep the checks cheap.
         queries: forward passes per image of the black-box attack.
         stage: shares the work out among processes; nothing is kept.
     """
@@ -215,8 +215,8 @@ def _stronger_beyond_chance(one: Tensor, other: Tensor) -> bool:
     about those near the edge of what is possible, for one attack as often as for the other.
 
     Args:
-        one: which images the first attack leaves, [B] booleans.
-        other: which images the second attack leaves, [B] booleans.
+        one: the images that the first attack leaves, [B] booleans.
+        other: the images that the second attack leaves, [B] booleans.
     """
     only_one, only_other = int((~one & other).sum()), int((one & ~other).sum())
     differ = only_one + only_other

@@ -43,7 +43,7 @@ class Assessment:
 
     Args:
         evaluation: every attack's outcome on every image, those of the curve and of the nearest examples included.
-        distortions: how far the nearest adversarial examples are, for every norm; none, if they were not looked for.
+        distortions: distances of the nearest adversarial examples, for every norm; none, if they were not looked for.
         curve: accuracy over epsilon, as `Curve.points` gives it, for every norm.
         masking: the checks for gradient masking, with the threat model that each was made at.
     """

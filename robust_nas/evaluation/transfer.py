@@ -26,8 +26,8 @@ def transfers(
 
     Args:
         networks: P networks, in evaluation mode.
-        images: what is attacked.
-        threat: what the attack is allowed.
+        images: the attacked images.
+        threat: the attack's threat model.
         attack: makes the examples.
         stage: the place in the run; its seed is the root of the attack's.
 

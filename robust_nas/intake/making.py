@@ -41,7 +41,7 @@ def make(table: Mapping[str, Any], where: str) -> nn.Module:
 
     Args:
         table: from a file, so that code in it is refused unless `registry.check_code` lets it pass.
-        where: what names it.
+        where: the place that names it.
 
     Raises:
         InputError: if it is refused, cannot be made, or could not be described.

@@ -33,7 +33,7 @@ class Normalised(nn.Module):
     Args:
         mean: of each channel, or one number for all.
         std: likewise.
-        source: what asks for this normalisation, for a note; nothing, if the user did.
+        source: the origin of this normalisation, for a note; nothing, if the user did.
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], source: str = "") -> None:
@@ -79,8 +79,8 @@ def prepared(model: nn.Module, *, normalise: str | None = None, outputs: Outputs
     """Return the model as one from [0, 1] images to logits.
 
     Args:
-        normalise: what its pixels are normalised by: a name in NORMALISATIONS, "MEAN,STD" or "M1,M2,M3/S1,S2,S3".
-        outputs: what its outputs are.
+        normalise: the normalisation of its pixels: a name in NORMALISATIONS, "MEAN,STD" or "M1,M2,M3/S1,S2,S3".
+        outputs: the kind of its outputs.
 
     Raises:
         InputError: for an unknown normalisation or kind of outputs.

@@ -52,7 +52,7 @@ class Exported:
     Args:
         path: the file.
         opset: the version of its operations.
-        operations: how many there are of each kind.
+        operations: number of operations of each kind.
         num_classes: K.
         num_points: images that both runtimes were given.
         largest_difference: between their logits; at most `TOLERANCE` times the largest logit.

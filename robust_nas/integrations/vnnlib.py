@@ -146,7 +146,7 @@ def write_benchmark(
         threats: linf balls.
         folder: gets its name when all of it is written; an earlier export there is replaced.
         timeout: seconds per instance.
-        about: where models and images are from, for export.json.
+        about: the origin of models and images, for export.json.
 
     Returns:
         The contents of export.json.

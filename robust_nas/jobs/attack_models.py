@@ -55,11 +55,11 @@ class AttackedModels:
     """Models, what they are attacked on, and with what.
 
     Args:
-        models: what `intake.load_models` takes: run folders, weights files, "module:attribute", "torchvision:NAME"; or
+        models: names for `intake.load_models`: run folders, weights files, "module:attribute", "torchvision:NAME"; or
             folders of saved ensembles.
         data: whose test images are attacked.
         threats: the threat models; of several, the average and the worst-case union are reported too.
-        normalise: what the models expect of pixels, if they do not normalise them themselves: a name such as
+        normalise: the pixels that the models expect, if they do not normalise them themselves: a name such as
             "imagenet", or mean and deviation.
         outputs: whether the models give logits, or probabilities, of which the logarithm is attacked.
         evaluation: the attacks and their settings.

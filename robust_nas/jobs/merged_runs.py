@@ -43,7 +43,7 @@ class Member:
         name: the model's name in it.
         space: its space.
         architecture: its architecture string.
-        record: what train.json says about it.
+        record: its entry in train.json.
     """
 
     run: Path

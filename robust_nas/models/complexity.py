@@ -27,8 +27,8 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
     """Build modules that fit into the machine's memory; what does not is refused before its memory is touched.
 
     Args:
-        what: what is built, for the message.
-        copies: how often its values are held: in training as weights, gradients, momentum, and those of the best epoch.
+        what: the thing to build, for the message.
+        copies: number of copies of its values: in training, weights, gradients, momentum, and those of the best epoch.
 
     Raises:
         InputError: as soon as the parameters would take more than there is.

@@ -19,7 +19,7 @@ class MixtureBatchNorm2d(nn.Module):
     """Two batch norms, weights included, of which one is in use.
 
     Args:
-        norm: what both begin as.
+        norm: the start of both.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:

@@ -23,7 +23,7 @@ class CRoZe:
     Layers are convolutions and linear layers, where the authors' code counts cells.
 
     Args:
-        shift: how far each layer's weights move, relative to their length (the authors' code: 0.1).
+        shift: length of each layer's shift of weights, relative to their length (the authors' code: 0.1).
         learning_rate: of the one step of gradient descent after which weights are compared; the paper leaves it open.
 
     Raises:

@@ -28,10 +28,10 @@ class RobustNTK:
     time around what the first one found. f and batch norm are as in `ntk`; the statistics are those of the clean batch.
 
     Args:
-        error: which error's kernel: "robust" or "clean".
+        error: the error of the kernel: "robust" or "clean".
         b: the weight of the robust loss, in [0, 1]. With 0, "clean" is `ntk`, and "robust" its kernel of attacked
             images.
-        attack: what makes the adversarial images.
+        attack: the attack that makes the adversarial images.
         measure: "min_eigenvalue", or "condition_number": its reciprocal, so that larger is better.
         chunk_size: images that are differentiated together: memory, not the result.
 

@@ -102,7 +102,7 @@ def certification_from(
         method: a kind of bound, with settings as in "auto[memory=4]"; or "smoothing[sigma=0.25]", which is no bound of
             the network: the plan is one for its smoothed classifier, and takes only the number of images from `plan`.
         memory: GiB that the bound may take.
-        images: how many of the test images.
+        images: number of test images.
 
     Raises:
         InputError: for what is no radius, kind of bound or setting.
@@ -158,7 +158,7 @@ class Recipe:
 
     Args:
         version: the form of this configuration.
-        name: what the run is called.
+        name: the run's name.
         seed: of everything that is drawn in the run; the data set's splits do not depend on it.
         device: "auto", "cpu" or "cuda".
         threads: threads per process on the CPU; torch's choice if not given. Small networks are fastest with one.
@@ -230,7 +230,7 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
     Args:
         name: a recipe's name, a path to a .toml file, or a folder with images (the recipe `folder`).
         overrides: `key=value` assignments.
-        data_root: where the data set's files are; the same as overriding `data.root`.
+        data_root: the folder of the data set's files; the same as overriding `data.root`.
 
     Raises:
         InputError: for an unknown recipe or a mistake in it.

@@ -19,7 +19,7 @@ class DirichletRelaxation(Relaxation):
     no part in a sample; the rest of a Dirichlet sample, renormalised, is a Dirichlet sample of the rest.
 
     Args:
-        sharpness: what concentrations are divided by when a mixture is sampled. The mean stays; samples above 1 are
+        sharpness: divisor of concentrations when a mixture is sampled. The mean stays; samples above 1 are
             sparser, near to single operations at 10.
     """
 

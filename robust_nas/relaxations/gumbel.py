@@ -13,7 +13,7 @@ class GumbelRelaxation(Relaxation):
     """softmax((log softmax(alpha) + g) / temperature) with g standard Gumbel: near a draw from softmax(alpha).
 
     Args:
-        temperature: where 0 is the draw itself.
+        temperature: of the softmax; 0 is the draw itself.
         hard: the mixture is the drawn operation alone, and its gradient that of the softmax (GDAS); the softmax itself,
             if not (SNAS).
     """

@@ -29,8 +29,8 @@ class Measurements:
         path: the folder.
         config_text: its settings, word for word.
         config: the same, read.
-        environment: what environment.json says.
-        evaluation: what evaluation.json says, or None.
+        environment: the contents of environment.json.
+        evaluation: the contents of evaluation.json, or None.
         examples: for each model that has some, its adversarial examples.
     """
 

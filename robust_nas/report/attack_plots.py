@@ -42,7 +42,7 @@ def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | Non
     Args:
         rows: each model's name, and its "clean", "attacked" and "certified" accuracy with `low` and `high`, or None.
         key: makes the ids of one figure differ from those of the others on the page.
-        name: what the figure is called for those who cannot see it.
+        name: the figure's name for those who cannot see it.
     """
     figure, axes = figure_of(_WIDTH, 34 + 44 * len(rows))
     for index, (title, values) in enumerate(rows):
@@ -66,7 +66,7 @@ class Curve:
 
     Args:
         place: the model's place among all of the page, which is its colour and marker in every figure.
-        title: what the model is called.
+        title: the model's title.
         points: "epsilon" and "accuracy", and "low" and "high" if there are intervals; ascending.
         worst: the worst case over all attacks, by radius.
     """
@@ -85,7 +85,7 @@ def robustness_plot(curves: Sequence[Curve], threat_epsilons: Sequence[float], k
         curves: one per model; its name stands beside its end.
         threat_epsilons: the threat models' radii, marked by dotted lines.
         key: makes the ids of one figure differ from those of the others on the page.
-        name: what the figure is called for those who cannot see it.
+        name: the figure's name for those who cannot see it.
     """
     height = max(265, 70 + 15 * len(curves))
     figure, axes = figure_of(_WIDTH, height)
@@ -164,7 +164,7 @@ def _readable(radii: Sequence[float], pixels: float) -> list[float]:
 
     Args:
         radii: in the order of importance.
-        pixels: how many a radius of 1 is long.
+        pixels: number of pixels of a radius of 1.
     """
     chosen: list[float] = []
     for radius in radii:
@@ -194,7 +194,7 @@ def epsilon_plot(
         worst: the worst case over all attacks at `threat_epsilon`, if it was measured.
         threat_epsilon: the threat's radius, marked by a line.
         key: makes the ids of one figure differ from those of the others on the page.
-        name: what the figure is called for those who cannot see it.
+        name: the figure's name for those who cannot see it.
     """
     figure, axes = figure_of(340, 230)
     curve = [(point["epsilon"], point["accuracy"]) for point in points if point["epsilon"] > 0]
@@ -245,7 +245,7 @@ def confusion_plot(counts: Sequence[Sequence[int]], classes: Sequence[str], key:
         counts: [K][K] images of each class (row) that are read as what (column).
         classes: the classes' names, K of them.
         key: makes the ids of one figure differ from those of the others on the page.
-        name: what the figure is called for those who cannot see it.
+        name: the figure's name for those who cannot see it.
     """
     import numpy as np
     from matplotlib.patches import Rectangle

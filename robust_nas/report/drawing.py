@@ -42,10 +42,10 @@ def draw_cell(architecture: Architecture, operations: Sequence[str], key: str, n
     target goes nowhere) is grey. Every other edge is a group with the id `KEY-edge-SOURCE-TARGET`.
 
     Args:
-        architecture: what to draw.
+        architecture: the architecture to draw.
         operations: the space's operations, for the colours.
         key: makes the ids of one figure differ from those of the others on the page.
-        name: what the figure is called for those who cannot see it.
+        name: the figure's name for those who cannot see it.
     """
     labels = {0: "in", architecture.num_nodes - 1: "out"}
     return _draw(architecture.edges, labels, _live_edges(architecture.graph()), operations, key, name)

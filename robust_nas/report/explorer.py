@@ -97,7 +97,7 @@ def write_explorer(table: Table, path: Path, *, title: str | None = None, caveat
     Args:
         table: an open table.
         path: the page's file.
-        title: what the page calls the table; its name, if not given.
+        title: the table's title on the page; its name, if not given.
         caveats: sentences at the top of the page; those of the table's card, if not given.
 
     Raises:

@@ -133,7 +133,7 @@ class Difference:
     """The gain of the ensemble over another model, on one measurement that both have.
 
     Args:
-        measurement: what was measured.
+        measurement: the measurement.
         points: the ensemble's accuracy minus the other's, in points of a percent.
         apart: whether the two 95 % intervals do not overlap.
     """

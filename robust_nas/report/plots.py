@@ -109,9 +109,9 @@ def to_svg(figure: Figure, key: str, name: str) -> Html:
     """Return a figure as inline SVG.
 
     Args:
-        figure: what to draw.
+        figure: the figure to draw.
         key: goes before every id in it, so that several figures can share a page.
-        name: what the figure is called for those who cannot see it.
+        name: the figure's name for those who cannot see it.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

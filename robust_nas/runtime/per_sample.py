@@ -57,7 +57,7 @@ class Consistency:
     """Whether certified <= attacked <= clean held.
 
     Args:
-        comparisons: how many pairs of outcomes of one image were compared.
+        comparisons: number of compared pairs of outcomes of one image.
         violations: a sentence for each pair of measurements that contradicts the order.
         contradictions: the same, where one of them is a proof.
         per_image: whether attack outcomes and certificates could be compared image by image at some radius.

@@ -278,7 +278,7 @@ class Stage:
         name: the stage's name, such as "search" or "train-0"; also the root of its seeds.
         seed: the run's seed.
         world: the processes at work.
-        progress: what shows how far the stage is.
+        progress: the display of the stage's progress.
         folder: the run folder, or None.
     """
 

@@ -71,10 +71,10 @@ def queries(
     The caller takes as many as its budget allows: nothing is measured that is not taken.
 
     Args:
-        sampler: what chooses.
-        space: where it chooses.
+        sampler: the sampler.
+        space: the space that it chooses in.
         measure: returns an architecture's values, one per objective, the higher the better.
-        num_objectives: how many values that is.
+        num_objectives: number of these values.
         seed: the search's seed.
     """
     questions = Questions(sampler, space, num_objectives, seed)
@@ -88,9 +88,9 @@ class Questions:
     """A sampler's questions, every class of architectures once; several may be open, answered in their order.
 
     Args:
-        sampler: what chooses.
-        space: where it chooses.
-        num_objectives: how many values an answer has.
+        sampler: the sampler.
+        space: the space that it chooses in.
+        num_objectives: number of values in an answer.
         seed: the search's seed.
     """
 

@@ -50,8 +50,8 @@ def expected_hypervolume_improvement(
         std: their standard deviations, [N, m].
         measured: the objectives of what is measured, [n, m].
         reference: below all of them, in every objective.
-        num_draws: how many draws the mean is over.
-        generator: what draws.
+        num_draws: number of draws in the mean.
+        generator: the generator of draws.
     """
     num_objectives = mean.shape[1]
     total = np.zeros(len(mean))

@@ -38,11 +38,11 @@ class SearchResult:
     """The result of a search: its probabilities.
 
     Args:
-        space: what was searched.
+        space: the searched space.
         probabilities: for each edge, the posterior mean weight of each operation; [E][O], rows sum to 1, or to less
             where architectures may lack the edge.
         supernet: the trained supernet, whose weights an architecture can inherit, or None.
-        record: what `search.json` says about the search.
+        record: the search's record in `search.json`.
         measured: the architectures that the search has measured, best first; None for a search that measures none.
     """
 

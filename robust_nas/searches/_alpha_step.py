@@ -24,8 +24,8 @@ class AlphaStep:
 
     Args:
         weights: the other level, of which a second-order gradient looks one step ahead.
-        cost: what the space's networks cost, where there is a limit.
-        anchor: what holds the mixtures near their start.
+        cost: the cost of the space's networks, where there is a limit.
+        anchor: the anchor of the mixtures to their start.
     """
 
     def __init__(

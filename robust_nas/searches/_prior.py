@@ -35,7 +35,7 @@ class Prior:
         proxy: the score.
         architectures: random ones that are scored.
         batch_size: training images that they are scored on.
-        strength: what effects are multiplied by before they are added to alpha.
+        strength: factor of effects before they are added to alpha.
 
     Raises:
         InputError: for a value outside its range.

@@ -146,7 +146,7 @@ class Cost:
 
     Args:
         space: the space.
-        fixed: what all have: stem, reductions, classifier.
+        fixed: the cost that all have: stem, reductions, classifier.
         operations: [E, O], what an operation on an edge adds, in all cells together.
     """
 

@@ -29,7 +29,7 @@ class Objective(Section):
     Args:
         epochs: passes over the training split.
         batch_size: global batch of either level.
-        objective: what both levels minimise: a training method, with its examples and its loss. `standard` searches on
+        objective: of both levels: a training method, with its examples and its loss. `standard` searches on
             clean images, `pgd_at` on adversarial ones, `ibp` on a bound of the loss over the ball.
         hold_sample: whether the loss uses the mixture that its examples were crafted against, or a fresh one.
     """
@@ -77,7 +77,7 @@ class WeightSettings(Section):
 
     Args:
         learning_rate: of the weights (SGD, momentum 0.9), falling to `final_learning_rate` along a cosine.
-        final_learning_rate: where the cosine ends.
+        final_learning_rate: the end of the cosine.
         weight_decay: of the weights.
         gradient_clip: largest norm of the weights' gradient; alpha's gradient has no part in it.
     """
@@ -107,8 +107,8 @@ class AlphaSettings(Section):
         anchor_scale: the weight of |alpha|^2 / 2, which holds the mixtures near their start.
         smoothness: a regulariser of alpha's loss: the curvature of the loss, or the Jacobian, at the images.
         resource: a limit on what the expected network costs, which alpha pays for or keeps to.
-        prior: where alpha starts: what a score of untrained networks says of the operations; near 0, if not given.
-        watch: what tells that the search collapses, and what is done then; nothing, if not given.
+        prior: the start of alpha, by a score of untrained networks for each operation; near 0, if not given.
+        watch: the monitor of collapses and its reaction; none, if not given.
     """
 
     alpha_learning_rate: float = 3e-4
@@ -209,7 +209,7 @@ class Validation(Section):
 
     Args:
         validation_attack: attacks the supernet at the mean mixture after each epoch.
-        validation_images: how many of the validation split that is for, the first ones; all, if not given.
+        validation_images: number of validation images for that, the first ones; all, if not given.
     """
 
     validation_attack: Attack = field(default_factory=lambda: PGD(steps=10))

@@ -19,7 +19,7 @@ class Stages:
     """The stage of a search, and the supernet and the relaxation in it.
 
     Args:
-        kept_operations: how many operations an edge has in each stage; all, if there are none.
+        kept_operations: number of operations on an edge in each stage; all, if there are none.
     """
 
     def __init__(self, settings: SupernetSettings, mixtures: Mixtures, kept_operations: Sequence[int]) -> None:

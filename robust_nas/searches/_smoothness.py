@@ -26,7 +26,7 @@ class Smoothness:
             (CURE, arXiv:1811.09716; in a search, AdvRush, Mok et al. 2021); "jacobian" the squared
             Frobenius norm of the logits' input Jacobian, by one random projection (DSRNA, Hosseini et al. 2021; the
             estimator is that of arXiv:1908.02729).
-        weight: what it is multiplied by.
+        weight: its factor.
 
     Raises:
         InputError: if the weight is not above 0.

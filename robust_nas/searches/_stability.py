@@ -31,8 +31,8 @@ class CollapseMonitor:
         dominance: it has, when this share of the edges, or more, have their largest mean weight on an operation without
             parameters, and had it for `window` epochs. Not looked at, if above 1.
         window: epochs.
-        restarts: how often the search goes back to its last healthy state and on from there, each time with ten times
-            the anchor, before it ends at that state.
+        restarts: number of returns to the last healthy state, from which the search goes on with ten times the anchor,
+            before it ends at that state.
         images: of the validation split, for the eigenvalue.
 
     Raises:

@@ -17,7 +17,7 @@ class DARTS(DifferentiableSearch):
     """Search with the softmax of alpha on every edge.
 
     Args:
-        temperature: what alpha is divided by, at the start and at the end.
+        temperature: divisor of alpha, at the start and at the end.
     """
 
     temperature: tuple[float, float] = (1.0, 1.0)

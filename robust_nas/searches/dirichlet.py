@@ -20,7 +20,7 @@ class Dirichlet(DifferentiableSearch):
 
     Args:
         anchor: "l2" holds alpha near 0, "kl" holds each edge's distribution near the uniform one.
-        sharpness: what concentrations are divided by when a mixture is sampled, at the start and at the end; the mean
+        sharpness: divisor of concentrations when a mixture is sampled, at the start and at the end; the mean
             stays. Above 1, samples are nearer to single operations, which is what the found cell is made of.
     """
 

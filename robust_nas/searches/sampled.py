@@ -71,7 +71,7 @@ class TrialSearch(Search):
     Args:
         sampler: chooses what to measure next.
         trials: architectures that are measured; equivalent ones count once.
-        objectives: what is good: accuracy under attack or on clean images of the validation split, a high score of the
+        objectives: of trials: accuracy under attack or on clean images of the validation split, a high score of the
             untrained network, few parameters or multiply-adds. The first one ranks; others are for samplers that take
             several, such as nsga2.
         proxy: that score, on a batch of training images.

@@ -74,7 +74,7 @@ class Scoring:
         space: of the networks that are scored; smaller ones than the table's cost less.
         threat: the threat model, for scores that attack.
         proxies: names, with options if need be: "robust_ntk[b=1.0]".
-        num_architectures: how many classes of the table.
+        num_architectures: number of classes of the table.
         seeds: initialisations and batches, with the seeds 0, 1, ...
         batch_size: images in a batch.
         device: "auto", "cpu" or "cuda".
@@ -138,7 +138,7 @@ def from_words(
         columns: of it.
         overrides: such as "space.channels=8".
         data: a data set's name, or a folder of class folders.
-        data_root: where the data set's files are.
+        data_root: the folder of the data set's files.
         threat: such as "linf:8/255".
         proxy: names with options; all, if there are none.
         sizes: the other fields of `Scoring`.
@@ -183,11 +183,11 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
     """Score architectures of a table in a folder in `out`; return ranking.json, which has the folder's place.
 
     Args:
-        table: where architectures and accuracies are from.
+        table: the table of architectures and accuracies.
         columns: of the table, which the scores are compared with.
-        scoring: what is scored, and how.
+        scoring: the networks and the scores.
         out: the folder of run folders.
-        progress: what shows how far it is.
+        progress: the display of its progress.
 
     Raises:
         InputError: if the table has too few classes in these columns, or a network cannot be scored.

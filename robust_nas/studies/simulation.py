@@ -69,9 +69,9 @@ def simulate(
     """Return the classes that each seed's search measures, in order, as places in `values`; [seeds, budget].
 
     Args:
-        space: where the sampler searches.
+        space: the space that the sampler searches.
         values: the objectives of every class of the space by its canonical form, the higher the better.
-        sampler: what chooses.
+        sampler: the sampler.
         budget: queries per search.
         seeds: one search each.
 
@@ -131,7 +131,7 @@ def run(
         out: the folder; one that was interrupted is completed.
         workers: processes that search side by side.
         noise_floor: the unit of regret, in the objective's unit; the table's own (`Table.noise_floor`) if not given.
-        progress: what shows how far it is.
+        progress: the display of its progress.
 
     Raises:
         InputError: for an unknown objective, data set or sampler, fewer than two seeds, a class that the table lacks,
@@ -217,7 +217,7 @@ def run_in(
         budget: queries per search.
         seeds: searches per sampler.
         workers: processes side by side.
-        progress: what shows how far it is.
+        progress: the display of its progress.
     """
     chosen = list(samplers) or _able(len(objectives))
     asked = [table.name, list(objectives), dataset, chosen, budget, seeds, __version__]

@@ -46,13 +46,13 @@ class Result(NamedTuple):
     Args:
         architecture: the class's architecture that was trained, in the string form.
         published_index: its place in the source's numbering, or None if the source has none.
-        column: what was trained and measured.
+        column: the training and the measurement.
         mean: accuracy, a fraction in [0, 1]; the mean over trainings.
         std: standard deviation over trainings (n - 1), or None if the table does not know it.
-        num_seeds: how many trainings the mean is over, or None if the source does not say.
-        num_images: how many images each accuracy is over, or None if the source does not say.
+        num_seeds: number of trainings in the mean, or None if the source does not say.
+        num_images: number of images of each accuracy, or None if the source does not say.
         rank: 1 for the most accurate class in the column; equal accuracies share the better rank.
-        num_ranked: how many classes the column has.
+        num_ranked: number of classes in the column.
         noise_floor: the standard deviation by which `mean` differs by chance (`Table.noise_floor`), or None.
     """
 
@@ -86,8 +86,8 @@ class NoiseFloor:
             means; or 1.4826 times the median absolute deviation, of identical functions.
         method: "seeds" (trainings of one class) or "identical functions" (classes that differ by chance alone,
             `Architecture.function`).
-        num_groups: how many groups of at least two.
-        num_members: how many means or trainings are in them.
+        num_groups: number of groups of at least two.
+        num_members: number of means or trainings in them.
     """
 
     std: float
@@ -131,7 +131,7 @@ class Table:
 
     Args:
         path: the table's file, or its folder of part files.
-        name: what messages call it.
+        name: its name in messages.
 
     Raises:
         InputError: if there is no table, or a file is damaged or of a newer version.

@@ -47,7 +47,7 @@ class Answer:
         title: the question, in words; a line above the text.
         records: one mapping for each line, all with the same keys.
         shown: the keys that the text shows.
-        notes: what to beware of.
+        notes: warnings.
     """
 
     title: str
@@ -223,8 +223,8 @@ def parse(words: Sequence[str], *, labels: int | None = None) -> tuple[dict[str,
     """Return the `COLUMN=VALUE` words, each value in the type of its column, and the words that are no such pair.
 
     Args:
-        words: what was typed.
-        labels: how many of the latter there may be, such as pgd@8/255; any number, if not given.
+        words: the typed words.
+        labels: largest number of the latter, such as pgd@8/255; any number, if not given.
 
     Raises:
         InputError: for a value that its column cannot have, or too many labels.

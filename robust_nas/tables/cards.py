@@ -67,7 +67,7 @@ class Images:
 
     Args:
         name: its name here.
-        num_images: how many images an accuracy is over; None if not known.
+        num_images: number of images of an accuracy; None if not known.
     """
 
     name: str
@@ -91,18 +91,18 @@ class Card:
 
     Args:
         name: the table's name, which is the card's file name.
-        title: what its authors call it.
-        format: how its files are laid out, a name of `tables.formats`.
-        homepage: where its authors present it.
-        paper: what describes it.
-        license: what is stated about passing it on.
+        title: its authors' name for it.
+        format: its files' format, a name of `tables.formats`.
+        homepage: its authors' page.
+        paper: its description.
+        license: the stated terms of passing it on.
         units: of the published numbers.
-        training: how the networks were trained.
-        measured: how they were attacked, and on what.
-        seeds: how many trainings a number is over.
-        caveats: what to beware of.
+        training: the networks' training.
+        measured: the attacks on them, and the images.
+        seeds: the trainings behind a number.
+        caveats: warnings to users.
         files: the published files.
-        rows: what all rows have in common.
+        rows: the values that all rows have in common.
         datasets: the data sets, by the source's names.
         columns: the measured quantities, by the source's names.
     """

@@ -128,7 +128,7 @@ class Comparison:
     """A difference between two architectures in one column.
 
     Args:
-        column: what was trained and measured.
+        column: the training and the measurement.
         first: one architecture, in the string form, as it was trained.
         second: the other.
         first_accuracy: its mean accuracy, a fraction in [0, 1].
@@ -265,7 +265,7 @@ class SearchComparison:
     Args:
         first: one method's name.
         second: the other's.
-        num_seeds: how many pairs of searches.
+        num_seeds: number of pairs of searches.
         difference: the mean of the first's values minus the second's.
         low: the lower end of the bootstrap interval of that mean.
         high: its upper end.
@@ -296,7 +296,7 @@ def compare_searches(
     Args:
         best: each method's best value after its last query, one per seed, the seeds in the same order.
         confidence: the interval's probability of having the mean difference in it; it is not corrected.
-        resamples: how many bootstrap samples.
+        resamples: number of bootstrap samples.
         seed: the bootstrap's seed.
 
     Raises:

@@ -51,7 +51,7 @@ def fetch(name: str, *, progress: Progress | None = None, pause: float = 1.0) ->
 
     Args:
         name: the table's card, or a file with a card (`cards.load`).
-        progress: what shows how far the download is.
+        progress: the display of the download's progress.
         pause: seconds before the second attempt at a broken connection; doubled with each further one.
 
     Raises:
@@ -80,10 +80,10 @@ def import_published(
 
     Args:
         source: the folder with the files.
-        format: how the files are laid out; enough if only one card has this format.
+        format: the files' format; enough if only one card has this format.
         name: the table's card, or a file with a card (`cards.load`); enough without `format`.
         check: whether files must be the ones that the card describes, as far as it states their SHA-256.
-        progress: what shows how far it is.
+        progress: the display of its progress.
 
     Raises:
         InputError: if no card or more than one fits, or a file is missing, damaged or another.

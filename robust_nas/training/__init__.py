@@ -113,7 +113,7 @@ class Batch:
         places: [B], the images' places in the global batch.
         num_samples: images of the training split.
         batch_size: images of the global batch.
-        memory: what the method keeps; the same object in every step.
+        memory: the method's memory; the same object in every step.
         mean: the mean of a tensor over all ranks.
         epsilon_scale: how far epsilon has grown, in [0, 1]; 0 while it has not begun to.
     """

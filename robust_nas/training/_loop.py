@@ -46,7 +46,7 @@ class TrainingResult:
         model: with the weights that are kept: of the best epoch by the validation split, or of the last one.
         best: the weights of the best epoch.
         last: the weights after the last epoch.
-        record: what `train.json` says about the model.
+        record: the model's entry in `train.json`.
     """
 
     model: nn.Module

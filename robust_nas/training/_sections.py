@@ -28,7 +28,7 @@ class Phase:
     """A part of a training with its own resolution and batch.
 
     Args:
-        epochs: how many.
+        epochs: number of epochs.
         size: pixels a side of the training images; what the data set gives, if not given.
         batch_size: global batch; the training's, if not given.
     """
@@ -56,7 +56,7 @@ class Objective(Section):
     """The objective.
 
     Args:
-        method: what the examples and the loss are.
+        method: the examples and the loss.
     """
 
     method: TrainingMethod = field(default_factory=PGDAT)

@@ -44,7 +44,7 @@ class CAT(TrainingMethod):
     Args:
         attack: plain PGD, of which `steps`, `step_size`, `random_start` and `batch_norm` may be set. A step is
             `step_size` long for all images or, if that is not given, 2.5 radius / steps for each.
-        eta: how much a radius grows at a time, in pixel units of [0, 1]; if not given, the published 0.005 at 8/255, in
+        eta: growth of a radius at a time, in pixel units of [0, 1]; if not given, the published 0.005 at 8/255, in
             proportion to the threat's epsilon.
         epsilon_max: the largest radius, in pixel units of [0, 1]; the threat's, if not given or larger than that.
         c: the share of the label that is drawn, per unit of the radius in [0, 1]; the share is at most 1. If not given,

@@ -38,7 +38,7 @@ class SPROUT(TrainingMethod):
         noise: standard deviation of the Gaussian noise, in pixel units of [0, 1].
         mixup: a of the Beta(a, a) distribution from which each batch's share of its other images is drawn; 0 for none.
         alpha: the weight of beta in a label's distribution; 0 leaves the labels as they are.
-        concentration: how close the drawn labels are to the mean one.
+        concentration: closeness of the drawn labels to the mean one.
         interval: network steps before each step of beta.
         learning_rate: of beta.
         batch_norm: "running" or "batch" statistics in the pass that moves beta.

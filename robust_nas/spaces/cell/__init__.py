@@ -26,7 +26,7 @@ class CellSpace:
     Args:
         name: the declaration's name.
         num_nodes: nodes of the cell, input included.
-        operations: what an edge can be; the digits form counts in this list.
+        operations: the operations of an edge; the digits form counts in this list.
         channels: channels of the first stage; every later stage doubles them and halves the resolution.
         cells_per_stage: cells in a stage (NAS-Bench-201: 5).
         stages: stages (NAS-Bench-201: 3).

@@ -202,7 +202,7 @@ class _Node:
 
     Args:
         x: [B, C, H, W].
-        width: how many of the channels operations see.
+        width: number of channels that operations see.
     """
 
     passed: Tensor | None
@@ -296,11 +296,11 @@ class Mixed(nn.Module):
 
     Attributes:
         operations: those that are left, by name.
-        width: how many channels they see.
+        width: number of channels that they see.
         groups: blocks of channels, from each of which the shuffle takes one after the other.
         passing: the share of the channels of the last widening that pass by.
-        fresh: which of the operations' channels these are, as ones and zeros.
-        auxiliary: how much of what operations see is added.
+        fresh: the places of these among the operations' channels, as ones and zeros.
+        auxiliary: the added share of the operations' input.
     """
 
     fresh: Tensor

@@ -27,7 +27,7 @@ class DartsSpace:
 
     Args:
         name: the declaration's name.
-        operations: what an edge of the supernet mixes. A genotype has no `none`, which counts for nothing there but
+        operations: of an edge of the supernet. A genotype has no `none`, which counts for nothing there but
             takes its share of the mixture.
         num_nodes: nodes that a cell computes (DARTS: 4).
         skeleton: "cifar" keeps the resolution of small images, "imagenet" begins with three convolutions of stride 2.

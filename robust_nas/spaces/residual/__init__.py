@@ -39,7 +39,7 @@ class ResidualSpace(Decisions):
         se: squeeze-and-excitation, of none and relu.
         blocks: of basic and bottleneck.
         stems: the first convolution's channels.
-        se_reduction: how many channels share one inside squeeze-and-excitation (arXiv:1709.01507 has 16).
+        se_reduction: number of channels that share one inside squeeze-and-excitation (arXiv:1709.01507 has 16).
 
     Raises:
         InputError: for an option that there is not, none or twice the same, or stages without a list.

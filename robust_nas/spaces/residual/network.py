@@ -47,7 +47,7 @@ class SqueezeExcitation(nn.Module):
 
     Args:
         channels: of input and output.
-        reduction: how many of them share one in between.
+        reduction: number of them that share one in between.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:

@@ -36,7 +36,7 @@ class Classes:
         Args:
             index: the architecture of each number, as digits.
             representatives: the number of the architecture that stands for each number's class.
-            source: what an error calls the source.
+            source: the source's name in errors.
 
         Raises:
             InputError: if the numbering is not of the whole space, or a class is not the one that we find.
@@ -63,9 +63,9 @@ class Classes:
         it is known over how many images they are, and all are counts of these but for that noise, they become exact.
 
         Args:
-            constant: what all rows have in common.
+            constant: the values that all rows have in common.
             accuracies: by the representative's number.
-            source: what an error calls the source.
+            source: the source's name in errors.
 
         Raises:
             InputError: if a number is no representative, or an accuracy is none.
