@@ -167,9 +167,9 @@ def evaluate(
         rn.evaluate(model, data.test, [rn.ThreatModel(epsilon="8/255"), rn.ThreatModel(norm="l2", epsilon=0.5)])
 
     `images` are [N, C, H, W] in [0, 1] (or bytes), `labels` [N]; several threat models are evaluated one by one, and
-    `robust_accuracy` is then their worst-case union. What is suspicious about the model (logits that depend on more
-    than the image, gradients of another function, probabilities instead of logits, other pre-processing) is given as a
-    warning, and kept in the result's `notes`.
+    `robust_accuracy` is then their worst-case union. Suspicious signs in the model (logits that depend on more than the
+    image, gradients of another function, probabilities instead of logits, other pre-processing) are given as warnings,
+    and kept in the result's `notes`.
 
     Args:
         batch_size: images in a chunk; the outcome of an image depends on the chunk's number.
@@ -236,7 +236,7 @@ def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedC
         smoothed.predict(images), smoothed.certify(data.test[:100]).accuracy(0.5)
 
     `sigma` is that with which the model was trained (`method="gaussian"`); `options` are the other fields of
-    `robust_nas.certification.smoothing.Smoothing`. Certificates are of what `predict` answers, not of the model.
+    `robust_nas.certification.smoothing.Smoothing`. Certificates hold for the answers of `predict`, not for the model.
     """
     return SmoothedClassifier(model, config.build(Smoothing, named({"sigma": sigma, **options}), "smooth"))
 

@@ -87,7 +87,7 @@ class Genotype:
     def parse(cls, text: str) -> Genotype:
         """Read `Genotype(normal=[...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))`.
 
-        What is concatenated may be a list as well, `[2, 3, 4, 5]`. Nothing is evaluated.
+        The concatenated nodes may be a list as well, `[2, 3, 4, 5]`. Nothing is evaluated.
 
         Raises:
             InputError: naming the malformed part, or what a genotype cannot have.

@@ -59,8 +59,8 @@ class Square(Attack):
     It asks the model for logits only. A random proposal inside a square is kept if it makes the margin between the
     label's logit and the largest other one smaller. A fooled sample leaves the batch.
 
-    What is not kept changes nothing, so the next few proposals for a sample are looked at in one batch where that is
-    cheap, of which the first good one is kept: points and queries are those of one proposal after the other.
+    A rejected proposal changes nothing. So, where it is cheap, one batch tries the next few proposals of a sample and
+    keeps the first good one: points and queries are those of one proposal after the other.
 
     Args:
         queries: the most proposals that are made for one sample.

@@ -38,7 +38,7 @@ class LinearMargins:
         slopes: [N, K, D] with D the number of pixels, or None for bounds that do not depend on d (interval bounds).
         clean: [N, K], the margins of the images themselves (d = 0), or None; an ensemble scales its members by them.
         images: [N, C, H, W], what the ball is around, where perturbed images are in [0, 1] as well; None for the whole
-            ball, which is what RobBoost's paper bounds.
+            ball, as in RobBoost's paper.
         methods: N names: the kind of bound that an image's are of, where there are several.
     """
 

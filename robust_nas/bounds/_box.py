@@ -99,7 +99,7 @@ class Box(Tensor):
 
     @classmethod
     def around(cls, centre: Tensor, radius: Tensor, node: Node) -> Box:
-        """Return the box of what is no further than `radius` from `centre`, element by element.
+        """Return the box of the points no further than `radius` from `centre`, element by element.
 
         It keeps these two until it is asked for its bounds: linear operations one after the other need none.
         """

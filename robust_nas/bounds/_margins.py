@@ -151,7 +151,7 @@ def in_chunks(
 
 
 def check_arithmetic(model: nn.Module) -> None:
-    """Raise InputError for a model that does not compute in float32 or float64, as what is proved about it does.
+    """Raise InputError for a model that does not compute in float32 or float64, as the proofs do.
 
     Within autocast, or with weights of fewer digits, its answers are another function's.
     """

@@ -3,7 +3,7 @@
 A bound is proved for exact arithmetic; the network answers in float32. Every operation's result is within
 `unit * share * magnitude` of the exact one on the same operands, where a sum of n products of total magnitude |W||x|
 has the share n, whatever order it is summed in, and others a few (Higham 2002, "Accuracy and Stability of Numerical
-Algorithms", sections 2.2 and 3.1). What such an error does to a margin follows, to first order, from the margin's
+Algorithms", sections 2.2 and 3.1). The effect of such an error on a margin follows, to first order, from the margin's
 derivative with respect to the operation's result. All errors at their worst, all against the margin, are the tolerance,
 twice: derivatives are others elsewhere in the ball. So this is an estimate with room to spare, and no proof. Weights
 that a network computes in its forward pass count as exact.

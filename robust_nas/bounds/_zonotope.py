@@ -32,7 +32,7 @@ class Zonotopes:
     computed earlier have fewer of the last.
 
     Those of values that were asked for are kept, from which the next ones are computed, as far as they fit: the oldest
-    are given up first. What was computed from one that was given up has no zonotope.
+    are given up first. Values computed from such a zonotope have none.
 
     Args:
         region: the images that are bounded.

@@ -24,7 +24,7 @@ class AlphaCROWN(LinearBound):
 
     Every line through 0 with a slope in [0, 1] is below an undecided ReLU. From CROWN's choice on, the slopes follow
     the gradient of the margin's bound (Adam), for every image, wrong class and neuron by itself; the best bound that
-    was met is returned, so that it is never below CROWN's. What is before the ReLUs is bounded as in CROWN.
+    was met is returned, so that it is never below CROWN's. The inputs of ReLUs have CROWN's bounds.
 
     Args:
         steps: of the ascent.

@@ -22,7 +22,7 @@ class Auto:
     """The best of several kinds of bounds, image by image.
 
     An image that one kind proves is left out of the next, and so is one that is misclassified, of which nothing can be
-    proved. What a kind gives is taken whole, for all classes: that of the largest least margin.
+    proved. A kind's margins are taken whole, for all classes: that of the largest least margin.
 
     Args:
         kinds: the kinds, the cheapest first.

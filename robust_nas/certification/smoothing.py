@@ -1,6 +1,6 @@
 """Randomised smoothing: l2 certificates of any network, however deep (Cohen et al. 2019, arXiv:1902.02918).
 
-What is certified is not the network f but the smoothed classifier that is made of it,
+The certificates are not of the network f but of the smoothed classifier that is made of it,
 
     g(x) = argmax_c P(f(x + sigma N) = c),  N standard Gaussian,
 

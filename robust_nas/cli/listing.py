@@ -48,7 +48,7 @@ SECTIONS = {
 
 
 def names(what: str) -> list[str]:
-    """Return the names of what there is of a kind: spaces, recipes, tables, or a group of components.
+    """Return the names of all things of a kind: spaces, recipes, tables, or a group of components.
 
     Raises:
         InputError: for an unknown kind.

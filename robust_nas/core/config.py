@@ -166,7 +166,7 @@ def _place(where: str) -> str:
 def to_dict(component: Any) -> dict[str, Any]:
     """Return a dataclass as the table that `build` reads: components with their names, nothing that is None.
 
-    What it names is in memory already, and may be built again: its strings are `registry.Named`.
+    The components that it names are in memory already, and may be built again: its strings are `registry.Named`.
     """
     table: dict[str, Any] = {}
     hints = _hints(type(component))

@@ -12,7 +12,7 @@ class InputError(ValueError):
 class Interrupted(InputError):
     """Work that ended for no fault of its input, such as a process of it that was killed for want of memory.
 
-    What is written is whole, and the work can be gone on with.
+    The files are whole, and the work can be resumed.
     """
 
 

@@ -1,4 +1,4 @@
-"""JSON and TOML files: what is missing, no file, no text, cut off, or nested beyond reason is said in a sentence."""
+"""JSON and TOML files: one sentence refuses a file that is missing, no text, cut off, or nested beyond reason."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ A component is the one public class of its module that has the group's method. A
 so that a plugin can live in anybody's package. Files whose name starts with an underscore are shared code, not
 components. Listing names imports nothing.
 
-What a dotted name imports runs, and a file may be a stranger's: `check_code` lets only those names pass that the person
-at work has written (`Named`), and all of them within `allowing_code`. A string that comes from a file is not `Named`.
+A dotted name runs the module that it imports, and a file may be a stranger's: `check_code` lets only those names pass
+that the person at work has written (`Named`), and all of them within `allowing_code`. A string that comes from a file
+is not `Named`.
 """
 
 import contextlib
@@ -30,8 +31,8 @@ _ALLOWED: ContextVar[bool] = ContextVar("code that files name is allowed", defau
 class Named(str):
     """A name that the person at work has written, in Python or on the command line, or of what is in memory already.
 
-    What it names may run. Strings of files are none, nor is what is made of one (a part, another spelling): a name
-    whose origin was forgotten on its way is refused.
+    The code that it names may run. Strings of files are none, nor are strings made of one (a part, another spelling): a
+    name whose origin was forgotten on its way is refused.
     """
 
 

@@ -358,7 +358,7 @@ def section(data: str) -> dict[str, str]:
 def load(name: str, **options: Any) -> Dataset:
     """Load a data set by name: `datasets.load("cifar10", root="data", train_size=5000)`.
 
-    What is suspicious about its images is given as a warning.
+    Suspicious signs in its images are given as warnings.
     """
     from robust_nas.core import config
 

@@ -1,4 +1,4 @@
-"""Folders of class folders: which files are images, of which split and class, and what should be said of them."""
+"""Folders of class folders: the images among the files, their splits and classes, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ClassFolders:
     def of(cls, folder: Path) -> ClassFolders:
         """List the images in `folder/<class>` and the folders in it, also behind links.
 
-        What systems leave there, such as `.ipynb_checkpoints`, `._x.png` and `__MACOSX`, is no image and no class.
+        The left-overs of systems, such as `.ipynb_checkpoints`, `._x.png` and `__MACOSX`, are no images and no classes.
 
         Raises:
             InputError: if there are fewer than two classes, one has no images, or something cannot be read.

@@ -46,8 +46,8 @@ class ImageFiles:
         paths: [N], the files' names as bytes: one array, so that no process that decodes gets a copy. See `of`.
         labels: [N], int64, on `device`.
         size: pixels a side of the images that are given out.
-        workers: processes that decode, each two batches ahead, which lie in shared memory; 0 decodes in this one. What
-            is given out is the same for any number.
+        workers: processes that decode, each two batches ahead, which lie in shared memory; 0 decodes in this one. The
+            images are the same for any number.
         statistics: mean and standard deviation of each channel, [3] each, where they are known.
         device: the device that images are given out on.
 

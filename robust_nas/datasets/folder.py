@@ -28,8 +28,8 @@ class Folder:
     permutation: `validation_size` and `test_size` images (a fifth each, if not given) are set aside.
 
     Images are read as their files store them: an orientation in a photograph's EXIF data is not applied, as it is not
-    by torchvision, but said. Equal images in two splits or two classes are said too. What systems leave in folders
-    (names that begin with a dot, `__MACOSX`) is passed over.
+    by torchvision, but said. Equal images in two splits or two classes give a warning too. The left-overs of systems
+    (names that begin with a dot, `__MACOSX`) are passed over.
 
     Args:
         root: the folder.

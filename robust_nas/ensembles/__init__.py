@@ -63,7 +63,7 @@ class EnsembleRule(Protocol):
         """Return weights for the members whose margins are bounded by `bounds`, one per member.
 
         All members are bounded on the same validation images, over the same `threat`. The result depends on nothing
-        but the arguments. What the members cost, `parameters` and `multiply_adds`, is for rules with limits on it.
+        but the arguments. The members' costs, `parameters` and `multiply_adds`, are for rules with limits on them.
 
         Raises:
             InputError: for no members, members bounded on different images, or bounds that are not finite.

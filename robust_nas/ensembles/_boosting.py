@@ -56,8 +56,8 @@ def fit_with(
     An attack that sees batch statistics sees those of the frozen networks too.
 
     Returns:
-        What `fit` gives, for `model`. In the record, "validation" is of `model` alone, "beside" of all together, and so
-        are "best" and "last", which say how the epochs compare.
+        The result of `fit`, for `model`. In the record, "validation" is of `model` alone, "beside" of all together, and
+        so are "best" and "last", which say how the epochs compare.
 
     Raises:
         InputError: for frozen networks that do not fit `model`, a mixture of batch norms, or what `fit` raises.

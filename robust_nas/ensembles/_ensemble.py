@@ -137,8 +137,8 @@ class Ensemble(nn.Module):
     def save(self, folder: Path | str) -> Path:
         """Write config.json and model.safetensors to a folder, without the members of weight 0, and return the folder.
 
-        config.json says how the members are made: by a search space, or by a module or file of one's own. Where that
-        cannot be said, it has the reason.
+        config.json says how the members are made: by a search space, or by a module or file of one's own. Where that is
+        unknown, it has the reason.
 
         Raises:
             InputError: if it is a file.

@@ -2,8 +2,8 @@
 
 Only correctly classified images are attacked. They are cut into chunks; a chunk's attack is seeded by the run's seed,
 the attack's label and the chunk's number, so the outcome depends neither on the number of processes nor on
-interruptions. What an image is classified as is judged by a forward pass of its own, after the returned image was found
-to be inside the threat model. The model is left as it was.
+interruptions. A forward pass of its own judges an image's class, after the returned image was found to be inside the
+threat model. The model is left as it was.
 """
 
 from __future__ import annotations
@@ -152,14 +152,14 @@ class Chunks:
         return points, self.logits(points, images, threat, name)
 
     def check_model_is_as_it_was(self, name: str) -> None:
-        """Raise InputError if an attack has changed the model: what is measured after it would be another one's."""
+        """Raise InputError if an attack has changed the model: later measurements would be of another model."""
         if _digest_of_tensors(_tensors_of(self.model)) != self._weights:
             raise InputError(
                 f"The attack {name} has changed the model; its perturb() must leave weights and buffers as they were."
             )
 
     def logits(self, points: Tensor, images: Tensor, threat: ThreatModel, name: str) -> Tensor:
-        """Return the logits [B, K] of what an attack made of `images`.
+        """Return the logits [B, K] of the adversarial images that an attack made of `images`.
 
         Raises:
             InputError: if it is not allowed by the threat model, or the model's logits of it are NaN.

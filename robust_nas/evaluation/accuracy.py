@@ -61,7 +61,7 @@ class AttackOutcome:
         label: the attack's name, with the settings that tell it from another of the same name.
         threat: its threat model.
         correct: [N] booleans: the image was classified correctly and still is after the attack.
-        predictions: [N] int64: what is predicted after the attack; of an image that was wrong before, what was.
+        predictions: [N] int64: the prediction after the attack; of an image that was wrong before, what was.
         seconds: wall time.
         left_out: the parts that it was run without, because the model has too few classes for them.
     """

@@ -89,7 +89,7 @@ def robustness_curve(
     run = Chunks(model, data, batch_size, seed, stage, (threats, chosen))
 
     def falls_at(chunk: Tensor, number: int) -> Tensor:
-        """Return the number of balls that each image survives, and what it is classified as in the next, [B, 2]."""
+        """Return the number of balls that each image survives, and its prediction in the next, [B, 2]."""
         images, labels = run.images(chunk), run.labels(chunk)
         survived, predictions = torch.zeros_like(labels), labels.clone()
         left, points, before = torch.arange(len(chunk), device=labels.device), images, None

@@ -188,7 +188,7 @@ def _unbounded(sample: _Sample) -> MaskingCheck:
 
 
 def _larger_balls(sample: _Sample) -> MaskingCheck:
-    """Every radius is attacked from scratch: that the balls contain each other is what is to be seen."""
+    """Every radius is attacked from scratch: the check is that the balls contain each other."""
     radii = sorted({min(share * sample.threat.epsilon, sample.largest_radius) for share in _RADII})
     left = [sample.after_many_steps(sample.threat.with_epsilon(radius)) for radius in radii]
     leaves = ", ".join(f"{int(stand.sum())} at {radius:.3g}" for stand, radius in zip(left, radii, strict=True))

@@ -126,7 +126,7 @@ def _compare(model: nn.Module, points: Tensor, precision: float | None = None) -
 
 
 def _compare_precisely(model: nn.Module, points: Tensor) -> _Comparison | None:
-    """Return the same in double precision, or at least with the rounding of what is computed; None, if neither goes."""
+    """Return the same in double precision, or at least with the rounding of the computation; None, if neither goes."""
     for prepare, at in ((lambda: copied(model).double(), points.double()), (lambda: model, points)):
         try:
             prepared = prepare()  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ from robust_nas.spaces import Space, described
 def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module]:
     """Return the models that `spec` names, by name, in evaluation mode on `device`.
 
-    What is not read from weights is initialised from a fixed seed. A module or a file that is named is run: where a
+    Parameters that no weights give are initialised from a fixed seed. A module or a file that is named is run: where a
     name is from a file, `registry.check_model_name` comes first.
 
     Args:

@@ -24,7 +24,7 @@ def description(model: nn.Module) -> dict[str, Any]:
     """Return the keys for `make`: {"made_by": "my_net.py:Net"}, or None there with the reason why they are unknown.
 
     A model that `load_models` has made by its name is made by that name, any other by its class, if it needs no
-    arguments. What that makes must be the same but for its weights.
+    arguments. The result must be the same model but for its weights.
     """
     try:
         name = made_by(model) or _class_name(type(model))

@@ -59,8 +59,8 @@ class Normalised(nn.Module):
 class LogProbabilities(nn.Module):
     """A model of probabilities as one of logits: their logarithm, from the smallest positive normal number on.
 
-    Cross-entropy and margins of log-probabilities are those of the logits, and no shift changes the DLR loss. What
-    the model has rounded to 0 has no gradient; its own logits are better.
+    Cross-entropy and margins of log-probabilities are those of the logits, and no shift changes the DLR loss. A
+    probability that the model has rounded to 0 has no gradient; its own logits are better.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -4,12 +4,12 @@
     index = api.query_index_by_arch(api.arch(1000))
     api.get_more_info(index, "cifar10", metric="pgd@8/255")["test-accuracy"]
 
-Names and forms of arguments are NAS-Bench-201's (arXiv:2001.00326, and its API's documentation). What differs, because
+Names and forms of arguments are NAS-Bench-201's (arXiv:2001.00326, and its API's documentation). The differences, where
 the published API would have to guess:
 
 - Every accuracy is of one measured quantity, which `metric` names ("clean", "pgd@8/255"): there is no default.
 - Accuracies are in percent, as there. Networks are measured once, after their last epoch: another `iepoch` is refused.
-- What a table does not have (losses, times, latency) is NaN in tuples and left out of dictionaries, not made up.
+- Values that a table does not have (losses, times, latency) are NaN in tuples and left out of dictionaries.
 - `hp` is refused, unless it is None: a table has one training recipe, which `rn.tables.load(name).columns` names.
 - Results are those of the class: all of the 15,625 strings have an index, also those that were not trained themselves.
 """

@@ -2,9 +2,9 @@
 
     rn.export_onnx(model, "model.onnx", (3, 32, 32))
 
-What is written is checked before it gets its name: onnxruntime computes what torch does, or there is no file. The form
-is that of VNN-COMP: one image at a time, [1, C, H, W] in [0, 1] with the normalisation inside, to logits [1, K], in
-float32, in as few kinds of operations as possible (`_onnx_graph` says why). Needs the packages of the extra `export`.
+A file is checked before it gets its name: onnxruntime computes what torch does, or there is no file. The form is that
+of VNN-COMP: one image at a time, [1, C, H, W] in [0, 1] with the normalisation inside, to logits [1, K], in float32, in
+as few kinds of operations as possible (`_onnx_graph` says why). Needs the packages of the extra `export`.
 """
 
 from __future__ import annotations

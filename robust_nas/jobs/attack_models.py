@@ -162,7 +162,7 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     """Attack the models and return the folder with the results; what is there already is not done again.
 
     Args:
-        budget: whether to print beforehand what it is expected to cost.
+        budget: whether to print the expected cost beforehand.
     """
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
     # The same operations in the same order give the same bits; nondeterministic kernels would not.

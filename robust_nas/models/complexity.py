@@ -82,7 +82,7 @@ def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> 
 def output_shapes(
     model: nn.Module, modules: Sequence[nn.Module], image_shape: tuple[int, int, int]
 ) -> list[tuple[int, int, int]]:
-    """Return the shapes [C, H, W] of what modules of a model give for one image, in the order of their use."""
+    """Return the shapes [C, H, W] of the outputs of a model's modules for one image, in the order of their use."""
     shapes: list[tuple[int, int, int]] = []
 
     def note(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:

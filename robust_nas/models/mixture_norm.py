@@ -80,7 +80,7 @@ def through(model: nn.Module, branch: Branch) -> Iterator[None]:
 
 
 def plain_state(model: nn.Module, branch: Branch) -> dict[str, Tensor]:
-    """Return copies of the parameters and buffers of what `unmix(model, branch)` would leave."""
+    """Return copies of the parameters and buffers that `unmix(model, branch)` would leave."""
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
     for name, module in model.named_modules():
         if isinstance(module, MixtureBatchNorm2d):

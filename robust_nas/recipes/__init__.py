@@ -66,8 +66,8 @@ class SmoothingPlan:
 
     Args:
         smoothing: the noise and the samples.
-        epsilons: l2 radii, in pixel units, at which the certified accuracy is said; sigma's half, itself and its
-            double, if there are none. What is computed does not depend on them: an image has a radius of its own.
+        epsilons: l2 radii, in pixel units, of the certified accuracies; sigma's half, itself and its double, if there
+            are none. The computation does not depend on them: an image has a radius of its own.
         num_images: test images to certify, the first ones; all, if not given.
     """
 
@@ -138,7 +138,7 @@ class EnsemblePlan:
         rule: gives the members' weights, from their bounds on the validation images.
         epsilon: the radius of these bounds, in pixel units; the smallest certified one, if not given.
         bound: the kind of these bounds; that of the certification, if not given. Linear ones are joined before they are
-            made the least over the ball, which is what RobBoost gains by.
+            minimised over the ball; this is RobBoost's gain.
         num_images: validation images that are bounded, the first ones; all, if not given.
     """
 

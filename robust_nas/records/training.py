@@ -13,7 +13,7 @@ from robust_nas.records.evaluation import Count, Share
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Record):
-    """A trained network. What a joined run does not know of it is None."""
+    """A trained network. Values that a joined run does not know are None."""
 
     name: str
     architecture: str

@@ -16,6 +16,6 @@ class Asked(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredTrial(Asked):
-    """An architecture, and what it was measured at."""
+    """An architecture and its measurements."""
 
     values: tuple[float, ...]

@@ -47,7 +47,7 @@ def frame(contents: Measurements, header: Html, sections: Sequence[tuple[str, Co
 
 
 def facts_line(contents: Measurements, *facts: str) -> Html:
-    """Return the line under the title: the folder's name, some facts, and what it was made with and when."""
+    """Return the line under the title: the folder's name, some facts, and the versions and time of its making."""
     began, last = (sessions(contents.environment) or [{}])[0], contents.environment
     named = [
         contents.path.resolve().name,
@@ -107,7 +107,7 @@ def attack_seconds(contents: Measurements) -> float:
 
 
 def explained(rows: Sequence[tuple[str, str]]) -> Html:
-    """Return (what it is about, a sentence or two) as a list."""
+    """Return pairs (subject, a sentence or two) as a list."""
     return element("dl", [[element("dt", about), element("dd", text)] for about, text in rows], class_="limits")
 
 

@@ -141,7 +141,7 @@ def confusion(contents: Measurements) -> Content:
 
 
 def _most_frequent(counts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Return the (class, what it is taken for) of all confusions, the most frequent first."""
+    """Return all confusions as (class, predicted class), the most frequent first."""
     found = [
         (label, read)
         for label, row in enumerate(counts)

@@ -62,7 +62,7 @@ def _header(contents: AttackContents) -> Html:
 
 
 def _lead(contents: AttackContents, model: str) -> Content:
-    """Return a model's pointwise worst case in a sentence, with what it is made of."""
+    """Return a model's pointwise worst case in a sentence, with the attacks in it."""
     result, worst = contents.attacked[model], contents.attacked[model]["worst_case"]
     number = element("strong", unbroken(f"{percent(worst['accuracy'])} %"))
     sentence = (

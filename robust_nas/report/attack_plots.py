@@ -239,7 +239,7 @@ def epsilon_plot(
 
 @styled
 def confusion_plot(counts: Sequence[Sequence[int]], classes: Sequence[str], key: str, name: str) -> Html:
-    """Return a heat map of what each class is read as, each row in percent of its class.
+    """Return a heat map of the predictions for each class, each row in percent of its class.
 
     Args:
         counts: [K][K] images of each class (row) that are read as what (column).

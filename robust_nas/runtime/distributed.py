@@ -49,7 +49,7 @@ _OF_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 
 @contextlib.contextmanager
 def losses_said(*, joining: bool = False) -> Iterator[None]:
-    """Raise `Interrupted` in place of what torch raises when another process of the group, or memory, is lost.
+    """Raise `Interrupted` in place of torch's error when another process of the group, or memory, is lost.
 
     Args:
         joining: whether the group is still waited for.

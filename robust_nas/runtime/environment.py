@@ -81,7 +81,7 @@ def hardware(session: Mapping[str, Any]) -> str:
 def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the hardware of sessions in words, each kind once; the versions of torch too, if they differ.
 
-    Several mean that the last digits of what was computed are of several kinds, too.
+    Several mean that the last digits of results are of several kinds, too.
     """
     versions = {session.get("torch") for session in found}
     kinds = [hardware(each) + (f", torch {each.get('torch')}" if len(versions) > 1 else "") for each in found]
@@ -129,7 +129,7 @@ def unchanged_process() -> Iterator[None]:
 
     Put back are torch's threads, kernels, default type and gradient mode, the random states of Python, NumPy and torch,
     the filters of warnings, environment variables and signal handlers. A process group that was joined is left, and a
-    folder that was locked is free again. What is imported stays imported.
+    folder that was locked is free again. Imported modules stay imported.
     """
     restore = [*_of_python(), *_of_torch()]
     locked, joined = locked_folders(), _in_group()

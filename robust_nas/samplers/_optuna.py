@@ -65,8 +65,8 @@ class Study:
     def keep(self, path: Path) -> None:
         """Add what has been told since to Optuna's journal in a file, for its dashboard and `optuna.load_study`.
 
-        The study in memory is what decides, and the journal a copy: a search that goes on tells the same again. A file
-        that has anything else than the beginning of it, or cannot be read, is replaced.
+        The study in memory decides, and the journal is a copy: a search that goes on tells the same again. A file that
+        has anything else than the beginning of it, or cannot be read, is replaced.
         """
         if self._journal is None:
             try:
