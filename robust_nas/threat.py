@@ -131,7 +131,7 @@ class Ball(Protocol):
     def least(self, slopes: Tensor) -> Tensor:
         """Return the least <slopes, d>, [B, ...], over the allowed changes d, for slopes [B, ..., C * H * W].
 
-        What is returned is never above the minimum, up to rounding, and its gradient is where the minimum is.
+        The result is never above the minimum, up to rounding, and its gradient is the place of the minimum.
         """
 
     def least_at(self, slopes: Tensor) -> Tensor:

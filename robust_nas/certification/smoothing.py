@@ -220,7 +220,7 @@ class SmoothedCertification:
 
 @dataclass(frozen=True, eq=False)
 class SmoothedClassifier:
-    """The classifier g(x) = argmax_c P(f(x + sigma N) = c) of a network f, and what can be certified about it.
+    """The classifier g(x) = argmax_c P(f(x + sigma N) = c) of a network f, and its certificates.
 
         smoothed = rn.smooth(model, sigma=0.25, num_samples=1000)
         smoothed.predict(images)                    # [B] classes, -1 where it abstains

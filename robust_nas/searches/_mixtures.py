@@ -112,7 +112,7 @@ class Mixtures:
     def _memory_of(self, level: str) -> Memory:
         """Return the objective's memory of a level's images.
 
-        What is looked at beside the steps of the search leaves no trace in it.
+        Measurements beside the steps of the search leave no trace in it.
         """
         return self._memory[level] if level in self._memory else copy.deepcopy(self._memory[_SPLIT[level]])
 

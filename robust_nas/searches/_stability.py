@@ -26,7 +26,7 @@ class CollapseMonitor:
     """The sign that a search has collapsed, and the reaction to it.
 
     Args:
-        growth: it has, when the eigenvalue, a mean over `window` epochs, is more than this times what it was `window`
+        growth: it has, when the eigenvalue, a mean over `window` epochs, is more than this times its value `window`
             epochs before (arXiv:1909.09656 stops at 4/3, after 5 epochs). Not looked at, if 0.
         dominance: it has, when this share of the edges, or more, have their largest mean weight on an operation without
             parameters, and had it for `window` epochs. Not looked at, if above 1.

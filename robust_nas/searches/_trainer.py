@@ -139,7 +139,7 @@ class SupernetTrainer:
         self.mixtures.load_state(state["memory"])
 
     def run(self) -> SearchResult:
-        """Go through all epochs, or those that an interruption has left; return what is believed at the end.
+        """Go through all epochs, or those that an interruption has left; return the probabilities at the end.
 
         Raises:
             InputError: if the loss is no longer a number.

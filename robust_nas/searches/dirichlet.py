@@ -21,7 +21,7 @@ class Dirichlet(DifferentiableSearch):
     Args:
         anchor: "l2" holds alpha near 0, "kl" holds each edge's distribution near the uniform one.
         sharpness: divisor of concentrations when a mixture is sampled, at the start and at the end; the mean
-            stays. Above 1, samples are nearer to single operations, which is what the found cell is made of.
+            stays. Above 1, samples are nearer to single operations, as in the found cell.
     """
 
     anchor: Literal["l2", "kl"] = "l2"

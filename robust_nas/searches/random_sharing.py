@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class RandomSharing(SupernetSearch):
     """Train the supernet's weights on architectures that are drawn uniformly; nothing is learned of which are good.
 
-    What is chosen is the best of `derive.pool` random architectures by accuracy with inherited weights.
+    Derivation then chooses the best of `derive.pool` random architectures by accuracy with inherited weights.
 
     Raises:
         InputError: for a value outside its range.

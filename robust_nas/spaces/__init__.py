@@ -45,7 +45,7 @@ class Site:
     """A place in a space's networks where the operation of an edge is computed.
 
     Args:
-        shape: [C, H, W] of what it is given.
+        shape: [C, H, W] of its input.
         stride: 2 if it halves the resolution.
     """
 
@@ -90,7 +90,7 @@ class Space(Protocol):
     def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> nn.Module:
         """Return the discrete network, [0, 1] images to logits, initialised from torch's global random state.
 
-        It says what it was built from as `built_from`.
+        Its attribute `built_from` says its origin.
         """
 
 
@@ -199,7 +199,7 @@ class _Catalogue(Group):
 def _check_alone(kind: type[Any], declared: Mapping[str, Any], path: Path) -> None:
     """Say in which line of a declaration the mistake is that the space would be refused for.
 
-    What it leaves out may be given elsewhere, and has no line.
+    A key that it leaves out may be given elsewhere, and has no line.
     """
     try:
         build(kind, declared, "space")

@@ -3,11 +3,12 @@
     runs/proxies-nas-robbench-201-1a2b3c/
         settings.json     table, data, threat model, networks: what the folder's name is a digest of
         scores.jsonl      one line per architecture, seed and proxy, appended as it is found
-        ranking.json      what was asked last: correlations with intervals, differences between proxies, caveats
+        ranking.json      the last answer: correlations with intervals, differences between proxies, caveats
 
-A folder is gone on with: after an interruption, and for more architectures, seeds or proxies. Architectures are classes
-of the table in a random order that depends on nothing but the table. A seed is another initialisation of every network
-and another batch of training images, the same for all architectures. The table is looked up when the scores are there.
+A folder can be continued: after an interruption, and for more architectures, seeds or proxies. Architectures are
+classes of the table in a random order that depends on nothing but the table. A seed is another initialisation of every
+network and another batch of training images, the same for all architectures. The table is looked up when the scores are
+there.
 """
 
 from __future__ import annotations
@@ -368,8 +369,8 @@ def agreement(scores: Mapping[str, Floats], values: Floats) -> dict[str, Any]:
         top_spearman  the same among the tenth of the architectures with the best accuracies
         top_overlap   the share of these that is in the score's best tenth; ties at its edge count as far as they fit in
 
-    A difference is that of two proxies' Spearman correlations, the first's minus the second's. A statistic of what does
-    not vary is NaN.
+    A difference is that of two proxies' Spearman correlations, the first's minus the second's. A statistic of constant
+    values is NaN.
 
     Args:
         scores: each proxy's scores, [seeds, architectures].

@@ -204,7 +204,7 @@ def run_in(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> str:
-    """Do `run` in a folder of its own in `out`, named by what is asked, and return the result and the folder as text.
+    """Do `run` in a folder of its own in `out`, named by the settings, and return the result and the folder as text.
 
     The same question finds the same folder: one that was interrupted is completed.
 
@@ -316,7 +316,7 @@ def _criteria(dataset: str | None) -> dict[str, str]:
 
 
 class _Objectives(NamedTuple):
-    """The classes of a space, and what is searched among them.
+    """The classes of a space, and the objectives of a search among them.
 
     Args:
         space: the space.

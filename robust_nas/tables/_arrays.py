@@ -54,12 +54,12 @@ IDENTITY = tuple(field.name for field in fields(Column))
 
 @dataclass(frozen=True)
 class Arrays:
-    """A table's content; NaN is what was not measured or is not known.
+    """A table's content; NaN stands for values that were not measured or are not known.
 
     Args:
         columns: by first appearance.
         canonical: the canonical form of each class, by first appearance.
-        architectures: the string forms of what was trained.
+        architectures: the string forms of the trained architectures.
         architecture_of: for each class, the place of its first architecture among them.
         functions: the simplified forms (`Architecture.function`), None for what is not known.
         function_of: for each class, the place of its first architecture's among them.

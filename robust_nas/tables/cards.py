@@ -1,8 +1,8 @@
 """The cards of published tables, `benchmarks/tables/NAME.toml`: where a table is, and what its numbers mean.
 
-What holds for a whole table (training recipe, split, skeleton), for a data set (its name here, its images) and for a
-measured quantity (attack, norm, epsilon, seeds) is stated in the card and nowhere else; a format (`tables.formats`)
-only knows how the files are laid out. What a source does not state is left out of its card, and is null in the table.
+The card alone states the facts of a whole table (training recipe, split, skeleton), of a data set (its name here, its
+images) and of a measured quantity (attack, norm, epsilon, seeds); a format (`tables.formats`) only knows how the files
+are laid out. Facts that a source does not state are left out of its card, and are null in the table.
 """
 
 from __future__ import annotations

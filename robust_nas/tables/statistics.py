@@ -260,7 +260,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class SearchComparison:
-    """A difference between two search methods over the same seeds, in the unit of what was compared.
+    """A difference between two search methods over the same seeds, in the unit of the compared values.
 
     Args:
         first: one method's name.

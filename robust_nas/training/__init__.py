@@ -192,9 +192,9 @@ class TrainingMethod(ABC):
     def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:
         """Return the batch's scalar loss.
 
-        `forward` maps images to logits [B, K] with the model in training mode. It remembers its result for a tensor,
-        so that what is added to a method's loss costs no pass of its own. It is the model itself, or has it as
-        `forward.model`, for what is not an ordinary pass.
+        `forward` maps images to logits [B, K] with the model in training mode. It remembers its result for a tensor, so
+        that losses added to a method's cost no pass of their own. It is the model itself, or has it as `forward.model`,
+        for what is not an ordinary pass.
         """
 
 

@@ -89,7 +89,7 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
 
 
 def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training) -> None:
-    """Train a network of one's own for one step on a few images: what does not fit together is said before a search.
+    """Train a network of one's own for one step on a few images, so that a misfit shows before a search.
 
     Raises:
         InputError: what `fit` would raise in its first step.
@@ -117,7 +117,7 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
 def _train(
     model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Return the weights of the best and of the last epoch, and what there is to say about the training."""
+    """Return the weights of the best and of the last epoch, and the record of the training."""
     world, watch = stage.world, training.method.watch
     is_certified = training.method.bounds_network
     done, state = stage.resume()

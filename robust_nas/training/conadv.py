@@ -1,7 +1,7 @@
 """Concurrent adversarial learning (Liu et al., ICLR 2022, arXiv:2106.00221): examples crafted with stale weights.
 
-They can be crafted while the steps before theirs are still under way, which is what large batches on many devices gain.
-Here they are crafted in their own step, with the weights that they would have seen: the same numbers, and no faster.
+They can be crafted while the steps before theirs are still under way: the gain of large batches on many devices. Here
+they are crafted in their own step, with the weights that they would have seen: the same numbers, and no faster.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The supernet: a network that holds every architecture of a space, mixed edge by edge.
 
-The mixture is an argument, not a state: the same supernet serves a sample, the mean, or a one-hot choice. What does
-change is its size, in progressive shrinking: operations are left out (`keep`), partial channels become more (`widen`).
+The mixture is an argument, not a state: the same supernet serves a sample, the mean, or a one-hot choice. Its size does
+change, in progressive shrinking: operations are left out (`keep`), partial channels become more (`widen`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Supernet(nn.Module):
             mixed.keep(active[edge].nonzero().flatten().tolist())
 
     def widen(self, partial: int) -> dict[Tensor, Tensor]:
-        """Let the operations see more channels, 1/`partial` of them, without a change of what the supernet computes.
+        """Let the operations see more channels, 1/`partial` of them, without a change of the supernet's function.
 
         The new channels pass by at first, as they did: `passing`, 1 after this, is the share that still does, for
         `pass_by`. A convolution's old outputs do not see its new inputs until they learn to.
@@ -283,8 +283,8 @@ def _computed_jointly(x: Tensor, pairs: Sequence[tuple[ReLUConvBN, Tensor]]) -> 
 class Mixed(nn.Module):
     """A mixture of operations on an edge, sum_o w_o o(x) (DARTS, arXiv:1806.09055, equation 2).
 
-    Of partial channels (PC-DARTS, arXiv:1907.05737), operations see the first ones, and the others pass by. What comes
-    out is shuffled (arXiv:1707.01083), so that the operations of the next edge see some of either: without it, channels
+    Of partial channels (PC-DARTS, arXiv:1907.05737), operations see the first ones, and the others pass by. The output
+    is shuffled (arXiv:1707.01083), so that the operations of the next edge see some of either: without it, channels
     would hardly meet in a cell. The shuffle stays as it is when the supernet widens: DrNAS's code changes it, and with
     it what is computed. An architecture's own network has neither, and nothing passes by its `none`.
 

@@ -31,7 +31,7 @@ class RobustnessDataset:
     """The data of Jung et al. 2023 (arXiv:2306.06712). One file is in memory at a time."""
 
     def read(self, folder: Path, card: Card) -> Published:
-        """Read what there is of the data set in `folder`; its zip files need not be unpacked."""
+        """Read the files of the data set in `folder`; its zip files need not be unpacked."""
         documents = _documents(folder)
         found = [name.removesuffix(_ENDING).partition("/")[::2] for name in sorted(documents) if name.endswith(_ENDING)]
         known = [name for name in found if card.knows(*name)]
