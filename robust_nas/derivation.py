@@ -50,9 +50,9 @@ class Derivation:
     Args:
         count: architectures to choose.
         method: "argmax" chooses the most probable architecture first and ranks the next ones of the posterior;
-            "samples" ranks architectures that are drawn from the posterior; "perturbation" chooses first what is left
-            when, edge by edge, the operation stays without which the supernet is worst under attack (DARTS-PT,
-            arXiv:2108.04392, without its fine-tuning), and ranks the next ones of the posterior.
+            "samples" ranks architectures that are drawn from the posterior; "perturbation" chooses first, edge by edge,
+            the operation without which the supernet is worst under attack (DARTS-PT, arXiv:2108.04392, without its
+            fine-tuning), and ranks the next ones of the posterior.
         pool: number of architectures to choose from, no two of one function.
         num_images: validation images that rank them, the first ones; all, if not given.
         attack: attacks the candidates, which are ranked by their accuracy under it.
@@ -99,7 +99,7 @@ class Derivation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture that was looked at, with what is known of it before training."""
+    """An architecture that was considered, with its measurements before training."""
 
     architecture: AnyArchitecture
     log_posterior: float

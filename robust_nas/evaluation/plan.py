@@ -39,7 +39,7 @@ _CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class Assessment:
-    """Everything that was measured of one model.
+    """All measurements of one model.
 
     Args:
         evaluation: every attack's outcome on every image, those of the curve and of the nearest examples included.
@@ -72,12 +72,12 @@ class EvaluationPlan:
     """The plan of attacks on images.
 
     Args:
-        attacks: run on every model.
-        strongest: run as well on the best single model and on the ensemble.
+        attacks: the attacks on every model.
+        strongest: a further attack on the best single model and on the ensemble.
         curve_attack: attacks at each radius of `curve_epsilons`.
         curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units; multiples of the threat's radius from
             0 to 2, if not given.
-        distortion: looks for the nearest adversarial example of every image, such as "fab"; not looked for, if not
+        distortion: the attack that finds the nearest adversarial example of every image, such as "fab"; none, if not
             given.
         num_images: test images to attack, the first ones; all, if not given.
         batch_size: images in a chunk.

@@ -157,9 +157,9 @@ class Recipe:
     """A complete run.
 
     Args:
-        version: the form of this configuration.
+        version: the version of the configuration's format.
         name: the run's name.
-        seed: of everything that is drawn in the run; the data set's splits do not depend on it.
+        seed: the seed of all random draws in the run; the data set's splits do not depend on it.
         device: "auto", "cpu" or "cuda".
         threads: threads per process on the CPU; torch's choice if not given. Small networks are fastest with one.
         workers: forked processes that share out the chunks of an evaluation on the CPU; with

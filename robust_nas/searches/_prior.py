@@ -33,8 +33,8 @@ class Prior:
 
     Args:
         proxy: the score.
-        architectures: random ones that are scored.
-        batch_size: training images that they are scored on.
+        architectures: number of random architectures to score.
+        batch_size: training images to score them on.
         strength: factor of effects before they are added to alpha.
 
     Raises:

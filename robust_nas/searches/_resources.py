@@ -36,16 +36,15 @@ LARGEST_STEP, STEPS = 0.05, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """A limit on what a network costs, for the mean over architectures.
+    """A limit on the cost of networks, as the mean over architectures.
 
     Args:
         quantity: trainable parameters, multiply-adds for an image, or the measured latency of one image on the device
             of the search, in milliseconds.
-        limit: of the whole network.
-        weight: of the penalty, how far the expected network is above the limit, as a share of it.
-        hard: whether alpha goes to where the expected network keeps to the limit: at the start, after each of its
-            steps, and where operations are left out. If it cannot, it goes as near as `STEPS` of at most `LARGEST_STEP`
-            lead.
+        limit: the limit of the whole network.
+        weight: the weight of the penalty, the excess of the expected network over the limit, as a share of it.
+        hard: whether alpha moves until the expected network keeps to the limit: at the start, after each of its steps,
+            and where operations are left out. If it cannot, it goes as near as `STEPS` of at most `LARGEST_STEP` lead.
 
     Raises:
         InputError: if the limit is not above 0, or the weight is below 0.
@@ -147,7 +146,7 @@ class Cost:
     Args:
         space: the space.
         fixed: the cost that all have: stem, reductions, classifier.
-        operations: [E, O], what an operation on an edge adds, in all cells together.
+        operations: [E, O], the cost that an operation on an edge adds, in all cells together.
     """
 
     space: MixedSpace

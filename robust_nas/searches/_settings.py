@@ -55,7 +55,7 @@ class Levels(Section):
 
     Args:
         single_path: whether the weights learn on one operation per edge, drawn by the mixture's weights, in place of
-            the mixture: a quarter of the time, and what a found cell is made of. Alpha learns on mixtures all the same.
+            the mixture: as in a found cell, and in a quarter of the time. Alpha learns on mixtures all the same.
         alpha_interval: steps of the weights for each step of alpha.
         order: whether alpha's gradient takes the weights as they are ("first"), or as they are after a step on a
             training batch, through which it is differentiated ("second"; DARTS, equation 7, without its
@@ -106,7 +106,7 @@ class AlphaSettings(Section):
         alpha_learning_rate: of alpha (Adam, betas 0.5 and 0.999).
         anchor_scale: the weight of |alpha|^2 / 2, which holds the mixtures near their start.
         smoothness: a regulariser of alpha's loss: the curvature of the loss, or the Jacobian, at the images.
-        resource: a limit on what the expected network costs, which alpha pays for or keeps to.
+        resource: a limit on the cost of the expected network, which alpha pays for or keeps to.
         prior: the start of alpha, by a score of untrained networks for each operation; near 0, if not given.
         watch: the monitor of collapses and its reaction; none, if not given.
     """
@@ -129,9 +129,9 @@ class AuxiliarySkip(Section):
     """A skip connection beside every mixture.
 
     Args:
-        auxiliary_skip: how much of an edge's input is added to its mixture at the start, falling linearly to 0 at the
-            end (DARTS-, arXiv:2009.01027). It carries the gradient that alpha would otherwise choose skip connections
-            for.
+        auxiliary_skip: share of an edge's input that is added to its mixture at the start, falling linearly to 0 at the
+            end (DARTS-, arXiv:2009.01027). It carries the gradient for which alpha would otherwise choose skip
+            connections.
     """
 
     auxiliary_skip: float = 0.0
@@ -147,7 +147,7 @@ class Shrinking(Section):
 
     Args:
         alpha_frozen: share of a stage's iterations, from its start, in which only the weights learn.
-        kept_operations: progressive shrinking: how many operations an edge has in each stage of the search; stages take
+        kept_operations: progressive shrinking: number of operations on an edge in each stage of the search; stages take
             equally many epochs. `[5, 3]` leaves out the two of the least weight at half-time. All, if not given.
     """
 

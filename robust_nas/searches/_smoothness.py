@@ -23,9 +23,9 @@ class Smoothness:
 
     Args:
         kind: "curvature" is the squared change of the loss's input gradient over a step of epsilon along its sign
-            (CURE, arXiv:1811.09716; in a search, AdvRush, Mok et al. 2021); "jacobian" the squared
-            Frobenius norm of the logits' input Jacobian, by one random projection (DSRNA, Hosseini et al. 2021; the
-            estimator is that of arXiv:1908.02729).
+            (CURE, arXiv:1811.09716; in a search, AdvRush, Mok et al. 2021); "jacobian" is the squared Frobenius norm of
+            the logits' input Jacobian, by one random projection (DSRNA, Hosseini et al. 2021; the estimator is that of
+            arXiv:1908.02729).
         weight: its factor.
 
     Raises:

@@ -26,10 +26,10 @@ class CollapseMonitor:
     """The sign that a search has collapsed, and the reaction to it.
 
     Args:
-        growth: it has, when the eigenvalue, a mean over `window` epochs, is more than this times its value `window`
-            epochs before (arXiv:1909.09656 stops at 4/3, after 5 epochs). Not looked at, if 0.
-        dominance: it has, when this share of the edges, or more, have their largest mean weight on an operation without
-            parameters, and had it for `window` epochs. Not looked at, if above 1.
+        growth: a collapse is a growth of the eigenvalue, a mean over `window` epochs, by more than this factor in
+            `window` epochs (arXiv:1909.09656 stops at 4/3, after 5 epochs). 0 switches this off.
+        dominance: a collapse is also when this share of the edges, or more, have their largest mean weight on an
+            operation without parameters for `window` epochs. Above 1 switches this off.
         window: epochs.
         restarts: number of returns to the last healthy state, from which the search goes on with ten times the anchor,
             before it ends at that state.

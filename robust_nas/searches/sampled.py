@@ -66,22 +66,22 @@ LEAST_SCORE = -1e30
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSearch(Search):
-    """Measure as many architectures as there are trials, and believe in those that were best.
+    """Measure as many architectures as there are trials, and prefer the best of them.
 
     Args:
-        sampler: chooses what to measure next.
+        sampler: chooses the next architecture to measure.
         trials: architectures that are measured; equivalent ones count once.
         objectives: of trials: accuracy under attack or on clean images of the validation split, a high score of the
             untrained network, few parameters or multiply-adds. The first one ranks; others are for samplers that take
             several, such as nsga2.
         proxy: that score, on a batch of training images.
-        training: of every trial, from scratch; without it, trials take the weights of a supernet.
-        sharing: trains that supernet.
+        training: the training of every trial, from scratch; without it, trials take the weights of a supernet.
+        sharing: the training of that supernet.
         attack: attacks the trials.
         num_images: validation images that measure them, the first ones; all, if not given.
-        num_parallel: architectures that the sampler asks for before it is told the first one's values, so that as many
-            processes can measure them, `robust-nas work RUN` beside the one that runs the search. It is told values in
-            the order in which it asked: what is found depends on this number, but not on how many processes there are.
+        num_parallel: architectures that the sampler asks for before it hears the first one's values, so that as many
+            processes can measure them: `robust-nas work RUN`, beside the one that runs the search. It hears values in
+            the order in which it asked: the result depends on this number, but not on the number of processes.
 
     Raises:
         InputError: for a value outside its range.

@@ -29,7 +29,7 @@ class Phase:
 
     Args:
         epochs: number of epochs.
-        size: pixels a side of the training images; what the data set gives, if not given.
+        size: pixels a side of the training images; the data set's own, if not given.
         batch_size: global batch; the training's, if not given.
     """
 
@@ -115,7 +115,7 @@ class Optimisation(Length):
             along a cosine; "cyclic" rises and falls linearly, `cycles` times, each rise as long as its fall;
             "piecewise" drops by 10 at each of `milestones`; "linear" joins `knots` by straight lines.
         warm_up: share of the steps in which the learning rate rises (one_cycle, one_cycle_lr, cosine).
-        cycles: of "cyclic".
+        cycles: rises of "cyclic".
         milestones: shares of the epochs (piecewise).
         knots: learning rates by epoch, in order (linear).
         momentum: of sgd and lars.
@@ -217,8 +217,8 @@ class Curriculum(Objective):
 
     Args:
         epsilon_ramp: share of the steps over which epsilon grows linearly to its full size; large radii need it.
-        epsilon_warm_up: share of the steps before that, in which epsilon is almost 0. If neither is given, both are
-            what the method asks for: 0.5 after 0.1 where it bounds the network, and else 0.
+        epsilon_warm_up: share of the steps before that, in which epsilon is almost 0. If neither is given, the method
+            decides: 0.5 after 0.1 where it bounds the network, and else 0.
     """
 
     epsilon_ramp: float | None = None
@@ -282,8 +282,8 @@ class Normalisation(Objective):
 
     Args:
         norm: "mixture" gives clean and adversarial images batch norms of their own (arXiv:1906.03787); "batch" gives
-            all one; if not given, what the method asks for.
-        serve: whose batch norm of a mixture the trained network keeps: "adversarial" or "clean".
+            all one; if not given, the method decides.
+        serve: the batch norm of a mixture that the trained network keeps: "adversarial" or "clean".
     """
 
     norm: Norm | None = None
@@ -319,10 +319,10 @@ class Regularisation(Section):
         auxiliary: weight of the cross-entropy, at the crafted images, of an auxiliary head at 2/3 of the depth, which
             is trained with the network and then left out (arXiv:1806.09055, appendix A.2: 0.4). For networks of the
             DARTS space.
-        awp: how far weights are moved up the loss before each step, as a share of their norm (adversarial weight
+        awp: length of the weights' move up the loss before each step, as a share of their norm (adversarial weight
             perturbation, arXiv:2004.05884); the paper's values are 0.01 with pgd_at and 0.005 with trades.
-        ema: largest decay of the running mean of weights and buffers, which is then what is evaluated and kept; 0 for
-            none. After t steps the decay is at most (t + 1) / (t + 10).
+        ema: largest decay of the running mean of weights and buffers; this mean is evaluated and kept; 0 for none.
+            After t steps the decay is at most (t + 1) / (t + 10).
     """
 
     clean_weight: float = 0.0
@@ -370,10 +370,11 @@ class Start(Section):
     """The start of a training, in a run.
 
     Args:
-        start_from: a safetensors file with weights of the same network, such as those in a run's checkpoints, which the
-            training goes on from instead of drawn ones: to a larger radius, say.
-        boosting: whether every network of a run after the first is trained for what it adds to those before it, which
-            are frozen: loss, attacks and bounds are of all together, with equal weights (arXiv:1910.14655, section 4).
+        start_from: a safetensors file with weights of the same network, such as those in a run's checkpoints. The
+            training starts from these instead of random ones: to reach a larger radius, say.
+        boosting: whether every network of a run after the first is trained for its contribution to those before it,
+            which are frozen. Loss, attacks and bounds are of all together, with equal weights (arXiv:1910.14655,
+            section 4).
     """
 
     start_from: Path | None = None
@@ -386,9 +387,9 @@ class Selection(Section):
 
     Args:
         selection_attack: attacks the validation split after each epoch.
-        keep: "best": the trained network is that of the epoch with the best accuracy on the validation split, under
-            attack, or, where the method bounds the network, certified by intervals; "last": that of the last epoch, as
-            in publications that do not select.
+        keep: "best" keeps the network of the epoch with the best accuracy on the validation split, under attack, or,
+            where the method bounds the network, certified by intervals; "last" keeps that of the last epoch, as in
+            publications that do not select.
     """
 
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))

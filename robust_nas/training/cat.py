@@ -36,10 +36,10 @@ class CAT(TrainingMethod):
     """Adversarial training at radii that grow image by image, for as long as the image is still classified right.
 
     A radius starts at 0. Each time its image is seen, PGD attacks it at a radius larger by `eta`. The radius stays that
-    large if the prediction at the crafted point is right, and keeps its value otherwise; trained on is the crafted
-    point in either case. The larger the radius, the softer the label: (1 - c radius) y + c radius d, with d drawn from
-    a Dirichlet distribution. For linf only, and one forward pass dearer than PGD training: it shows which images
-    survive.
+    large if the prediction at the crafted point is right, and keeps its value otherwise; the network trains on the
+    crafted point in either case. The larger the radius, the softer the label: (1 - c radius) y + c radius d, with d
+    drawn from a Dirichlet distribution. For linf only, and one forward pass dearer than PGD training: it shows which
+    images survive.
 
     Args:
         attack: plain PGD, of which `steps`, `step_size`, `random_start` and `batch_norm` may be set. A step is

@@ -33,7 +33,7 @@ class Fast(TrainingMethod):
     """Cross-entropy on adversarial examples that one step makes.
 
     Args:
-        start: where the step begins. "uniform": at a random point of the ball, 1.25 epsilon long and projected onto the
+        start: the start of the step. "uniform": at a random point of the ball, 1.25 epsilon long and projected onto the
             ball (FGSM-RS, arXiv:2001.03994, algorithm 3). "none": at the image itself, epsilon long; catastrophic
             overfitting is to be expected. "n_fgsm": at noise from U(-2 epsilon, 2 epsilon), epsilon long, and projected
             onto [0, 1] only, so that it ends up to 3 epsilon from the image (N-FGSM, de Jorge et al. 2022,

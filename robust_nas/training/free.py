@@ -25,7 +25,7 @@ class Free(TrainingMethod):
 
     Args:
         replays: number of steps on each batch before the next one (m).
-        carry: which perturbation a step starts from. "batch": the one that the same place of the batch before ended
+        carry: the perturbation that a step starts from. "batch": the one that the same place of the batch before ended
             with, whatever its image (algorithm 1). "sample": the one that the image itself had when it was last seen;
             it takes as much memory, and room in a checkpoint, as the training images in float32.
         step_size: the perturbation's move in one backward pass, in pixel units of [0, 1]; epsilon, if not given,
