@@ -25,7 +25,8 @@ from search_vs_table import CURRICULUM, FGSM_RS, SIZES, SPACE, THREAT, plans, sl
 from torch import nn
 
 import robust_nas as rn
-from robust_nas.architectures.cell import AnyArchitecture, Architecture
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.cell import Architecture
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core import config
 from robust_nas.core.seeds import seed_at, seeded

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
 from robust_nas import derivation, evaluation, intake, pipeline, searches, spaces
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robust_nas import derivation, intake, spaces
 from robust_nas import recipes as recipe
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.attacks import left_out
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal

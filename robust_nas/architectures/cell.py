@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError, suggest
 
 if TYPE_CHECKING:
@@ -28,28 +29,8 @@ def edges_of(num_nodes: int) -> list[tuple[int, int]]:
     return [(source, target) for target in range(1, num_nodes) for source in range(target)]
 
 
-@runtime_checkable
-class AnyArchitecture(Protocol):
-    """An architecture of any kind of space; hashable, and equal where its string is."""
-
-    def __str__(self) -> str:
-        """Return the string form, which its space reads."""
-
-    @property
-    def canonical(self) -> str:
-        """The computed function: equal for architectures that are one to a query-based search."""
-
-    @property
-    def family(self) -> str:
-        """The function class of its networks: equal for architectures whose trainings differ by chance alone."""
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the output depends on the input."""
-
-
 @dataclass(frozen=True, order=True)
-class Architecture:
+class Architecture(AnyArchitecture):
     """A cell: one operation's name per edge, in the order of `edges_of`.
 
     Raises:
@@ -58,12 +39,19 @@ class Architecture:
 
     operations: tuple[str, ...]
 
+    form = "|nor_conv_3x3~0|+|skip_connect~0|none~1|, or the digits of its operations, 310"
+
     def __post_init__(self) -> None:
         nodes = self.num_nodes
         if len(self.operations) != nodes * (nodes - 1) // 2 or nodes < 2:
             raise InputError(
                 f"A cell of n nodes has n (n - 1) / 2 edges (1, 3, 6, ...), but got {len(self.operations)} operations."
             )
+
+    @classmethod
+    def recognises(cls, text: str) -> bool:
+        stripped = text.strip()
+        return "~" in stripped or (stripped.isascii() and stripped.isdigit())
 
     @classmethod
     def parse(cls, text: str, operations: Sequence[str] = OPERATIONS) -> Architecture:
@@ -111,6 +99,10 @@ class Architecture:
         return cls(tuple(found))
 
     @classmethod
+    def parse_with(cls, text: str, operations: Sequence[str]) -> Architecture:
+        return cls.parse(text, operations)
+
+    @classmethod
     def enumerate(cls, num_nodes: int = 4, operations: Sequence[str] = OPERATIONS) -> Iterator[Architecture]:
         """Yield every architecture of a cell space, the last edge varying fastest."""
         for choice in itertools.product(operations, repeat=len(edges_of(num_nodes))):
@@ -134,6 +126,27 @@ class Architecture:
     def digits(self, operations: Sequence[str] = OPERATIONS) -> str:
         """Return the digits form: each operation's place in `operations`, edge by edge."""
         return "".join(str(operations.index(name)) for name in self.operations)
+
+    def short(self, operations: Sequence[str]) -> str:
+        """Return the digits form, or the string form where there are more operations than digits."""
+        return str(self) if len(operations) > 10 else self.digits(operations)
+
+    def describe(self) -> str:
+        """Return the forms, the edges, and how many cells compute the same."""
+        lines = [
+            f"string     {self}",
+            f"digits     {self.digits()}  ({', '.join(f'{i} {name}' for i, name in enumerate(OPERATIONS))})",
+            f"canonical  {self.canonical}",
+            *(f"edge {i}-{j}   {name}" for i, j, name in self.edges),
+        ]
+        if self.num_nodes == 4:
+            size = sum(other.is_equivalent(self) for other in Architecture.enumerate())
+            lines.append(
+                f"class      {size} of the 15625 strings compute this function when corresponding parameters are equal"
+            )
+        if not self.is_connected:
+            lines.append("caution    no path from input to output: the network's output is constant")
+        return "\n".join(lines)
 
     @cached_property
     def edge_terms(self) -> tuple[str, ...]:

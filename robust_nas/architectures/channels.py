@@ -5,13 +5,15 @@ This module imports neither torch nor anything slow.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
 
 
 @dataclass(frozen=True, order=True)
-class Sizes:
+class ChannelConfiguration(AnyArchitecture):
     """The output channels of each layer: cells, and the reductions between stages.
 
     Raises:
@@ -20,12 +22,18 @@ class Sizes:
 
     channels: tuple[int, ...]
 
+    form = "8:16:64:48:32"
+
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
             raise InputError(f"Layers have 1 channel or more, but got {list(self.channels)}.")
 
     @classmethod
-    def parse(cls, text: str) -> Sizes:
+    def recognises(cls, text: str) -> bool:
+        return re.fullmatch(r"\s*\d+(:\d+)+\s*", text) is not None
+
+    @classmethod
+    def parse(cls, text: str) -> ChannelConfiguration:
         """Read numbers with colons between them.
 
         Raises:
@@ -42,17 +50,7 @@ class Sizes:
     def __str__(self) -> str:
         return ":".join(map(str, self.channels))
 
-    @property
-    def canonical(self) -> str:
-        """The computed function: other sizes make other networks."""
-        return str(self)
-
-    @property
-    def family(self) -> str:
-        """The function class of its networks; nothing more is known of it than `canonical`."""
-        return str(self)
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the output depends on the input: always, as the cell of a size space does."""
-        return True
+    def describe(self) -> str:
+        """Return the string form and the channels, layer by layer."""
+        lines = [f"layer {number}  {channels} channels" for number, channels in enumerate(self.channels, start=1)]
+        return "\n".join([f"string   {self}", *lines])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError, suggest
 
 OPERATIONS = (
@@ -47,7 +48,7 @@ def edges_of(num_nodes: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True, order=True)
-class Genotype:
+class Genotype(AnyArchitecture):
     """Two cells: for every computed node in turn, two (operation, source) pairs.
 
     Args:
@@ -60,6 +61,8 @@ class Genotype:
 
     normal: tuple[Choice, ...]
     reduce: tuple[Choice, ...]
+
+    form = _FORM
 
     def __post_init__(self) -> None:
         for cell in CELLS:
@@ -82,6 +85,10 @@ class Genotype:
                     )
                 if place % 2 and source == chosen[place - 1][1]:
                     raise InputError(f"The two sources of {where} must differ, but the genotype has {source} twice.")
+
+    @classmethod
+    def recognises(cls, text: str) -> bool:
+        return text.strip().startswith("Genotype(")
 
     @classmethod
     def parse(cls, text: str) -> Genotype:
@@ -123,6 +130,16 @@ class Genotype:
         cells = (f"{cell}={list(getattr(self, cell))}, {cell}_concat={nodes}" for cell in CELLS)
         return f"Genotype({', '.join(cells)})"
 
+    def describe(self) -> str:
+        """Return the string form and the cells, node by node."""
+        lines = [f"string     {self}"]
+        for cell in CELLS:
+            chosen = getattr(self, cell)
+            for place in range(0, len(chosen), 2):
+                terms = " + ".join(f"{name} of {source}" for name, source in chosen[place : place + 2])
+                lines.append(f"{cell} node {2 + place // 2}: {terms}")
+        return "\n".join(lines)
+
     @cached_property
     def canonical(self) -> str:
         """The function of both cells, as expressions in their inputs a and b: equal for genotypes of one function.
@@ -138,16 +155,6 @@ class Genotype:
         for first, second in zip(chosen[::2], chosen[1::2], strict=True):
             nodes.append("+".join(sorted(f"({nodes[source]})@{name}" for name, source in (first, second))))
         return nodes[2:]
-
-    @property
-    def family(self) -> str:
-        """The function class of its networks; nothing more is known of it than `canonical`."""
-        return self.canonical
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the output depends on the input: always, as no genotype has `none`."""
-        return True
 
     def operations_of(self, operations: Sequence[str] = OPERATIONS) -> list[int | None]:
         """Return each edge's operation as a place in `operations`, None where there is none: normal, then reduce."""

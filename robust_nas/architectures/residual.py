@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.text import aligned
 
 CHOICES = {
     "activation": ("relu", "silu", "gelu", "softplus"),
@@ -22,7 +24,7 @@ _FORM = "depths=2-3-1 widths=16-32-64 kernel=3 activation=silu norm=batch se=non
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
-class ResidualArchitecture:
+class ResidualArchitecture(AnyArchitecture):
     """A residual network's decisions, in the order in which they are written.
 
     Args:
@@ -48,6 +50,8 @@ class ResidualArchitecture:
     block: str
     stem: int
 
+    form = _FORM
+
     def __post_init__(self) -> None:
         for key, names in CHOICES.items():
             if getattr(self, key) not in names:
@@ -61,6 +65,10 @@ class ResidualArchitecture:
             )
         for key in ("depths", "widths", "kernel", "stem"):
             check_numbers(f"The {key} of a residual network", key, getattr(self, key))
+
+    @classmethod
+    def recognises(cls, text: str) -> bool:
+        return text.strip().startswith("depths=")
 
     @classmethod
     def parse(cls, text: str) -> ResidualArchitecture:
@@ -97,20 +105,9 @@ class ResidualArchitecture:
     def __str__(self) -> str:
         return " ".join(f"{key}={value}" for key, value in self.parts.items())
 
-    @property
-    def canonical(self) -> str:
-        """The computed function: other decisions make other networks."""
-        return str(self)
-
-    @property
-    def family(self) -> str:
-        """The function class of its networks; nothing more is known of it than `canonical`."""
-        return str(self)
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the output depends on the input: always, by the shortcuts."""
-        return True
+    def describe(self) -> str:
+        """Return the string form and the decisions, line by line."""
+        return "\n".join([f"string      {self}", *aligned(list(self.parts.items()), left=2)])
 
 
 def check_numbers(what: str, key: str, value: int | tuple[int, ...]) -> None:

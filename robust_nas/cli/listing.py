@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robust_nas.architectures.cell import OPERATIONS, Architecture
-from robust_nas.architectures.channels import Sizes
-from robust_nas.architectures.genotype import CELLS, Genotype
-from robust_nas.architectures.residual import ResidualArchitecture
+from robust_nas import architectures
 from robust_nas.core import catalogue, config
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.files import is_there, read_toml
@@ -67,14 +63,8 @@ def describe(thing: str) -> str:
     Raises:
         InputError: if `thing` is none of these.
     """
-    if (thing.isascii() and thing.isdigit()) or "~" in thing:
-        return describe_architecture(Architecture.parse(thing))
-    if thing.strip().startswith("Genotype("):
-        return describe_genotype(Genotype.parse(thing))
-    if thing.strip().startswith("depths="):
-        return describe_residual(ResidualArchitecture.parse(thing))
-    if re.fullmatch(r"\s*\d+(:\d+)+\s*", thing):
-        return describe_sizes(Sizes.parse(thing))
+    if architectures.kind_of(thing) is not None:
+        return architectures.parse(thing).describe()
     if (Path(thing) / "config.toml").is_file():
         return describe_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
@@ -106,47 +96,6 @@ def describe(thing: str) -> str:
         return "\n\n".join(found)
     known = [*SECTIONS, *(name for kind in [*GROUPS, *CATALOGUES] for name in names(kind))]
     raise InputError(f"'{thing}' is neither an architecture nor a run folder nor a component. {suggest(thing, known)}")
-
-
-def describe_architecture(architecture: Architecture) -> str:
-    """Return an architecture's forms and its class."""
-    lines = [
-        f"string     {architecture}",
-        f"digits     {architecture.digits()}  ({', '.join(f'{i} {name}' for i, name in enumerate(OPERATIONS))})",
-        f"canonical  {architecture.canonical}",
-        *(f"edge {i}-{j}   {name}" for i, j, name in architecture.edges),
-    ]
-    if architecture.num_nodes == 4:
-        size = sum(other.is_equivalent(architecture) for other in Architecture.enumerate())
-        lines.append(
-            f"class      {size} of the 15625 strings compute this function when corresponding parameters are equal"
-        )
-    if not architecture.is_connected:
-        lines.append("caution    no path from input to output: the network's output is constant")
-    return "\n".join(lines)
-
-
-def describe_genotype(genotype: Genotype) -> str:
-    """Return a genotype's form and its cells, node by node."""
-    lines = [f"string     {genotype}"]
-    for cell in CELLS:
-        chosen = getattr(genotype, cell)
-        for place in range(0, len(chosen), 2):
-            terms = " + ".join(f"{name} of {source}" for name, source in chosen[place : place + 2])
-            lines.append(f"{cell} node {2 + place // 2}: {terms}")
-    return "\n".join(lines)
-
-
-def describe_residual(architecture: ResidualArchitecture) -> str:
-    """Return a residual architecture's form and its decisions, line by line."""
-    lines = aligned([(key, value) for key, value in architecture.parts.items()], left=2)
-    return "\n".join([f"string      {architecture}", *lines])
-
-
-def describe_sizes(sizes: Sizes) -> str:
-    """Return a size architecture's form and its channels, layer by layer."""
-    lines = [f"layer {number}  {channels} channels" for number, channels in enumerate(sizes.channels, start=1)]
-    return "\n".join([f"string   {sizes}", *lines])
 
 
 def _describe_component(kind: str, component: Any, name: str) -> str:

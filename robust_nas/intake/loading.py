@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from robust_nas import records
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core import config
 from robust_nas.core.catalogue import expanded, has_home
 from robust_nas.core.errors import InputError, suggest

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robust_nas.architectures.cell import OPERATIONS, Architecture
-from robust_nas.architectures.genotype import Genotype
+from robust_nas import architectures
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.cell import OPERATIONS
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there, parse_toml, text_of
 from robust_nas.core.text import visible
@@ -228,18 +229,14 @@ class Contents(Measurements):
         """The runs that the networks of a joined run come from; none in others."""
         return list(dict.fromkeys(m["from"].partition("/")[0] for m in self.trained.values() if "from" in m))
 
-    def parse(self, text: str) -> Architecture | Genotype | None:
-        """Read an architecture of the run's space; None for one that is no graph, of which its string says all."""
-        if text.startswith("Genotype("):
-            return Genotype.parse(text)
-        return Architecture.parse(text, self.operations) if "~" in text or text.isdigit() else None
+    def parse(self, text: str) -> AnyArchitecture | None:
+        """Read an architecture of the run; None for one of a kind that is none of ours."""
+        return None if architectures.kind_of(text) is None else architectures.parse(text, self.operations)
 
     def short(self, text: str) -> str:
         """Return an architecture's digits form, or its string form where it has none or digits would not do."""
         architecture = self.parse(text)
-        if not isinstance(architecture, Architecture) or len(self.operations) > 10:
-            return text
-        return architecture.digits(self.operations)
+        return text if architecture is None else architecture.short(self.operations)
 
     @cached_property
     def trained(self) -> dict[str, dict[str, Any]]:

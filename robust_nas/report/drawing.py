@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import CELLS, Genotype
 from robust_nas.report._elements import Html, element
@@ -17,14 +18,17 @@ _STEP = 1.0  # from one node to the next
 _RADIUS = 0.12
 
 
-def draw(architecture: Architecture | Genotype, operations: Sequence[str], key: str) -> list[Html]:
+def draw(architecture: AnyArchitecture, operations: Sequence[str], key: str) -> list[Html]:
     """Return the drawings of an architecture's cells, as inline SVG with ids that begin with `key`.
 
-    The output of a genotype's cell, all of its computed nodes, is not drawn.
+    The output of a genotype's cell, all of its computed nodes, is not drawn. Of architectures without cells, their
+    strings say all.
     """
     if isinstance(architecture, Architecture):
         return [draw_cell(architecture, operations, key, describe_cell(architecture))]
     found: list[Html] = []
+    if not isinstance(architecture, Genotype):
+        return found
     for cell, title in zip(CELLS, ("Normal cell", "Reduction cell"), strict=True):
         chosen = enumerate(getattr(architecture, cell))
         edges = [(source, 2 + place // 2, operation) for place, (operation, source) in chosen]

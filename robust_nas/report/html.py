@@ -13,7 +13,6 @@ from pathlib import Path
 from robust_nas import spaces
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import Genotype
-from robust_nas.architectures.residual import ResidualArchitecture
 from robust_nas.core.pixels import format_pixels
 from robust_nas.report import plots
 from robust_nas.report._checks import checks, warnings
@@ -99,7 +98,7 @@ def _architectures(contents: Contents) -> Content:
     if not chosen:
         return None
     cards = [_architecture_card(contents, name, text) for name, text in chosen.items()]
-    drawn = any(contents.parse(text) is not None for text in chosen.values())
+    drawn = any(isinstance(contents.parse(text), Architecture | Genotype) for text in chosen.values())
     note = (
         "A node is the sum of its incoming edges. Dotted lines are edges without an operation (none); grey ones carry "
         "nothing from the input to the output. A cell of a genotype begins with the outputs of the two cells before, "
@@ -111,10 +110,9 @@ def _architectures(contents: Contents) -> Content:
 
 def _architecture_card(contents: Contents, name: str, text: str) -> Html:
     model, short = contents.trained.get(name, {}), contents.short(text)
-    facts: dict[str, str] = {}
-    if text.startswith("depths="):
-        parts = ResidualArchitecture.parse(text).parts
-        facts |= {"SE" if key == "se" else key.capitalize(): value for key, value in parts.items()}
+    parsed = contents.parse(text)
+    parts = {} if parsed is None else parsed.parts
+    facts = {"SE" if key == "se" else key.capitalize(): value for key, value in parts.items()}
     if "from" in model:
         facts["From"] = model["from"]
     if "parameters" in model:
@@ -125,7 +123,6 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
         facts["Training"] = f"{model['epochs']} epochs of {model.get('method', '')}, {duration(model.get('seconds'))}"
     if "validation" in model:
         facts["Validation"] = _accuracies(model["validation"])
-    parsed = contents.parse(text)
     drawing = None if parsed is None else draw(parsed, contents.operations, f"cell-{name}")
     return element(
         "figure",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random  # not the module: `samplers.random` would take its name
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import Group, offered
 from robust_nas.core.seeds import seed_at

@@ -9,7 +9,8 @@ import random
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-from robust_nas.architectures.cell import AnyArchitecture, Architecture
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seed_at
 

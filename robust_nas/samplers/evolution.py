@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._cells import neighbours, start_draw

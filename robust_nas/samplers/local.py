@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._cells import neighbours, start_draw
 from robust_nas.samplers._objectives import only_one

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from robust_nas.architectures.cell import AnyArchitecture, Architecture
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seed_at
 from robust_nas.samplers._cells import classes, num_weights, start_draw

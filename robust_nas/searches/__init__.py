@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from robust_nas.core.registry import Group
 
 if TYPE_CHECKING:
-    from robust_nas.architectures.cell import AnyArchitecture
+    from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.runtime.run_folder import Stage
     from robust_nas.spaces import Space

@@ -17,7 +17,7 @@ from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
-    from robust_nas.architectures.cell import AnyArchitecture
+    from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import NetworkData
     from robust_nas.relaxations.relaxation import Relaxation
     from robust_nas.spaces import MixedSpace, Site

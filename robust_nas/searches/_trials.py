@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
 from robust_nas.records import Record, checked

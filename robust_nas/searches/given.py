@@ -12,7 +12,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.searches import Search, SearchResult
 
 if TYPE_CHECKING:
-    from robust_nas.architectures.cell import AnyArchitecture
+    from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.runtime.run_folder import Stage
     from robust_nas.spaces import Space

@@ -41,7 +41,7 @@ from robust_nas.training import Training
 if TYPE_CHECKING:
     from torch import nn
 
-    from robust_nas.architectures.cell import AnyArchitecture
+    from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.spaces import Space
     from robust_nas.spaces.cell.supernet import Supernet

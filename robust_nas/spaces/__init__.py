@@ -20,7 +20,7 @@ from robust_nas.core.registry import Group, named
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from robust_nas.architectures.cell import AnyArchitecture
+    from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import DataForm, Dataset, NetworkData
     from robust_nas.spaces.cell.supernet import Supernet
 

@@ -30,7 +30,8 @@ import numpy as np
 
 from robust_nas import __version__, spaces
 from robust_nas import samplers as sampler_group
-from robust_nas.architectures.cell import AnyArchitecture, Architecture
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.cell import Architecture
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robust_nas import architectures
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there, read_toml
@@ -105,17 +106,13 @@ def rows_from_run(run: RunDir) -> list[Row]:
     made_in = sessions(read_stage(run / "environment.json"))
     rows = []
     for model in read(run / "train.json", TrainingRecord).models:
-        if model.architecture.startswith("Genotype("):
-            raise InputError(
-                f"The table is of cells, as in nasbench201, but {run.path} has trained genotypes of the DARTS space."
-            )
-        if "~" not in model.architecture:
+        architecture = _cell(model.architecture, config["space"])
+        if architecture is None:
             raise InputError(
                 f"The table is of cells, as in nasbench201, but {run.path} has trained '{model.architecture}'."
             )
-        architecture = Architecture.parse(model.architecture, config["space"]["operations"])
         provenance: dict[str, Any] = {
-            "architecture": model.architecture,
+            "architecture": str(architecture),
             "canonical": architecture.canonical,
             "function": architecture.function,
             "space": _name_in(config, "space", run),
@@ -146,6 +143,16 @@ def rows_from_run(run: RunDir) -> list[Row]:
     if not rows:
         raise InputError(f"{run.path} has measured nothing of its trained networks yet; attack or certify them first.")
     return rows
+
+
+def _cell(text: str, space: Mapping[str, Any]) -> Architecture | None:
+    """Return the cell that a run's architecture is; None if it is of another kind."""
+    # Only spaces of cells and genotypes have operations: in others, a number alone is no cell's digits.
+    operations = space.get("operations")
+    if operations is None or architectures.kind_of(text) is None:
+        return None
+    found = architectures.parse(text, operations)
+    return found if isinstance(found, Architecture) else None
 
 
 def _attacked(result: Attacked, evaluation_hash: str) -> list[dict[str, Any]]:

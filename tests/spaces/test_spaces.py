@@ -7,7 +7,7 @@ import pytest
 
 from robust_nas import recipes as recipe
 from robust_nas import spaces
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.searches import SearchResult

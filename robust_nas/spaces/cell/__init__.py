@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architectures.cell import OPERATIONS, AnyArchitecture, Architecture, edges_of
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.cell import OPERATIONS, Architecture, edges_of
 from robust_nas.core.errors import InputError
 from robust_nas.spaces._limits import check_sizes
 

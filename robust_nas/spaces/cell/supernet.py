@@ -27,7 +27,7 @@ Weights = Sequence[Tensor | None]
 """The weights of an edge's operations; None is exactly 0."""
 
 if TYPE_CHECKING:
-    from robust_nas.architectures.cell import AnyArchitecture
+    from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.spaces.cell import CellSpace
 

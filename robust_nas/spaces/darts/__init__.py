@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.genotype import CELLS, OPERATIONS, Genotype, edges_of
 from robust_nas.core.errors import InputError
 from robust_nas.spaces._limits import check_sizes

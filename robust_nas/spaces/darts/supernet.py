@@ -16,7 +16,7 @@ from robust_nas.spaces.cell.supernet import Mixed, SampledSupernet, Supernet, We
 from robust_nas.spaces.darts.network import CellForm, DartsNetwork, Inputs, make_operation
 
 if TYPE_CHECKING:
-    from robust_nas.architectures.cell import AnyArchitecture
+    from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.spaces.darts import DartsSpace
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.residual import CHOICES, ResidualArchitecture, check_numbers
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.spaces._decided import Decisions, check_options

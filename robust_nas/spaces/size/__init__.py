@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from robust_nas.architectures.cell import AnyArchitecture, Architecture
-from robust_nas.architectures.channels import Sizes
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.cell import Architecture
+from robust_nas.architectures.channels import ChannelConfiguration
 from robust_nas.core.errors import InputError
 from robust_nas.spaces._decided import Decisions, check_options
 from robust_nas.spaces._limits import check_sizes
@@ -64,13 +65,13 @@ class SizeSpace(Decisions):
         options = tuple(map(str, self.channels))
         return {f"layer {number}": options for number in range(1, len(self.reduces) + 1)}
 
-    def parse(self, text: str) -> Sizes:
+    def parse(self, text: str) -> ChannelConfiguration:
         """Read an architecture of this space.
 
         Raises:
             InputError: if it is malformed, or has another number of layers or channels that are no option.
         """
-        sizes = Sizes.parse(text)
+        sizes = ChannelConfiguration.parse(text)
         if len(sizes.channels) != len(self.reduces):
             raise InputError(
                 f"An architecture of {self.name} has {len(self.reduces)} layers, but '{text}' has "
@@ -79,13 +80,13 @@ class SizeSpace(Decisions):
         self._checked(sizes)
         return sizes
 
-    def decided(self, values: Sequence[str]) -> Sizes:
+    def decided(self, values: Sequence[str]) -> ChannelConfiguration:
         """Return the architecture of the values of `decisions`."""
-        return Sizes(tuple(map(int, values)))
+        return ChannelConfiguration(tuple(map(int, values)))
 
     def decisions_of(self, architecture: AnyArchitecture) -> tuple[str, ...]:
         """Return the values of `decisions` that make an architecture."""
-        assert isinstance(architecture, Sizes)
+        assert isinstance(architecture, ChannelConfiguration)
         return tuple(map(str, architecture.channels))
 
     def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> SizeNetwork:
@@ -94,7 +95,7 @@ class SizeSpace(Decisions):
         from robust_nas.spaces import BuiltFrom
         from robust_nas.spaces.size.network import SizeNetwork
 
-        assert isinstance(architecture, Sizes)
+        assert isinstance(architecture, ChannelConfiguration)
         network = SizeNetwork(self, architecture, data, affine)
         network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
         return network

@@ -12,7 +12,7 @@ from robust_nas.spaces._images import ImageNetwork
 from robust_nas.spaces.cell.network import Cell, Reduction, ReLUConvBN, make_operation
 
 if TYPE_CHECKING:
-    from robust_nas.architectures.channels import Sizes
+    from robust_nas.architectures.channels import ChannelConfiguration
     from robust_nas.datasets import NetworkData
     from robust_nas.spaces.size import SizeSpace
 
@@ -49,7 +49,7 @@ class SizeNetwork(ImageNetwork):
         InputError: if the images are too small for the number of stages.
     """
 
-    def __init__(self, space: SizeSpace, sizes: Sizes, data: NetworkData, affine: bool = True) -> None:
+    def __init__(self, space: SizeSpace, sizes: ChannelConfiguration, data: NetworkData, affine: bool = True) -> None:
         super().__init__(data)
         image_channels, height, width = data.image_shape
         least = 2 ** (space.stages - 1)

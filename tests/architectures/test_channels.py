@@ -1,14 +1,18 @@
 import pytest
 
-from robust_nas.architectures.cell import AnyArchitecture
-from robust_nas.architectures.channels import Sizes
+from robust_nas.architectures import AnyArchitecture
+from robust_nas.architectures.channels import ChannelConfiguration
 from robust_nas.core.errors import InputError
 
 
 def test_sizes_are_read_as_they_are_written():
-    read = Sizes.parse(" 8:16:64:48:32 ")
+    read = ChannelConfiguration.parse(" 8:16:64:48:32 ")
     assert read.channels == (8, 16, 64, 48, 32) and str(read) == read.canonical == read.family == "8:16:64:48:32"
-    assert isinstance(read, AnyArchitecture) and read.is_connected and hash(read) == hash(Sizes.parse("8:16:64:48:32"))
+    assert (
+        isinstance(read, AnyArchitecture)
+        and read.is_connected
+        and hash(read) == hash(ChannelConfiguration.parse("8:16:64:48:32"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,4 +27,4 @@ def test_sizes_are_read_as_they_are_written():
 )
 def test_what_is_wrong_with_sizes_is_named(text, sentence):
     with pytest.raises(InputError, match=sentence):
-        Sizes.parse(text)
+        ChannelConfiguration.parse(text)

@@ -1,6 +1,6 @@
 import pytest
 
-from robust_nas.architectures.cell import AnyArchitecture
+from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.residual import ResidualArchitecture
 from robust_nas.core.errors import InputError
 
