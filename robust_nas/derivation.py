@@ -1,4 +1,5 @@
-"""From a search's belief to architectures: the most probable one, or the best of some with the supernet's weights.
+"""From a search's probabilities to architectures: the most probable one, or the best of some with the supernet's
+weights.
 
 Candidates are functionally different, and ranked by adversarial or certified accuracy on the validation split with the
 weights they inherit from the supernet; those of an ensemble can be chosen so that few attacks transfer between them.

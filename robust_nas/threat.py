@@ -1,4 +1,4 @@
-"""Threat models: which perturbed images an adversary may send.
+"""Threat models: the perturbed images that an adversary may send.
 
 Images are in [0, 1] and epsilon is in the same pixel units. `ThreatModel.around(images)` is the set of allowed images
 around each image: it places random starts, takes steepest-ascent steps and projects. A returned image is inside the

@@ -1,4 +1,5 @@
-"""Architectures of cell spaces: the string form, the digits form, and when two of them compute the same function.
+"""Architectures of cell spaces: the string form, the digits form, and the test that two of them compute the same
+function.
 
 A cell is a complete directed acyclic graph: node 0 is the input, every later node is the sum of one operation applied
 to each earlier node, and the last node is the output (NAS-Bench-201, arXiv:2001.00326, section 2.1). This module

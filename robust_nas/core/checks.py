@@ -1,4 +1,4 @@
-"""Checks of single settings, whose sentences say what was wanted and what was got."""
+"""Checks of single settings, whose sentences name the wanted and the given value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend, and what ends work from outside; the command line prints a sentence."""
+"""One exception for mistakes of users, and one for work that ends from outside; the command line prints a sentence."""
 
 import traceback
 from collections.abc import Iterable

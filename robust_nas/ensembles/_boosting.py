@@ -1,4 +1,4 @@
-"""Boosting: a network trained for what it adds to others that stay as they are."""
+"""Boosting: a network trained for its contribution to others, which stay as they are."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Clean and attacked accuracy, image by image, and the checks that expose gradient masking.
 
 `evaluate` gives every attack's outcome on every image, `robustness_curve` and `minimal_distortions` the accuracy over
-epsilon, `masking_checks` the reasons to distrust them, `strongest_examples` the images to look at, `transfers` which
-networks share adversarial examples, and `estimate_cost` what it will cost; an `EvaluationPlan` is all of these but
+epsilon, `masking_checks` the reasons to distrust them, `strongest_examples` the images to look at, `transfers` the
+networks that share adversarial examples, and `estimate_cost` the expected cost; an `EvaluationPlan` is all of these but
 transfer for one model. Each attack is a value from `robust_nas.attacks`.
 """
 

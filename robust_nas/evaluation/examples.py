@@ -1,4 +1,4 @@
-"""The adversarial examples of which a model is surest, to be looked at."""
+"""The adversarial examples of which a model is surest, for the eye."""
 
 from __future__ import annotations
 

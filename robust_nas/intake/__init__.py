@@ -1,4 +1,4 @@
-"""Models from anywhere: run folders of ours, modules of one's own, torchvision; and what is suspicious about them.
+"""Models from anywhere: run folders of ours, modules of one's own, torchvision; and their diagnosis.
 
     runs/RUN                                        all trained models of a run
     runs/RUN/checkpoints/model-1.safetensors        one of them
@@ -7,8 +7,8 @@
     torchvision:resnet18@IMAGENET1K_V1              a classifier of torchvision's, with weights of its own or a file's
     torchvision:resnet18?num_classes=10             without
 
-An attack needs logits of images in [0, 1]. Of a model that gives probabilities or expects other pixels, it would find
-the gradients vanish or the accuracy low, and call the model robust or bad for the wrong reason.
+An attack needs logits of images in [0, 1]. With a model that gives probabilities or expects other pixels, gradients
+vanish or the accuracy is low, and the model would look robust or bad for the wrong reason.
 """
 
 from robust_nas.intake.diagnosis import check_labels, check_model, check_outputs, diagnose

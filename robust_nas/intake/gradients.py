@@ -1,8 +1,8 @@
 """The check that a model's input gradients are those of its function: attacks that follow others find too little.
 
-The change of the logits along a direction is compared with what the gradient promises. Rounding whose gradient
-is passed straight through, `detach` and functions with a backward pass of their own promise another one; plain
-rounding promises none, though the logits change.
+The check compares the change of the logits along a direction with the gradient's promise. Rounding whose gradient is
+passed straight through, `detach` and functions with a backward pass of their own promise another one; plain rounding
+promises none, though the logits change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FAR = 0.1
 
 
 def gradient_note(model: nn.Module, images: Tensor) -> str | None:
-    """A sentence that says what is wrong with the input gradients of a model, which is held still; None, if nothing is.
+    """A sentence on the fault in the input gradients of a model, which is held still; None, if there is none.
 
     Args:
         model: maps [0, 1] images to logits, which are nothing but functions of the image.

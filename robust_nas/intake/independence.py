@@ -1,7 +1,7 @@
 """The check that a model is a function of one image: of nothing else, such as chance or the rest of a batch.
 
 An attack, an accuracy and a certificate are about such functions. A batch norm without running statistics gives an
-image other logits in another batch, so that its accuracy is one of the batches; noise or dropout that stays on gives
+image other logits in another batch, so that its accuracy depends on the batches; noise or dropout that stays on gives
 other logits each time, so that an image counts as robust if chance is on its side once.
 """
 

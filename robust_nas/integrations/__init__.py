@@ -1,1 +1,1 @@
-"""Adapters to other tools and to what their users are used to; nothing below the command line imports them."""
+"""Adapters to other tools and to their users' habits; nothing below the command line imports them."""

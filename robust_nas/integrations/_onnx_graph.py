@@ -3,11 +3,11 @@
 Verifiers read few operations, and not all that their attributes say: auto_LiRPA's average pooling counts the padding
 whatever `count_include_pad` is and knows no `ceil_mode`, nnenum's list of linear operations has neither `Div` nor
 `BatchNormalization` nor `ReduceMean`, Marabou's parsers have no pooling but `MaxPool`, one no groups.
-So that all of them see the same function, what is linear is written as convolutions and matrix products:
+So that all of them see the same function, linear operations are written as convolutions and matrix products:
 
 - Average pooling is a convolution with equal weights, padded by the same number of zeros on both sides. Where windows
-  differ in how many pixels they count, as they do at the border when padding is left out, a constant [1, 1, H, W] that
-  the result is multiplied by makes up for it.
+  count different numbers of pixels, as they do at the border when padding is left out, a constant factor [1, 1, H, W]
+  of the result makes up for it.
 - Normalisation, batch norm, and other constants per channel go into the weights of the convolution or matrix product
   before them; where there is none, they are a convolution of size 1.
 - The mean over all pixels goes into the weights of the matrix product after it.

@@ -1,4 +1,4 @@
-"""Networks as ONNX files, for verifiers that others wrote.
+"""Networks as ONNX files, for other people's verifiers.
 
     rn.export_onnx(model, "model.onnx", (3, 32, 32))
 

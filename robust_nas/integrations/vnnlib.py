@@ -1,4 +1,4 @@
-"""Robustness at images as VNN-LIB files, and folders in VNN-COMP's layout for verifiers that others wrote.
+"""Robustness at images as VNN-LIB files, and folders in VNN-COMP's layout, for other people's verifiers.
 
     rn.write_vnnlib("image-0.vnnlib", image, label=7, num_classes=10, threat=rn.ThreatModel(epsilon=0.03))
 

@@ -1,4 +1,4 @@
-"""`robust-nas attack MODEL ...`: what a run does to its own networks, done to any models, in a folder of its own.
+"""`robust-nas attack MODEL ...`: the attacks of a run, on any models, in a folder of their own.
 
     runs/attack-1a2b3c4d/
         attack.toml            the settings
@@ -8,8 +8,8 @@
         checkpoints/           the state of an evaluation under way, the strongest examples
         report.html
 
-The folder's name is a digest of settings, weights and images: the same command goes on where it ended, and says again
-what it has found. Another setting, other weights or other images have another folder.
+The folder's name is a digest of settings, weights and images: the same command continues where it ended, and prints its
+results again. Another setting, other weights or other images have another folder.
 """
 
 from __future__ import annotations

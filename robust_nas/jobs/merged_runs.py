@@ -1,7 +1,7 @@
 """`robust-nas ensemble build --from RUN RUN ...`: the trained models of one or many runs, joined in a run of their own.
 
-The new run folder has copies of the weights, and in train.json where they come from. From there it is a run like any
-other: attacked, certified, joined and reported; `robust-nas run --resume` goes on with it.
+The new run folder has copies of the weights, and their origin in train.json. From there it is a run like any other:
+attacked, certified, joined and reported; `robust-nas run --resume` goes on with it.
 """
 
 from __future__ import annotations

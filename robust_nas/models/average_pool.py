@@ -1,4 +1,4 @@
-"""The average pooling of cells, which does not count what is outside the image."""
+"""The average pooling of cells, which does not count pixels outside the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model held still while it is looked at: mode, parameters, gradients and buffers are the same afterwards."""
+"""A model held still while it is measured: mode, parameters, gradients and buffers are the same afterwards."""
 
 from __future__ import annotations
 

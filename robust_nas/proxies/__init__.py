@@ -1,8 +1,8 @@
-"""Scores of untrained networks: what a batch of images says of an architecture before anything is trained.
+"""Scores of untrained networks: the worth of an architecture, from a batch of images, before anything is trained.
 
 One file is one score: a frozen, keyword-only dataclass with `score`. `proxies.get("robust_ntk")()`. The larger a score,
-the better the network is expected to become: a quantity of which little is good has its sign turned in its own file.
-Scores of different proxies have nothing in common but that; ranks are what they are for (`robust_nas.studies.ranking`).
+the better the network is expected to become: a quantity that is better when small has its sign turned in its own file.
+Scores of different proxies have nothing in common but that; they are for ranks (`robust_nas.studies.ranking`).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class CRoZe:
                 raise InputError(f"CRoZe.{name} must be positive, but got {getattr(self, name)}.")
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
-        """Return the score of `model` under `threat`; the seed is not looked at."""
+        """Return the score of `model` under `threat`; the seed is not used."""
         with held_still(model, images):
             clean = weights(model)
             gradient = loss_gradients(model, clean, images, labels)

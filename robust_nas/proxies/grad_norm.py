@@ -15,7 +15,7 @@ class GradNorm:
     """The sum over layers of the Euclidean norm of the mean cross-entropy's gradient for one batch."""
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
-        """Return the score of `model`; threat and seed are not looked at."""
+        """Return the score of `model`; threat and seed are not used."""
         with held_still(model, images):
             found = loss_gradients(model, weights(model), images, labels)
         return sum(float(gradient.double().norm()) for gradient in found.values())

@@ -24,7 +24,7 @@ class JacobCov:
     """
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
-        """Return the score of `model`; labels, threat and seed are not looked at."""
+        """Return the score of `model`; labels, threat and seed are not used."""
         with held_still(model, images, "running"):
             points = images.detach().clone().requires_grad_()
             if depends_on(model, images):

@@ -36,7 +36,7 @@ class NTK:
         check_at_least("NTK.chunk_size", self.chunk_size, 1)
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
-        """Return the score of `model`; labels, threat and seed are not looked at."""
+        """Return the score of `model`; labels, threat and seed are not used."""
         with held_still(model, images, "running"):
             clean = gradients(model, images, self.chunk_size)
         return spectrum_score(kernel(clean, clean), self.measure)

@@ -12,7 +12,7 @@ from robust_nas.threat import ThreatModel
 
 @dataclass(frozen=True, kw_only=True)
 class NumParams:
-    """The number of trainable parameters; the images are not looked at."""
+    """The number of trainable parameters; the images are not used."""
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
         """Return the number of parameters of `model`."""

@@ -18,7 +18,7 @@ class SNIP:
     """
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
-        """Return the score of `model`; threat and seed are not looked at."""
+        """Return the score of `model`; threat and seed are not used."""
         with held_still(model, images):
             at = weights(model)
             found = loss_gradients(model, at, images, labels)

@@ -22,7 +22,7 @@ class Synflow:
     """
 
     def score(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0) -> float:
-        """Return the score of `model`; of the images only the size is looked at."""
+        """Return the score of `model`; of the images only the size is used."""
         with held_still(model, images):
             linear = _without_batch_norm(copy.deepcopy(model)).double()
             with torch.no_grad():

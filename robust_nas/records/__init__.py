@@ -1,4 +1,4 @@
-"""Records: what stages leave in a run folder, a file of this package for each of theirs. JSON there, typed here.
+"""Records: the stages' files in a run folder, JSON there and typed here, a module for each.
 
 A record's class is the shape of its file, and a file of another shape is damaged; the error names the key. Keys that no
 record has are left alone. Importing this package imports nothing slow; its modules bring pydantic, and are imported

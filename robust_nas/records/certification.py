@@ -1,4 +1,4 @@
-"""certification.json: what was proved of each model, or of its smoothed classifier."""
+"""certification.json: the certificates of each model, or of its smoothed classifier."""
 
 from __future__ import annotations
 

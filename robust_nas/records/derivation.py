@@ -1,4 +1,4 @@
-"""derive.json: the architectures that were chosen, and among which."""
+"""derive.json: the chosen architectures and the candidates."""
 
 from __future__ import annotations
 

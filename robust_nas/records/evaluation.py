@@ -1,4 +1,4 @@
-"""evaluation.json: what attacks left of each model."""
+"""evaluation.json: the outcomes of attacks on each model."""
 
 from __future__ import annotations
 

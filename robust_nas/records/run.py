@@ -102,7 +102,7 @@ class RunSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedSettings(Record):
-    """Of config.toml, what the table of one's own runs reads."""
+    """The part of config.toml that the table of one's own runs reads."""
 
     seed: int
     data: DataSection

@@ -1,4 +1,4 @@
-"""search.json: what a search believes, and how it came to it."""
+"""search.json: a search's probabilities and its course."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No relaxation: on every edge one operation, drawn uniformly; what random search with weight sharing trains on."""
+"""No relaxation: on every edge one operation, drawn uniformly, as random search with weight sharing trains on."""
 
 from __future__ import annotations
 

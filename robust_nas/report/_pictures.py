@@ -1,4 +1,4 @@
-"""The pictures: accuracy over epsilon, what is taken for what under attack, adversarial examples."""
+"""The pictures: accuracy over epsilon, confusions under attack, adversarial examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of what attacks leave: accuracies, accuracy over epsilon, confusion."""
+"""The figures of outcomes of attacks: accuracies, accuracy over epsilon, confusion."""
 
 from __future__ import annotations
 

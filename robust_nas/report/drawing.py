@@ -125,7 +125,7 @@ def _draw(
 
 
 def describe_cell(architecture: Architecture) -> str:
-    """Return the cell in words: what a drawing shows, for those who cannot see it."""
+    """Return the cell in words, for those who cannot see the drawing."""
     edges = [f"{name} from node {i} to node {j}" for i, j, name in architecture.edges if name != "none"]
     return f"Cell of {architecture.num_nodes} nodes: {', '.join(edges) or 'no operation on any edge'}."
 

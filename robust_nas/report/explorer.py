@@ -1,4 +1,4 @@
-"""The explorer: one HTML page to look around in a robust-accuracy table, which loads nothing and works from a file.
+"""The explorer: one HTML page to explore a robust-accuracy table, which loads nothing and works from a file.
 
 `explorer.js` runs in the page and `explorer.css` styles it, on top of the report's style. The table travels in the page
 as JSON, its numbers as compressed float64, so that they are the table's own to the last bit. The page's security policy

@@ -1,4 +1,4 @@
-"""Sentences that are drawn from the numbers: what they agree on, and what they do not show."""
+"""Sentences that are drawn from the numbers: the findings and their limits."""
 
 from __future__ import annotations
 

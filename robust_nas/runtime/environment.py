@@ -1,4 +1,4 @@
-"""The process that a run is made in: what it is, for `environment.json`, and as it was before a call."""
+"""The process that a run is made in: its description for `environment.json`, and its state before a call."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The run folder: what is written where, atomically, and how a stage resumes.
+"""The run folder: its files, written atomically, and the resuming of stages.
 
     runs/<date>-<recipe>-<id>/
         config.toml            the fully resolved configuration
-        data.json              which images it was made with, as digests: others are refused
+        data.json              digests of its images: others are refused
         environment.json       version, commit, packages, hardware, arguments; of each session, the last one first
         metrics.jsonl          one line per epoch and stage
         architecture.txt       the derived architectures, best first
         checkpoints/           *.safetensors: finished models, and the state of a stage under way
-        study.journal          what Optuna's samplers were told, for `optuna.load_study(study_name="search", ...)`
+        study.journal          the trials of Optuna's samplers, for `optuna.load_study(study_name="search", ...)`
         trials/                the open trials of a search by several processes, while it lasts (searches/_trials.py)
         <stage>.json           a finished stage's result; a stage whose result exists is skipped
         ...                    the stages' own files (evaluation.parquet, certificates.parquet, report.html, ...)

@@ -1,7 +1,7 @@
-"""Samplers: which architecture to measure next, from the architectures measured so far (ask and tell).
+"""Samplers: the next architecture to measure, from the architectures measured so far (ask and tell).
 
 One file is one sampler: a frozen, keyword-only dataclass with `start`. `samplers.get("evolution")`. A sampler knows
-neither tables nor training: what measures an architecture, a table's row or a short training, is the caller's
+neither tables nor training: the measurement of an architecture, a table's row or a short training, is the caller's
 (`queries`, or `Questions` where several are measured at once).
 
 A query is one measured class of architectures (`Architecture.canonical`). An architecture that is equivalent to a

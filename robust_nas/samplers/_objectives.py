@@ -1,4 +1,4 @@
-"""One objective or several: who takes only one, and what a query is expected to gain."""
+"""One objective or several: the samplers that take only one, and the expected gain of a query."""
 
 from __future__ import annotations
 

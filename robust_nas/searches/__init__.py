@@ -1,4 +1,4 @@
-"""Searches: from a search space, data and a threat model to a belief about which architectures are good.
+"""Searches: from a search space, data and a threat model to probabilities of architectures.
 
 One file is one search: a frozen, keyword-only dataclass with `search` that inherits `Search`.
 `searches.get("dirichlet")`.

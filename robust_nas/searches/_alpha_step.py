@@ -1,4 +1,4 @@
-"""A step of alpha: Adam on the objective, on a validation batch, with what alpha's loss adds."""
+"""A step of alpha: Adam on the objective, on a validation batch, with the terms of alpha's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a differentiable search collapses: the sharpness of the validation loss in alpha, and what edges are made of.
+"""The collapse of a differentiable search: the sharpness of the loss in alpha, and edges without parameters.
 
 Searches fail where the dominant eigenvalue of the Hessian in alpha grows, and then fill with skip connections (Zela et
 al. 2020, "Understanding and Robustifying Differentiable Architecture Search", arXiv:1909.09656, which stops before it).

@@ -117,7 +117,7 @@ class Trials:
             yield text
 
     def claimant(self, number: int) -> str:
-        """Return who measures a trial, in words."""
+        """Return the process that measures a trial, in words."""
         with contextlib.suppress(OSError):
             return (self.folder / f"{number}.claim").read_text(encoding="utf-8").strip() or "another process"
         return "another process"

@@ -1,4 +1,4 @@
-"""No search: one architecture is given, to be trained and measured like one that was found."""
+"""No search: a given architecture, trained and measured like one that was found."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _as_text(value: object) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class Given(Search):
-    """All probability on one architecture; data and threat model are not looked at.
+    """All probability on one architecture; data and threat model are not used.
 
     Args:
         architecture: an architecture string of the space, or its digits. The default is the NAS-Bench-201 cell with the

@@ -1,4 +1,4 @@
-"""Sizes that a space can have; what it takes of memory is looked at where its networks are built."""
+"""Sizes that a space can have; its memory is checked where its networks are built."""
 
 from __future__ import annotations
 

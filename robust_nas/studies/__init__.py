@@ -1,1 +1,1 @@
-"""Studies: what runs many searches or scores many architectures."""
+"""Studies of many searches or of many architectures' scores."""

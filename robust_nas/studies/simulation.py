@@ -1,4 +1,4 @@
-"""Simulated search: what query-based samplers find in a table in which every architecture is measured already.
+"""Simulated search: query-based samplers on a table in which every architecture is measured already.
 
 A query is one class of architectures (`robust_nas.samplers`): equivalent ones are answered from memory and not counted.
 Every seed's search is independent of all others, so that the folder of a simulation that was interrupted is completed

@@ -1,4 +1,4 @@
-"""Robust-accuracy tables: what a network with this architecture, trained like this, keeps under that attack.
+"""Robust-accuracy tables: the accuracies of trained networks under attack, by architecture.
 
     table = tables.load("nas-robbench-201")             # a published table, or the folder of one's own, runs/table
     table.query("323133", dataset="cifar10", attack="pgd", epsilon="8/255").mean

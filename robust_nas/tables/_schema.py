@@ -1,6 +1,6 @@
 """The schema of every robust-accuracy table: long form, one measured accuracy per row, in Parquet.
 
-A row is identified by what was trained (architecture, space, skeleton, data set, recipe, seed) and by what was measured
+A row is identified by its training (architecture, space, skeleton, data set, recipe, seed) and by its measurement
 (split, attack, norm, epsilon, evaluation settings); `accuracy` over `num_images` is the measurement, and the rest says
 where it comes from. A column's meaning travels with the file, as metadata of its Parquet field.
 

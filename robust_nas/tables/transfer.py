@@ -1,4 +1,4 @@
-"""Bringing tables here, joining them, and giving them away: fetch, import, merge, export.
+"""The transfer of tables: fetch, import, merge, export.
 
 A published table becomes one Parquet file (`_store.place`), with the source's numbering in its metadata
 (`_schema.numbering`). The downloaded files stay beside the tables' folder, in downloads/NAME.

@@ -1,4 +1,4 @@
-"""Training methods: how examples are crafted and what the loss is; one loop (`fit`) trains with any of them.
+"""Training methods, which craft examples and define the loss; one loop (`fit`) trains with any of them.
 
 One file is one method: a frozen, keyword-only dataclass with `craft` and `loss` that inherits `TrainingMethod`.
 `trainings.get("pgd_at")`.

@@ -56,7 +56,7 @@ class TrainingResult:
 
 
 def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> TrainingResult:
-    """Train `model`, which is on the device of `stage.world`, as `data` is; the test split is not looked at.
+    """Train `model`, which is on the device of `stage.world`, as `data` is; the test split is not used.
 
     Robust accuracy on the validation split says which epoch was the best (robust overfitting: Rice et al. 2020,
     arXiv:2002.11569); where the method bounds the network, certified accuracy.

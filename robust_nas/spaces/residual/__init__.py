@@ -1,9 +1,9 @@
-"""Residual networks whose depths, widths and blocks are decided: what matters for robustness in their design.
+"""Residual networks whose depths, widths and blocks are decided: the decisions that matter for robustness.
 
-That the depth and the width of each stage do, and the last one's can be less, is of RobustWRN (Huang et al. 2021,
-arXiv:2110.03825) and RobustResNet (Huang et al. 2023, arXiv:2212.11005); the stem, the kernel, the activation, the
-normalisation, squeeze-and-excitation and the kind of block are of the latter, of RobArch (arXiv:2301.03110) and of
-Robust Principles (Peng et al. 2023, arXiv:2308.16258).
+The depth and the width of each stage come from RobustWRN (Huang et al. 2021, arXiv:2110.03825) and RobustResNet (Huang
+et al. 2023, arXiv:2212.11005), where those of the last stage can be less. The stem, the kernel, the activation, the
+normalisation, squeeze-and-excitation and the kind of block come from the latter, from RobArch (arXiv:2301.03110) and
+from Robust Principles (Peng et al. 2023, arXiv:2308.16258).
 """
 
 from __future__ import annotations

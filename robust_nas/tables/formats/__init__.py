@@ -1,7 +1,7 @@
 """Formats of published tables' files; `formats.get("nas-robbench-201-web")` finds one.
 
-One file is one format: a frozen, keyword-only dataclass with `read`. A format knows where the numbers are; what they
-mean is in the table's card. On the command line a name has hyphens, where the file's has underscores.
+One file is one format: a frozen, keyword-only dataclass with `read`. A format knows the place of the numbers; the
+table's card has their meaning. On the command line a name has hyphens, where the file's has underscores.
 """
 
 from __future__ import annotations
