@@ -43,7 +43,7 @@ def page(contents: AttackContents) -> Html:
         ("Confusion under attack", confusion(contents)),
         ("Adversarial examples", examples(contents)),
         ("Checks", checks(contents)),
-        ("Limits of the measurements", explained(_limits(contents))),
+        ("What was and was not measured", explained(_limits(contents))),
         ("Configuration and environment", setup(contents, "attack.toml", facts, seconds)),
     )
     return frame(contents, _header(contents), sections)

@@ -68,7 +68,7 @@ def page(contents: Contents) -> Html:
         ("Ensemble", _ensemble(contents)),
         ("Smoothed classifiers", smoothed(contents)),
         ("Checks", checks(contents)),
-        ("Limits of the measurements", explained(limits(contents))),
+        ("What was and was not measured", explained(limits(contents))),
         ("Configuration and environment", _setup(contents)),
     )
     return frame(contents, _header(contents), sections)
