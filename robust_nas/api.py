@@ -299,7 +299,7 @@ def run(
                 pipeline.run(job)
         except Interrupted as error:
             raise Interrupted(f"{error} Go on with: robust-nas run --resume {job.folder.path}") from error
-    # What the recipe's file and the overrides name has run.
+    # The code that the recipe's file and the overrides name has run.
     return load_run(job.folder.path, allow_code=True)
 
 

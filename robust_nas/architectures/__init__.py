@@ -21,7 +21,7 @@ class AnyArchitecture(ABC):
     """
 
     form: ClassVar[str]
-    """What the text of its kind looks like."""
+    """The form of the text of its kind."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class AnyArchitecture(ABC):
 
     @property
     def parts(self) -> dict[str, str]:
-        """What a report lists of it by name, beside its string."""
+        """The facts that a report lists by name, beside its string."""
         return {}
 
     def short(self, operations: Sequence[str]) -> str:

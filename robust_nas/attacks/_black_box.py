@@ -192,7 +192,7 @@ class HardLabelAttack(Minimising):
             rows = rows[radius[rows].isfinite()]
             if len(rows) == 0:
                 return
-            # The same directions for every sample: what a sample gets does not depend on its neighbours.
+            # The same directions for every sample: a sample's result does not depend on its neighbours.
             probes = unit(_normal(shape, theta, seed, "directions", iteration))
             at, length = theta[rows], radius[rows]
             beside = at.unsqueeze(1) + beta[rows].view(-1, 1, 1) * probes

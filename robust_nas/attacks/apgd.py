@@ -155,7 +155,7 @@ class APGD(Continuing):
                 # A random start says nothing about sparsity: a fifth of the pixels, to begin with.
                 at.support = torch.full_like(at.support, 0.2 * 1.5 * ascent.images[0].numel())
             for step in range(1, max(round(share * self.steps), 1) + 1):
-                # What fools in a larger ball is no result.
+                # A point of a larger ball is no result.
                 if self.early_stop and multiple == 1 and due(at.current, step) and at.leave():
                     break
                 move = _sparse_sign(at.gradient, at.support / 1.5)

@@ -124,7 +124,7 @@ class FAB(Minimising):
                         nearer = (shortest < distance[left]) & (distance[left] > radius)
                         best[left[nearer]], distance[left[nearer]] = found[nearer], shortest[nearer]
                     rank += len(together)
-            # What is inside the ball already is not taken to the very boundary.
+            # Points inside the ball already are not taken to its very boundary.
             far = (distance > radius).nonzero().squeeze(1)
             if len(far):
                 best[far], distance[far] = self._final_search(

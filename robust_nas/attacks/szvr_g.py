@@ -235,7 +235,7 @@ class _Ascent:
         return (~self.fooled[rows]).nonzero().squeeze(1)
 
     def _draw(self, count: int, generator: torch.Generator) -> Tensor:
-        # The same directions for every image: what an image gets does not depend on its neighbours.
+        # The same directions for every image: an image's result does not depend on its neighbours.
         return torch.empty(count, self.delta.shape[1], device=self.delta.device).normal_(generator=generator)
 
     def _ascend(self, rows: Tensor, gradient: Tensor) -> None:

@@ -218,7 +218,7 @@ def _evaluated(model: nn.Module, dtype: torch.dtype) -> Iterator[Network]:
         tensors for module, _ in modes for tensors in (module._parameters, module._buffers) if tensors
     ]
     given = [dict(tensors) for tensors in slots]
-    # What the network writes to, or computes into its attributes (`weight_norm` does), are copies too.
+    # Tensors that the network writes to, or computes into its attributes (`weight_norm` does), are copies too.
     plain = [(vars(module), name, value) for module, _ in modes for name, value in _tensors(vars(module))]
     converted = {
         tensor: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)

@@ -58,7 +58,7 @@ class Auto:
         for kind in map(self._limited, self.kinds):
             if best is None:
                 found = kind.margins(model, images, labels, threat)
-                # What holds on the whole ball holds on the part of it that is in [0, 1].
+                # A bound on the whole ball holds on the part of it that is in [0, 1].
                 inside = images.detach().to(found.offsets.dtype)
                 best = replace(found, images=inside, methods=(name_of(kind),) * len(images))
                 continue

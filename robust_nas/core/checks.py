@@ -25,7 +25,7 @@ _MADE = {
     "ThreatModel": "such as rn.ThreatModel(epsilon=0.03)",
     "Module": "a network",
 }
-"""How to make the arguments of calls, for the messages."""
+"""The makers of the arguments of calls, for the messages."""
 
 
 def check_kinds(call: str, **given: tuple[object, type]) -> None:

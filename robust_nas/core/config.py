@@ -121,7 +121,7 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _convert(inner, value, where)
     if isinstance(value, str) and not _is_utf8(value):
-        raise InputError(f"{where} must be UTF-8 text, but got '{visible(value)}'; give what it names another name.")
+        raise InputError(f"{where} must be UTF-8 text, but got '{visible(value)}'; rename the file or folder.")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{where} must be a number of at most 19 digits, but got {_shown(value)}.")
     if isinstance(value, float) and not math.isfinite(value):

@@ -210,7 +210,7 @@ def _import(name: str) -> ModuleType:
     except BaseException:
         sys.path.remove(folder)
         raise
-    # What is in the folder may import its neighbours later.
+    # Modules in the folder may import their neighbours later.
     if not str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
         sys.path.remove(folder)
     return module

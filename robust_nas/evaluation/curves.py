@@ -117,7 +117,7 @@ def robustness_curve(
     run.check_model_is_as_it_was(name)
     survived = torch.full_like(labels, -1)
     if correct.any():
-        # Radius 0 is survived by what is classified correctly.
+        # Correctly classified images survive radius 0.
         survived[correct] = found[:, 0] + (0 in radii)
         predictions[correct] = found[:, 1]
     return Curve(name, threat.norm, tuple(radii), labels, survived, predictions, seconds)

@@ -84,7 +84,7 @@ def masking_checks(
         return [MaskingCheck("Some images are classified correctly.", False, detail)]
     sample = _Sample(run, left, threat)
     return [
-        # What is random makes every number after it doubtful.
+        # Randomness makes every later number doubtful.
         _same_logits(sample),
         _unbounded(sample),
         _larger_balls(sample),

@@ -114,7 +114,7 @@ def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> ModelProto:
 
     from robust_nas.integrations._onnx_graph import COMMON, in_common_operations
 
-    # What the exporter imports makes autograd start threads at its first backward pass, after which forked workers
+    # The exporter's imports make autograd start threads at its first backward pass, after which forked workers
     # cannot differentiate; after a first one it starts none.
     torch.ones(1, requires_grad=True).sum().backward()
     try:

@@ -87,7 +87,7 @@ def read_stage(path: Path, advice: str | None = None) -> Any:
         InputError: as `read` does.
     """
     value = read_json(path, advice)
-    # What is certified of smoothed classifiers has a file of the same name, in a folder of its own.
+    # Certificates of smoothed classifiers have a file of the same name, in a folder of their own.
     is_smoothed = isinstance(value, dict) and value.get("method") == "smoothing"
     module, _, name = ("certification.SmoothingRecord" if is_smoothed else KINDS[path.name]).partition(".")
     _of(getattr(import_module(f"{__name__}.{module}"), name), value, path, advice)

@@ -343,7 +343,7 @@ def format_attack(name: str) -> str:
         "opt": "OPT", "sign_opt": "Sign-OPT", "szvr_g": "SZVR-G",
         "autoattack": "AutoAttack", "autoattack_reference": "AutoAttack",
     }  # fmt: skip
-    # "pgd[steps=100]" is told from another PGD by its settings, "pgd over epsilon" by what it was run for.
+    # "pgd[steps=100]" is told from another PGD by its settings, "pgd over epsilon" by its purpose.
     head = re.split(r"[\[ ]", name)[0]
     return f"{known.get(head, head)}{name[len(head) :]}"
 

@@ -151,7 +151,7 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     for height in heights:
         moved.append(max(height, floor))
         floor = moved[-1] + gap
-    # What now reaches over the top pushes down what is below it.
+    # Labels that now reach over the top push down those below.
     ceiling = max(1.0, gap * (len(heights) - 1))
     for index in reversed(range(len(moved))):
         moved[index] = min(moved[index], ceiling)

@@ -160,9 +160,7 @@ def open_own(path: Path, mode: str) -> IO[str]:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise InputError(
-            f"{path} is a symbolic link, and what is written is to stay in its folder; delete it."
-        ) from None
+        raise InputError(f"{path} is a symbolic link, and files must stay in their folder; delete it.") from None
 
 
 def write_text(path: Path, text: str) -> None:

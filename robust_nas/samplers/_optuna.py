@@ -96,7 +96,7 @@ def _journal(path: Path, directions: Sequence[StudyDirection]) -> OptunaStudy:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     if path.is_symlink():
-        path.unlink()  # what it leads to is no file of the run
+        path.unlink()  # its target is no file of the run
     path = path.resolve()
     Path(f"{path}.lock").unlink(missing_ok=True)  # one process at a time has the run, and it was killed
     if path.exists():

@@ -164,7 +164,7 @@ class SupernetTrainer:
             stage.log(epoch + 1, **trajectory[-1])
             self.after_epoch(trajectory)
             stage.save(epoch + 1, {**self.state(), "seconds": seconds, "trajectory": trajectory})
-        # A search that has collapsed is left before the skip is gone, which what is derived does not have.
+        # A collapsed search ends before the auxiliary skip is gone, and derived networks have no such skip.
         self.supernet.add_skip(0.0)
         record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": settings.hold_sample}
         record |= self.concluded(trajectory)

@@ -130,7 +130,7 @@ class TrialSearch(Search):
                 interruption, or what training and evaluation raise.
         """
         seed = seed_at(stage.seed)
-        # What the sampler cannot do is said before the supernet is trained.
+        # The sampler refuses before the supernet is trained.
         self.sampler.start(space, len(self.objectives), seed)
         if self.needs_supernet:
             mixed(space, "sampled")

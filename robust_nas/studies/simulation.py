@@ -149,7 +149,7 @@ def run(
     _check_budget(budget, len(values))
     named = {label_of(sampler): sampler for sampler in map(_sampler, samplers)}
     for sampler in named.values():
-        # Objections come before the folder, and workers inherit what is computed once for a space.
+        # Objections come before the folder, and workers inherit a space's computed values.
         sampler.start(space, len(objectives), 0).ask()
     settings = {
         "table": table.name,

@@ -216,5 +216,5 @@ def _raw(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.bool_] | Non
         return raw, None, values
     bits = np.unpackbits(np.frombuffer(array.buffers()[0], np.uint8), bitorder="little")
     valid = bits[array.offset : end].astype(bool)
-    # What stands in the place of a missing value is arbitrary.
+    # The bytes of a missing value are arbitrary.
     return np.where(valid, raw, np.zeros(1, raw.dtype)), valid, values

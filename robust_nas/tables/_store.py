@@ -75,7 +75,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     parts = []
     for part in sorted(path.glob("part-*.parquet")):
         with _opened(part) as (file, footer):
-            # What a file's metadata say of its rows does not hold for the rows of several.
+            # A file's metadata hold for its own rows, not for those of several files.
             parts.append(_checked(part, _rows(file, footer, columns)).replace_schema_metadata(SCHEMA.metadata))
     return pa.concat_tables(
         parts or [SCHEMA.empty_table() if columns is None else SCHEMA.empty_table().select(columns)]

@@ -112,7 +112,7 @@ def pareto(table: Table, words: Sequence[str]) -> Answer:
     """Answer which architectures no other beats in every one of the columns whose labels are among the words."""
     criteria, labels = parse(words)
     if len({*labels}) < len(labels):
-        raise InputError(f"Name different columns, but got {', '.join(labels)}; leave out what is there twice.")
+        raise InputError(f"Name different columns, but got {', '.join(labels)}; name each once.")
     front = table.pareto(labels, **criteria)
     records = [
         {

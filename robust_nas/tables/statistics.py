@@ -61,7 +61,7 @@ def rank_correlations(
     top: float | None = None,
     by: Column | None = None,
 ) -> Floats:
-    """Return how alike columns rank the classes that both have: rank correlations [columns, columns].
+    """Return the likeness of columns' rankings of the classes that both have: rank correlations [columns, columns].
 
     A coefficient over fewer than three classes, or with a column that does not vary, is NaN.
 

@@ -162,7 +162,7 @@ def _download(file: File, path: Path, progress: Progress, pause: float) -> None:
             _receive(file, partial, progress)
         except urllib.error.HTTPError as error:
             if error.code == 416:
-                # What is there is no beginning of the file.
+                # The part that is there is no beginning of the file.
                 partial.unlink()
             elif error.code < 500 and error.code not in (408, 429):
                 raise InputError(

@@ -180,7 +180,7 @@ def _train(
     with trainer.average.held():
         last_weights = plain_state(model, training.serve)
     best, last, collapsed = _best(history), history[-1], _collapsed(history, watch)
-    # What the watch has stopped is not worth keeping.
+    # The weights that the watch has stopped are not worth keeping.
     kept = "best" if collapsed else training.keep
     chosen = best if kept == "best" else last
     stage.progress.say(
@@ -342,7 +342,7 @@ def _batches(
         for replay in range(replays):
             step = iteration * replays + replay
             epsilon_scale = training.epsilon_scale_at((epoch + step / steps) / training.epochs)
-            # The first replay of a batch draws what a method without replays draws.
+            # The first replay of a batch draws as a method without replays does.
             again = (replay,) if replay else ()
             seed = seed_at(stage.seed, *place, *again, "craft")
             yield (

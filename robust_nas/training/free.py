@@ -67,7 +67,7 @@ class Free(TrainingMethod):
     def _ascend(self, points: Tensor, gradient: Tensor, batch: Batch) -> None:
         """Move the carried perturbations by one step from `points`, up the gradient of the loss there."""
         threat, step_size = batch.threat, self.step_size or batch.threat.epsilon
-        # What overflowed in half precision must not be carried on for ever.
+        # An overflow in half precision must not be carried on for ever.
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if threat.norm == "linf":
             # The perturbation is clipped to the ball and not to [0, 1]: its next image is another one.
