@@ -199,7 +199,7 @@ class TimedAutoAttack(AutoAttack):
 
 
 def theirs(model: nn.Module, part: ImageSet, threat: rn.ThreatModel, seed: int, seconds: dict[str, float]) -> Tensor:
-    """Return what `pyautoattack` makes of a batch, as the package is called without us."""
+    """Return the adversarial images of `pyautoattack` for a batch, called as the package is without us."""
     from pyautoattack import AutoAttack as Package
 
     logging.getLogger("auto-attack").disabled = True

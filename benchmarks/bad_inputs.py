@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS, PATIENCE, GIB = 12, 120, 10
-"""What an input may take: of processor time, of time, and of address space, of which torch itself has a part."""
+"""The limits of an input: processor time, time, and address space, of which torch itself has a part."""
 
 ALLOWED = re.compile(r"(^|/)(\.lock|environment\.json)$|__pycache__")
 """Files that a command may touch before it refuses: its lock, and the record of who looked at a run."""
@@ -766,7 +766,7 @@ def weights_files() -> Iterator[Case]:
 
 
 def models() -> Iterator[Case]:
-    """What names a model."""
+    """Names of models."""
     for spec in (
         "net.py", "net.py:", ":Net", "net.py:Nett", "net.py:number", "net.py:needs", "net.py:raises", "net.py:returns_text",
         "net.py:two_logits", "net.py:other_images", "net.py:image_out", "other.py:Net", "net:Net.x", "no.such.module:x",
@@ -1064,7 +1064,7 @@ def child(case: Case, folder: Path, out: Path) -> int:
 
 
 def give(case: Case, base: Path, scratch: Path) -> dict[str, Any]:
-    """Return what became of one bad input: why it did not hold, "" if it did, and the sentence."""
+    """Return the outcome of one bad input: why it did not hold, "" if it did, and the sentence."""
     folder = scratch / "work"
     shutil.copytree(base, folder, symlinks=True)
     case.change(folder)

@@ -49,7 +49,7 @@ EPSILONS = {"digits": 0.01, "mnist": 0.01, "cifar10": 0.5 / 255, "cifar10-n5": 0
 LIMIT = 8 * 2**30
 """Bytes of data that a process may have; one that needs more fails."""
 KINDS = {"crown_ibp": "CROWN-IBP", "crown": "CROWN", "training_step": "CROWN-IBP"}
-"""What is compared, and auto_LiRPA's name for its bound. A training step is the gradient of a loss of the bounds."""
+"""The compared bounds, and auto_LiRPA's names for them. A training step is the gradient of a loss of the bounds."""
 
 
 class CountedPool(nn.Module):

@@ -124,7 +124,7 @@ def trained(members: Sequence[nn.Module], data: Dataset, seed: int) -> dict[str,
 
 
 def table(out: Path) -> str:
-    """Return what was measured, as Markdown; means over seeds with 95 % intervals."""
+    """Return the measurements as Markdown; means over seeds with 95 % intervals."""
     entries = [read_json(path) for path in sorted(out.glob("*.json"))]
     if not entries:
         return f"Nothing has been measured in {out}."

@@ -140,7 +140,7 @@ def is_passing(key: str) -> bool:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return what is not the same, a line each."""
+    """Return the differences, a line each."""
     return [
         f"{key}: {str(before.get(key, 'nothing'))[:60]} -> {str(after.get(key, 'nothing'))[:60]}"
         for key in sorted(before.keys() | after.keys())

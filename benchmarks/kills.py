@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 TIMES = {"seconds", "started", "environment", "earlier"}
-"""What results say of when and how long, which no two runs have in common."""
+"""The facts of time in results, which no two runs have in common."""
 
 RUN = re.compile(r"\d{8}-[a-z]+-[0-9a-f]{6}")
 """A run folder's name, which is drawn anew for each."""
@@ -219,7 +219,7 @@ def in_fork(function: Callable[[], int], log: Path) -> int:
 
 
 def command(words: Sequence[str], number: int, number_of_signal: int, counted: Path | None = None) -> Callable[[], int]:
-    """Return what does a command, and sends itself a signal before its `number`-th file operation."""
+    """Return a command that sends itself a signal before its `number`-th file operation."""
     done = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -346,7 +346,7 @@ def disturbed(
 
 
 def without_times(value: Any, folder: Path) -> Any:
-    """Return what a result says, without times and the names of run folders and of the job's own `folder`."""
+    """Return the contents of a result, without times and the names of run folders and of the job's own `folder`."""
     if isinstance(value, dict):
         return {key: without_times(item, folder) for key, item in value.items() if key not in TIMES}
     if isinstance(value, list):
@@ -358,7 +358,7 @@ def without_times(value: Any, folder: Path) -> Any:
 
 
 def said(path: Path, folder: Path) -> Any:
-    """Return what a file says, in a form that is equal for equal results."""
+    """Return the contents of a file, in a form that is equal for equal results."""
     from robust_nas.runtime.run_folder import load_state
 
     if path.suffix == ".json":
@@ -393,7 +393,7 @@ def as_bytes(value: Any) -> Any:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Return what all files of a job say, by their names."""
+    """Return the contents of all files of a job, by their names."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = RUN.sub("<run>", str(path.relative_to(folder)))

@@ -95,7 +95,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def searches(table: Table, pool: tuple[Architecture, ...], scores: Mapping[str, Floats]) -> list[str]:
-    """Return what the first population of an evolution brings, in percent."""
+    """Return the gain of the first population of an evolution, in percent."""
     values = table.values(**MAIN)
     by_class = {canonical: (float(value),) for canonical, value in zip(table.canonical, values, strict=True)}
     space = spaces.load("nasbench201")

@@ -1,4 +1,4 @@
-"""What query-based samplers find in NAS-RobBench-201: mean best value after each query, over 300 seeds.
+"""Query-based samplers in NAS-RobBench-201: mean best value after each query, over 300 seeds.
 
     robust-nas table fetch nas-robbench-201
     python benchmarks/search_on_table.py [--workers 2] [--out runs/search_on_table]

@@ -1,4 +1,4 @@
-"""What searches find, looked up in NAS-RobBench-201 afterwards: CIFAR-10 (JPEG), a supernet that two cores can train.
+"""The finds of searches, looked up in NAS-RobBench-201 afterwards: CIFAR-10 (JPEG), a supernet for two cores.
 
     python benchmarks/search_vs_table.py search              # every method, five seeds
     python benchmarks/search_vs_table.py correlation         # inherited weights against the table, 100 random cells
@@ -51,7 +51,7 @@ CURRICULUM: dict[str, Any] = {
     "validation_attack": "fgsm",
     "validation_images": 500,
 }
-"""What the searches of a supernet share; the weights alone learn at first, and epsilon grows."""
+"""The common settings of supernet searches; the weights alone learn at first, and epsilon grows."""
 
 ATTACK = {"name": "pgd", "steps": 3, "step_size": "4/255"}
 """Measures cells, with inherited weights or their own."""
@@ -151,7 +151,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Each method's search and derivation."""
 
 FIRST, LARGEST = next(iter(METHODS)), "333333"
-"""What others are compared with, and the cell of 3 x 3 convolutions alone."""
+"""The search to compare others with, and the cell of 3 x 3 convolutions alone."""
 
 DERIVATION: dict[str, Any] = {
     "count": 1,
@@ -159,7 +159,7 @@ DERIVATION: dict[str, Any] = {
     "num_images": 1000,
     "attack": ATTACK,
 }
-"""What all derivations share."""
+"""The common settings of all derivations."""
 
 COLUMNS = ("pgd@8/255", "autoattack", "clean")
 
@@ -236,7 +236,7 @@ def slug(row: str) -> str:
 
 
 def table(out: Path) -> str:
-    """Return what was found, with what the published table says of it."""
+    """Return the results, with the published table's entries."""
     from scipy import stats
 
     published = rn.tables.load("nas-robbench-201")

@@ -226,7 +226,7 @@ def attacked(model: nn.Module, points: Tensor, labels: Tensor, epsilon: float = 
 
 
 def certified(model: nn.Module, points: Tensor, labels: Tensor, epsilon: float = 0.02, **options: Any) -> Tensor:
-    """Return what is proved, as least margins, [N]."""
+    """Return the proofs, as least margins, [N]."""
     data = ImageSet.of(points, labels)
     found: Tensor = rn.certify(model, data, rn.ThreatModel(epsilon=epsilon), **options)[0].margin
     return found
@@ -2056,7 +2056,7 @@ def pickled_weights_are_refused_with_the_way_out(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a situation.
+    """The outcome of a situation.
 
     Args:
         kind: the situation's.

@@ -1,4 +1,4 @@
-"""What all tests share: one thread per process, and the way to the real data."""
+"""The common ground of all tests: one thread per process, and the way to the real data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return what runs `robust-nas ARGUMENTS` in this process, which saves the time of importing torch each time."""
+    """Return a function that runs `robust-nas ARGUMENTS` in this process, which saves torch's imports."""
 
     def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         from robust_nas import cli

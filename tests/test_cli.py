@@ -1,4 +1,4 @@
-"""What a user types, and what a mistake costs: one sentence, exit code 2, nothing half-written."""
+"""The words that users type, and the answer to mistakes: one sentence, exit code 2, nothing half-written."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path, 
 
 
 def on_two_ranks(function: Callable[[World], Any], folder: Path, patience: float = PATIENCE) -> list[Any]:
-    """Return what `function` returns on each of two gloo ranks."""
+    """Return the results of `function` on each of two gloo ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -49,7 +49,7 @@ TINY = [
 
 
 def snapshot() -> dict[str, Any]:
-    """What of the process a call might change, read by other ways than the code's own where there are some."""
+    """The state of the process that a call might change, read in other ways than the code's own where possible."""
     return {
         "threads": torch.get_num_threads(),
         "deterministic": (

@@ -1,4 +1,4 @@
-"""What is no function of one image is said to be none, and what is one is not."""
+"""Models that are no function of one image are named, and models that are one are not."""
 
 from __future__ import annotations
 

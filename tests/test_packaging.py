@@ -176,7 +176,7 @@ class Checkout:
         return process.returncode, out.strip() if process.returncode == 0 else error.splitlines()[-1]
 
     def installed(self) -> Sequence[str]:
-        """Return what pip was asked to install, in order."""
+        """Return the packages that pip was asked to install, in order."""
         return self.log.read_text().split() if self.log.exists() else []
 
 

@@ -71,7 +71,7 @@ def only_run(root: Path) -> Path:
 
 
 def numbers(value: Any) -> Any:
-    """What a result says, without how long it took."""
+    """The contents of a result, without durations."""
     if isinstance(value, dict):
         return {key: numbers(item) for key, item in value.items() if key != "seconds"}
     return [numbers(item) for item in value] if isinstance(value, list) else value

@@ -99,7 +99,7 @@ def test_the_statistics_are_of_each_seed_and_their_mean() -> None:
 def rank(
     command: Callable[..., CompletedProcess[str]], robbench: Table, tmp_path: Path
 ) -> Callable[..., CompletedProcess[str]]:
-    """Return what runs `robust-nas proxies rank` on the published table and the digits, in a folder of its own."""
+    """Return a caller of `robust-nas proxies rank` on the published table and the digits, in its own folder."""
 
     def run(*words: str) -> CompletedProcess[str]:
         with mock.patch.object(tables, "load", lambda _: robbench):

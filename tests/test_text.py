@@ -1,4 +1,4 @@
-"""What is written on terminals and pages."""
+"""The text on terminals and pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attacks cost, counted in forward and backward passes."""
+"""The cost of attacks, in forward and backward passes."""
 
 from __future__ import annotations
 

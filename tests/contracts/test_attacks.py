@@ -1,4 +1,4 @@
-"""What every attack keeps to; a new file in robust_nas/attacks is tested without writing a test."""
+"""The contract of attacks; a new file in robust_nas/attacks is tested without writing a test."""
 
 from __future__ import annotations
 

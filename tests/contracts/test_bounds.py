@@ -1,4 +1,4 @@
-"""What every kind of bound keeps to; a new file in robust_nas/bounds is tested without writing a test."""
+"""The contract of bounds; a new file in robust_nas/bounds is tested without writing a test."""
 
 import copy
 

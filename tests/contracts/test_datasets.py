@@ -1,4 +1,4 @@
-"""What every data set does."""
+"""The contract of data sets."""
 
 from __future__ import annotations
 

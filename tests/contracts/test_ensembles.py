@@ -1,4 +1,4 @@
-"""What every ensemble rule keeps to; a new file in robust_nas/ensembles is tested without writing a test."""
+"""The contract of ensemble rules; a new file in robust_nas/ensembles is tested without writing a test."""
 
 import pytest
 import torch

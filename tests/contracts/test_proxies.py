@@ -1,4 +1,4 @@
-"""What every score keeps to; a new file in robust_nas/proxies is tested without writing a test."""
+"""The contract of scores; a new file in robust_nas/proxies is tested without writing a test."""
 
 from __future__ import annotations
 

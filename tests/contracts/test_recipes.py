@@ -1,4 +1,4 @@
-"""What every recipe is: a complete configuration that survives its own record."""
+"""The contract of recipes: each is a complete configuration that survives its own record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every sampler does."""
+"""The contract of samplers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every search does."""
+"""The contract of searches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robust_nas.threat import ThreatModel
 
 QUICK = {"epochs": 1, "batch_size": 16, "validation_attack": {"name": "fgsm"}}
 SMALL = {**QUICK, "trials": 3, "sharing": QUICK, "attack": {"name": "fgsm"}}
-"""What makes a search quick, where it has such a field."""
+"""The settings that make a search quick, where it has such a field."""
 
 
 @pytest.mark.parametrize("name", searches.names())

@@ -1,4 +1,4 @@
-"""What every training method does."""
+"""The contract of training methods."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def logits(model: nn.Module) -> torch.Tensor:
-    """Return what a model computes."""
+    """Return a model's outputs."""
     with torch.no_grad():
         return model.eval()(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
 

@@ -1,4 +1,4 @@
-"""What an evaluation is expected to cost."""
+"""The expected cost of an evaluation."""
 
 from __future__ import annotations
 

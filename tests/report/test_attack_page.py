@@ -48,7 +48,7 @@ name = "animals"
 
 
 def evaluation(clean_wrong: int, linf: dict[str, range], l2: dict[str, range]) -> Evaluation:
-    """Return what is left of 40 images when attacks break those of the given numbers, into the next class."""
+    """Return the outcome on 40 images when attacks break those of the given numbers, into the next class."""
     labels = torch.arange(40) % 4
     wrong = (labels + 1) % 4
     images = torch.arange(40)

@@ -1,4 +1,4 @@
-"""What counts as a query."""
+"""The counting of queries."""
 
 from __future__ import annotations
 

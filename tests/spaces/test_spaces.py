@@ -1,4 +1,4 @@
-"""What everything else relies on, for every declared space."""
+"""The promises of every declared space, on which everything else relies."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""What a step costs, counted by torch's own formulas."""
+"""The cost of a step, counted by torch's own formulas."""
 
 import pytest
 import torch

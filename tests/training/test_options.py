@@ -1,4 +1,4 @@
-"""What composes with every method: closed forms and brute force."""
+"""The options that compose with every method: closed forms and brute force."""
 
 import copy
 
