@@ -132,6 +132,16 @@ class Job:
         """Print a line, on rank 0."""
         self.progress.say(message)
 
+    def close(self) -> None:
+        """Let other processes work on the folder, and leave the group of this one."""
+        self.folder.unlock()
+        self.world.stop()
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What is typed to go on with it, as a sentence."""
+        return f"Go on with: {launch(self.world.size)} run --resume {self.folder.path}"
+
 
 def load_data(recipe: Recipe, world: World) -> Dataset:
     """Return a recipe's data set on this process's device.

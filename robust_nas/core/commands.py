@@ -8,6 +8,8 @@
 
 A command's name is its function's, its help the docstring's first line. Options may stand before, between and after the
 other words. A word that does not fit raises InputError, so that it ends in one sentence like any other mistake.
+
+`command(...)` makes a command of a function in a file of its own, and `app.add("show", show)` gives it its name.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from robust_nas.core.errors import InputError, suggest
@@ -42,6 +45,65 @@ _ALLOW_CODE = argument(
 """Every command has it: what a new one reads is refused as long as it is not given."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """A function that words of the command line call.
+
+    Args:
+        function: what is called, with its arguments by name.
+        arguments: what it takes.
+        variants: commands that a first word of their own chooses, such as `build` in `ensemble build`.
+    """
+
+    function: Callable[..., None]
+    arguments: tuple[Argument, ...]
+    variants: dict[str, Command] = field(default_factory=dict)
+
+    @property
+    def about(self) -> str:
+        """What it does, in a sentence."""
+        return str(inspect.getdoc(self.function)).splitlines()[0]
+
+    def variant(self, name: str, *arguments: Argument) -> Callable[[Callable[..., None]], Command]:
+        """Make a command of a function, called where `name` is the first word."""
+
+        def add(function: Callable[..., None]) -> Command:
+            return self.variants.setdefault(name, Command(function, arguments))
+
+        return add
+
+    def run(self, program: str, words: Sequence[str]) -> None:
+        """Do what the words say, or print help.
+
+        Args:
+            program: what the user has typed before the words.
+            words: the rest.
+
+        Raises:
+            InputError: for words that do not fit.
+        """
+        if words and words[0] in self.variants:
+            self.variants[words[0]].run(f"{program} {words[0]}", words[1:])
+            return
+        elsewhere = {
+            option: f"{program} {name}"
+            for name, variant in self.variants.items()
+            for names, _ in variant.arguments
+            for option in names
+        }
+        parser = _Parser(elsewhere, prog=program, description=inspect.getdoc(self.function), allow_abbrev=False)
+        for names, options in (*self.arguments, _ALLOW_CODE):
+            parser.add_argument(*names, **options)
+        given = vars(parser.parse_intermixed_args(list(words)))
+        with allowing_code(given.pop("allow_code")):
+            self.function(**given)
+
+
+def command(*arguments: Argument) -> Callable[[Callable[..., None]], Command]:
+    """Make a command of a function; the arguments are given to it by name."""
+    return lambda function: Command(function, arguments)
+
+
 class Commands:
     """A program, or a part of one, that consists of commands.
 
@@ -53,7 +115,7 @@ class Commands:
 
     def __init__(self, program: str, about: str, epilog: str = "") -> None:
         self.program, self.about, self.epilog = program, about, epilog
-        self._commands: dict[str, tuple[Callable[..., None] | Commands, tuple[Argument, ...]]] = {}
+        self._commands: dict[str, Command | Commands] = {}
 
     def command(
         self, *arguments: Argument, name: str | None = None
@@ -61,14 +123,14 @@ class Commands:
         """Make a command of a function; the arguments are given to it by name."""
 
         def add(function: Callable[..., None]) -> Callable[..., None]:
-            self._commands[name or function.__name__] = function, arguments
+            self.add(name or function.__name__, Command(function, arguments))
             return function
 
         return add
 
-    def add(self, name: str, part: Commands) -> None:
-        """Add a part whose commands follow its name."""
-        self._commands[name] = part, ()
+    def add(self, name: str, part: Command | Commands) -> None:
+        """Add a command, or a part whose commands follow its name."""
+        self._commands[name] = part
 
     def run(self, words: Sequence[str]) -> None:
         """Do what the words say, or print help.
@@ -83,24 +145,15 @@ class Commands:
         if name not in self._commands:
             kind = "option" if name.startswith("-") else "command"
             raise InputError(f"'{self.program}' has no {kind} '{name}'. {suggest(name, self._commands)}")
-        found, arguments = self._commands[name]
+        found = self._commands[name]
         if isinstance(found, Commands):
             found.run(rest)
-            return
-        parser = _Parser(prog=f"{self.program} {name}", description=inspect.getdoc(found), allow_abbrev=False)
-        for names, options in (*arguments, _ALLOW_CODE):
-            parser.add_argument(*names, **options)
-        given = vars(parser.parse_intermixed_args(rest))
-        with allowing_code(given.pop("allow_code")):
-            found(**given)
+        else:
+            found.run(f"{self.program} {name}", rest)
 
     def _help(self) -> str:
         width = max(map(len, self._commands))
-        about = {
-            name: found.about if isinstance(found, Commands) else str(inspect.getdoc(found)).splitlines()[0]
-            for name, (found, _) in self._commands.items()
-        }
-        lines = [f"  {name:{width}}  {text}" for name, text in about.items()]
+        lines = [f"  {name:{width}}  {found.about}" for name, found in self._commands.items()]
         usage = f"usage: {self.program} COMMAND ...; '{self.program} COMMAND --help' says what a command takes"
         return "\n".join([usage, "", self.about, "", *lines, *(["", self.epilog] if self.epilog else [])])
 
@@ -110,11 +163,23 @@ class End(SystemExit):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises what the user did wrong."""
+    """A parser that raises what the user did wrong.
+
+    Args:
+        elsewhere: the command that an option belongs to, for options of others.
+        settings: those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, elsewhere: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._elsewhere = elsewhere
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise End(status)
 
     def error(self, message: str) -> NoReturn:
+        option = message.removeprefix("unrecognized arguments: ").partition(" ")[0]
+        if other := self._elsewhere.get(option):
+            raise InputError(f"{option} belongs to '{other.partition(' ')[2]}'; '{other} --help' says what it takes.")
         message = message[:1].upper() + message[1:]
         raise InputError(f"{message}; '{self.prog} --help' says what it takes.")

@@ -400,6 +400,11 @@ def _no_folder(root: Path, error: OSError) -> InputError:
 _LOCKED: list[RunDir] = []
 
 
+def is_run(path: Path | str) -> bool:
+    """Whether a path is a run folder's."""
+    return (Path(path) / "config.toml").is_file()
+
+
 def locked_folders() -> list[RunDir]:
     """Return the folders that this process has locked."""
     return list(_LOCKED)
@@ -458,7 +463,7 @@ class RunDir:
             InputError: if `path` is not one.
         """
         path = Path(path)
-        if not (path / "config.toml").is_file():
+        if not is_run(path):
             raise InputError(
                 f"{path} is not a run folder: it has no config.toml. Give a folder made by 'robust-nas run'."
             )

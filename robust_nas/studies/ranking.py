@@ -42,6 +42,7 @@ from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import describe_environment
 from robust_nas.runtime.run_folder import RunDir, read_metrics, write_json, write_text
 from robust_nas.spaces import Space, describe
+from robust_nas.tables import answers
 from robust_nas.tables.statistics import TOP, names_of
 from robust_nas.threat import ThreatModel
 
@@ -124,6 +125,17 @@ class Scoring:
 @dataclass(frozen=True, kw_only=True)
 class _Data:
     data: DataSource
+
+
+def asked(table: Table, words: Sequence[str]) -> tuple[Sequence[Column], list[str]]:
+    """The columns that the words of `robust-nas proxies rank` name, and those of the words that are overrides.
+
+    Raises:
+        InputError: for a column that the table lacks.
+    """
+    overrides = [word for word in words if "." in word.partition("=")[0] and "=" in word]
+    criteria, labels = answers.parse([word for word in words if word not in overrides], labels=1)
+    return table.select(*labels, **criteria), overrides
 
 
 def from_words(

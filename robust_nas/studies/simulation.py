@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from robust_nas import __version__, spaces
+from robust_nas import __version__, spaces, tables
 from robust_nas import samplers as sampler_group
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
@@ -226,6 +226,33 @@ def run_in(
     folder = out / f"search-{Path(table.name).name}-{dataset.replace(':', '-')}-{digest}"
     result = run(table, objectives, dataset, chosen, budget, seeds, folder, workers=workers, progress=progress)
     return f"{describe(result)}\nin {folder}: curves.svg, curves.parquet (every query), simulation.json"
+
+
+def in_turn(
+    on: str, out: Path, *, objective: Sequence[str] = (), dataset: str | None = None, sampler: Sequence[str] = (),
+    budget: int = 50, seeds: int = 100, workers: int = 1, progress: Progress | None = None,
+) -> Iterator[str]:  # fmt: skip
+    """Do what the words of `robust-nas search --on table:NAME` say, and yield what was found on each data set.
+
+    Args:
+        on: "table:" and the name of a table.
+        out: the folder of run folders.
+        objective: labels of its columns.
+        dataset: the data set; all that the table has in turn, if not given.
+        sampler: as for `run_in`, and so are the others.
+
+    Raises:
+        InputError: for words that are of no table, and what `run` raises.
+    """
+    kind, _, name = on.partition(":")
+    if kind != "table" or not name or not objective:
+        raise InputError(
+            "A search of a table is written --on table:NAME --objective LABEL, such as --on table:nas-robbench-201 "
+            f"--objective pgd@8/255, but got --on {on} and {len(objective)} objectives."
+        )
+    table = tables.load(name)
+    for chosen in table.datasets() if dataset is None else [dataset]:
+        yield run_in(out, table, objective, chosen, sampler, budget, seeds, workers=workers, progress=progress)
 
 
 def _able(num_objectives: int) -> list[str]:

@@ -1,0 +1,28 @@
+"""What several verbs take, and what they make of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_nas.core.commands import argument
+
+OVERRIDES = argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.epochs=3")
+OUT = argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="folder for run folders (runs)")
+DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="where the data set's files are")
+RUN = argument("run", type=Path, metavar="RUN", help="a run folder")
+
+_OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
+
+
+def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are no KEY=VALUE, and those that are."""
+    overrides = [word for word in words if _OVERRIDE.match(word)]
+    return [word for word in words if not _OVERRIDE.match(word)], overrides
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,75 @@
+"""`robust-nas attack`: a run's trained models as its recipe says, or any models as the options say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_nas.cli.arguments import DATA_ROOT, OUT, given, parted
+from robust_nas.cli.ending import SAME, going_on
+from robust_nas.cli.job import finish, is_main, progress, resumed
+from robust_nas.core.commands import argument, command
+from robust_nas.core.errors import InputError
+from robust_nas.core.text import visible
+
+
+@command(
+    argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a run folder, weights in one, a saved ensemble, module:attribute, torchvision:NAME; the last two may end "
+        "in @FILE.safetensors; or KEY=VALUE, such as evaluation.batch_size=100",
+    ),
+    argument(
+        "--data",
+        metavar="NAME",
+        help="a data set or a folder of class folders, for its test images (that of the first run)",
+    ),
+    DATA_ROOT,
+    argument(
+        "--threat",
+        action="append",
+        type=str,
+        metavar="NORM:EPSILON",
+        help="such as linf:8/255 or l2:0.5; repeatable; that of the first run folder, if not given",
+    ),
+    argument(
+        "--attack",
+        action="append",
+        metavar="NAME",
+        help="such as apgd or pgd[steps=100]; repeatable (pgd and autoattack)",
+    ),
+    argument(
+        "--epsilons", metavar="LIST", help="radii of the curve, such as 0,2/255,8/255 (multiples of the threat's)"
+    ),
+    argument("--distances", metavar="NAME", help="attack that looks for the nearest adversarial examples, such as fab"),
+    argument("--images", type=int, help="test images to attack, the first ones (all)"),
+    argument("--normalise", metavar="NAME", help="what the model expects of pixels: imagenet, cifar10, ..., MEAN/STD"),
+    argument("--outputs", choices=["logits", "probabilities"], help="what the model gives (logits)"),
+    argument("--budget", action="store_true", help="before it starts, say what it is expected to cost"),
+    OUT,
+)
+def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
+    """Attack the trained models of a run, as its recipe says; or any models, as the options say."""
+    from robust_nas.runtime.run_folder import is_run
+
+    chosen = given(options)
+    if len(models) == 1 and not chosen and is_run(models[0]):
+        from robust_nas import pipeline
+
+        finish(resumed(Path(models[0])), pipeline.attack_after_costs if budget else pipeline.attack)
+        return
+    names, overrides = parted(models)
+    if not names:
+        raise InputError("'robust-nas attack' takes a run folder or a model, such as package.module:attribute.")
+    with going_on(SAME):
+        from robust_nas.cli import listing
+        from robust_nas.jobs import attack_models
+
+        settings = attack_models.from_words(names, overrides, **chosen)
+        folder = attack_models.run(settings, out, progress(), sys.argv[1:], budget=budget)
+    if is_main():
+        print(visible(listing.describe(str(folder))))

@@ -1,0 +1,52 @@
+"""`robust-nas ensemble`, of one run, and `robust-nas ensemble build`, of several."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_nas.cli.arguments import OUT, OVERRIDES, given, parted
+from robust_nas.cli.job import finish, progress, resumed
+from robust_nas.core.commands import argument, command
+from robust_nas.core.errors import InputError
+
+
+@command(
+    argument("run", type=Path, metavar="RUN", help="a run folder; or build: 'robust-nas ensemble build --help'"),
+    OVERRIDES,
+)
+def ensemble(run: Path, overrides: Sequence[str]) -> None:
+    """Join the trained models of a run, attack and certify the ensemble; or build one from several runs."""
+    from robust_nas import pipeline
+
+    finish(resumed(run, overrides), pipeline.ensemble)
+
+
+@ensemble.variant(
+    "build",
+    OVERRIDES,
+    argument("--from", dest="runs", nargs="+", metavar="RUN", help="runs whose trained models are joined"),
+    argument("--epsilon", metavar="EPSILON", help="radius of weights, attacks, certificates (the first run's)"),
+    argument("--members", type=int, help="members with a weight, at most (no limit)"),
+    argument("--images", type=int, help="test images, and validation images to fit the weights on"),
+    OUT,
+)
+def build(overrides: Sequence[str], runs: Sequence[str] | None, out: Path, **options: Any) -> None:
+    """Join the trained models of several runs in a run of their own, attack and certify the ensemble."""
+    if runs is None:
+        raise InputError(
+            "An ensemble of several runs is written 'robust-nas ensemble build --from RUN RUN ...', and that of one "
+            "run 'robust-nas ensemble RUN'."
+        )
+    from robust_nas import pipeline
+    from robust_nas.jobs import merged_runs
+
+    # A KEY=VALUE behind --from is no run.
+    names, settings = parted(runs)
+    paths = [Path(name) for name in names]
+    finish(
+        merged_runs.build(paths, [*overrides, *settings], out, progress(), sys.argv[1:], **given(options)),
+        pipeline.run,
+    )

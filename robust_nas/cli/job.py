@@ -1,0 +1,63 @@
+"""A run's job between two prompts: begun or gone on with, worked at, and what it has found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robust_nas.cli.ending import going_on
+
+if TYPE_CHECKING:
+    from robust_nas.pipeline import Job
+    from robust_nas.runtime.progress import Progress
+
+
+def is_main() -> bool:
+    """Whether this process, of those that torchrun started, is the one that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def progress() -> Progress:
+    """What shows how far work is, on one process."""
+    from robust_nas.runtime.progress import Progress
+
+    return Progress(quiet=not is_main())
+
+
+def begun(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> Job:
+    """The job of a recipe, in a new run folder."""
+    from robust_nas import pipeline
+    from robust_nas.recipes import load
+
+    return pipeline.start(load(recipe, overrides, data_root=data_root), out, progress(), sys.argv[1:])
+
+
+def resumed(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """The job of a run folder."""
+    from robust_nas import pipeline
+
+    return pipeline.resume(path, list(overrides), progress())
+
+
+@contextlib.contextmanager
+def at_work(job: Job, again: str) -> Iterator[None]:
+    """Say where the job's folder is, and how to go on if the work in the block is interrupted; close the job."""
+    job.say(f"run folder: {job.folder.path}")
+    try:
+        with going_on(again, job.say):
+            yield
+    finally:
+        job.close()
+
+
+def finish(job: Job, stage: Callable[[Job], object]) -> None:
+    """Do a stage, or the whole pipeline, and say what the run has found."""
+    from robust_nas.cli import listing
+
+    with at_work(job, job.how_to_go_on):
+        stage(job)
+    job.say(listing.describe_run(job.folder.path))

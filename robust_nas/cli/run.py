@@ -1,0 +1,149 @@
+"""`robust-nas run`, its stages, and what is done with a run afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_nas.cli.arguments import DATA_ROOT, OUT, OVERRIDES, RUN, given
+from robust_nas.cli.ending import SAME, going_on
+from robust_nas.cli.job import at_work, begun, finish, progress, resumed
+from robust_nas.core.commands import argument, command
+from robust_nas.core.errors import InputError
+
+
+@command(
+    argument("recipe", nargs="?", metavar="RECIPE", help="a recipe, a .toml file, or a folder of class folders"),
+    OVERRIDES,
+    argument("--resume", type=Path, metavar="RUN", help="go on with this run folder"),
+    OUT,
+    DATA_ROOT,
+)
+def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: Path, data_root: Path | None) -> None:
+    """Search, derive, train, attack, certify, ensemble, record and report."""
+    if (recipe is None) == (resume is None) and "=" not in (recipe or ""):
+        raise InputError(
+            "'robust-nas run' takes a recipe, such as digits, or --resume RUN; 'robust-nas list recipes' lists them."
+        )
+    from robust_nas import pipeline
+
+    if resume is not None:
+        # After --resume there is no recipe: what stands in its place is the first override.
+        job = resumed(resume, [*([recipe] if recipe else []), *overrides])
+    else:
+        job = begun(str(recipe), overrides, out, data_root)
+    finish(job, pipeline.run)
+
+
+@command(RUN)
+def work(run: Path) -> None:
+    """Measure trials of a search=sampled that runs elsewhere, beside it; with search.num_parallel above 1."""
+    from robust_nas import pipeline
+
+    with going_on("The trial under way is measured by another process."):
+        pipeline.work(run, progress())
+
+
+@command(RUN)
+def derive(run: Path) -> None:
+    """Choose architectures from what the search believes."""
+    from robust_nas import pipeline
+
+    finish(resumed(run), pipeline.derive)
+
+
+@command(RUN)
+def train(run: Path) -> None:
+    """Train the chosen architectures from scratch."""
+    from robust_nas import pipeline
+
+    finish(resumed(run), pipeline.train)
+
+
+@command(
+    RUN,
+    argument(
+        "--epsilon",
+        dest="epsilons",
+        action="append",
+        metavar="EPSILON",
+        help="radius, such as 0.1 or 2/255; repeatable (the recipe's)",
+    ),
+    argument(
+        "--method",
+        metavar="NAME",
+        help="kind of bound, such as crown or auto[memory=4] (the recipe's); or smoothing[sigma=0.25], for l2 "
+        "certificates of the networks' smoothed classifiers",
+    ),
+    argument("--memory", type=float, metavar="GIB", help="what the bounds may take of the memory (2)"),
+    argument("--images", type=int, help="test images to certify, the first ones (the recipe's)"),
+)
+def certify(run: Path, **options: Any) -> None:
+    """Certify the trained models on the test images, as the recipe says; or as the options say, beside that."""
+    from robust_nas import pipeline
+
+    job, chosen = resumed(run), given(options)
+    if not chosen:
+        finish(job, pipeline.certify)
+        return
+    from robust_nas.cli import listing
+    from robust_nas.recipes import certification_from
+
+    plan = certification_from(job.recipe.certification, **chosen)
+    with at_work(job, SAME):
+        folder = pipeline.certify_with(job, plan)
+    job.say(listing.describe_certified(run / folder))
+
+
+@command(argument("run", type=Path, metavar="FOLDER", help="a run folder, or one of attacked models"))
+def report(run: Path) -> None:
+    """Write report.html from what the run, or the folder of attacked models, has so far."""
+    from robust_nas import api, pipeline
+
+    if (run / "attack.toml").is_file():
+        print(api.write_report(run))
+    else:
+        finish(resumed(run), pipeline.report)
+
+
+@command(
+    argument("run", type=Path, metavar="FOLDER", help="a run folder, or that of a saved ensemble"),
+    argument(
+        "--epsilon",
+        dest="epsilons",
+        action="append",
+        metavar="EPSILON",
+        help="radius, such as 0.03 or 2/255; repeatable (those the recipe certifies)",
+    ),
+    argument("--images", type=int, help="test images, the first ones (those the recipe certifies)"),
+    argument("--data", metavar="NAME", help="for a saved ensemble: a data set or a folder of class folders"),
+    argument("--timeout", type=int, metavar="SECONDS", help="what a verifier may take for an instance (300)"),
+    argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export)"),
+)
+def export(run: Path, out: Path | None, data: str | None, **options: Any) -> None:
+    """Write the trained models as ONNX and the balls around images as VNN-LIB, for other people's verifiers."""
+    from robust_nas.ensembles import is_saved
+
+    folder = out or run / "export"
+    if is_saved(run):
+        from robust_nas.integrations import vnnlib
+
+        print(vnnlib.export_ensemble(run, folder, data=data, progress=progress(), **given(options)))
+        return
+    if data is not None:
+        raise InputError(f"--data is for the folder of a saved ensemble; {run} has images of its own.")
+    job = resumed(run)
+    from robust_nas.integrations import vnnlib
+
+    with at_work(job, "Nothing was written."):
+        written = vnnlib.export_run(job, folder, **given(options))
+    job.say(written)
+
+
+@command(RUN)
+def record(run: Path) -> None:
+    """Add the trained networks to the table beside the run folder."""
+    from robust_nas import pipeline
+
+    finish(resumed(run), pipeline.record)

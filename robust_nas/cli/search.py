@@ -1,0 +1,123 @@
+"""`robust-nas search`: of a recipe or a run, of a space on a data set, or of a table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_nas.cli.arguments import DATA_ROOT, OUT, OVERRIDES, given
+from robust_nas.cli.ending import SAME, going_on
+from robust_nas.cli.job import begun, finish, progress, resumed
+from robust_nas.core.commands import Argument, argument, command
+from robust_nas.core.errors import InputError
+
+OF_SPACE = (
+    argument(
+        "--threat", metavar="NORM:EPSILON", help="with a search space: such as linf:8/255 (the data set's recipe's)"
+    ),
+    argument(
+        "--relaxation",
+        metavar="NAME",
+        help="with a search space that has a supernet: dirichlet, softmax or gumbel (dirichlet)",
+    ),
+    argument(
+        "--progressive",
+        action="store_true",
+        default=None,
+        help="with a search space: leave out operations and widen partial channels at half-time",
+    ),
+)
+"""The options of `recipes.for_space`."""
+
+OF_TABLE = (
+    argument(
+        "--objective",
+        action="append",
+        metavar="LABEL",
+        help="with --on: a column such as pgd@8/255, or flops (few are good); repeatable",
+    ),
+    argument("--dataset", help="with --on: of the table; all of its data sets in turn, if not given"),
+    argument("--sampler", action="append", metavar="NAME", help="with --on: repeatable; all that can, if not given"),
+    argument("--budget", type=int, help="with --on: queries per search (50)"),
+    argument("--seeds", type=int, help="with --on: searches per sampler (100)"),
+    argument("--workers", type=int, help="with --on: processes side by side (1)"),
+)
+"""The options of `simulation.in_turn`."""
+
+
+@command(
+    argument("recipe", nargs="?", metavar="RECIPE", help="a recipe, an unfinished run folder, or a search space"),
+    OVERRIDES,
+    OUT,
+    DATA_ROOT,
+    argument("--data", metavar="NAME", help="with a search space: a data set that has a recipe, or a folder"),
+    *OF_SPACE,
+    argument("--on", metavar="table:NAME", help="search a table instead, by queries: what would a search have found?"),
+    *OF_TABLE,
+)
+def search(
+    recipe: str | None,
+    overrides: Sequence[str],
+    out: Path,
+    data_root: Path | None,
+    on: str | None,
+    data: str | None,
+    **options: Any,
+) -> None:
+    """Train the supernet and its distributions over architectures; or simulate searches of a table."""
+    chosen = given(options)
+    _check_job(chosen, recipe, on, data, data_root)
+    if on is not None:
+        _search_table(on, out, chosen)
+    elif data is not None:
+        _search_space(str(recipe), overrides, out, {**chosen, "data": data, "data_root": data_root})
+    else:
+        _search_recipe(str(recipe), overrides, out, data_root)
+
+
+def _check_job(
+    chosen: Mapping[str, Any], recipe: str | None, on: str | None, data: str | None, data_root: Path | None
+) -> None:
+    """Raise InputError for words that are of no job, or of several: a table's, a space's and a recipe's."""
+    if data is None and (name := _first(OF_SPACE, chosen)):
+        raise InputError(f"{name} belongs to the search of a space, with --data; in a recipe it is a KEY=VALUE.")
+    if data is not None and (recipe is None or on is not None):
+        raise InputError("--data goes with a search space: 'robust-nas search nasbench201 --data cifar10'.")
+    if on is not None and (recipe is not None or data_root is not None):
+        word = recipe or f"--data-root {data_root}"
+        raise InputError(f"'search --on {on}' searches a table and takes no recipe or data, but got '{word}'.")
+    if on is None and recipe is not None and (name := _first(OF_TABLE, chosen)):
+        raise InputError(f"{name} belongs to the search of a table, with --on; leave it out for '{recipe}'.")
+    if on is None and recipe is None:
+        raise InputError("'robust-nas search' takes a recipe, such as digits, or --on table:NAME --objective LABEL.")
+
+
+def _first(options: Sequence[Argument], chosen: Mapping[str, Any]) -> str | None:
+    """The first of some options that was given."""
+    return next((name for (name, *_), _ in options if name.removeprefix("--") in chosen), None)
+
+
+def _search_table(on: str, out: Path, chosen: Mapping[str, Any]) -> None:
+    from robust_nas.studies import simulation
+
+    with going_on(SAME):
+        for found in simulation.in_turn(on, out, **chosen, progress=progress()):
+            print(found, end="\n\n")
+
+
+def _search_space(space: str, overrides: Sequence[str], out: Path, chosen: Mapping[str, Any]) -> None:
+    from robust_nas import pipeline
+    from robust_nas.recipes import for_space
+
+    finish(pipeline.start(for_space(space, overrides, **chosen), out, progress(), sys.argv[1:]), pipeline.search)
+
+
+def _search_recipe(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> None:
+    """Search what a recipe says; or go on with a run folder's search."""
+    from robust_nas import pipeline
+    from robust_nas.runtime.run_folder import is_run
+
+    job = resumed(Path(recipe), overrides) if is_run(recipe) else begun(recipe, overrides, out, data_root)
+    finish(job, pipeline.search)
