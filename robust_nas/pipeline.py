@@ -139,7 +139,7 @@ class Job:
 
     @property
     def how_to_go_on(self) -> str:
-        """What is typed to go on with it, as a sentence."""
+        """The sentence with the command that resumes it."""
         return f"Go on with: {launch(self.world.size)} run --resume {self.folder.path}"
 
 

@@ -191,7 +191,7 @@ def test_a_seed_has_other_images_and_other_weights(rank: Callable[..., Completed
         (["clean", "--architectures", "7000"], "has 6466 classes in all columns that were asked for, but 7000"),
         (["clean", "--seeds", "0"], "The number of seeds must be a whole number of at least 1"),
         (["clean", "--threat", "linf"], "such as linf:8/255, but got 'linf'"),
-        (["clean", "--data", "nothing"], "has no 'nothing'"),
+        (["clean", "--data", "nothing"], "no data set or folder 'nothing'"),
         (["clean", "--batch-size", "100000"], "A batch of 100000 is larger than the"),
         (["clean", "space.channel=8"], "has no key 'channel'. Did you mean 'channels'?"),
         (["dataset=imagenet16-120"], "give images with --data"),

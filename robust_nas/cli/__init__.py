@@ -1,4 +1,4 @@
-"""The command line: a file for each family of verbs, put together here. A verb parses words and calls one function."""
+"""The command line: a file for each family of verbs, put together here. A verb reads words and calls one function."""
 
 from __future__ import annotations
 

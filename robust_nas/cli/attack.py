@@ -1,4 +1,4 @@
-"""`robust-nas attack`: a run's trained models as its recipe says, or any models as the options say."""
+"""`robust-nas attack`: a run's trained models by its recipe, or any models by the options."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from robust_nas.core.text import visible
     ),
     argument("--distances", metavar="NAME", help="attack that looks for the nearest adversarial examples, such as fab"),
     argument("--images", type=int, help="test images to attack, the first ones (all)"),
-    argument("--normalise", metavar="NAME", help="what the model expects of pixels: imagenet, cifar10, ..., MEAN/STD"),
-    argument("--outputs", choices=["logits", "probabilities"], help="what the model gives (logits)"),
-    argument("--budget", action="store_true", help="before it starts, say what it is expected to cost"),
+    argument("--normalise", metavar="NAME", help="the pixels that the model expects: imagenet, cifar10, ..., MEAN/STD"),
+    argument("--outputs", choices=["logits", "probabilities"], help="the kind of the model's outputs (logits)"),
+    argument("--budget", action="store_true", help="before it starts, print the expected cost"),
     OUT,
 )
 def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
-    """Attack the trained models of a run, as its recipe says; or any models, as the options say."""
+    """Attack the trained models of a run by its recipe, or any models by the options."""
     from robust_nas.runtime.run_folder import is_run
 
     chosen = given(options)

@@ -1,4 +1,4 @@
-"""How a command ends: in a sentence, with the exit code that says why.
+"""How a command ends: in a sentence, with an exit code that says why.
 
 Wrong input has exit code 2. Work that is stopped says how to go on, and ends with 130 after Ctrl-C, 143 after SIGTERM,
 and 75 if a part of it was lost: a worker that was killed, another process of torchrun, the memory. Set
@@ -22,7 +22,7 @@ from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit
 from robust_nas.core.text import visible
 
 LOST = 75
-"""Exit code of work of which a part was lost: EX_TEMPFAIL of sysexits.h, what may succeed if it is tried again."""
+"""Exit code of work of which a part was lost: EX_TEMPFAIL of sysexits.h, which says that another try may succeed."""
 
 SAME = "The same command goes on where it ended."
 """How to go on with work that finds its own folder again."""
@@ -32,7 +32,7 @@ SAME = "The same command goes on where it ended."
 def answered() -> Iterator[None]:
     """End the program in a sentence, whatever ends the block."""
     _hear_signals()
-    # The first is for what is stopped while something else was said.
+    # The first is for a stop while another sentence is printed.
     with _stopping(""), _stopping("robust-nas: Stopped; nothing was half-written."), _mistakes_said():
         yield
 
@@ -42,8 +42,8 @@ def going_on(again: str, say: Callable[[str], None] | None = None) -> Iterator[N
     """Say how to go on if the work in the block is stopped, or a part of it is lost.
 
     Args:
-        again: how to, as a sentence.
-        say: says that it was stopped; standard error, if not given.
+        again: the way to go on, as a sentence.
+        say: prints the sentence; on standard error, if not given.
     """
     from robust_nas.runtime.distributed import losses_said
 
@@ -69,7 +69,7 @@ def _stopping(sentence: str, say: Callable[[str], None] | None = None) -> Iterat
 
 
 def _hear_signals() -> None:
-    """Have SIGTERM answered like Ctrl-C, and have it sent if the torchrun that started this process is lost."""
+    """Answer SIGTERM like Ctrl-C, and have it sent if the torchrun that started this process is lost."""
     if threading.current_thread() is not threading.main_thread():
         return
     own = os.getpid()
@@ -89,7 +89,7 @@ def _hear_signals() -> None:
 
 @contextlib.contextmanager
 def _mistakes_said() -> Iterator[None]:
-    """Say what is wrong with the input of the block, or with the machine's files."""
+    """Print mistakes in the input, and errors of the file system, as one sentence."""
     try:
         yield
     except InputError as error:
@@ -120,5 +120,5 @@ def _fail(message: str, error: BaseException) -> None:
 
 
 def _shortened(message: str) -> str:
-    """A message on one line, without the middle of what is a word of hundreds of letters in it."""
+    """Return a message on one line, without the middle of words of hundreds of letters."""
     return re.sub(r"\S{400,}", lambda word: f"{word[0][:100]}...{word[0][-20:]}", " ".join(message.split()))

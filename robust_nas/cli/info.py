@@ -1,4 +1,4 @@
-"""`robust-nas list` and `robust-nas info`, which print what `listing` finds."""
+"""`robust-nas list` and `robust-nas info`, which print the answers of `listing`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from robust_nas.core.text import visible
 
 @command(argument("what", metavar="KIND", help="spaces, attacks, trainings, searches, tables, ..."))
 def list_(what: str) -> None:
-    """List what there is of a kind."""
+    """List the components of a kind."""
     from robust_nas.cli import listing
 
     for name in listing.names(what):
@@ -17,7 +17,7 @@ def list_(what: str) -> None:
 
 @command(argument("thing", metavar="THING", help="an architecture, a run folder, a component or a table"))
 def info(thing: str) -> None:
-    """Say what an architecture, a run folder, a component or a table is."""
+    """Describe an architecture, a run folder, a component or a table."""
     from robust_nas.cli import listing
 
     print(visible(listing.describe(thing)))

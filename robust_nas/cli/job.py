@@ -1,4 +1,4 @@
-"""A run's job between two prompts: begun or gone on with, worked at, and what it has found."""
+"""A run's job on the command line: started or resumed, worked at, and its results printed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def is_main() -> bool:
 
 
 def progress() -> Progress:
-    """What shows how far work is, on one process."""
+    """Return the display of progress, which is quiet on all processes but one."""
     from robust_nas.runtime.progress import Progress
 
     return Progress(quiet=not is_main())
 
 
 def begun(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> Job:
-    """The job of a recipe, in a new run folder."""
+    """Return the job of a recipe, in a new run folder."""
     from robust_nas import pipeline
     from robust_nas.recipes import load
 
@@ -37,7 +37,7 @@ def begun(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | No
 
 
 def resumed(path: Path, overrides: Sequence[str] = ()) -> Job:
-    """The job of a run folder."""
+    """Return the job of a run folder."""
     from robust_nas import pipeline
 
     return pipeline.resume(path, list(overrides), progress())
@@ -45,7 +45,7 @@ def resumed(path: Path, overrides: Sequence[str] = ()) -> Job:
 
 @contextlib.contextmanager
 def at_work(job: Job, again: str) -> Iterator[None]:
-    """Say where the job's folder is, and how to go on if the work in the block is interrupted; close the job."""
+    """Print the job's folder, and how to go on if the work in the block is interrupted; close the job."""
     job.say(f"run folder: {job.folder.path}")
     try:
         with going_on(again, job.say):
@@ -55,7 +55,7 @@ def at_work(job: Job, again: str) -> Iterator[None]:
 
 
 def finish(job: Job, stage: Callable[[Job], object]) -> None:
-    """Do a stage, or the whole pipeline, and say what the run has found."""
+    """Do a stage, or the whole pipeline, and print the run's results."""
     from robust_nas.cli import listing
 
     with at_work(job, job.how_to_go_on):

@@ -1,4 +1,4 @@
-"""`robust-nas run`, its stages, and what is done with a run afterwards."""
+"""`robust-nas run` and its stages, the help of another process, and the export."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def work(run: Path) -> None:
 
 @command(RUN)
 def derive(run: Path) -> None:
-    """Choose architectures from what the search believes."""
+    """Choose architectures by the search's probabilities."""
     from robust_nas import pipeline
 
     finish(resumed(run), pipeline.derive)
@@ -76,11 +76,11 @@ def train(run: Path) -> None:
         help="kind of bound, such as crown or auto[memory=4] (the recipe's); or smoothing[sigma=0.25], for l2 "
         "certificates of the networks' smoothed classifiers",
     ),
-    argument("--memory", type=float, metavar="GIB", help="what the bounds may take of the memory (2)"),
+    argument("--memory", type=float, metavar="GIB", help="memory that the bounds may take (2)"),
     argument("--images", type=int, help="test images to certify, the first ones (the recipe's)"),
 )
 def certify(run: Path, **options: Any) -> None:
-    """Certify the trained models on the test images, as the recipe says; or as the options say, beside that."""
+    """Certify the trained models on the test images, by the recipe, or beside that by the options."""
     from robust_nas import pipeline
 
     job, chosen = resumed(run), given(options)
@@ -98,7 +98,7 @@ def certify(run: Path, **options: Any) -> None:
 
 @command(argument("run", type=Path, metavar="FOLDER", help="a run folder, or one of attacked models"))
 def report(run: Path) -> None:
-    """Write report.html from what the run, or the folder of attacked models, has so far."""
+    """Write report.html from the results so far of a run, or of a folder of attacked models."""
     from robust_nas import api, pipeline
 
     if (run / "attack.toml").is_file():
@@ -118,7 +118,7 @@ def report(run: Path) -> None:
     ),
     argument("--images", type=int, help="test images, the first ones (those the recipe certifies)"),
     argument("--data", metavar="NAME", help="for a saved ensemble: a data set or a folder of class folders"),
-    argument("--timeout", type=int, metavar="SECONDS", help="what a verifier may take for an instance (300)"),
+    argument("--timeout", type=int, metavar="SECONDS", help="time limit of a verifier for an instance (300)"),
     argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export)"),
 )
 def export(run: Path, out: Path | None, data: str | None, **options: Any) -> None:

@@ -54,7 +54,7 @@ OF_TABLE = (
     DATA_ROOT,
     argument("--data", metavar="NAME", help="with a search space: a data set that has a recipe, or a folder"),
     *OF_SPACE,
-    argument("--on", metavar="table:NAME", help="search a table instead, by queries: what would a search have found?"),
+    argument("--on", metavar="table:NAME", help="simulate searches of a table instead, by queries"),
     *OF_TABLE,
 )
 def search(
@@ -80,7 +80,7 @@ def search(
 def _check_job(
     chosen: Mapping[str, Any], recipe: str | None, on: str | None, data: str | None, data_root: Path | None
 ) -> None:
-    """Raise InputError for words that are of no job, or of several: a table's, a space's and a recipe's."""
+    """Raise InputError unless the words are of one search: of a table, a space or a recipe."""
     if data is None and (name := _first(OF_SPACE, chosen)):
         raise InputError(f"{name} belongs to the search of a space, with --data; in a recipe it is a KEY=VALUE.")
     if data is not None and (recipe is None or on is not None):
@@ -95,7 +95,7 @@ def _check_job(
 
 
 def _first(options: Sequence[Argument], chosen: Mapping[str, Any]) -> str | None:
-    """The first of some options that was given."""
+    """Return the first of some options that was given."""
     return next((name for (name, *_), _ in options if name.removeprefix("--") in chosen), None)
 
 
@@ -115,7 +115,7 @@ def _search_space(space: str, overrides: Sequence[str], out: Path, chosen: Mappi
 
 
 def _search_recipe(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> None:
-    """Search what a recipe says; or go on with a run folder's search."""
+    """Search by a recipe, or resume the search of a run folder."""
     from robust_nas import pipeline
     from robust_nas.runtime.run_folder import is_run
 

@@ -47,11 +47,11 @@ _ALLOW_CODE = argument(
 
 @dataclass(frozen=True)
 class Command:
-    """A function that words of the command line call.
+    """A command of the command line.
 
     Args:
-        function: what is called, with its arguments by name.
-        arguments: what it takes.
+        function: the function that runs it; it gets the arguments by name.
+        arguments: the arguments.
         variants: commands that a first word of their own chooses, such as `build` in `ensemble build`.
     """
 
@@ -61,7 +61,7 @@ class Command:
 
     @property
     def about(self) -> str:
-        """What it does, in a sentence."""
+        """Its purpose, in a sentence."""
         return str(inspect.getdoc(self.function)).splitlines()[0]
 
     def variant(self, name: str, *arguments: Argument) -> Callable[[Callable[..., None]], Command]:
@@ -73,11 +73,11 @@ class Command:
         return add
 
     def run(self, program: str, words: Sequence[str]) -> None:
-        """Do what the words say, or print help.
+        """Run the function with the arguments in the words, or print help.
 
         Args:
-            program: what the user has typed before the words.
-            words: the rest.
+            program: the words before these.
+            words: the arguments.
 
         Raises:
             InputError: for words that do not fit.

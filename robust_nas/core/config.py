@@ -257,7 +257,7 @@ _PIECE = re.compile(r"""(?<=[=,\[{\s])(?:"(?:[^"\\]|\\.)*"|'[^']*')|.""", re.DOT
 
 
 def component(text: str) -> dict[str, Any]:
-    """The table of a component that the user has written in a word: "pgd[steps=100,loss=margin]".
+    """Read a component in a word, as a table: "pgd[steps=100,loss=margin]".
 
     Values are those of an override. A comma within quotes, brackets or braces separates nothing:
     "transfer[surrogates=['a,b', 'c'],steps=3]".
@@ -288,7 +288,7 @@ def word(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """The parts of a text between its commas, without those within quotes, brackets and braces."""
+    """Return the parts of a text between its commas, except commas within quotes, brackets and braces."""
     items, depth = [""], 0
     for piece in _PIECE.findall(text):
         depth += (piece in "[{") - (piece in "]}")

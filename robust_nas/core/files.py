@@ -67,6 +67,34 @@ def read_lines(path: Path) -> list[str]:
         raise InputError(f"There is no file {path}.") from None
 
 
+def read_rows(path: Path, fits: Callable[[Any], bool], parts: str) -> list[dict[str, Any]]:
+    """Return the rows of a file with a JSON object on each line; none, if there is no file.
+
+    A last line that was cut off is left out.
+
+    Args:
+        path: the file.
+        fits: whether a line's value is a row of the file.
+        parts: the parts of a row, for the sentence about a line that is none.
+
+    Raises:
+        InputError: if it cannot be read, or a line is no row.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = read_lines(path) if is_there(path) else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines) or not line.strip():
+                continue
+            row = None
+        if not fits(row):
+            raise InputError(damaged(path, f"line {number} must have {parts}", "delete the line"))
+        rows.append(row)
+    return rows
+
+
 def parse_toml(text: str, source: str, advice: str = "mend it, or give another file") -> dict[str, Any]:
     """Return the table that a text of TOML is.
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from robust_nas.core.errors import InputError
-from robust_nas.core.files import damaged, is_there, read_lines
+from robust_nas.core.files import damaged, is_there, read_rows
 from robust_nas.core.files import read_json as read_json
 from robust_nas.records import read
 
@@ -370,20 +370,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: if it cannot be read, or a row is not of an epoch of a stage.
     """
-    rows: list[dict[str, Any]] = []
-    lines = read_lines(path) if is_there(path) else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            if number == len(lines) or not line.strip():
-                continue
-            row = None
-        if not _is_metrics(row):
-            reason = f"line {number} must have a stage, a step and, if any, accuracies that are numbers"
-            raise InputError(damaged(path, reason, "delete the line"))
-        rows.append(row)
-    return rows
+    return read_rows(path, _is_metrics, "a stage, a step and, if any, accuracies that are numbers")
 
 
 def _is_metrics(row: Any) -> bool:

@@ -33,6 +33,7 @@ from robust_nas.core import config
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.checks import check_at_least
 from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.files import read_rows
 from robust_nas.core.registry import named
 from robust_nas.core.seeds import generator_at, seed_at, seeded
 from robust_nas.core.text import aligned, warnings
@@ -40,7 +41,7 @@ from robust_nas.datasets import DataSource
 from robust_nas.proxies import Proxy
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import describe_environment
-from robust_nas.runtime.run_folder import RunDir, read_metrics, write_json, write_text
+from robust_nas.runtime.run_folder import RunDir, write_json, write_text
 from robust_nas.spaces import Space, describe
 from robust_nas.tables import answers
 from robust_nas.tables.statistics import TOP, names_of
@@ -128,7 +129,7 @@ class _Data:
 
 
 def asked(table: Table, words: Sequence[str]) -> tuple[Sequence[Column], list[str]]:
-    """The columns that the words of `robust-nas proxies rank` name, and those of the words that are overrides.
+    """Return the columns that the words of `robust-nas proxies rank` name, and the words that are overrides.
 
     Raises:
         InputError: for a column that the table lacks.
@@ -318,11 +319,21 @@ def _open(path: Path, settings: dict[str, Any]) -> RunDir:
     return folder
 
 
+_PARTS = "the names of an architecture and a proxy, a seed, a score and seconds"
+
+
+def _is_score(row: Any) -> bool:
+    if not isinstance(row, dict) or type(row.get("seed")) is not int:
+        return False
+    names, numbers = (row.get("architecture"), row.get("proxy")), (row.get("score"), row.get("seconds"))
+    return all(isinstance(name, str) for name in names) and all(type(number) in (int, float) for number in numbers)
+
+
 def _scores(
     path: Path, architectures: Sequence[Architecture], scoring: Scoring, data: Dataset, progress: Progress
 ) -> tuple[dict[str, Floats], dict[str, float]]:
     """Return every proxy's scores, [seeds, architectures], and mean seconds; what is in the file is not done again."""
-    rows = {(row["architecture"], row["seed"], row["proxy"]): row for row in read_metrics(path)}
+    rows = {(row["architecture"], row["seed"], row["proxy"]): row for row in read_rows(path, _is_score, _PARTS)}
     # Without a line that was cut off, to which the next one would be appended.
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
     wanted = [(architecture, seed) for architecture in architectures for seed in range(scoring.seeds)]

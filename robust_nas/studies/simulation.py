@@ -232,7 +232,7 @@ def in_turn(
     on: str, out: Path, *, objective: Sequence[str] = (), dataset: str | None = None, sampler: Sequence[str] = (),
     budget: int = 50, seeds: int = 100, workers: int = 1, progress: Progress | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """Do what the words of `robust-nas search --on table:NAME` say, and yield what was found on each data set.
+    """Simulate the searches of `robust-nas search --on table:NAME`, and yield the result on each data set as text.
 
     Args:
         on: "table:" and the name of a table.
@@ -242,7 +242,7 @@ def in_turn(
         sampler: as for `run_in`, and so are the others.
 
     Raises:
-        InputError: for words that are of no table, and what `run` raises.
+        InputError: for words that name no table or no objective, and what `run` raises.
     """
     kind, _, name = on.partition(":")
     if kind != "table" or not name or not objective:
