@@ -22,7 +22,8 @@ from robust_nas import derivation, intake, spaces
 from robust_nas import recipes as recipe
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.attacks import left_out
-from robust_nas.bounds import Bound, LinearMargins
+from robust_nas.bounds import Bound, LinearMargins, foretold_seconds, slow_kind
+from robust_nas.bounds.crown_ibp import CROWNIBP
 from robust_nas.certification import Contradiction, refusal
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import NORM, SmoothedCertification, SmoothedClassifier
@@ -707,7 +708,9 @@ def start(
         _say_beforehand(chosen, data, progress)
     chosen.evaluation.check_data(chosen.threat, data)
     if fill is None:
-        _rehearse_bounds(chosen, data, _rehearse_training(chosen, data))
+        warning = _rehearse_bounds(chosen, data, _rehearse_training(chosen, data), world)
+        if warning and world.is_main:
+            progress.say(f"beware: {warning}")
         with seeded(chosen.seed, "rehearsal"):
             chosen.search.rehearse(chosen.space, data)
 
@@ -737,17 +740,42 @@ def _say_beforehand(chosen: Recipe, data: Dataset, progress: Progress) -> None:
             )
 
 
-def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module) -> None:
-    """Raise InputError now for what the bounds would only refuse after the training, of one image.
+def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module, world: World) -> str | None:
+    """Return what is to be said of the time that the bounds will take, if it is long.
 
     Of an operation without a sound rule they say so later: which operations there will be is not known yet.
+
+    Raises:
+        InputError: for what the bounds would only refuse after the training, of one image.
     """
     if refusal(model, data.validation):
-        return
-    image, smallest = data.validation[:1], min(chosen.certification.epsilons)
-    certify_model(model, image, chosen.threat, bound=chosen.certification.bound, epsilons=[smallest])
-    if chosen.ensemble.bound is not None and chosen.derive.count > 1:
-        certify_model(model, image, chosen.ensemble_threat, bound=chosen.ensemble.bound)
+        return None
+    plan, image = chosen.certification, data.validation[:1]
+    joined = chosen.derive.count > 1
+    fitted = chosen.ensemble.bound or plan.bound
+    tried = [(plan.bound, chosen.threat.with_epsilon(min(plan.epsilons)))]
+    tried += [(fitted, chosen.ensemble_threat)] if joined and chosen.ensemble.bound is not None else []
+    for bound, threat in tried:
+        # What takes long refuses what its quick neighbour does.
+        certify_model(model, image, threat, bound=CROWNIBP() if slow_kind(bound) else bound)
+
+    def seconds(bound: Bound, threats: list[ThreatModel]) -> float:
+        slow = slow_kind(bound)
+        return sum(foretold_seconds(slow, model, image.images, image.labels, threats)) if slow else 0.0
+
+    count = chosen.derive.count
+    num_test, num_validation = len(data.test[: plan.num_images]), len(data.validation[: chosen.ensemble.num_images])
+    # Both ensembles are all networks at once.
+    networks = 3 * count if joined else count
+    total = networks * num_test * seconds(plan.bound, [chosen.threat.with_epsilon(e) for e in plan.epsilons])
+    total += count * num_validation * seconds(fitted, [chosen.ensemble_threat]) if joined else 0.0
+    hours = total / (world.size * world.workers) / 3600
+    if hours < 0.5:
+        return None
+    return (
+        f"the bounds will take about {hours:.1f} hours after the training, judged by an untrained network; take "
+        "certification.bound=crown_ibp, fewer images (certification.num_images), or smaller ones."
+    )
 
 
 def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:

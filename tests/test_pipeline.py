@@ -21,10 +21,15 @@ import torch
 from PIL import Image
 
 import robust_nas as rn
+from robust_nas import pipeline
+from robust_nas.bounds.crown import CROWN
+from robust_nas.core import seeds
 from robust_nas.core.errors import InputError
+from robust_nas.recipes import load as load_recipe
 from robust_nas.report._contents import Contents
 from robust_nas.report.findings import check_consistency
 from robust_nas.runtime.per_sample import read_outcomes
+from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, load_state, read_metrics, unfinished_stages
 
 # A run of a few seconds that goes through every stage; the search space and the data are the real ones.
@@ -486,6 +491,55 @@ def test_two_ranks_run_the_pipeline_and_rank_0_alone_writes(tmp_path: Path) -> N
     assert alone.clean_accuracy == recorded["clean"]["accuracy"]
     assert alone.robust_accuracy == recorded["attacks"][0]["accuracy"]
     assert recorded["clean"]["count"] == 200
+
+
+def test_a_start_foretells_hours_of_bounds_and_does_not_take_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def each(_bound: Any, _model: Any, image: Any, _label: Any, threats: list[Any]) -> list[float]:
+        assert len(image) == 1
+        return [90.0 for _ in threats]
+
+    monkeypatch.setattr(pipeline, "foretold_seconds", each)
+    monkeypatch.setattr(CROWN, "bound", lambda *_: pytest.fail("CROWN bounded an image before the search"))
+    settings = ["workers=2", "certification.bound=crown", "certification.num_images=20", "ensemble.num_images=10"]
+    chosen = load_recipe("digits", [*TINY, *settings, "ensemble.epsilon=0.01", "ensemble.bound=auto"])
+    pipeline.start(chosen, tmp_path, Progress(), [])
+    # 2 networks and 2 ensembles of both, on 20 images at 2 radii; 2 networks on 10 images; 2 workers: 260 x 90 s / 2.
+    assert "about 3.2 hours" in capsys.readouterr().err
+    monkeypatch.undo()
+    pipeline.start(load_recipe("digits", TINY), tmp_path, Progress(), [])
+    assert "hours" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_of_mixed_sizes_and_modes_in_three_classes_is_run_to_its_end(
+    command: Command, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    for place, name in enumerate(("red", "green", "blue")):
+        (images / name).mkdir(parents=True)
+        for number in range(30):
+            noise = seeds.generator_at("cpu", number, name)
+            pixels = torch.randint(0, 120, (20 + number, 60 - number, 3), generator=noise, dtype=torch.uint8)
+            pixels[..., place] += 130
+            mode = ("RGB", "CMYK", "RGBA", "P")[number % 4]
+            suffix = "jpg" if mode in ("RGB", "CMYK") else "png"
+            Image.fromarray(pixels.numpy()).convert(mode).save(images / name / f"{number}.{suffix}")
+    quick = ["space.channels=2", "space.stages=1", "search.epochs=2", "train.epochs=6", "evaluation.num_images=8"]
+    quick += ["evaluation.masking_images=4", "certification.num_images=8", "ensemble.num_images=8"]
+    done = in_process(command, "run", images, *quick, "--out", tmp_path / "runs")
+    assert "without apgd-t" in done.stderr and "hours" not in done.stderr
+    run = only_run(tmp_path / "runs")
+    assert unfinished_stages(run) == []
+    evaluated = json.loads((run / "evaluation.json").read_text())["models"]
+    certified = json.loads((run / "certification.json").read_text())["models"]
+    assert set(certified) == {"model-0", "model-1", "uniform", "ensemble"}
+    for name, radii in certified.items():
+        shares = [radius["certified"] for radius in radii]
+        assert evaluated[name]["clean"]["accuracy"] >= shares[0] >= shares[-1], name
+    assert max(radii[0]["certified"] for radii in certified.values()) > 0
+    assert "apgd-t" in (run / "report.html").read_text()
 
 
 @pytest.mark.slow

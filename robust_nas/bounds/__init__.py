@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from robust_nas.bounds._box import Box as Box
     from robust_nas.bounds._box import NoRule as NoRule
+    from robust_nas.bounds._costs import foretold_seconds as foretold_seconds
+    from robust_nas.bounds._costs import slow_kind as slow_kind
     from robust_nas.bounds._margins import box_around as box_around
     from robust_nas.bounds._margins import check_arithmetic as check_arithmetic
     from robust_nas.bounds._margins import margin_bounds as margin_bounds
@@ -99,6 +101,8 @@ __getattr__ = offered(
         "box_around": "_margins",
         "margin_bounds": "_margins",
         "rounding": "_rounding",
+        "foretold_seconds": "_costs",
+        "slow_kind": "_costs",
         "check_arithmetic": "_margins",
         "own_logits": "_margins",
     },
