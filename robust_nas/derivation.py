@@ -241,7 +241,7 @@ def _least_dispensable(
         result = evaluate(network, images, threat, [derivation.attack], stage=within)
         return result.robust_accuracy, result.clean_accuracy
 
-    choices = [place for place, name in enumerate(space.operations) if name in space.choices]
+    choices = [place for place, name in enumerate(space.operations) if name in space.final_operations]
     for edge in stage.progress.steps(torch.randperm(len(mixture), generator=generator).tolist(), "perturbation"):
         standings = {}
         for place in [place for place in choices if mixture[edge, place] > 0]:
@@ -256,7 +256,7 @@ def _least_dispensable(
         kept = min(standings, key=lambda place: standings[place])
         mixture[edge] = torch.zeros(len(mixture[edge])).index_fill(0, torch.tensor(kept), 1.0)
     chosen = replace(found, probabilities=mixture.tolist(), measured=None).best
-    if None in space.places_of(chosen):
+    if None in space.indices_of(chosen):
         weights = mixture.clone()
         for edge in stage.progress.steps(range(len(mixture)), "perturbation of edges"):
             without = mixture.clone()

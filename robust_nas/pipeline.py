@@ -211,7 +211,7 @@ def search(job: Job) -> None:
             **_rows(recipe.space),
             "probabilities": found.probabilities,
             **found.record,
-            **({} if found.supernet is None else {"supernet": found.supernet.form}),
+            **({} if found.supernet is None else {"supernet": found.supernet.structure}),
         },
     )
     stage.finish()
@@ -247,7 +247,7 @@ def work(path: Path, progress: Progress) -> None:
 def _rows(space: Space) -> dict[str, Any]:
     """Return the names of the rows of search.json's probabilities: edges' operations, or decisions' values."""
     if not isinstance(space, MixedSpace):
-        return {"decisions": {name: list(values) for name, values in space.rows.items()}}
+        return {"decisions": {name: list(values) for name, values in space.choices.items()}}
     edges = [list(edge) for edge in space.edges]
     return {"operations": list(space.operations), "edges": edges, "edge_names": space.edge_names}
 
@@ -261,12 +261,12 @@ def load_search(job: Job) -> SearchResult:
     saved = job.read("search.json")
     supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
     if weights.is_file():
-        form = saved.get("supernet")  # runs of older versions have none
+        structure = saved.get("supernet")  # runs of older versions have none
         supernet = mixed(job.recipe.space, name_of(job.recipe.search)).supernet(
-            job.data, partial=form["partial"][0] if form else 1
+            job.data, partial=structure["partial"][0] if structure else 1
         )
-        if form:
-            supernet.take_form(form)
+        if structure:
+            supernet.load_structure(structure)
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
     return SearchResult(job.recipe.space, saved["probabilities"], supernet, saved, saved.get("measured"))
@@ -784,7 +784,7 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
 
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)
-    rows = [[1 / len(options)] * len(options) for options in chosen.space.rows.values()]
+    rows = [[1 / len(options)] * len(options) for options in chosen.space.choices.values()]
     uniform = SearchResult(chosen.space, rows, None, {})
     any_architecture = derivation.distinct(uniform, 1)[0].architecture
     with seeded(chosen.seed, "rehearsal"), within_memory(f"A network of {chosen.space.name}"):

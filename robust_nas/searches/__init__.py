@@ -113,7 +113,7 @@ class SearchResult:
 
     @property
     def _parts(self) -> Sequence[Mapping[tuple[str, ...], float]]:
-        return self.space.belief(self.probabilities)
+        return self.space.posterior(self.probabilities)
 
     def _logarithm(self, parts: Sequence[Mapping[tuple[str, ...], float]], architecture: AnyArchitecture) -> float:
         values, total = iter(self.space.decisions_of(architecture)), 0.0

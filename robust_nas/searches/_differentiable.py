@@ -41,7 +41,7 @@ class DifferentiableSearch(SupernetSearch, BilevelSettings):
                 f"search.kept_operations must begin with all {len(mixable.operations)} operations of {space.name}, of "
                 f"which nothing is known yet, but got {kept}."
             )
-        if kept and kept[-1] == 1 and mixable.choices != mixable.operations:
+        if kept and kept[-1] == 1 and mixable.final_operations != mixable.operations:
             raise InputError(
                 f"search.kept_operations must leave 2 operations or more in {space.name}: a single one could be none, "
                 f"which its architectures do not have, but got {kept}."

@@ -67,7 +67,7 @@ class Prior:
                 continue
             with seeded(stage.seed, "prior", len(cells)):
                 network = space.network(cell, data).to(stage.world.device)
-            cells.append([-1 if place is None else place for place in space.places_of(cell)])
+            cells.append([-1 if place is None else place for place in space.indices_of(cell)])
             scores.append(self.proxy.score(network, batch.images, batch.labels, threat, seed=stage.seed))
         return self.strength * stage.world.broadcast(
             effects(torch.tensor(cells), torch.tensor(scores), len(space.operations))

@@ -159,7 +159,7 @@ class Cost:
 
     def of_one(self, architecture: AnyArchitecture) -> float:
         """Return the cost of an architecture's network."""
-        chosen = enumerate(self.space.places_of(architecture))
+        chosen = enumerate(self.space.indices_of(architecture))
         return self.fixed + float(sum(self.operations[edge, place] for edge, place in chosen if place is not None))
 
 

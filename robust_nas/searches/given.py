@@ -58,6 +58,6 @@ class Given(Search):
         chosen = self._chosen(space)
         probabilities = [
             [float(place == taken) for place in range(len(row))]
-            for row, taken in zip(space.rows.values(), space.places_of(chosen), strict=True)
+            for row, taken in zip(space.choices.values(), space.indices_of(chosen), strict=True)
         ]
         return SearchResult(space, probabilities, supernet=None, record={"trajectory": [], "seconds": 0.0})

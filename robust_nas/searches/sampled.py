@@ -189,8 +189,8 @@ class TrialSearch(Search):
         queue, processes = Trials(stage.folder / FOLDER), stage.world.size
         if supernet is not None:
             save_state(queue.folder / WEIGHTS, {"weights": supernet.state_dict()})
-        form = None if supernet is None else supernet.form
-        queue.open({**_to_agree_on(data), "processes": processes, "supernet": form}, done)
+        structure = None if supernet is None else supernet.structure
+        queue.open({**_to_agree_on(data), "processes": processes, "supernet": structure}, done)
         return queue if processes == 1 else None
 
     def work(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> int:
@@ -254,12 +254,12 @@ class TrialSearch(Search):
         return False
 
     def _shared_supernet(
-        self, form: dict[str, Any] | None, space: Space, data: Dataset, queue: Trials, stage: Stage
+        self, structure: dict[str, Any] | None, space: Space, data: Dataset, queue: Trials, stage: Stage
     ) -> Supernet | None:
-        if form is None:
+        if structure is None:
             return None
-        supernet = mixed(space, "sampled").supernet(data, partial=form["partial"][0])
-        supernet.take_form(form)
+        supernet = mixed(space, "sampled").supernet(data, partial=structure["partial"][0])
+        supernet.load_structure(structure)
         load_weights(supernet, queue.folder / WEIGHTS, "resume the run, which writes them anew")
         return supernet.to(stage.world.device)
 
@@ -318,13 +318,13 @@ class TrialSearch(Search):
         As if there were one trial more, with a part of every one of these: none is impossible.
         """
         ranked = sorted(trials, key=lambda trial: trial["values"][0], reverse=True)
-        best = [space.places_of(space.parse(trial["architecture"])) for trial in ranked[: max(1, len(ranked) // 10)]]
+        best = [space.indices_of(space.parse(trial["architecture"])) for trial in ranked[: max(1, len(ranked) // 10)]]
         probabilities = [
             [
                 (sum(places[row] == place for places in best) + 1 / len(options)) / (len(best) + 1)
                 for place in range(len(options))
             ]
-            for row, options in enumerate(space.rows.values())
+            for row, options in enumerate(space.choices.values())
         ]
         measured = [trial["architecture"] for trial in ranked]
         record = {"trajectory": [], "seconds": seconds, "measured": measured, "trials": trials}

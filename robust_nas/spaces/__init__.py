@@ -75,14 +75,14 @@ class Space(Protocol):
         """Return the values of `decisions` that make an architecture."""
 
     @property
-    def rows(self) -> dict[str, tuple[str, ...]]:
-        """The rows of a search's probabilities: each row's name, such as an edge's, and its choices."""
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """The choices that a search has probabilities of, a row each: the name, such as an edge's, and the options."""
 
-    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
-        """Return an architecture's choice in each of `rows`, as a place in it; None where it has no such row."""
+    def indices_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return the index of what an architecture takes in each of `choices`; None where it takes nothing."""
 
-    def belief(self, probabilities: Sequence[Sequence[float]]) -> Sequence[Mapping[tuple[str, ...], float]]:
-        """Return the probabilities of `decisions` at probabilities of `rows`, one part after the other.
+    def posterior(self, probabilities: Sequence[Sequence[float]]) -> Sequence[Mapping[tuple[str, ...], float]]:
+        """Return the probabilities of `decisions` at probabilities of `choices`, one part after the other.
 
         Each part has the probability of the values of one or more decisions; parts are independent.
         """
@@ -98,7 +98,7 @@ class Space(Protocol):
 class MixedSpace(Space, Protocol):
     """A space with a supernet: one network has all architectures in it, and every edge can be a mixture.
 
-    Their `rows` are the edges, of which each chooses among `operations`.
+    Their `choices` are the edges, of which each chooses among `operations`.
     """
 
     @property
@@ -106,7 +106,7 @@ class MixedSpace(Space, Protocol):
         """The operations that an edge of the supernet mixes."""
 
     @property
-    def choices(self) -> tuple[str, ...]:
+    def final_operations(self) -> tuple[str, ...]:
         """Those of them that an architecture can have on an edge."""
 
     @property
@@ -121,7 +121,7 @@ class MixedSpace(Space, Protocol):
         """Whether the output depends on the input where each edge has the operation at its place in `operations`."""
 
     def marginals(self, mixture: Tensor) -> Tensor:
-        """Return the probability that an architecture of `belief` has an operation on an edge, for mixtures [E, O]."""
+        """Return the `posterior` probability that an architecture has an operation on an edge, for mixtures [E, O]."""
 
     def sites(self, data: NetworkData) -> list[list[Site]]:
         """Return for each edge where the space's networks compute its operation."""

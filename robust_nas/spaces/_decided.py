@@ -25,16 +25,16 @@ class Decisions(ABC):
         """Return the values of `decisions` that make an architecture."""
 
     @property
-    def rows(self) -> dict[str, tuple[str, ...]]:
+    def choices(self) -> dict[str, tuple[str, ...]]:
         """The decisions."""
         return self.decisions
 
-    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
-        """Return the place of each decision's value among those that are possible."""
+    def indices_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return the index of each decision's value among those that are possible."""
         chosen = zip(self.decisions.values(), self.decisions_of(architecture), strict=True)
         return [values.index(value) for values, value in chosen]
 
-    def belief(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
+    def posterior(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
         """Return the probability of each value, decision by decision."""
         return [
             {(value,): p for value, p in zip(values, row, strict=True)}

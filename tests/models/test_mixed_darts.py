@@ -113,7 +113,7 @@ def test_a_widened_supernet_computes_what_it_did_and_says_where_its_weights_came
         supernet.pass_by(0.0)
     # Another one of its form, read from a file, takes its weights.
     other = space.supernet(data, partial=6).eval()
-    other.take_form(supernet.form)
+    other.load_structure(supernet.structure)
     other.load_state_dict(supernet.state_dict())
     assert torch.equal(other(images, mixture), supernet(images, mixture))
 
@@ -167,7 +167,7 @@ def test_the_gradient_reaches_every_row_and_zeros_are_not_computed(space, data):
             operation.register_forward_hook(lambda *_, edge=edge, name=name: seen.append((edge, name)))
     genotype = _drawn(space, 0)
     rows = torch.zeros(28, 8)
-    for edge, place in enumerate(space.places_of(genotype)):
+    for edge, place in enumerate(space.indices_of(genotype)):
         if place is not None:
             rows[edge, place] = 1
     supernet(images, rows)
@@ -189,7 +189,7 @@ def test_operations_that_are_left_out_are_gone_and_their_absence_is_named(space,
     with pytest.raises(InputError, match="has left out sep_conv_5x5"):
         smaller.mixed_operations[3][1].keep([5])
     again = space.supernet(data)
-    again.take_form(smaller.form)
+    again.load_structure(smaller.structure)
     again.load_state_dict(smaller.state_dict())
     torch.testing.assert_close(again.eval()(images, masked), before)
 

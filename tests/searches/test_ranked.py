@@ -68,7 +68,7 @@ def test_genotypes_come_in_the_order_of_the_products_of_their_edges_weights(seed
     result = _of_darts(seed)
 
     def product(genotype):
-        places = enumerate(SMALL.places_of(genotype))
+        places = enumerate(SMALL.indices_of(genotype))
         return math.prod(result.probabilities[edge][place] for edge, place in places if place is not None)
 
     everything = {SMALL.decided(values) for values in itertools.product(*SMALL.decisions.values())}
@@ -85,7 +85,7 @@ def test_genotypes_come_in_the_order_of_the_products_of_their_edges_weights(seed
 def test_drawn_genotypes_have_their_probabilities():
     result = _of_darts(0)
     drawn = list(itertools.islice(result.drawn(seed=1), 8000))
-    part = SMALL.belief(result.probabilities)[0]
+    part = SMALL.posterior(result.probabilities)[0]
     of_first_node = Counter(SMALL.decisions_of(genotype)[:3] for genotype, _ in drawn)
     for values, probability in part.items():
         assert of_first_node[values] / 8000 == pytest.approx(probability, abs=0.02)

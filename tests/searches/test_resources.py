@@ -63,7 +63,7 @@ def test_the_expected_cost_of_a_darts_mixture_is_the_mean_over_the_genotypes_it_
     mixture = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)).softmax(-1).requires_grad_()
     cost = Resource(limit=1.0).cost(space, data, torch.device("cpu"))
     expected, total = 0.0, 0.0
-    for choices in itertools.product(*(part.items() for part in space.belief(mixture.tolist()))):
+    for choices in itertools.product(*(part.items() for part in space.posterior(mixture.tolist()))):
         probability = math.prod(p for _, p in choices)
         values = tuple(itertools.chain.from_iterable(values for values, _ in choices))
         expected += probability * cost.of_one(space.decided(values))

@@ -51,7 +51,7 @@ def test_decisions_make_a_genotype_and_are_read_off_it_again():
         genotype = space.decided(values)
         assert space.decisions_of(genotype) == values
         assert space.parse(str(genotype)) == genotype
-        used = [place for place in space.places_of(genotype) if place is not None]
+        used = [place for place in space.indices_of(genotype) if place is not None]
         assert len(used) == 16 and 0 not in used
 
 
@@ -89,21 +89,21 @@ def test_the_most_probable_genotype_is_the_derived_one(name):
     space = spaces.load(name)
     for seed in range(5):
         rows = _rows(space, seed)
-        best = [max(part, key=part.get) for part in space.belief(rows)]
+        best = [max(part, key=part.get) for part in space.posterior(rows)]
         assert space.decided(tuple(itertools.chain.from_iterable(best))) == _derived(space, rows)
 
 
 def test_a_belief_is_a_probability_for_every_node():
-    for part in spaces.load("darts").belief(_rows(spaces.load("darts"))):
+    for part in spaces.load("darts").posterior(_rows(spaces.load("darts"))):
         assert sum(part.values()) == pytest.approx(1)
-    sizes = [len(part) for part in spaces.load("darts").belief(_rows(spaces.load("darts")))]
+    sizes = [len(part) for part in spaces.load("darts").posterior(_rows(spaces.load("darts")))]
     assert sizes == 2 * [math.comb(sources, 2) * 49 for sources in (2, 3, 4, 5)]
 
 
 def test_a_node_that_is_left_with_none_is_named():
     rows = [[1.0, 0.0, 0.0], *_rows(SMALL)[1:]]
     with pytest.raises(InputError, match="fewer than two edges into node 2 of the normal cell"):
-        SMALL.belief(rows)
+        SMALL.posterior(rows)
 
 
 def test_a_choice_on_all_edges_is_connected_unless_a_cell_has_no_input():

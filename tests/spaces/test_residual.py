@@ -62,10 +62,10 @@ def test_an_architecture_of_another_space_is_named(wrong, right, sentence):
 
 
 def test_a_belief_is_of_each_decision_on_its_own():
-    rows = [[1.0 / len(values)] * len(values) for values in TINY.rows.values()]
+    rows = [[1.0 / len(values)] * len(values) for values in TINY.choices.values()]
     found = SearchResult(TINY, rows, None, {})
     assert sorted(str(architecture) for architecture, _ in found.ranked()) == sorted(map(str, classes(TINY)))
-    rows[list(TINY.rows).index("activation")] = [0.25, 0.75]
+    rows[list(TINY.choices).index("activation")] = [0.25, 0.75]
     architecture, logarithm = next(SearchResult(TINY, rows, None, {}).ranked())
     assert architecture.activation == "silu"
     assert logarithm == pytest.approx(math.log(0.75 / 2**3))

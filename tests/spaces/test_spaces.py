@@ -38,11 +38,11 @@ def test_edges_have_different_names_and_the_operations_of_architectures_are_choi
     if not isinstance(space, MixedSpace):
         pytest.skip("there are no edges")
     assert len(set(space.edge_names)) == len(space.edges)
-    assert set(space.choices) <= set(space.operations)
+    assert set(space.final_operations) <= set(space.operations)
     for seed in range(5):
-        placed = space.places_of(_drawn(space, seed))
+        placed = space.indices_of(_drawn(space, seed))
         assert len(placed) == len(space.edges)
-        assert {space.operations[place] for place in placed if place is not None} <= set(space.choices)
+        assert {space.operations[place] for place in placed if place is not None} <= set(space.final_operations)
 
 
 def test_a_mixture_of_one_architecture_believes_in_it_alone(space):
@@ -50,7 +50,7 @@ def test_a_mixture_of_one_architecture_believes_in_it_alone(space):
         architecture = _drawn(space, seed)
         rows = [
             [float(place == own) for place in range(len(options))]
-            for options, own in zip(space.rows.values(), space.places_of(architecture), strict=True)
+            for options, own in zip(space.choices.values(), space.indices_of(architecture), strict=True)
         ]
         found = SearchResult(space, rows, None, {})
         assert found.best == architecture and found.log_probability(architecture) == 0

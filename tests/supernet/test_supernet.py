@@ -263,7 +263,7 @@ def test_another_supernet_of_its_form_takes_its_weights_and_computes_the_same(sp
     active[:, 0] = torch.tensor([True, False] * 3)
     supernet.keep(active)
     other = space.supernet(data, partial=4)
-    other.take_form(json.loads(json.dumps(supernet.form)))
+    other.load_structure(json.loads(json.dumps(supernet.structure)))
     other.load_state_dict(supernet.state_dict())
     mixture = torch.rand(6, 5) * active
     assert torch.equal(other(data.train.images, mixture), supernet(data.train.images, mixture))

@@ -56,7 +56,7 @@ class CellSpace:
             )
 
     @property
-    def choices(self) -> tuple[str, ...]:
+    def final_operations(self) -> tuple[str, ...]:
         """All operations."""
         return self.operations
 
@@ -103,16 +103,16 @@ class CellSpace:
         return architecture.operations
 
     @property
-    def rows(self) -> dict[str, tuple[str, ...]]:
+    def choices(self) -> dict[str, tuple[str, ...]]:
         """The edges, each with the operations."""
         return dict.fromkeys(self.edge_names, self.operations)
 
-    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
-        """Return each edge's operation as a place in `operations`."""
+    def indices_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return each edge's operation as an index into `operations`."""
         assert isinstance(architecture, Architecture)
         return [self.operations.index(name) for name in architecture.operations]
 
-    def belief(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
+    def posterior(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
         """Return the probability of each operation, edge by edge."""
         return [{(name,): p for name, p in zip(self.operations, row, strict=True)} for row in probabilities]
 

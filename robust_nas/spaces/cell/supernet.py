@@ -49,21 +49,21 @@ class Supernet(nn.Module):
         """Every mixed operation of every cell, with its edge."""
 
     @abstractmethod
-    def choose(self, architecture: AnyArchitecture) -> SampledSupernet:
+    def choose(self, architecture: AnyArchitecture) -> FixedMixture:
         """Return an architecture's network with copies of the supernet's weights and statistics.
 
         Raises:
             InputError: if the supernet has an operation of it no more (`keep`).
         """
 
-    def alone(self, mixture: Tensor) -> SampledSupernet:
+    def alone(self, mixture: Tensor) -> FixedMixture:
         """Return a copy with the operations that a mixture [E, O] of zeros and ones has, and no others."""
         copied = copy.deepcopy(self)
         copied.keep(mixture.bool())
-        return SampledSupernet(copied, mixture)
+        return FixedMixture(copied, mixture)
 
     @property
-    def form(self) -> dict[str, Any]:
+    def structure(self) -> dict[str, Any]:
         """The result of `widen` and `keep`, as JSON values."""
         mixed = dict(self.mixed_operations)  # one of every edge; all cells are alike
         return {
@@ -72,16 +72,16 @@ class Supernet(nn.Module):
             "operations": [list(mixed[edge].operations) for edge in sorted(mixed)],
         }
 
-    def take_form(self, form: Mapping[str, Any]) -> None:
-        """Make a new supernet, with the first of the form's partial channels, one that such weights fit."""
-        for partial in form["partial"][1:]:
+    def load_structure(self, structure: Mapping[str, Any]) -> None:
+        """Make a new supernet, with the first of the structure's partial channels, one that such weights fit."""
+        for partial in structure["partial"][1:]:
             self.widen(partial)
-        self.pass_by(form["passing"])
-        self.keep(torch.tensor([[name in names for name in self.operations] for names in form["operations"]]))
+        self.pass_by(structure["passing"])
+        self.keep(torch.tensor([[name in names for name in self.operations] for names in structure["operations"]]))
 
-    def at(self, mixture: Tensor) -> SampledSupernet:
+    def at(self, mixture: Tensor) -> FixedMixture:
         """Return the network that the supernet is at a mixture [E, O]: what an attack is pointed at."""
-        return SampledSupernet(self, mixture)
+        return FixedMixture(self, mixture)
 
     def rows_of(self, mixture: Tensor) -> list[Weights]:
         """Return each edge's weights; None for those of exactly 0, unless the mixture is to be differentiated."""
@@ -122,7 +122,7 @@ class Supernet(nn.Module):
             mixed.auxiliary = scale
 
 
-class SampledSupernet(nn.Module):
+class FixedMixture(nn.Module):
     """A supernet with its mixture held fixed: images to logits, like any network."""
 
     def __init__(self, supernet: Supernet, mixture: Tensor) -> None:
@@ -164,7 +164,7 @@ class CellSupernet(Supernet, CellNetwork):
         """
         return super().forward(images, self.rows_of(mixture))
 
-    def choose(self, architecture: AnyArchitecture) -> SampledSupernet:
+    def choose(self, architecture: AnyArchitecture) -> FixedMixture:
         """Return an architecture's network with copies of the supernet's weights and statistics."""
         assert isinstance(architecture, Architecture)
         rows = torch.tensor([self.operations.index(name) for name in architecture.pruned.operations])

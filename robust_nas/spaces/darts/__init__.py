@@ -56,14 +56,14 @@ class DartsSpace:
         if self.skeleton not in ("cifar", "imagenet"):
             raise InputError(f"space.skeleton must be 'cifar' or 'imagenet', but got '{self.skeleton}'.")
         unknown = [name for name in self.operations if name not in OPERATIONS]
-        if unknown or len(set(self.operations)) < len(self.operations) or len(self.choices) < 2:
+        if unknown or len(set(self.operations)) < len(self.operations) or len(self.final_operations) < 2:
             raise InputError(
                 f"space.operations must be different ones of {', '.join(OPERATIONS)}, two besides none or more, but "
                 f"got {', '.join(unknown or self.operations)}."
             )
 
     @property
-    def choices(self) -> tuple[str, ...]:
+    def final_operations(self) -> tuple[str, ...]:
         """The operations that genotypes can have."""
         return tuple(name for name in self.operations if name != "none")
 
@@ -91,7 +91,8 @@ class DartsSpace:
             )
         if missing := {name for name, _ in genotype.normal + genotype.reduce} - set(self.operations):
             raise InputError(
-                f"The genotype has the operation '{min(missing)}', but {self.name} has {', '.join(self.choices)} only."
+                f"The genotype has the operation '{min(missing)}', but {self.name} has "
+                f"{', '.join(self.final_operations)} only."
             )
         return genotype
 
@@ -118,7 +119,7 @@ class DartsSpace:
             for target in range(2, 2 + self.num_nodes):
                 node = f"{cell} {target}"
                 found[f"{node} sources"] = tuple(f"{a},{b}" for a, b in itertools.combinations(range(target), 2))
-                found[f"{node} first"] = found[f"{node} second"] = self.choices
+                found[f"{node} first"] = found[f"{node} second"] = self.final_operations
         return found
 
     def decided(self, values: Sequence[str]) -> Genotype:
@@ -140,16 +141,16 @@ class DartsSpace:
         return tuple(found)
 
     @property
-    def rows(self) -> dict[str, tuple[str, ...]]:
+    def choices(self) -> dict[str, tuple[str, ...]]:
         """The edges, each with the operations."""
         return dict.fromkeys(self.edge_names, self.operations)
 
-    def places_of(self, architecture: AnyArchitecture) -> list[int | None]:
-        """Return each edge's operation as a place in `operations`, None where a genotype has no edge."""
+    def indices_of(self, architecture: AnyArchitecture) -> list[int | None]:
+        """Return each edge's operation as an index into `operations`, None where a genotype has no edge."""
         assert isinstance(architecture, Genotype)
         return architecture.operations_of(self.operations)
 
-    def belief(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
+    def posterior(self, probabilities: Sequence[Sequence[float]]) -> list[Mapping[tuple[str, ...], float]]:
         """Return, node by node, the probability of its three decisions at a mixture [E][O].
 
         That of two sources and their operations is the product of the two operations' weights on these edges, as a

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from robust_nas.architectures.genotype import edges_of
 from robust_nas.core.errors import InputError
 from robust_nas.spaces.cell.network import Zero
-from robust_nas.spaces.cell.supernet import Mixed, SampledSupernet, Supernet, Weights
+from robust_nas.spaces.cell.supernet import FixedMixture, Mixed, Supernet, Weights
 from robust_nas.spaces.darts.network import CellForm, DartsNetwork, Inputs, make_operation
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ class DartsSupernet(Supernet, DartsNetwork):
             images, lambda reduces, cell, *inputs: cell(*inputs, reduction if reduces else normal)
         )
 
-    def choose(self, architecture: AnyArchitecture) -> SampledSupernet:
+    def choose(self, architecture: AnyArchitecture) -> FixedMixture:
         """Return a genotype's network, as deep and wide as the supernet, with copies of its weights and statistics."""
         mixture = torch.zeros(len(self.space.edges), len(self.operations))
-        for edge, place in enumerate(self.space.places_of(architecture)):
+        for edge, place in enumerate(self.space.indices_of(architecture)):
             if place is not None:
                 mixture[edge, place] = 1
         return self.alone(mixture.to(self.mean))
