@@ -16,12 +16,13 @@ from robust_nas.core import catalogue
 from robust_nas.core.config import build, read_toml, to_dict
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.registry import Group, named
+from robust_nas.datasets import DataForm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robust_nas.architectures import AnyArchitecture
-    from robust_nas.datasets import DataForm, Dataset, NetworkData
+    from robust_nas.datasets import Dataset, NetworkData
     from robust_nas.spaces.cell.supernet import Supernet
 
 
@@ -38,6 +39,11 @@ class BuiltFrom:
     space: Space
     architecture: AnyArchitecture
     data: DataForm
+
+    @classmethod
+    def of(cls, space: Space, architecture: AnyArchitecture, data: NetworkData) -> BuiltFrom:
+        """Return the same with the form of the data that a network is built for."""
+        return cls(space, architecture, DataForm(data.name, data.classes, data.image_shape))
 
 
 @dataclass(frozen=True)

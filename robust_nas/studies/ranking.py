@@ -43,7 +43,7 @@ from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import describe_environment
 from robust_nas.runtime.run_folder import RunDir, write_json, write_text
 from robust_nas.spaces import Space, describe
-from robust_nas.tables import answers
+from robust_nas.tables import answers, skeletons
 from robust_nas.tables.statistics import TOP, names_of
 from robust_nas.threat import ThreatModel
 
@@ -160,13 +160,13 @@ def from_words(
     Raises:
         InputError: for a mistake in them.
     """
-    skeletons = {(column.space, column.skeleton) for column in columns}
-    if len(skeletons) > 1:
+    networks = {(column.space, column.skeleton) for column in columns}
+    if len(networks) > 1:
         raise InputError(
             f"One network is scored for all columns, but those of {table.name} that were asked for are of "
-            f"{len(skeletons)} kinds of network; ask for fewer columns."
+            f"{len(networks)} kinds of network; ask for fewer columns."
         )
-    ((space, skeleton),) = skeletons
+    ((space, skeleton),) = networks
     if data is None:
         data = columns[0].dataset
         if data not in datasets.names():
@@ -175,7 +175,7 @@ def from_words(
                 f"{suggest(data, datasets.names())}"
             )
     section: dict[str, Any] = {
-        "space": {"name": space, **_sizes(skeleton)},
+        "space": {"name": space, **skeletons.settings(skeleton)},
         "data": named(datasets.section(data)),
         **sizes,
     }
@@ -186,11 +186,6 @@ def from_words(
     if proxy:
         section["proxies"] = list(proxy)
     return config.build(Scoring, config.override(section, overrides))
-
-
-def _sizes(skeleton: str) -> dict[str, Any]:
-    """Return a column's skeleton, "channels=16,stages=3", as settings of a space."""
-    return {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in skeleton.split(",") if pair)}
 
 
 def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, progress: Progress) -> dict[str, Any]:

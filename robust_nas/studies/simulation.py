@@ -41,6 +41,7 @@ from robust_nas.report.table_plots import search_plot
 from robust_nas.runtime.run_folder import RunDir, atomic_path, read_json, write_json, write_text
 from robust_nas.samplers import PATIENCE, Sampler, classes, num_weights, queries
 from robust_nas.spaces.cell import CellSpace
+from robust_nas.tables import skeletons
 from robust_nas.tables.statistics import compare_searches
 
 if TYPE_CHECKING:
@@ -367,8 +368,7 @@ def _objectives(table: Table, objectives: Sequence[str], dataset: str | None) ->
             f"but got {', '.join(objectives) or 'none'}."
         )
     column = table.column(labels[0], **_criteria(dataset))
-    skeleton = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in column.skeleton.split(","))}
-    space = spaces.described({"name": column.space, **skeleton})
+    space = spaces.described({"name": column.space, **skeletons.settings(column.skeleton)})
     if not isinstance(space, CellSpace):
         raise InputError(f"Searches are simulated in cell spaces, but the table {table.name} is of {column.space}.")
     columns = {label: table.values(label, **_criteria(dataset)) for label in labels}

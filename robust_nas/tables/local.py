@@ -30,6 +30,7 @@ from robust_nas.core.files import is_there, read_toml
 from robust_nas.records import checked, read, read_stage
 from robust_nas.runtime.environment import differing, sessions
 from robust_nas.runtime.run_folder import RunDir, atomic_path, remove_leftovers
+from robust_nas.tables import skeletons
 from robust_nas.tables._schema import SCHEMA, Row
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 _PLACES = ("root", "data_root", "path", "folder", "download", "workers", "memory")
 """Options of [data] that say where the images lie and how they are read, not which they are."""
-
-_CELL = ("name", "kind", "num_nodes", "operations")
-"""Entries of [space] that say which cells there are, not what surrounds them."""
 
 
 def append(path: Path | str, rows: Iterable[Row]) -> int:
@@ -116,7 +114,7 @@ def rows_from_run(run: RunDir) -> list[Row]:
             "canonical": architecture.canonical,
             "function": architecture.function,
             "space": _name_in(config, "space", run),
-            "skeleton": _skeleton(config["space"]),
+            "skeleton": skeletons.written(config["space"]),
             "dataset": _dataset(config, run),
             "recipe": model.method,
             "recipe_hash": _recipe_hash(config),
@@ -207,13 +205,6 @@ def _dataset(config: Mapping[str, Any], run: RunDir) -> str:
 def _recipe_hash(config: Mapping[str, Any]) -> str:
     data = {key: value for key, value in config["data"].items() if key not in _PLACES}
     return _hash({"data": data, "threat": config["threat"], "train": config["train"]})
-
-
-def _skeleton(space: Mapping[str, Any]) -> str:
-    # The stride that published skeletons have is not written, so that theirs are the same.
-    left_out = {*_CELL, *(["stem_stride"] if space.get("stem_stride") == 1 else [])}
-    pairs = ((key, value) for key, value in sorted(space.items()) if key not in left_out)
-    return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in pairs)
 
 
 def _moment(text: str | None) -> datetime | None:

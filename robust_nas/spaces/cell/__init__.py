@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import OPERATIONS, Architecture, edges_of
 from robust_nas.core.errors import InputError
+from robust_nas.spaces import BuiltFrom, Site
 from robust_nas.spaces._limits import check_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robust_nas.datasets import Dataset, NetworkData
-    from robust_nas.spaces import Site
     from robust_nas.spaces.cell.network import CellNetwork
     from robust_nas.spaces.cell.supernet import CellSupernet
 
@@ -123,7 +123,6 @@ class CellSpace:
     def sites(self, data: NetworkData) -> list[list[Site]]:
         """Return the cells, which all edges are in."""
         from robust_nas.models.complexity import output_shapes
-        from robust_nas.spaces import Site
         from robust_nas.spaces.cell.network import Cell
 
         name = next(name for name in self.operations if name != "none")
@@ -144,8 +143,6 @@ class CellSpace:
         Edges that count as zero or do not lead to the output are left out (`Architecture.pruned`): their parameters
         would never get a gradient, or only add a constant.
         """
-        from robust_nas.datasets import DataForm
-        from robust_nas.spaces import BuiltFrom
         from robust_nas.spaces.cell.network import Cell, CellNetwork, make_operation
 
         assert isinstance(architecture, Architecture) and architecture.num_nodes == self.num_nodes
@@ -155,7 +152,7 @@ class CellSpace:
             return Cell(self.num_nodes, lambda edge: make_operation(operations[edge], channels, affine))
 
         network = CellNetwork(self, data, cell, affine)
-        network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
+        network.built_from = BuiltFrom.of(self, architecture, data)
         return network
 
     def supernet(self, data: Dataset, *, partial: int = 1) -> CellSupernet:

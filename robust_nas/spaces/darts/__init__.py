@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.genotype import CELLS, OPERATIONS, Genotype, edges_of
 from robust_nas.core.errors import InputError
+from robust_nas.spaces import BuiltFrom, Site
 from robust_nas.spaces._limits import check_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robust_nas.datasets import Dataset, NetworkData
-    from robust_nas.spaces import Site
     from robust_nas.spaces.darts.network import CellForm, DartsCell, DartsNetwork
     from robust_nas.spaces.darts.supernet import DartsSupernet
 
@@ -197,7 +197,6 @@ class DartsSpace:
     def sites(self, data: NetworkData) -> list[list[Site]]:
         """Return, for the edges of either cell, its places in the networks."""
         from robust_nas.models.complexity import output_shapes
-        from robust_nas.spaces import Site
         from robust_nas.spaces.darts.network import DartsCell
 
         network = self.network(self.decided([values[0] for values in self.decisions.values()]), data)
@@ -223,8 +222,6 @@ class DartsSpace:
 
     def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> DartsNetwork:
         """Return a genotype's network, of `final_cells` cells with `final_channels` channels."""
-        from robust_nas.datasets import DataForm
-        from robust_nas.spaces import BuiltFrom
         from robust_nas.spaces.darts.network import DartsCell, DartsNetwork
 
         assert isinstance(architecture, Genotype) and architecture.num_nodes == self.num_nodes
@@ -234,7 +231,7 @@ class DartsSpace:
 
         channels, num_cells = self.final_channels or self.channels, self.final_cells or self.num_cells
         network = DartsNetwork(self, data, cell, channels, num_cells, affine)
-        network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
+        network.built_from = BuiltFrom.of(self, architecture, data)
         return network
 
     def supernet(self, data: Dataset, *, partial: int = 1) -> DartsSupernet:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.residual import CHOICES, ResidualArchitecture, check_numbers
 from robust_nas.core.errors import InputError, suggest
+from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces._decided import Decisions, check_options
 
 if TYPE_CHECKING:
@@ -129,11 +130,9 @@ class ResidualSpace(Decisions):
 
     def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> ResidualNetwork:
         """Return the architecture's network; `affine=False` gives normalisation without weights of its own."""
-        from robust_nas.datasets import DataForm
-        from robust_nas.spaces import BuiltFrom
         from robust_nas.spaces.residual.network import ResidualNetwork
 
         assert isinstance(architecture, ResidualArchitecture)
         network = ResidualNetwork(architecture, data, self.se_reduction, affine)
-        network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
+        network.built_from = BuiltFrom.of(self, architecture, data)
         return network

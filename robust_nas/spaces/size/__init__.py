@@ -10,6 +10,7 @@ from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.channels import ChannelConfiguration
 from robust_nas.core.errors import InputError
+from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces._decided import Decisions, check_options
 from robust_nas.spaces._limits import check_sizes
 
@@ -91,11 +92,9 @@ class SizeSpace(Decisions):
 
     def network(self, architecture: AnyArchitecture, data: NetworkData, *, affine: bool = True) -> SizeNetwork:
         """Return the architecture's network; `affine=False` gives batch norm without weights of its own."""
-        from robust_nas.datasets import DataForm
-        from robust_nas.spaces import BuiltFrom
         from robust_nas.spaces.size.network import SizeNetwork
 
         assert isinstance(architecture, ChannelConfiguration)
         network = SizeNetwork(self, architecture, data, affine)
-        network.built_from = BuiltFrom(self, architecture, DataForm(data.name, data.classes, data.image_shape))
+        network.built_from = BuiltFrom.of(self, architecture, data)
         return network
