@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.channels import ChannelConfiguration
 from robust_nas.architectures.genotype import Genotype
 from robust_nas.architectures.residual import ResidualArchitecture
+from robust_nas.cli import listing
 from robust_nas.core.errors import InputError
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|"
@@ -69,3 +71,32 @@ def test_reading_an_architecture_imports_neither_torch_nor_pydantic() -> None:
     code = "import sys; from robust_nas import architectures; architectures.parse('8:16'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "pydantic", "numpy"} & set(loaded)
+
+
+def test_a_new_kind_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "depth.py").write_text(
+        """
+from dataclasses import dataclass
+from robust_nas.architectures import AnyArchitecture
+
+@dataclass(frozen=True)
+class Depth(AnyArchitecture):
+    layers: int
+    form = "layers:4"
+
+    def __str__(self):
+        return f"layers:{self.layers}"
+
+    @classmethod
+    def recognises(cls, text):
+        return text.startswith("layers:")
+
+    @classmethod
+    def parse(cls, text):
+        return cls(int(text.removeprefix("layers:")))
+"""
+    )
+    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
+    found = architectures.parse("layers:7")
+    assert (str(found), found.canonical, found.family, found.is_connected) == (*3 * ("layers:7",), True)
+    assert listing.describe("layers:7") == "string     layers:7"
