@@ -174,7 +174,8 @@ def check_same_data(run: Path, data: Dataset, splits: Sequence[str] = SPLITS) ->
     """
     if not is_there(run / DATA):  # made by an older version
         return
-    if changed := changes(read_stage(run / DATA), data.fingerprint(splits), splits):
+    advice = "if the data is as it was, delete the file, and resume without this check; else start a new run"
+    if changed := changes(read_stage(run / DATA, advice), data.fingerprint(splits), splits):
         raise InputError(
             f"The data of {run} has changed since the run began: {'; '.join(changed)}. Put {data.name} back as it was, "
             "or start a new run."

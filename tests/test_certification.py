@@ -280,6 +280,24 @@ def test_rounding_takes_nothing_of_account_from_a_network_of_ordinary_numbers() 
     assert ((found.rounding > 0) & (found.rounding < 1e-5)).tolist() == [True, True, True, False]
 
 
+def test_what_a_network_writes_into_after_its_use_is_certified_as_it_was_used() -> None:
+    def counted(x: Tensor, count: Callable[[Tensor], Tensor]) -> Tensor:
+        index, pixels, columns = torch.zeros(1, dtype=torch.long), x.flatten(1), list[Tensor]()
+        for _ in range(16):
+            columns.append(pixels[:, index])
+            index = count(index)
+        values = torch.sigmoid(torch.cat(columns, 1))
+        return 2 * values - count(values)  # the sigmoid's derivative is of its value
+
+    in_place, out_of_place = (
+        certify(Linear(lambda x, count=count: counted(x, count), unchanged), data, ThreatModel(epsilon=1e-4))[0]
+        for data in [ImageSet(torch.rand(3, 1, 4, 4), torch.arange(3))]
+        for count in (lambda values: values.add_(1), lambda values: values + 1)
+    )
+    assert torch.equal(in_place.margin, out_of_place.margin) and in_place.certified.any()
+    assert torch.equal(in_place.rounding, out_of_place.rounding)
+
+
 class Wrong:
     """Bounds that prove every image to be of its label, whatever the network says."""
 

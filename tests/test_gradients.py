@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import robust_nas as rn
+from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seeded
 from robust_nas.datasets import ImageSet
 from robust_nas.intake import diagnose
@@ -109,6 +110,15 @@ def test_gradients_of_another_function_are_named(
 def test_nothing_is_said_of_the_gradients_of_what_is_computed(model: nn.Module) -> None:
     with frozen(model, fold=False):
         assert gradient_note(model, images()) is None
+
+
+def test_a_model_that_torch_cannot_differentiate_is_named_and_attacked_by_square_alone() -> None:
+    model, threat = Of(lambda x: torch.sigmoid(x).add_(1)), ThreatModel(epsilon=0.1)
+    data = ImageSet(images(2), torch.zeros(2, dtype=torch.long))
+    with pytest.warns(UserWarning, match="input gradients cannot be computed .* attack it with square"):
+        rn.evaluate(model, data, threat, attacks=[rn.attacks.get("square")(queries=2)])
+    with pytest.raises(InputError, match="input gradients cannot be computed"):
+        rn.attacks.get("fgsm")().perturb(model, data.images, data.labels, threat)
 
 
 def test_an_evaluation_keeps_what_is_suspicious_and_says_and_saves_it(tmp_path: Path) -> None:

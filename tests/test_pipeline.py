@@ -420,6 +420,8 @@ def test_a_run_is_not_gone_on_with_on_other_images_labels_or_classes(command: Co
     Image.new("L", (8, 8), 0).save(black / "0.png")
     (run / "derive.json").unlink()
     in_process(command, "derive", run)
+    (run / "data.json").write_text("[]")
+    assert "delete the file, and resume without this check" in in_process(command, "train", run, code=2).stderr
     # A run of an older version says nothing of its images.
     (run / "data.json").unlink()
     _exchange(black, white)

@@ -200,7 +200,7 @@ class MixedImages(InputError):
 def mixed_images() -> InputError:
     return MixedImages(
         "Linear bounds need a model that treats every image of a batch by itself, [B, ...] all the way; this one "
-        "changes or mixes the first dimension. Use interval bounds."
+        "changes or mixes the first dimension. If it only changes it, use interval bounds."
     )
 
 

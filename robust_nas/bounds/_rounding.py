@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.overrides import TorchFunctionMode
 
 from robust_nas.bounds._box import operation_of
@@ -42,6 +43,7 @@ _COARSE = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 """Units of what products of float32 matrices may be rounded to, where torch is told that it may."""
 
 
+@allow_mutation_on_saved_tensors()  # networks may write into what their derivatives need: nobody else takes them
 def rounding(model: nn.Module, points: Tensor, labels: Tensor, margins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return bounds of the margins' rounding error at points, [B, K], the logits there, [B, K], and slopes, [B, D].
 

@@ -79,8 +79,9 @@ class Folder:
             raise InputError(f"The images in {root} have several sizes; set data.size to bring them to one.")
         if turned:
             notes.append(
-                f"{len(turned)} of the images, such as {turned[0]}, have an EXIF orientation, which is not applied (as "
-                "in torchvision): turn their pixels, if they are to be seen upright."
+                f"{len(turned)} of the images, such as {turned[0]}, {'has' if len(turned) == 1 else 'have'} an EXIF "
+                "orientation, which is not applied (as in torchvision): turn their pixels, if they are to be seen "
+                "upright."
             )
         notes += repeated_images({split: (images, paths[split]) for split, images in splits.items()})
         return Dataset(root.name, files["train"].classes, **splits, notes=tuple(notes))

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import generator_at
 from robust_nas.models.frozen import copied
-from robust_nas.models.scores import logits_of
+from robust_nas.models.scores import gradient_at, logits_of
 
 _NUM_POINTS, _NUM_PRECISE = 8, 4
 """Points that are looked at, near the first images, and those in double precision, which takes longer."""
@@ -42,7 +43,10 @@ def gradient_note(model: nn.Module, images: Tensor) -> str | None:
     images = images[torch.arange(_NUM_POINTS, device=images.device) % len(images)]
     noise = torch.rand(images.shape, generator=generator_at("cpu", 0, "gradients", "points"))
     points = 0.1 + 0.7 * images + 0.1 * noise.to(images)
-    found = _compare(model, points)
+    try:
+        found = _compare(model, points)
+    except InputError as error:
+        return str(error)
     if found is None:
         return (
             "The model's logits depend on the images by nothing that has a gradient (detach, argmax or no_grad in "
@@ -100,7 +104,7 @@ def _compare(model: nn.Module, points: Tensor, precision: float | None = None) -
         if not logits.requires_grad:
             return None
         weights = torch.randn(logits.shape[1], generator=generator_at("cpu", 0, "gradients", "logits")).to(logits)
-        (gradient,) = torch.autograd.grad((logits @ weights).sum(), leaf, allow_unused=True)
+        gradient = gradient_at(leaf, (logits @ weights).sum())
     if gradient is None:
         return None
     # Half of the pixels along the gradient, so that it promises much, and half by chance.

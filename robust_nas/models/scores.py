@@ -25,10 +25,28 @@ def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss
         losses = loss(logits, against)
         if not losses.requires_grad:
             raise InputError(_without_gradient())
-        (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True)
+        gradient = gradient_at(points, losses.sum())
         if gradient is None:
             raise InputError(_without_gradient())
     return logits.detach(), losses.detach(), gradient
+
+
+def gradient_at(points: Tensor, value: Tensor) -> Tensor | None:
+    """Return the gradient of `value` with respect to `points`; None, if it does not depend on them.
+
+    Raises:
+        InputError: if torch cannot differentiate the model, such as one that writes into what its derivative needs.
+    """
+    try:
+        (gradient,) = torch.autograd.grad(value, points, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].partition(" Hint:")[0].rstrip(".")
+        raise InputError(
+            f"The model's input gradients cannot be computed ({reason}); attack it with square, which follows none."
+        ) from error
+    return gradient
 
 
 def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
