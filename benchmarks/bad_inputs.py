@@ -1,13 +1,13 @@
 # ruff: noqa: E501, RUF001 (the bad inputs are tables, a line each, some in other scripts)
 """Bad inputs, one by one: is each refused in one sentence, soon, with nothing half-written?
 
-    python benchmarks/bad_inputs.py run --out bad_inputs.json [--kind "command line"] [--only WORD]
+    python benchmarks/bad_inputs.py run --out bad_inputs.json [--kind "command line" ...] [--only WORD] [--sample 40]
     python benchmarks/bad_inputs.py table bad_inputs.json [--before earlier.json]
 
 `run` makes a small run, an attack folder, an ensemble, a table and a folder of images, and gives every input to a copy of
 them in a process of its own. An input holds if the command ends with 2 and says one sentence (a Python call: raises
 InputError), in time, without a traceback, and leaves every file as it was. To measure another checkout, put it first on
-PYTHONPATH.
+PYTHONPATH. `--sample` draws at most so many inputs of each kind, the same ones each time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -100,14 +102,21 @@ def command(words: list[str]) -> int:
     return 0
 
 
+def catalogued(catalogue: str, name: str) -> Path:
+    """A file of a catalogue, in this checkout or in one that has it at the top of the package."""
+    try:
+        from robust_nas.core.catalogue import files
+    except ImportError:
+        files = importlib.import_module("robust_nas.catalogue").files
+    return files(catalogue)[name]
+
+
 def prepare(base: Path) -> None:
     """Make the good files: RUN, attacked, ensemble, runs/table, images, net.py, weights, a space, a recipe, a card."""
     import numpy as np
     import torch
     from PIL import Image
     from safetensors.torch import save_file
-
-    from robust_nas.core import catalogue
 
     with contextlib.chdir(base), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         Path("net.py").write_text(NET)
@@ -135,9 +144,9 @@ def prepare(base: Path) -> None:
         state = {"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10)}
         save_file(state, "net.safetensors")
         torch.save(state, "net.pt")
-        shutil.copy(catalogue.files("search_spaces")["nasbench201"], "space.toml")
-        shutil.copy(catalogue.files("recipes")["digits"], "recipe.toml")
-        shutil.copy(catalogue.files("tables")["nas-robbench-201"], "card.toml")
+        shutil.copy(catalogued("search_spaces", "nasbench201"), "space.toml")
+        shutil.copy(catalogued("recipes", "digits"), "recipe.toml")
+        shutil.copy(catalogued("tables", "nas-robbench-201"), "card.toml")
         for left in ("out", "begun"):
             shutil.rmtree(left)
 
@@ -228,15 +237,15 @@ def each(*changes: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda folder: [change(folder) for change in changes]
 
 
-def part(change: Callable[[Any], Any]) -> Callable[[Path], object]:
-    """Change the rows, a pyarrow table, of a part of runs/table; its version is kept."""
+def part(change: Callable[[Any], Any], metadata: dict[str, str] | None = None) -> Callable[[Path], object]:
+    """Change the rows, a pyarrow table, of a part of runs/table; its version is kept, unless other metadata are given."""
 
     def apply(folder: Path) -> None:
         import pyarrow.parquet as pq
 
         path = min((folder / "runs" / "table").glob("part-*"))
         table = pq.read_table(path)
-        pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+        pq.write_table(change(table).replace_schema_metadata(metadata or table.schema.metadata), path)
 
     return apply
 
@@ -320,9 +329,7 @@ def recipes() -> Iterator[Case]:
         *("train.knots=[{epoch=0}]", "train.knots=[1]", "train.method={name='pgd_at', name='trades'}"),
     ):  # fmt: skip
         yield Case("recipes and overrides", override[:60], ["run", "digits", "train.epochs=1", override])
-    from robust_nas.core import catalogue
-
-    good = catalogue.files("recipes")["digits"].read_text()
+    good = catalogued("recipes", "digits").read_text()
     for name, text in {
         "empty": "",
         "not TOML": "{ a: 1 }",
@@ -687,7 +694,7 @@ def tables() -> Iterator[Case]:
         "canonical forms are numbers": column("canonical", lambda v: list(range(len(v))), "int64"),
         "architectures are missing": column("architecture", lambda v: [None] * len(v), "string"),
         "is_mean is a word": column("is_mean", lambda v: ["no"] * len(v), "string"),
-        "the version is no number": part(lambda t: t.replace_schema_metadata({"x": "y"})),
+        "the version is no number": part(lambda t: t, {"robust_nas.table.version": "one"}),
     }.items():
         yield Case(kind, name, top, change)
     yield Case(kind, "accuracies are words (info)", ["info", "runs/table"],
@@ -796,7 +803,7 @@ def data_folders() -> Iterator[Case]:
         "an image is empty": put(first, ""),
         "an image is text": put(first, "a cat"),
         "an image is cut off": cut(first, 0.9),
-        "an image is a folder": as_folder(first),
+        "an image is a folder with a broken one": each(as_folder(first), put(f"{first}/1.png", "a cat")),
         "an image is a link to itself": as_loop(first),
         "a class is empty": each(without("images/train/cat"), lambda folder: (folder / "images/train/cat").mkdir()),
         "one class": each(*(without(f"images/{split}/dog") for split in ("train", "validation", "test"))),
@@ -834,7 +841,7 @@ def calls() -> Iterator[Case]:
         "rn.evaluate(net, images)", "rn.evaluate(net)", "rn.evaluate('net', images, labels, threat)",
         "rn.evaluate(type(net), images, labels, threat)", "rn.evaluate(net, images.numpy(), labels, threat)",
         "rn.evaluate(net, images, labels.float(), threat)", "rn.evaluate(net, images[:0], labels[:0], threat)",
-        "rn.evaluate(net, images, labels + 100, threat)", "rn.evaluate(net, images, labels - 1, threat)",
+        "rn.evaluate(net, images, labels + 100, threat)", "rn.evaluate(net, images, labels - 3, threat)",
         "rn.evaluate(net, images * 255, labels, threat)", "rn.evaluate(net, images[0], labels, threat)",
         "rn.evaluate(net, images, labels[:3], threat)", "rn.evaluate(net, images, labels, 0.1)",
         "rn.evaluate(net, images, labels, 'linf:0.1')", "rn.evaluate(net, images, labels, [])", "rn.evaluate(net, images, labels, None)",
@@ -844,7 +851,7 @@ def calls() -> Iterator[Case]:
         "rn.evaluate(net, images, labels, threat, batch_size='x')", "rn.evaluate(net, images, labels, threat, seed='x')",
         "rn.evaluate(net, images, labels, threat, batch_size=2.5)", "rn.evaluate(net, images, labels, threat, attacks=[rn.attacks.get('pgd')])",
         "rn.evaluate(net, images, labels, threat, folder=3)", "rn.evaluate(net, images, labels, threat, folder='net.py')",
-        "rn.evaluate(net, images, labels, threat, folder='out', name=3)", "rn.evaluate(net, images.complex(), labels, threat)",
+        "rn.evaluate(net, images, labels, threat, folder='out', name=3)", "rn.evaluate(net, images.to(torch.complex64), labels, threat)",
         "rn.evaluate(net, images * float('nan'), labels, threat)", "rn.evaluate(other, images, labels, threat)",
         "rn.evaluate(nan_net, images, labels, threat)", "rn.certify(net, images, threat)", "rn.certify(net, data.test[:4], 0.1)",
         "rn.certify(net, data.test[:4], threat, bound='x')", "rn.certify(net, data.test[:4], threat, bound=3)",
@@ -885,12 +892,12 @@ def calls() -> Iterator[Case]:
         "rn.tables.load('runs/table').top(0, 'clean')", "rn.tables.load('runs/table').top('x', 'clean')", "rn.tables.load('runs/table').top(3, 'x')",
         "rn.tables.load('runs/table').top(3, epsilon='x')", "rn.tables.load('runs/table').top(3, colum='x')", "rn.tables.load('runs/table').query(None)",
         "rn.Architecture.parse('x')", "rn.Architecture.parse(3)", "rn.Architecture.parse('')", "rn.Architecture.parse('9' * 400)",
-        "rn.Genotype.parse('x')", "rn.Genotype.parse(3)", "rn.Architecture(())", "rn.Architecture(('x',))", "rn.attacks.get('x')", "rn.attacks.get(3)",
+        "rn.Genotype.parse('x')", "rn.Genotype.parse(3)", "rn.Architecture(())", "rn.Architecture(('x', 'x'))", "rn.attacks.get('x')", "rn.attacks.get(3)",
         "rn.attacks.get('pgd')(steps=-1)", "rn.attacks.get('pgd')(step_size=float('nan'))", "rn.proxies.get('x')", "rn.proxies.get(None)",
         "rn.samplers.get('')", "rn.trainings.get('x')" if False else "rn.training.get('x')", "rn.load_models('net.py:Nett', device='cpu')",
         "rn.load_models(3, device='cpu')", "rn.load_models('net.py:Net', device='cpv')", "rn.load_models('net.py:Net', device=None) and 1 / 0" if False
         else "rn.load_models('', device='cpu')", "rn.intake.prepared(net, outputs='x')", "rn.intake.prepared(net, normalise='x')",
-        "rn.intake.prepared(net, normalise=3)", "rn.evaluation.wilson_interval(3, 0)", "rn.export_onnx(net, 'x.onnx')",
+        "rn.intake.prepared(net, normalise=3)", "rn.evaluation.wilson_interval(3, 0)", "rn.export_onnx(net, 'x.onnx', image_shape=3)",
         "rn.export_onnx('net', 'x.onnx', image_shape=(1, 8, 8))",
     ):  # fmt: skip
         yield Case("Python calls", code, code)
@@ -944,7 +951,7 @@ def ensembles() -> Iterator[Case]:
 def architectures() -> Iterator[Case]:
     """Architectures: strings, digits, genotypes, residual ones, sizes."""
     for text in (
-        "~", "|~0|", "|none~0|", "|none~0|+|none~0|", "|none~1|+|none~0|none~1|", "|none~0|+|none~0|none~1|+", "|none~00|",
+        "~", "|~0|", "|none~1|", "|none~0|+|none~0|", "|none~1|+|none~0|none~1|", "|none~0|+|none~0|none~1|+", "|none~00|",
         "|none~-1|+|none~0|none~1|+|none~0|none~1|none~2|", "|nöne~0|+|none~0|none~1|+|none~0|none~1|none~2|", "9", "999999", "12345",
         "²³²³²³", "٣٢٣١٣٣", DIGITS, "0" * 100_000, "|none~0|" * 2000, "|none~٠|+|none~0|none~1|+|none~0|none~1|none~2|",
         "Genotype()", "Genotype(", "Genotype(normal=3)", "Genotype(normal=[], normal_concat=[], reduce=[], reduce_concat=[])",
@@ -952,7 +959,7 @@ def architectures() -> Iterator[Case]:
         f"Genotype(normal={DEEP})", f"Genotype(normal={'(' * 200}{')' * 200})", "Genotype(normal=" + "-" * 20000 + "1)",
         "Genotype(normal=[('skip_connect', True)] * 8, normal_concat=range(2, 6), reduce=[], reduce_concat=[])",
         f"Genotype(normal={DIGITS * 20})", "depths=", "depths=0", "depths=x", "depths=1,1,1,1", f"depths={DIGITS}", "depths=-1,2", "depths=²",
-        "1:2", "0:0:0:0:0", "8:-8:8:8:8", f"{DIGITS}:8:8:8:8", "8:8:8:8:8:8:8:8:8", "٨:٨:٨:٨:٨", "8:", ":8",
+        "1:x", "0:0:0:0:0", "8:-8:8:8:8", f"{DIGITS}:8:8:8:8", "8:8:8:8:8:8.5", "٨:٨:٨:٨:٨", "8:", ":8",
     ):  # fmt: skip
         yield Case("architectures", text[:60], ["info", text])
     for text in ("323133", "", "x", "9" * 400, "3231", "٣٢٣١٣٣", "Genotype()", "|none~0|"):
@@ -1123,8 +1130,16 @@ def give(case: Case, base: Path, scratch: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(out: Path, kind: str | None, only: str | None) -> None:
-    """Give all bad inputs, and write what became of them."""
+def drawn(cases: list[Case], sample: int | None) -> list[Case]:
+    """At most so many of the cases, in their order: the same ones at each call."""
+    if sample is None or len(cases) <= sample:
+        return cases
+    chosen = random.Random(0).sample(range(len(cases)), sample)
+    return [cases[place] for place in sorted(chosen)]
+
+
+def run(out: Path, kinds: list[str], only: str | None, sample: int | None) -> None:
+    """Give the bad inputs, and write what became of them, kind by kind."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("RANK", "WORLD_SIZE", "ROBUST_NAS_TRACEBACK"):
         os.environ.pop(name, None)
@@ -1145,8 +1160,11 @@ def run(out: Path, kind: str | None, only: str | None) -> None:
     print(f"robust-nas at {Path(robust_nas.__file__).parent}", file=sys.stderr)
     found = []
     for group in KINDS:
-        for case in group():
-            if (kind and kind not in case.kind) or (only and only not in case.name):
+        cases = drawn(list(group()), sample)
+        if kinds and cases[0].kind not in kinds:
+            continue
+        for case in cases:
+            if only and only not in case.name:
                 continue
             scratch = home / "case"
             scratch.mkdir()
@@ -1156,7 +1174,7 @@ def run(out: Path, kind: str | None, only: str | None) -> None:
                 print(f"{case.kind}: {case.name}: {found[-1]['why']}", flush=True)
             elif only:
                 print(f"{case.kind}: {case.name}: {found[-1]['sentence']}", flush=True)
-    out.write_text(json.dumps(found, indent=1) + "\n")
+        out.write_text(json.dumps(found, indent=1) + "\n")
     shutil.rmtree(home, ignore_errors=True)
     print(f"{sum(not item['why'] for item in found)} of {len(found)} held")
 
@@ -1184,13 +1202,16 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     giving = verbs.add_parser("run")
     giving.add_argument("--out", type=Path, required=True)
-    giving.add_argument("--kind")
+    giving.add_argument("--kind", nargs="*", default=[])
     giving.add_argument("--only")
+    giving.add_argument("--sample", type=int)
     printing = verbs.add_parser("table")
     printing.add_argument("path", type=Path)
     printing.add_argument("--before", type=Path)
     given = parser.parse_args()
-    run(given.out.absolute(), given.kind, given.only) if given.verb == "run" else table(given.path, given.before)
+    run(given.out.absolute(), given.kind, given.only, given.sample) if given.verb == "run" else table(
+        given.path, given.before
+    )
 
 
 if __name__ == "__main__":

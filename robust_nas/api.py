@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -17,7 +18,7 @@ from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
 from robust_nas.core import config
-from robust_nas.core.checks import check_kinds
+from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
@@ -30,7 +31,7 @@ from robust_nas.recipes import load as load_recipe
 from robust_nas.runtime.distributed import World, losses_said
 from robust_nas.runtime.environment import unchanged_process
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage
+from robust_nas.runtime.run_folder import RunDir, Stage, make_folder
 from robust_nas.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def search(
     space: Space | str, data: Dataset, threat: ThreatModel, *, method: str = "dirichlet", seed: int = 0, **options: Any
 ) -> SearchResult:
     """Search `space`; `options` are the search's fields. The result's `best` is the most probable architecture."""
-    space = spaces.load(space) if isinstance(space, str) else space
+    check_kinds("search", data=(data, Dataset), threat=(threat, ThreatModel))
+    space = _space(space)
     chosen = config.build(searches.get(method), named(options), "search")
     found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data))
     return found
@@ -54,11 +56,13 @@ def search(
 
 @unchanged_process()
 def derive(
-    found: SearchResult, space: Space, data: Dataset, threat: ThreatModel, *, seed: int = 0, **options: Any
+    found: SearchResult, space: Space | str, data: Dataset, threat: ThreatModel, *, seed: int = 0, **options: Any
 ) -> list[AnyArchitecture]:
     """Return functionally different architectures, best first; `options` are fields of the recipe's [derive]."""
+    check_type("What derive takes", found, searches.SearchResult, "a search's result (rn.search gives it)")
+    check_kinds("derive", data=(data, Dataset), threat=(threat, ThreatModel))
     plan = config.build(derivation.Derivation, named(options), "derive")
-    candidates = derivation.derive(found, space, data, threat, plan, _stage("derive", seed, data))
+    candidates = derivation.derive(found, _space(space), data, threat, plan, _stage("derive", seed, data))
     return [candidate.architecture for candidate in candidates[: plan.count]]
 
 
@@ -109,7 +113,7 @@ def train(
     if isinstance(architecture, nn.Module):
         _check_trainable(architecture, data)
         return fit_with(frozen_members, architecture, data, threat, plan, stage).model
-    space = spaces.load(space) if isinstance(space, str) else space
+    space = _space(space)
     if not isinstance(architecture, str | AnyArchitecture):
         raise InputError(
             f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
@@ -191,13 +195,16 @@ def evaluate(
             f"got {len(given)} arguments after the model."
         )
     intake.check_model(model)
+    check_type("name", name, str, "the model's name")
+    if folder is not None:
+        check_path("folder", folder)
     notes = tuple(evaluation.notes(model, data, seed))
     for note in notes:
         warnings.warn(note, stacklevel=3)  # the caller's line; between are this function and its decorator
     if folder is None:
         return replace(evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed), notes=notes)
     place = RunDir(Path(folder))
-    place.path.mkdir(parents=True, exist_ok=True)
+    make_folder(place.path, "give another folder")
     place.lock()
     stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), Progress(), place.path)
     result = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=stage)
@@ -238,6 +245,7 @@ def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedC
     `sigma` is that with which the model was trained (`method="gaussian"`); `options` are the other fields of
     `robust_nas.certification.smoothing.Smoothing`. Certificates hold for the answers of `predict`, not for the model.
     """
+    intake.check_model(model)
     return SmoothedClassifier(model, config.build(Smoothing, named({"sigma": sigma, **options}), "smooth"))
 
 
@@ -269,6 +277,7 @@ def write_report(path: Path | str) -> Path:
     """Write the report of a run folder, as far as its stages have run, or of attacked models, and return its place."""
     from robust_nas import report
 
+    check_path("What write_report takes", path)
     if (Path(path) / "attack.toml").is_file():
         return report.write_attack_report(Path(path))
     return report.write_report(RunDir.open(path))
@@ -361,5 +370,11 @@ def _check_trainable(model: nn.Module, data: Dataset) -> None:
         warnings.warn(note, stacklevel=4)
 
 
+def _space(space: Space | str) -> Space:
+    check_type("space", space, (str, spaces.Space), "a search space, or the name of one")
+    return spaces.load(space) if isinstance(space, str) else space
+
+
 def _stage(name: str, seed: int, data: Dataset) -> Stage:
+    check_type("seed", seed, Integral, "a whole number")
     return Stage(name, seed, World(device=data.train.device), Progress())

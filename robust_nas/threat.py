@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, get_args
 
 from pydantic import BeforeValidator
 
+from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.pixels import parse_pixels, unit_images
 
@@ -78,6 +79,7 @@ class ThreatModel:
     @classmethod
     def parse(cls, text: str) -> ThreatModel:
         """Return the threat model written as "linf:8/255"."""
+        check_type("A threat model", text, str, "written as norm:epsilon, such as linf:8/255")
         norm, separator, epsilon = text.partition(":")
         if not separator:
             raise InputError(f"A threat model is written as norm:epsilon, such as linf:8/255, but got '{text}'.")

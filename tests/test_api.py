@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import robust_nas as rn
@@ -84,6 +85,8 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(module: object, message
 
 def test_an_argument_of_another_kind_costs_a_sentence_that_says_what_to_give() -> None:
     data, threat, model = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.03), nn.Flatten()
+    linear, other, no_numbers = (nn.Sequential(nn.Flatten(), nn.Linear(size, 10)) for size in (64, 100, 64))
+    nn.init.constant_(no_numbers[1].weight, torch.nan)
     for call, message in {
         (lambda: rn.certify(model, data, threat)): r"one ImageSet .*data\.test.* one Dataset",
         (lambda: rn.certify(model, data.test, 0.03)): r"one ThreatModel .*but got one float",
@@ -95,6 +98,20 @@ def test_an_argument_of_another_kind_costs_a_sentence_that_says_what_to_give() -
         (lambda: rn.build_ensemble({"a": model}, data.test, threat)): r"list\(run\.models\.values\(\)\), but got dict",
         (lambda: rn.build_ensemble([], data.test, threat)): "list without models",
         (lambda: rn.Ensemble([model]).predict(data.test[:2])): "must be a tensor .*but got ImageSet",
+        (lambda: rn.Ensemble(nn.Sequential(model))): "takes a list of modules as members",
+        (lambda: rn.Ensemble([model], ["x"])): "must be lists of numbers .*'x'",
+        (lambda: rn.Ensemble.load(3)): "must be a path, or the text of one, but got 3",  # type: ignore[arg-type]
+        (lambda: rn.load_run(3)): "must be a path, or the text of one, but got 3",  # type: ignore[arg-type]
+        (lambda: rn.run("digits", 3)): "written as key=value, but got 3",  # type: ignore[arg-type]
+        (lambda: rn.search(3, data, threat)): "the name of one, but got 3",  # type: ignore[arg-type]
+        (lambda: rn.train("323133", data, threat, seed="x")): "seed must be a whole number, but got 'x'",  # type: ignore[arg-type]
+        (lambda: rn.smooth("net", sigma=1)): "must be an nn.Module, but got str",  # type: ignore[arg-type]
+        (lambda: rn.certify(model, data.test, threat, bound=3)): "kind of bound, .*but got 3",  # type: ignore[arg-type]
+        (lambda: rn.evaluate(linear, data.test[:8], threat, batch_size=2.5)): "whole number of at least 1, but got 2.5",  # type: ignore[call-overload]
+        (lambda: rn.evaluate(linear, data.test[:8], threat, attacks=None)): "list of attacks .*but got None",  # type: ignore[call-overload]
+        (lambda: rn.evaluate(linear, data.test[:8], threat, folder=__file__)): "cannot be made .*give another folder",
+        (lambda: rn.build_ensemble([linear, other], data.test[:8], threat)): "Member 1: .*",
+        (lambda: rn.certify(no_numbers, data.test[:8], threat)): "logits are NaN",
     }.items():
         with pytest.raises(InputError, match=message):
             call()

@@ -141,6 +141,13 @@ def test_a_component_that_is_written_otherwise_is_refused_with_the_right_spellin
         config.component(text)
 
 
+@pytest.mark.parametrize("value", ["9" * 400, "9" * 5000, "[" * 3000 + "]" * 3000, "1e400"])
+def test_an_override_that_no_number_can_hold_costs_a_short_sentence(value):
+    with pytest.raises(InputError, match="count must be ") as refused:
+        config.build(Section, config.override({"count": 1}, [f"count={value}"]))
+    assert len(str(refused.value)) < 300
+
+
 def test_differences_name_the_keys_and_both_values():
     before, after = (
         {"train": {"epochs": 3, "batch": 1}, "seed": 0},

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from robust_nas.architectures import AnyArchitecture
+from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError, suggest
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Architecture(AnyArchitecture):
         Raises:
             InputError: naming the malformed part, the missing edge or the unknown operation.
         """
+        check_type("An architecture", text, str, "a text such as |op~0|+|op~0|op~1|, or digits")
         text = text.strip()
         if text.isascii() and text.isdigit():
             unknown = sorted({digit for digit in text if int(digit) >= len(operations)})

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from robust_nas.architectures import AnyArchitecture
+from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError
 
 
@@ -39,6 +40,7 @@ class ChannelConfiguration(AnyArchitecture):
         Raises:
             InputError: naming what is no number.
         """
+        check_type("An architecture", text, str, "a text such as 8:16:16:32:32")
         parts = [part.strip() for part in text.split(":")]
         for part in parts:
             if not (part.isascii() and part.isdigit() and len(part) < 10):

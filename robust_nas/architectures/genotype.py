@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from robust_nas.architectures import AnyArchitecture
+from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError, suggest
 
 OPERATIONS = (
@@ -99,6 +100,7 @@ class Genotype(AnyArchitecture):
         Raises:
             InputError: naming the malformed part, or what a genotype cannot have.
         """
+        check_type("An architecture", text, str, f"written {_FORM}")
         try:
             call = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from robust_nas.architectures import AnyArchitecture
+from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.text import aligned
 
@@ -77,6 +78,7 @@ class ResidualArchitecture(AnyArchitecture):
         Raises:
             InputError: naming the part that is missing, unknown or malformed.
         """
+        check_type("An architecture", text, str, f"written {_FORM}")
         keys, found = [field.name for field in dataclasses.fields(cls)], {}
         for part in text.split():
             key, _, value = part.partition("=")

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from robust_nas import bounds
 from robust_nas.bounds import TOLERANCE, Bound, LinearMargins, NoRule, check_arithmetic, own_logits, rounding
 from robust_nas.bounds.interval import Interval
-from robust_nas.core.checks import check_kinds
+from robust_nas.core.checks import check_at_least, check_kinds, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import wilson_interval
-from robust_nas.intake import check_model
+from robust_nas.intake import check_model, check_numbers
 from robust_nas.models.frozen import copied, evaluating
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.run_folder import Stage
@@ -139,13 +139,13 @@ def certify(
         InputError: for no images, no radii, a model that the bound cannot handle, or a saved state of other settings.
     """
     check_kinds("certify", model=(model, nn.Module), data=(data, ImageSet), threat=(threat, ThreatModel))
-    if len(data) == 0 or batch_size < 1:
-        raise InputError(
-            f"certify needs at least one image and a batch_size of at least 1, but got {len(data)} and {batch_size}."
-        )
+    if len(data) == 0:
+        raise InputError("certify needs at least one image, but got none.")
+    check_at_least("batch_size", batch_size, 1)
     threats = [threat] if epsilons is None else [threat.with_epsilon(epsilon) for epsilon in epsilons]
     if not threats:
         raise InputError("certify needs at least one radius, but epsilons is empty; leave it out for the threat's own.")
+    check_type("bound", bound, (str, Bound), "a kind of bound, or the name of one")
     chosen: Bound = bounds.get(bound)() if isinstance(bound, str) else bound
     if getattr(chosen, "dtype", "float64") != "float64":
         raise InputError(
@@ -214,7 +214,9 @@ def _certify_chunk(
         Contradiction: if the network's own answers are not what was proved.
     """
     images, labels, count, rows = chunk.images, chunk.labels, len(chunk), []
-    clean = own_logits(network, images).argmax(1) == labels
+    logits = own_logits(network, images)
+    check_numbers(logits)
+    clean = logits.argmax(1) == labels
     for threat in threats:
         started = time.monotonic()
         found = bound.margins(network, images, labels, threat)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
+from numbers import Integral
 from typing import Any, get_args
 
 from robust_nas.core.errors import InputError
@@ -15,7 +18,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 
 def check_at_least(name: str, value: int, low: int) -> None:
     """Raise InputError unless `value` is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise InputError(f"{name} must be a whole number of at least {low}, but got {value!r}.")
 
 
@@ -36,3 +39,16 @@ def check_kinds(call: str, **given: tuple[object, type]) -> None:
                 f"{call} takes as {name} one {kind.__name__} ({_MADE[kind.__name__]}), but got one "
                 f"{type(value).__name__}."
             )
+
+
+def check_type(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Raise InputError unless an argument is of one of some types, which `wanted` says in words."""
+    if not isinstance(value, kinds):
+        plain = value is None or isinstance(value, str | int | float)
+        got = reprlib.repr(value) if plain else f"one {type(value).__name__}"
+        raise InputError(f"{name} must be {wanted}, but got {got}.")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise InputError unless `value` is a path, or the text of one."""
+    check_type(name, value, (str, os.PathLike), "a path, or the text of one")

@@ -88,7 +88,10 @@ def logit_factors(weights: Sequence[float] | Tensor, scales: Sequence[float] | T
     Raises:
         InputError: unless these are weights and scales of an ensemble with `num_members` members.
     """
-    weights, scales = [float(w) for w in weights], [float(z) for z in scales]
+    try:
+        weights, scales = [float(w) for w in weights], [float(z) for z in scales]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"An ensemble's weights and scales must be lists of numbers ({error}).") from None
     if not num_members == len(weights) == len(scales):
         raise InputError(
             "An ensemble needs one weight and one scale per member, "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,15 +15,16 @@ from robust_nas import bounds as bound_group
 from robust_nas import ensembles, spaces
 from robust_nas.bounds import Bound
 from robust_nas.core import config
-from robust_nas.core.checks import check_kinds
+from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import read_json
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
-from robust_nas.intake import LogProbabilities, Normalised, description, load_weights, made_by, make
+from robust_nas.intake import LogProbabilities, Normalised, check_outputs, description, load_weights, made_by, make
 from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
+from robust_nas.models.frozen import own_dtype
 from robust_nas.models.scores import logits_of
 from robust_nas.records import checked
 from robust_nas.runtime.environment import unchanged_process
@@ -65,6 +67,9 @@ class Ensemble(nn.Module):
         scales: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
+        one = isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList)
+        if one or not isinstance(members, Iterable) or not all(isinstance(member, nn.Module) for member in members):
+            raise InputError(f"An ensemble takes a list of modules as members, but got {reprlib.repr(members)}.")
         self.members = nn.ModuleList(members)
         self.fitted: EnsembleWeights | None = None
         ones = [1.0] * len(members)
@@ -122,6 +127,13 @@ class Ensemble(nn.Module):
             raise InputError(
                 f"Options such as {next(iter(options))} are for a rule that is given by its name; set them in {rule}."
             )
+        check_type("bound", bound, (str, Bound), "a kind of bound, or the name of one")
+        check_type("rule", rule, (str, EnsembleRule), "an ensemble rule, or the name of one")
+        for place, member in enumerate(self.members if len(validation) else ()):
+            try:
+                check_outputs(member, validation[:8].images.to(own_dtype(member)))
+            except InputError as error:
+                raise InputError(f"Member {place}: {error}") from error
         chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
         fits = config.build(ensembles.get(rule), named(options), "ensemble") if isinstance(rule, str) else rule
         shape = validation.image_shape
@@ -143,6 +155,7 @@ class Ensemble(nn.Module):
         Raises:
             InputError: if it is a file.
         """
+        check_path("The folder of an ensemble", folder)
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"An ensemble is saved in a folder, but {folder} is a file; give another place.")
@@ -182,6 +195,7 @@ class Ensemble(nn.Module):
         Raises:
             InputError: if there is none, it is damaged or of another version, or its weights do not fit.
         """
+        check_path("A saved ensemble", folder)
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no saved ensemble: it has no config.json.")

@@ -14,6 +14,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from robust_nas import intake
 from robust_nas.attacks import Attack
+from robust_nas.core.checks import check_at_least, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seed_at
 from robust_nas.datasets import ImageSet
@@ -60,8 +62,8 @@ class Chunks:
     ) -> None:
         if len(data) == 0:
             raise InputError("An evaluation needs at least one image, but got none.")
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, but got {batch_size}.")
+        check_at_least("batch_size", batch_size, 1)
+        check_type("seed", stage.seed if seed is None else seed, Integral, "a whole number")
         self.model, self._data, self._batch_size, self._stage = model, data, batch_size, stage
         self._seed = stage.seed if seed is None else seed
         tensors = chain(model.parameters(), model.buffers())
@@ -107,8 +109,7 @@ class Chunks:
             labels = self.labels(chunk)
             with frozen(self.model, fold=False):
                 logits = scores(self.model, self.images(chunk))
-            if logits.isnan().any():
-                raise InputError("The model's logits are NaN; check that its training did not diverge.")
+            intake.check_numbers(logits)
             intake.check_labels(labels, logits.shape[1])
             return logits.argmax(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack, Composed, check_classes, check_norm, left_out
 from robust_nas.core import config
+from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there
 from robust_nas.core.registry import name_of
@@ -283,6 +284,7 @@ def evaluate(
             )
     if isinstance(attacks, str):
         raise InputError(f"attacks is a list of attacks or their names, such as ['{attacks}'], but got '{attacks}'.")
+    check_type("attacks", attacks, Iterable, "a list of attacks or their names")
     chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
     for attack in chosen:
         if isinstance(attack, type):

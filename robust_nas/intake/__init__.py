@@ -11,7 +11,7 @@ An attack needs logits of images in [0, 1]. With a model that gives probabilitie
 vanish or the accuracy is low, and the model would look robust or bad for the wrong reason.
 """
 
-from robust_nas.intake.diagnosis import check_labels, check_model, check_outputs, diagnose
+from robust_nas.intake.diagnosis import check_labels, check_model, check_numbers, check_outputs, diagnose
 from robust_nas.intake.independence import dependence
 from robust_nas.intake.loading import (
     chosen_architectures,
@@ -31,6 +31,7 @@ __all__ = [
     "Normalised",
     "check_labels",
     "check_model",
+    "check_numbers",
     "check_outputs",
     "check_weights_file",
     "chosen_architectures",

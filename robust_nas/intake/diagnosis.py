@@ -51,7 +51,7 @@ def diagnose(model: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
         labels: [B].
 
     Raises:
-        InputError: if the model cannot take such images, its outputs are not [B, K], or it lacks classes.
+        InputError: if the model cannot take such images, its outputs are not [B, K], or NaN, or it lacks classes.
     """
     check_model(model)
     if len(images) == 0:
@@ -62,11 +62,18 @@ def diagnose(model: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
     images, labels = images[places].detach(), labels[places]
     with frozen(model, fold=False):
         outputs = _outputs(model, images)
+        check_numbers(outputs)
         check_labels(labels, outputs.shape[1])
         # Of what depends on more than the image, gradients and changes by the image say nothing.
         reason = dependence(model, images) or gradient_note(model, images)
         found = [] if reason is None else [reason]
         return [*found, *_on_outputs(model, outputs), *_on_pixels(model, images, labels, outputs)]
+
+
+def check_numbers(logits: Tensor) -> None:
+    """Raise InputError for NaN among logits."""
+    if logits.isnan().any():
+        raise InputError("The model's logits are NaN; check that its training did not diverge.")
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust_nas.core.checks import check_choice
+from robust_nas.core.checks import check_choice, check_type
 from robust_nas.core.errors import InputError, suggest
 
 Outputs = Literal["logits", "probabilities"]
@@ -91,6 +91,7 @@ def prepared(model: nn.Module, *, normalise: str | None = None, outputs: Outputs
 
 
 def _mean_and_std(text: str) -> tuple[Sequence[float], Sequence[float]]:
+    check_type("normalise", text, str, "a name, MEAN,STD or M1,M2,M3/S1,S2,S3")
     if text in NORMALISATIONS:
         return NORMALISATIONS[text]
     parts = text.split("/") if "/" in text else text.split(",")

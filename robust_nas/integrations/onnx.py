@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robust_nas import intake
 from robust_nas.bounds import check_arithmetic
+from robust_nas.core.checks import check_path, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import generator_at
 from robust_nas.models.frozen import copied, evaluating
@@ -83,6 +84,8 @@ def export_onnx(
             no file is left then.
     """
     require_packages()
+    check_path("path", path)
+    check_type("image_shape", image_shape, Sequence, "a list C, H, W")
     path, shape = Path(path), tuple(image_shape)
     if points is None:
         points = torch.rand(_NUM_POINTS, *shape, generator=generator_at("cpu", 0, "export"))

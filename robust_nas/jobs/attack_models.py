@@ -41,7 +41,7 @@ from robust_nas.records import read_stage
 from robust_nas.runtime.distributed import PATIENCE, World
 from robust_nas.runtime.environment import add_session, describe_environment
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage, write_json, write_text
+from robust_nas.runtime.run_folder import RunDir, Stage, make_folder, write_json, write_text
 from robust_nas.threat import ThreatModel
 
 SETTINGS = "attack.toml"
@@ -255,12 +255,7 @@ def _test_only(source: DataSource) -> DataSource:
 
 def _prepare(folder: RunDir, chosen: AttackedModels, world: World, arguments: list[str]) -> None:
     """Make the folder, if it is not there, and lock it."""
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"No folder can be made in {folder.path.parent} ({error.strerror}); choose another place with --out."
-        ) from None
+    make_folder(folder / "checkpoints", "choose another place with --out")
     folder.lock()
     if not (folder / SETTINGS).exists():
         write_text(folder / SETTINGS, config.to_toml(config.to_dict(chosen)))

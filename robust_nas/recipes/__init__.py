@@ -13,7 +13,7 @@ from robust_nas.bounds.interval import Interval
 from robust_nas.certification.smoothing import NORM, Smoothing
 from robust_nas.core import catalogue, config
 from robust_nas.core.catalogue import expanded
-from robust_nas.core.checks import check_at_least
+from robust_nas.core.checks import check_at_least, check_path, check_type
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.pixels import parse_pixels
 from robust_nas.core.registry import name_of
@@ -242,6 +242,9 @@ def _loaded(
     name: str, overrides: Sequence[str], data_root: Path | None, search: dict[str, Any] | None = None
 ) -> Recipe:
     """Return a recipe as `load` does, with another [search] section than its own, if one is given."""
+    check_path("A recipe's name", name)
+    for override in overrides:
+        check_type("An override", override, str, "written as key=value")
     path = Path(name)
     if name in names():
         table = config.read_toml(catalogue.files("recipes")[name])

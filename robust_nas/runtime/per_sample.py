@@ -134,8 +134,9 @@ def _certificates(path: Path) -> dict[tuple[str, str, float], tuple[set[int], se
     """Return the certified images and the cleanly correct ones, by (model, norm, epsilon)."""
     found: dict[tuple[str, str, float], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
     names = ("model", "norm", "epsilon", "image", "certified", "clean_correct")
-    # A smoothed classifier is no network, and its certificates have radii.
-    if path.exists() and set(names) <= set((table := read_outcomes(path)).column_names):
+    # A smoothed classifier is no network: its certificates are compared with nothing.
+    if path.exists() and "sigma" not in read_outcomes(path, ()).column_names:
+        table = read_outcomes(path, names)
         for model, norm, epsilon, image, is_certified, is_correct in zip(
             *(table[name].to_pylist() for name in names), strict=True
         ):

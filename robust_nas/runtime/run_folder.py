@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from robust_nas.core.checks import check_path
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, read_rows
 from robust_nas.core.files import read_json as read_json
@@ -145,6 +146,18 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
             with contextlib.suppress(OSError), path.open("rb+") as file:
                 if _flock(file.fileno()) and _is_at(file.fileno(), path):
                     path.unlink()
+
+
+def make_folder(path: Path, advice: str) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        InputError: if it cannot be made, with what is to be done.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {path} cannot be made ({error.strerror}); {advice}.") from None
 
 
 def open_own(path: Path, mode: str) -> IO[str]:
@@ -449,6 +462,7 @@ class RunDir:
         Raises:
             InputError: if `path` is not one.
         """
+        check_path("A run folder", path)
         path = Path(path)
         if not is_run(path):
             raise InputError(

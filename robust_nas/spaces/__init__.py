@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from robust_nas.core import catalogue
+from robust_nas.core.checks import check_path
 from robust_nas.core.config import build, read_toml, to_dict
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.registry import Group, named
@@ -235,6 +236,7 @@ def load(name: str, **options: Any) -> Space:
     Raises:
         InputError: for an unknown space, or a mistake in its declaration.
     """
+    check_path("A space's name", name)
     return _built(named({"name": name, **options}), f"space {name}")
 
 

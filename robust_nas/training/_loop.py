@@ -62,8 +62,14 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
     arXiv:2002.11569); where the method bounds the network, certified accuracy.
 
     Raises:
-        InputError: if a batch does not fit, the loss is no longer a number, or a batch norm of a mixture is not used.
+        InputError: if a batch does not fit, no step would change a weight, the loss is no longer a number, or a batch
+            norm of a mixture is not used.
     """
+    _check_some_step_learns(training, len(data.train))
+    return _fit(model, data, threat, training, stage)
+
+
+def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> TrainingResult:
     for size in training.batch_sizes:
         check_batch("train.batch_size", size, len(data.train), stage.world)
     training.check_size(min([*data.image_shape[1:], *(phase.size for phase in training.phases if phase.size)]))
@@ -92,8 +98,9 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
     """Train a network of one's own for one step on a few images, so that a misfit shows before a search.
 
     Raises:
-        InputError: what `fit` would raise in its first step.
+        InputError: what `fit` would raise before or in its first step.
     """
+    _check_some_step_learns(training, len(data.train))
     count = min(len(data.train), 8)
     few = data.train[torch.arange(count)]
     once = replace(
@@ -111,7 +118,24 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
         selection_attack=FGSM(),
     )
     stage = Stage("rehearsal", 0, World(device=data.train.device), Progress(quiet=True))
-    fit(model, replace(data, train=few, validation=few), threat, once, stage)
+    _fit(model, replace(data, train=few, validation=few), threat, once, stage)
+
+
+def _check_some_step_learns(training: Training, num_images: int) -> None:
+    """Raise InputError where the schedule gives every step the learning rate 0, as falling ones do a single step."""
+    steps = [
+        max(num_images // (training.phase_at(epoch).batch_size or training.batch_size), 1) * training.method.replays
+        for epoch in range(training.epochs)
+    ]
+    shares = (
+        (epoch + (step + 1) / count) / training.epochs for epoch, count in enumerate(steps) for step in range(count)
+    )
+    if not any(training.learning_rate_at(share) > 1e-9 * training.learning_rate for share in shares):
+        raise InputError(
+            f"The schedule '{training.schedule}' has fallen to a learning rate of 0 when a training of {sum(steps)} "
+            f"{'steps' if sum(steps) > 1 else 'step'} takes it; set train.epochs higher or train.batch_size lower, or "
+            "train.schedule='piecewise'."
+        )
 
 
 def _train(

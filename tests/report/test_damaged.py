@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from robust_nas import records
 from robust_nas.cli import listing
 from robust_nas.core.errors import InputError
 from robust_nas.report._contents import Contents
+from robust_nas.report.findings import check_consistency
 from robust_nas.runtime.run_folder import RunDir
 
 DEEP = "[" * 3000 + "]" * 3000
 ACCURACY = '{"num_images": 9, "models": {"a": {"clean": {"accuracy": %s, "low": 0, "high": 1, "count": 9}}}}'
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run of links, of which one is to be replaced."""
+    return shutil.copytree(finished_run, tmp_path / "run", copy_function=os.link)
 
 
 @pytest.mark.parametrize(
@@ -39,18 +49,15 @@ ACCURACY = '{"num_images": 9, "models": {"a": {"clean": {"accuracy": %s, "low": 
         ("config.toml", "seed = 0\n", "it has no data"),
     ],
 )  # fmt: skip
-def test_a_file_of_another_shape_is_damaged_and_its_key_is_said(
-    finished_run: Path, tmp_path: Path, file: str, content: str, key: str
-) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "run")
+def test_a_file_of_another_shape_is_damaged_and_its_key_is_said(run: Path, file: str, content: str, key: str) -> None:
+    (run / file).unlink(missing_ok=True)
     (run / file).write_text(content)
     with pytest.raises(InputError, match="is damaged") as refused:
         Contents.read(RunDir.open(run))
     assert key in str(refused.value) and str(run / file) in str(refused.value)
 
 
-def test_what_is_no_file_is_not_taken_for_a_stage_that_has_not_run(finished_run: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "run")
+def test_what_is_no_file_is_not_taken_for_a_stage_that_has_not_run(run: Path) -> None:
     (run / "train.json").unlink()
     (run / "train.json").symlink_to("train.json")
     with pytest.raises(InputError, match=r"train\.json cannot be read"):
@@ -59,6 +66,13 @@ def test_what_is_no_file_is_not_taken_for_a_stage_that_has_not_run(finished_run:
     (run / "train.json").mkdir()
     with pytest.raises(InputError, match="must be a file, but is a folder"):
         listing.describe_run(run)
+
+
+def test_certificates_of_other_columns_are_damaged_and_not_skipped(run: Path) -> None:
+    (run / "certificates.parquet").unlink()
+    pq.write_table(pa.table({"model": ["a"], "certified": [True]}), run / "certificates.parquet")
+    with pytest.raises(InputError, match=r"certificates\.parquet is damaged \(it has no column norm\)"):
+        check_consistency(Contents.read(RunDir.open(run)))
 
 
 def test_a_well_formed_file_is_given_on_as_it_is(finished_run: Path) -> None:

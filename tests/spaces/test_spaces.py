@@ -76,6 +76,15 @@ def test_a_space_is_described_by_its_table(space):
         ('kind = "darts"\nnum_cells = 2\n', r"line 2: space\.num_cells must be at least 3, but got 2"),
         ('\nkind = "cel"\n', r"line 2 must have a 'kind', one of .*, but got 'cel'"),
         ('kind = "cell"\nnum_nodes = = 4\n', r"not valid TOML: .*line 2"),
+        (
+            'kind = "cell"\nnum_nodes = 40\noperations = ["none", "skip_connect"]\n',
+            r"line 2: .* at most 16, but got 40",
+        ),
+        (
+            'kind = "cell"\nnum_nodes = 4\noperations = ["none", "skip_connect"]\nchannels = 1000000\n',
+            r"line 4: .* at most 4096, but got 1000000",
+        ),
+        (f'kind = "darts"\nchannels = {"9" * 400}\n', r"line 2: space\.channels must be .* digits, but got one of"),
         ("num_nodes = 4\n", r"mine\.toml must have a 'kind'"),
     ],
 )

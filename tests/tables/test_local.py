@@ -145,6 +145,30 @@ def test_a_damaged_part_gives_one_sentence_with_its_name(tmp_path: Path) -> None
         assert part.name in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("accuracy", pa.array(["high"]), "accuracy must be of type double, but is string"),
+        ("accuracy", pa.array([float("nan")]), "accuracy has values that are no finite numbers"),
+        ("accuracy", pa.array([7.0]), "accuracy must be at least 0 and at most 1"),
+        ("accuracy", pa.array([None], pa.float64()), "accuracy has no value in 1 row"),
+        ("seed", pa.array([0.5]), "seed must be of type int64, but is double"),
+        ("num_images", pa.array([-1]), "num_images must be at least 1"),
+        ("architecture", pa.array([None], pa.string()), "architecture has no value in 1 row"),
+    ],
+)
+def test_a_part_with_another_kind_of_column_is_damaged(
+    tmp_path: Path, column: str, values: pa.Array, reason: str
+) -> None:
+    tables.append(tmp_path, [make_row()])
+    (part,) = tmp_path.iterdir()
+    content = pq.read_table(part)
+    changed = content.set_column(content.schema.get_field_index(column), column, values)
+    pq.write_table(changed.replace_schema_metadata(content.schema.metadata), part)
+    with pytest.raises(InputError, match=f"is damaged .*{reason}"):
+        tables.load(tmp_path).top(1, "clean")
+
+
 def test_a_newer_version_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
     tables.append(tmp_path, [make_row()])
     (part,) = tmp_path.iterdir()

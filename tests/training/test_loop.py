@@ -17,7 +17,7 @@ from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import Stage, load_state, read_metrics, save_state
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Training, TrainingResult, fit
+from robust_nas.training import Training, TrainingResult, fit, rehearse
 from robust_nas.training._plan import Knot, Phase
 from robust_nas.training.fast import Fast
 from robust_nas.training.pgd_at import PGDAT
@@ -141,6 +141,20 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(schedule):
     assert plan.learning_rate_at(0.25) == pytest.approx(0.2)
     assert plan.learning_rate_at(1.0) == pytest.approx(0.0, abs=1e-12)
     assert plan.learning_rate_at(0.625) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "more"),
+    [("one_cycle", {}), ("cosine", {}), ("cyclic", {"cycles": 2, "batch_size": 128})],
+)
+def test_a_training_whose_every_step_has_the_learning_rate_0_is_refused_also_before_the_search(data, schedule, more):
+    plan = Training(epochs=1, schedule=schedule, **{"batch_size": 256, **more})
+    for refused in (
+        lambda: fit(_model(), data, THREAT, plan, _stage()),
+        lambda: rehearse(_model(), data, THREAT, plan),
+    ):
+        with pytest.raises(InputError, match=f"schedule '{schedule}' .* learning rate of 0 .*batch_size lower"):
+            refused()
 
 
 def test_the_piecewise_schedule_drops_twice_by_ten():
