@@ -138,7 +138,8 @@ class ImageFiles:
         reader = _Reader(self.paths, self.size, seed=None)
         for piece, decoded in zip(pieces, _decoded_ahead(reader, pieces, self.workers, self.device), strict=True):
             pixels[piece[0] : piece[-1] + 1] = decoded
-        return ImageSet(pixels, self.labels)
+        # A file's white is 255, also where its images are nearly black: nothing is to be said of that.
+        return ImageSet.unchecked(pixels, self.labels)
 
     def batches(self, indices: Sequence[Tensor], *, size: int | None = None, seed: int = 0) -> Iterator[ImageSet]:
         """Yield the images at each list of indices [B] by random crops; see `TrainingImages.batches`.

@@ -152,7 +152,8 @@ class Folder:
                     f"{list(first.shape[1:])}; set data.size to bring them to one."
                 )
             pixels[row] = image
-        return ImageSet(pixels, torch.tensor(labels))
+        # A file's white is 255, also where its images are nearly black: nothing is to be said of that.
+        return ImageSet.unchecked(pixels, torch.tensor(labels))
 
     def _decode(self, path: str, turned: list[str]) -> Tensor:
         """Read an image, and note it in `turned` if it says that it is to be turned."""

@@ -80,6 +80,17 @@ def test_images_in_two_splits_or_classes_and_files_left_out_are_said(tmp_path: P
         datasets.load("folder", root=tmp_path)
 
 
+def test_nearly_black_files_are_black_images_and_no_reason_for_a_warning(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.new("RGB", (4, 4), (number, number, number)).save(tmp_path / name / f"{number}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = datasets.get("folder")(root=tmp_path).load_splits()
+    assert int(data.test.pixels.max()) <= 4 and data.test.max_value == 255
+
+
 def test_an_orientation_in_a_photographs_exif_data_is_said_and_not_applied_as_in_torchvision(tmp_path: Path) -> None:
     from torchvision.datasets.folder import default_loader
 
