@@ -15,7 +15,7 @@ from robust_nas.core.files import is_there, read_toml
 from robust_nas.core.pixels import format_pixels
 from robust_nas.core.text import aligned, warnings
 from robust_nas.records import checked, read, read_stage
-from robust_nas.runtime.run_folder import unfinished_stages
+from robust_nas.runtime.run_folder import is_run, unfinished_stages
 
 if TYPE_CHECKING:
     from robust_nas.records.evaluation import Distances, EvaluationRecord
@@ -65,7 +65,7 @@ def describe(thing: str) -> str:
     """
     if architectures.kind_of(thing) is not None:
         return architectures.parse(thing).describe()
-    if (Path(thing) / "config.toml").is_file():
+    if is_run(thing):
         return describe_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
         return describe_attacked(Path(thing))

@@ -245,13 +245,12 @@ def _describe(member: nn.Module) -> dict[str, Any]:
     }
 
 
-def _build(table: dict[str, Any] | None, where: str) -> nn.Module:
-    """Return the member of a table that `_describe` gave, or of None, as older files have it."""
-    if table is None or ("made_by" in table and table["made_by"] is None):
-        why = (table or {}).get("why", "no search space built it")
+def _build(table: dict[str, Any], where: str) -> nn.Module:
+    """Return the member of a table that `_describe` gave."""
+    if "made_by" in table and table["made_by"] is None:
         raise InputError(
-            f"{where} cannot be made again: {why}. Give all members, Ensemble.load(folder, members=[...]), or save an "
-            "ensemble of models that a file makes, rn.load_models('my_net.py:Net')."
+            f"{where} cannot be made again: {table['why']}. Give all members, Ensemble.load(folder, members=[...]), or "
+            "save an ensemble of models that a file makes, rn.load_models('my_net.py:Net')."
         )
     if "normalised" in table:
         return Normalised(_build(table["of"], where), table["normalised"]["mean"], table["normalised"]["std"])

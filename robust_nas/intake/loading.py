@@ -32,7 +32,7 @@ from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
 from robust_nas.models.complexity import within_memory
 from robust_nas.models.frozen import evaluating
 from robust_nas.runtime.environment import unchanged_process
-from robust_nas.runtime.run_folder import RunDir
+from robust_nas.runtime.run_folder import RunDir, is_run
 from robust_nas.spaces import Space, described
 
 
@@ -129,7 +129,7 @@ def _of_run(run: Path) -> dict[str, nn.Module]:
 def _of_weights(path: Path) -> dict[str, nn.Module]:
     check_weights_file(path)
     run = path.absolute().parent.parent
-    if not (run / "config.toml").is_file():
+    if not is_run(run):
         raise InputError(
             f"{path} lies in no run folder's checkpoints, so that its network is not known; give the model as "
             f"package.module:attribute@{path}."

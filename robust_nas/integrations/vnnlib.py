@@ -47,7 +47,7 @@ from robust_nas.pipeline import Job, load_models_and_ensembles
 from robust_nas.recipes import CertificationPlan, certification_from
 from robust_nas.runtime.environment import unchanged_process
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import write_json, write_text
+from robust_nas.runtime.run_folder import is_run, write_json, write_text
 from robust_nas.threat import ThreatModel
 
 TIMEOUT = 300
@@ -299,7 +299,7 @@ def export_ensemble(
             `write_benchmark` raise.
     """
     ensemble, run = Ensemble.load(saved), saved.resolve().parent
-    if (run / "config.toml").is_file():
+    if is_run(run):
         table = config.read_toml(run / "config.toml")
     elif data is None or not epsilons:
         raise InputError(

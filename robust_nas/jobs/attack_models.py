@@ -41,7 +41,7 @@ from robust_nas.records import read_stage
 from robust_nas.runtime.distributed import PATIENCE, World
 from robust_nas.runtime.environment import add_session, describe_environment
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage, make_folder, write_json, write_text
+from robust_nas.runtime.run_folder import RunDir, Stage, is_run, make_folder, write_json, write_text
 from robust_nas.threat import ThreatModel
 
 SETTINGS = "attack.toml"
@@ -155,7 +155,7 @@ def _run_of(model: str) -> Path | None:
     path = Path(model)
     folder = path.parent.parent if path.suffix == ".safetensors" and path.is_file() else path
     folder = path.resolve().parent if is_saved(path) else folder
-    return folder if (folder / "config.toml").is_file() else None
+    return folder if is_run(folder) else None
 
 
 def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[str], *, budget: bool = False) -> Path:

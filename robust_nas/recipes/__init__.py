@@ -23,6 +23,7 @@ from robust_nas.ensembles import EnsembleRule
 from robust_nas.ensembles.robboost import RobBoost
 from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.runtime.distributed import PATIENCE
+from robust_nas.runtime.run_folder import is_run
 from robust_nas.searches import Search
 from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.threat import Pixels, ThreatModel
@@ -250,7 +251,7 @@ def _loaded(
         table = config.read_toml(catalogue.files("recipes")[name])
     elif path.suffix == ".toml":
         table = config.read_toml(path)
-    elif (path / "config.toml").is_file():
+    elif is_run(path):
         raise InputError(f"{name} is a run folder, not a recipe; to go on with it, give it to --resume or to a stage.")
     elif path.is_dir():
         table = config.read_toml(catalogue.files("recipes")["folder"])

@@ -117,7 +117,7 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
         facts["From"] = model["from"]
     if "parameters" in model:
         facts["Parameters"] = f"{model['parameters']:,}"
-    if adds := model.get("multiply_adds", model.get("flops")):
+    if adds := model.get("multiply_adds"):
         facts["Multiply-adds"] = f"{adds:,}"
     if "epochs" in model:
         facts["Training"] = f"{model['epochs']} epochs of {model.get('method', '')}, {duration(model.get('seconds'))}"

@@ -152,8 +152,6 @@ def _train(
     best_weights: dict[str, Tensor] = {}
     seconds, started = 0.0, time.monotonic()
     if state is not None:
-        if "trainer" not in state:
-            raise InputError(f"{stage.checkpoint} is of an earlier version of robust-nas; delete it to train anew.")
         trainer.load_state(state["trainer"])
         history, best_weights, seconds = state["history"], state["best_weights"], state["seconds"]
 

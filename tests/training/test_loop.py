@@ -301,13 +301,6 @@ def test_dropout_is_drawn_from_the_seed_alone(data):
     assert torch.equal(trained(1), trained(2))
 
 
-def test_a_state_of_an_earlier_version_is_refused(data, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    save_state(tmp_path / "checkpoints" / "train-0.state.safetensors", {"step": 1, "state": {"model": {}}})
-    with pytest.raises(InputError, match="of an earlier version"):
-        fit(_model(), data, THREAT, QUICK, _stage(tmp_path))
-
-
 def test_a_mixture_of_which_a_branch_is_never_trained_is_refused(data):
     with pytest.raises(InputError, match="No image goes through the clean batch norm"):
         fit(_model(), data, THREAT, dataclasses.replace(QUICK, norm="mixture"), _stage())
