@@ -75,13 +75,6 @@ class SpaceSection(Named):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellSection(Named):
-    """The section [space] of cells."""
-
-    operations: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ThreatSection(Record):
     """The section [threat]."""
 
@@ -107,7 +100,7 @@ class RecordedSettings(Record):
     seed: int
     data: DataSection
     threat: ThreatSection
-    space: CellSection
+    space: SpaceSection
     train: dict[str, Any]
     evaluation: dict[str, Any] = field(default_factory=dict)
     certification: dict[str, Any] = field(default_factory=dict)
