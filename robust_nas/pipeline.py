@@ -360,7 +360,10 @@ def best_single(job: Job) -> str:
 
 def attack(job: Job) -> None:
     """Attack every trained model on the test images; write evaluation.json and evaluation.parquet."""
+    from robust_nas.runtime.per_sample import check_outcomes
+
     best, models = best_single(job), load_models(job)
+    check_outcomes(job.folder / "evaluation.parquet")
     for name, model in models.items():
         _attack_other_epoch(job, name)
         _attack_one(job, name, model, strongest=name == best)
@@ -468,6 +471,9 @@ def certify(job: Job) -> None:
     A model that has an operation without sound bounds is left out, by the record too: searches of what blocks are made
     of may find some.
     """
+    from robust_nas.runtime.per_sample import check_outcomes
+
+    check_outcomes(job.folder / "certificates.parquet")
     for name, model in load_models(job).items():
         if reason := refusal(model, job.data.test):
             job.say(f"certify: {name} is left out: {reason}")

@@ -111,6 +111,7 @@ def test_an_argument_of_another_kind_costs_a_sentence_that_says_what_to_give() -
         (lambda: rn.evaluate(linear, data.test[:8], threat, attacks=None)): "list of attacks .*but got None",  # type: ignore[call-overload]
         (lambda: rn.evaluate(linear, data.test[:8], threat, folder=__file__)): "cannot be made .*give another folder",
         (lambda: rn.build_ensemble([linear, other], data.test[:8], threat)): "Member 1: .*",
+        (lambda: rn.load_models("torchvision:resnet18", device="cpv")): "such as 'cpu' or 'cuda', but got 'cpv'",
         (lambda: rn.certify(no_numbers, data.test[:8], threat)): "logits are NaN",
     }.items():
         with pytest.raises(InputError, match=message):

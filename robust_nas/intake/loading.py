@@ -22,6 +22,7 @@ from robust_nas import records
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.core import config
 from robust_nas.core.catalogue import expanded, has_home
+from robust_nas.core.checks import check_path
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.registry import ModelParts, model_parts
 from robust_nas.core.seeds import seeded
@@ -51,11 +52,16 @@ def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module
             attribute that is missing or is no model, weights that do not fit or cannot be downloaded, and a run folder
             without trained models.
     """
+    check_path("What names models", spec)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device must be one of torch's, such as 'cpu' or 'cuda', but got {device!r}.") from None
     with seeded(0, "intake"):
-        models = _named(spec)
+        models = _named(str(spec))
     for model in models.values():
         check_model(model)
-    return {name: evaluating(model.to(device)) for name, model in models.items()}
+    return {name: evaluating(model.to(place)) for name, model in models.items()}
 
 
 def _named(spec: str) -> dict[str, nn.Module]:

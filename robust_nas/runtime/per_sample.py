@@ -15,16 +15,25 @@ import pyarrow.parquet as pq
 from robust_nas.core.errors import InputError
 from robust_nas.runtime.run_folder import atomic_path
 
+_KEY = ("model", "image")
+"""The columns that every file of outcomes has."""
+
 
 def add_outcomes(path: Path, model: str, rows: Sequence[dict[str, Any]]) -> None:
     """Add a model's rows to a file, atomically; rows that the model has there already are replaced."""
     table = pa.Table.from_pylist([{"model": model, **row} for row in rows])
     if path.exists():
-        kept = read_outcomes(path, ("model", "image"))
+        kept = read_outcomes(path, _KEY)
         kept = kept.filter(pc.not_equal(kept["model"], model))
         table = pa.concat_tables([kept, table], promote_options="permissive")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         pq.write_table(table, file)
+
+
+def check_outcomes(path: Path) -> None:
+    """Raise InputError before hours of work if their rows could not be added to a file that is there."""
+    if path.exists():
+        read_outcomes(path, _KEY)
 
 
 def read_outcomes(path: Path, columns: Sequence[str] = ("model",)) -> pa.Table:
