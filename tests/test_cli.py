@@ -35,6 +35,8 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     ("arguments", "message"),
     [
         (["run", "digist"], "There is no recipe 'digist'. Did you mean 'digits'?"),
+        (["run", "../imgs"], "There is no data set or folder '../imgs'"),
+        (["search", "nasbench201", "--data", "./imgs"], "There is no data set or folder './imgs'"),
         (["run"], "takes a recipe, such as digits"),
         (["run", "digits", "threat.epsilon=8"], "did you mean 8/255?"),
         (["run", "digits", "threat.epsilon=51"], "did you mean 51/255?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,6 +259,7 @@ def _loaded(
         config.set_key(table, "data.root", str(path.resolve()))
         table["name"] = path.resolve().name
     else:
+        _check_folder(name)
         raise InputError(
             f"There is no recipe '{name}'. {suggest(name, names())} A path to a .toml file or to a folder of class "
             "folders works too."
@@ -319,6 +321,7 @@ def for_space(
     if relaxation not in RELAXATIONS:
         raise InputError(f"There is no relaxation '{relaxation}'. {suggest(relaxation, RELAXATIONS)}")
     if data not in names() and not Path(data).is_dir():
+        _check_folder(data)
         raise InputError(
             f"There is no recipe for the data set '{data}', which says how to train and attack. "
             f"{suggest(data, names())} A folder of class folders works too."
@@ -355,3 +358,12 @@ def from_table(table: dict[str, Any], source: str) -> Recipe:
             + ("upgrade robust-nas." if isinstance(version, int) and version > VERSION else "start a new run with it.")
         )
     return config.build(Recipe, table)
+
+
+def _check_folder(data: str) -> None:
+    """Raise InputError for a path, which names a folder that is not there."""
+    if os.sep in data:
+        raise InputError(
+            f"There is no data set or folder '{data}'. Give the path of a folder of class folders, or one of "
+            f"{', '.join(names())}."
+        )
