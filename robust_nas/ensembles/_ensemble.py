@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
 from robust_nas import ensembles, spaces
-from robust_nas.bounds import Bound
+from robust_nas.bounds import Bound, check_arithmetic
 from robust_nas.core import config
 from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError
@@ -131,6 +131,7 @@ class Ensemble(nn.Module):
         check_type("rule", rule, (str, EnsembleRule), "an ensemble rule, or the name of one")
         for place, member in enumerate(self.members if len(validation) else ()):
             try:
+                check_arithmetic(member)
                 check_outputs(member, validation[:8].images.to(own_dtype(member)))
             except InputError as error:
                 raise InputError(f"Member {place}: {error}") from error
