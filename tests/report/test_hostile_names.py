@@ -25,8 +25,8 @@ MARKS = "\u202e$5_$^{\x1b[31m\n\x00\ud800\udcff&amp;"
 HOSTILE = f"\"'><script>document.title='bad'</script><img src=x onerror=\"document.title='bad'\"> id=\"{MARKS}"
 HARMLESS = re.sub(r"[^ \[]", "x", HOSTILE)  # as many words: some names are written in two lines
 
-# What the page computes with, or looks things up by.
-KEPT = {*OPERATIONS, "nasbench201", "smoothing", "interval"}
+# What the page computes with, or looks things up by; records refuse other norms.
+KEPT = {*OPERATIONS, "nasbench201", "smoothing", "interval", "linf", "l2"}
 NAMED_BY_KEY = {"models", "other_epochs", "left_out", "packages"}
 
 
@@ -38,9 +38,8 @@ def valid(text: str) -> str:
 def renamed(value: Any, suffix: str, key: str = "") -> Any:
     """Return a JSON value with `suffix` at the end of every string in it that is no other's business."""
     if isinstance(value, str):
-        is_kept = value in KEPT or "~" in value or re.fullmatch(r"train-\d|\d+", value)
-        # Settings name norms too, and are text.
-        return value if is_kept else value + (valid(suffix) if value in ("linf", "l2") else suffix)
+        is_kept = value in KEPT or "~" in value or re.fullmatch(r"train-\d|\d+|\d{4}-\d\d-.*", value)
+        return value if is_kept else value + suffix
     if isinstance(value, dict):
         named = key in NAMED_BY_KEY
         return {name + suffix if named else name: renamed(item, suffix, name) for name, item in value.items()}
