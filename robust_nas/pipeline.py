@@ -764,7 +764,8 @@ def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module, world: Wor
     tried += [(fitted, chosen.ensemble_threat)] if joined and chosen.ensemble.bound is not None else []
     for bound, threat in tried:
         # What takes long refuses what its quick neighbour does.
-        certify_model(model, image, threat, bound=CROWNIBP() if slow_kind(bound) else bound)
+        slow = slow_kind(bound)
+        certify_model(model, image, threat, bound=CROWNIBP(dtype=getattr(bound, "dtype", "float64")) if slow else bound)
 
     def seconds(bound: Bound, threats: list[ThreatModel]) -> float:
         slow = slow_kind(bound)

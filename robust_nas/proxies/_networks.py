@@ -22,7 +22,7 @@ Weights = dict[str, Tensor]
 
 @contextlib.contextmanager
 def held_still(model: nn.Module, images: Tensor, batch_norm: BatchNorm = "batch") -> Iterator[None]:
-    """Hold an untrained `model` still (`attacks._model_state.frozen`) for images [B, C, H, W].
+    """Hold an untrained `model` still (`models.frozen.frozen`) for images [B, C, H, W].
 
     An untrained network's running statistics say nothing: batch norm takes those of a batch.
 

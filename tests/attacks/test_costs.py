@@ -108,7 +108,7 @@ def test_what_shares_a_pass_is_found_as_if_one_came_after_the_other(
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every image be taken for a costly one."""
-    for module in ("_model_state", "square"):
+    for module in ("_leaving", "square"):
         monkeypatch.setattr(f"robust_nas.attacks.{module}.cheap_batch", lambda images: 1)
 
 

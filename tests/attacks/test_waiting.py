@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robust_nas.attacks import Attack, fab, square
-from robust_nas.attacks import _leaving as _model_state
+from robust_nas.attacks import Attack, _leaving, fab, square
 from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.pgd import PGD
@@ -56,7 +55,7 @@ def test_a_step_waits_for_nothing(kind: Any) -> None:
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the attacks take the rules that they have where looking at a value waits."""
-    for module in (_model_state, fab, square):
+    for module in (_leaving, fab, square):
         monkeypatch.setattr(module, "looking_is_free", lambda points: False)
 
 

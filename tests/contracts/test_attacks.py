@@ -70,7 +70,7 @@ NORMS = {"opt": ("linf", "l2"), "sign_opt": ("linf", "l2"), "szvr_g": ("linf", "
 
 def test_an_attack_names_the_norms_it_is_for_refuses_all_others_and_takes_two_classes(attack: Attack) -> None:
     name, model = name_of(attack), network()
-    assert getattr(attack, "norms", None) == NORMS.get(name) and getattr(attack, "classes", 2) == 2
+    assert attack.norms == NORMS.get(name, ("linf", "l2", "l1")) and attack.classes == 2
     for norm in {"linf", "l2", "l1"} - set(NORMS.get(name, ("linf", "l2", "l1"))):
         with pytest.raises(InputError, match=f"is for linf and l2, but got an {norm} threat model"):
             attack.perturb(model, *batch(model, count=1), ThreatModel(norm=norm, epsilon=0.01))  # type: ignore[arg-type]

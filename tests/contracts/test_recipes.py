@@ -29,7 +29,7 @@ def test_a_folder_of_images_is_a_recipe_of_its_own_name(tmp_path: Path) -> None:
     assert loaded.to_dict()["data"] == {
         "name": "folder",
         "root": str(tmp_path / "cats-and-dogs"),
-        "size": 32,
+        "size": 16,
         "grey": False,
         "memory": 8 * 2**30,
     }
