@@ -310,7 +310,7 @@ def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     tables.append(tmp_path / "own", [row("333333", 0.5)])
     (part,) = (tmp_path / "own").iterdir()
     wrong = pq.read_table(part)
-    for accuracy in (47.5, float("nan")):
+    for accuracy, reason in {47.5: "accuracy must be at least 0 and at most 1", float("nan"): "no finite"}.items():
         changed = wrong.set_column(wrong.schema.names.index("accuracy"), "accuracy", pa.array([accuracy]))
         pq.write_table(changed.cast(wrong.schema), part)
         with pytest.raises(InputError, match=reason):
