@@ -99,7 +99,8 @@ def stored_images(images: Tensor, white: int = WHITE) -> tuple[Tensor, int]:
         return images.byte(), 1
     if images.is_floating_point():
         _check_range(images, 1, "divide by 255, and leave normalisation to the model")
-        return images, 1
+        # Changes of images of fewer digits would be rounded out of the ball.
+        return images if images.itemsize >= 4 else images.float(), 1
     if images.dtype == torch.uint8 and white == WHITE:
         _warn_of_darkness(images)
         return images, white

@@ -50,13 +50,20 @@ def gradient_at(points: Tensor, value: Tensor) -> Tensor | None:
 
 
 def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The logits [B, K] of `images` [B, C, H, W], of which the model gets a copy.
+    """The logits [B, K] of `images` [B, C, H, W], of which the model gets a copy, in the type of its weights.
 
     Some models write into what they are given (`images.sub_(mean)`, a first ReLU in place): what an attack starts from,
     or is measured from, would be another image afterwards, and a leaf that requires a gradient cannot be written to.
     The first layer alone costs many times the copy.
     """
-    return model(images.clone())
+    dtype = input_dtype(model, images)
+    return model(images.clone() if images.dtype == dtype else images.to(dtype))
+
+
+def input_dtype(model: object, images: Tensor) -> torch.dtype:
+    """The type of the images that a model takes: of its first weights; that of `images`, if it has none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((tensor.dtype for tensor in parameters if tensor.is_floating_point()), images.dtype)
 
 
 def scores(model: nn.Module, points: Tensor) -> Tensor:

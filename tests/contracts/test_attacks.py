@@ -76,6 +76,17 @@ def test_an_attack_names_the_norms_it_is_for_refuses_all_others_and_takes_two_cl
             attack.perturb(model, *batch(model, count=1), ThreatModel(norm=norm, epsilon=0.01))  # type: ignore[arg-type]
 
 
+def test_images_and_networks_of_other_precision_are_attacked_as_the_same_numbers(attack: Attack) -> None:
+    model = network()
+    images, labels = batch(model)
+    images, threat = images.half(), ThreatModel(norm="l2", epsilon=0.5)
+    expected = attack.perturb(model, images.float(), labels, threat, seed=3)
+    assert torch.equal(attack.perturb(model, images, labels, threat, seed=3), expected)  # halves are floats exactly
+    for given, own in ((images.double(), model), (images.float(), network().double())):
+        found = attack.perturb(own, given, labels, threat, seed=3)
+        assert found.dtype == given.dtype and threat.around(given).contains(found).all()
+
+
 def network(channels: int = 1, num_classes: int = 5) -> nn.Module:
     """Return an untrained network with batch norm, dropout and logits of ordinary size."""
     with torch.random.fork_rng():
