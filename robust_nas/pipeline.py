@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from robust_nas import derivation, intake, spaces
 from robust_nas import recipes as recipe
 from robust_nas.architectures import AnyArchitecture
-from robust_nas.attacks import left_out
-from robust_nas.bounds import Bound, LinearMargins, foretold_seconds, slow_kind
-from robust_nas.bounds.crown_ibp import CROWNIBP
+from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import NORM, SmoothedCertification, SmoothedClassifier
@@ -36,8 +34,9 @@ from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes, 
 from robust_nas.ensembles import Ensemble
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.evaluation import costs_text, evaluate, save_examples
-from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
+from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.recipes import CertificationPlan, Recipe, SmoothingPlan
+from robust_nas.recipes.rehearsal import rehearse
 from robust_nas.records import read_stage
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, describe_environment, sessions
@@ -711,15 +710,9 @@ def start(
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
     data = load_data(chosen, world)
-    if world.is_main:
-        _say_beforehand(chosen, data, progress)
-    chosen.evaluation.check_data(chosen.threat, data)
-    if fill is None:
-        warning = _rehearse_bounds(chosen, data, _rehearse_training(chosen, data), world)
-        if warning and world.is_main:
-            progress.say(f"beware: {warning}")
-        with seeded(chosen.seed, "rehearsal"):
-            chosen.search.rehearse(chosen.space, data)
+    warnings = rehearse(chosen, data, world, trains=fill is None)
+    for warning in warnings if world.is_main else ():
+        progress.say(f"beware: {warning}")
 
     def make_folder() -> Path:
         with RunDir.making(root, chosen.name) as folder:
@@ -733,72 +726,6 @@ def start(
     job = _job(chosen, world.on_main(make_folder), world, progress)
     job.loaded, job.noted = data, True
     return job
-
-
-def _say_beforehand(chosen: Recipe, data: Dataset, progress: Progress) -> None:
-    """Say what is suspicious about the images, and what will not be measured on them."""
-    for note in data.notes:
-        progress.say(f"beware: {note}")
-    for name, attack in chosen.evaluation.named().items():
-        if missing := left_out(attack, len(data.classes)):
-            progress.say(
-                f"beware: {name} will be run without {' and '.join(missing)}, whose losses compare more classes than "
-                f"the {len(data.classes)} there are."
-            )
-
-
-def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module, world: World) -> str | None:
-    """Return what is to be said of the time that the bounds will take, if it is long.
-
-    Of an operation without a sound rule they say so later: which operations there will be is not known yet.
-
-    Raises:
-        InputError: for what the bounds would only refuse after the training, of one image.
-    """
-    if refusal(model, data.validation):
-        return None
-    plan, image = chosen.certification, data.validation[:1]
-    joined = chosen.derive.count > 1
-    fitted = chosen.ensemble.bound or plan.bound
-    tried = [(plan.bound, chosen.threat.with_epsilon(min(plan.epsilons)))]
-    tried += [(fitted, chosen.ensemble_threat)] if joined and chosen.ensemble.bound is not None else []
-    for bound, threat in tried:
-        # What takes long refuses what its quick neighbour does.
-        slow = slow_kind(bound)
-        certify_model(model, image, threat, bound=CROWNIBP(dtype=getattr(bound, "dtype", "float64")) if slow else bound)
-
-    def seconds(bound: Bound, threats: list[ThreatModel]) -> float:
-        slow = slow_kind(bound)
-        return sum(foretold_seconds(slow, model, image.images, image.labels, threats)) if slow else 0.0
-
-    count = chosen.derive.count
-    num_test, num_validation = len(data.test[: plan.num_images]), len(data.validation[: chosen.ensemble.num_images])
-    # Both ensembles are all networks at once.
-    networks = 3 * count if joined else count
-    total = networks * num_test * seconds(plan.bound, [chosen.threat.with_epsilon(e) for e in plan.epsilons])
-    total += count * num_validation * seconds(fitted, [chosen.ensemble_threat]) if joined else 0.0
-    hours = total / (world.size * world.workers) / 3600
-    if hours < 0.5:
-        return None
-    return (
-        f"the bounds will take about {hours:.1f} hours after the training, judged by an untrained network; take "
-        "certification.bound=crown_ibp, fewer images (certification.num_images), or smaller ones."
-    )
-
-
-def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
-    """Return an untrained network; raise InputError now for what the training would only refuse after the search."""
-    from robust_nas.training import rehearse
-
-    if chosen.train.start_from is not None:
-        intake.check_weights_file(chosen.train.start_from)
-    rows = [[1 / len(options)] * len(options) for options in chosen.space.choices.values()]
-    uniform = SearchResult(chosen.space, rows, None, {})
-    any_architecture = derivation.distinct(uniform, 1)[0].architecture
-    with seeded(chosen.seed, "rehearsal"), within_memory(f"A network of {chosen.space.name}"):
-        model = chosen.space.network(any_architecture, data).to(data.train.device)
-    rehearse(model, data, chosen.threat, chosen.train)
-    return model.eval()
 
 
 def resume(path: Path, overrides: list[str], progress: Progress) -> Job:

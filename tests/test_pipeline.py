@@ -26,6 +26,7 @@ from robust_nas.bounds.crown import CROWN
 from robust_nas.core import seeds
 from robust_nas.core.errors import InputError
 from robust_nas.recipes import load as load_recipe
+from robust_nas.recipes import rehearsal
 from robust_nas.report._contents import Contents
 from robust_nas.report.findings import check_consistency
 from robust_nas.runtime.per_sample import read_outcomes
@@ -502,7 +503,7 @@ def test_a_start_foretells_hours_of_bounds_and_does_not_take_them(
         assert len(image) == 1
         return [90.0 for _ in threats]
 
-    monkeypatch.setattr(pipeline, "foretold_seconds", each)
+    monkeypatch.setattr(rehearsal, "foretold_seconds", each)
     monkeypatch.setattr(CROWN, "bound", lambda *_: pytest.fail("CROWN bounded an image before the search"))
     settings = ["workers=2", "certification.bound=crown", "certification.num_images=20", "ensemble.num_images=10"]
     chosen = load_recipe("digits", [*TINY, *settings, "ensemble.epsilon=0.01", "ensemble.bound=auto"])

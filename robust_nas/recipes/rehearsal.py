@@ -1,0 +1,98 @@
+"""The rehearsal of a run: what its stages demand is checked before the search, on one image and untrained networks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from robust_nas import derivation, intake
+from robust_nas.attacks import left_out
+from robust_nas.bounds import Bound, foretold_seconds, slow_kind
+from robust_nas.bounds.crown_ibp import CROWNIBP
+from robust_nas.certification import certify as certify_model
+from robust_nas.certification import refusal
+from robust_nas.core.seeds import seeded
+from robust_nas.datasets import Dataset
+from robust_nas.models.complexity import within_memory
+from robust_nas.recipes import Recipe
+from robust_nas.runtime.distributed import World
+from robust_nas.searches import SearchResult
+from robust_nas.threat import ThreatModel
+
+
+def rehearse(chosen: Recipe, data: Dataset, world: World, *, trains: bool) -> list[str]:
+    """Return what is to be said before a run: suspicious images, what will not be measured, bounds that take hours.
+
+    Args:
+        trains: whether the run searches and trains, so that this is rehearsed too.
+
+    Raises:
+        InputError: for what a stage would only refuse once it is there.
+    """
+    found = [*data.notes]
+    for name, attack in chosen.evaluation.named().items():
+        if missing := left_out(attack, len(data.classes)):
+            found.append(
+                f"{name} will be run without {' and '.join(missing)}, whose losses compare more classes than the "
+                f"{len(data.classes)} there are."
+            )
+    chosen.evaluation.check_data(chosen.threat, data)
+    if trains:
+        warning = _rehearse_bounds(chosen, data, _rehearse_training(chosen, data), world)
+        found += [warning] if warning else []
+        with seeded(chosen.seed, "rehearsal"):
+            chosen.search.rehearse(chosen.space, data)
+    return found
+
+
+def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module, world: World) -> str | None:
+    """Return what is to be said of the time that the bounds will take, if it is long.
+
+    Of an operation without a sound rule they say so later: which operations there will be is not known yet.
+
+    Raises:
+        InputError: for what the bounds would only refuse after the training, of one image.
+    """
+    if refusal(model, data.validation):
+        return None
+    plan, image = chosen.certification, data.validation[:1]
+    joined = chosen.derive.count > 1
+    fitted = chosen.ensemble.bound or plan.bound
+    tried = [(plan.bound, chosen.threat.with_epsilon(min(plan.epsilons)))]
+    tried += [(fitted, chosen.ensemble_threat)] if joined and chosen.ensemble.bound is not None else []
+    for bound, threat in tried:
+        # What takes long refuses what its quick neighbour does.
+        slow = slow_kind(bound)
+        certify_model(model, image, threat, bound=CROWNIBP(dtype=getattr(bound, "dtype", "float64")) if slow else bound)
+
+    def seconds(bound: Bound, threats: list[ThreatModel]) -> float:
+        slow = slow_kind(bound)
+        return sum(foretold_seconds(slow, model, image.images, image.labels, threats)) if slow else 0.0
+
+    count = chosen.derive.count
+    num_test, num_validation = len(data.test[: plan.num_images]), len(data.validation[: chosen.ensemble.num_images])
+    # Both ensembles are all networks at once.
+    networks = 3 * count if joined else count
+    total = networks * num_test * seconds(plan.bound, [chosen.threat.with_epsilon(e) for e in plan.epsilons])
+    total += count * num_validation * seconds(fitted, [chosen.ensemble_threat]) if joined else 0.0
+    hours = total / (world.size * world.workers) / 3600
+    if hours < 0.5:
+        return None
+    return (
+        f"the bounds will take about {hours:.1f} hours after the training, judged by an untrained network; take "
+        "certification.bound=crown_ibp, fewer images (certification.num_images), or smaller ones."
+    )
+
+
+def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
+    """Return an untrained network; raise InputError now for what the training would only refuse after the search."""
+    from robust_nas.training import rehearse as rehearse_training
+
+    if chosen.train.start_from is not None:
+        intake.check_weights_file(chosen.train.start_from)
+    rows = [[1 / len(options)] * len(options) for options in chosen.space.choices.values()]
+    uniform = SearchResult(chosen.space, rows, None, {})
+    any_architecture = derivation.distinct(uniform, 1)[0].architecture
+    with seeded(chosen.seed, "rehearsal"), within_memory(f"A network of {chosen.space.name}"):
+        model = chosen.space.network(any_architecture, data).to(data.train.device)
+    rehearse_training(model, data, chosen.threat, chosen.train)
+    return model.eval()
