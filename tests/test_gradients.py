@@ -75,6 +75,9 @@ def straight_through(levels: int) -> Callable[[Tensor], Tensor]:
         (lambda x: (x * 4).round() / 4, ZERO),
         (lambda x: (x * 255).floor() / 255, ZERO),
         (lambda x: (x > 0.5).float() + 0 * x, ZERO),
+        # Constant at all points but the ends of [0, 1], where images are.
+        (torch.sign, ZERO),
+        (lambda x: (x >= 0.999).float() + 0 * x, ZERO),
     ],
 )
 @pytest.mark.parametrize("count", [1, 8])
@@ -103,6 +106,8 @@ def test_gradients_of_another_function_are_named(
         Of(lambda x: x, torch.float64),
         nn.Sequential(Of(lambda x: 100 * x), nn.Softmax(1)),
         nn.Sequential(Of(lambda x: x), nn.LogSoftmax(1)),
+        # Whose gradients are zero except at the ends of [0, 1].
+        Of(lambda x: F.relu(x - 0.98)),
         # Whose logits change with no image.
         Of(lambda x: 0 * x),
     ],

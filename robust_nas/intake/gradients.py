@@ -29,7 +29,10 @@ _AGREEING, _CONTRADICTING = 0.1, 0.2
 """The differences, as shares of both, at which the change and the promised one agree, and contradict."""
 
 _FAR = 0.1
-"""A step at which logits change, if they depend on the image at all."""
+"""A step at which logits change, if they depend on the image, except for steps between far values."""
+
+_CHANGED = 1e-4
+"""The share of the largest logit by which logits change that are not the same."""
 
 
 def gradient_note(model: nn.Module, images: Tensor) -> str | None:
@@ -61,9 +64,9 @@ def gradient_note(model: nn.Module, images: Tensor) -> str | None:
             f"promise at {int(found.contradicting.sum())} of {len(found.contradicting)} points near images (detach, "
             f"or rounding whose gradient is passed straight through?), {_CONSEQUENCE}"
         )
-    if _most(found.flat):
+    if _most(found.zero) and _is_a_step(model, images, points, found.zero):
         return (
-            f"The model's input gradients are zero at {int(found.flat.sum())} of {len(found.flat)} points near images, "
+            f"The model's input gradients are zero at {int(found.zero.sum())} of {len(found.zero)} points near images, "
             f"though its logits change with the images (rounding, or a step?), {_CONSEQUENCE}"
         )
     return None
@@ -76,14 +79,14 @@ _CONSEQUENCE = (
 
 @dataclass(frozen=True)
 class _Comparison:
-    """At which points the gradient agrees with the change of the logits, contradicts it, and is zero without reason.
+    """At which points the gradient agrees with the change of the logits, contradicts it, and is zero.
 
     All are [B] booleans.
     """
 
     agreeing: Tensor
     contradicting: Tensor
-    flat: Tensor
+    zero: Tensor
 
 
 def _most(true: Tensor) -> bool:
@@ -103,7 +106,7 @@ def _compare(model: nn.Module, points: Tensor, precision: float | None = None) -
         logits = logits_of(model, leaf)
         if not logits.requires_grad:
             return None
-        weights = torch.randn(logits.shape[1], generator=generator_at("cpu", 0, "gradients", "logits")).to(logits)
+        weights = _weights(logits)
         gradient = gradient_at(leaf, (logits @ weights).sum())
     if gradient is None:
         return None
@@ -120,13 +123,44 @@ def _compare(model: nn.Module, points: Tensor, precision: float | None = None) -
     promised = (gradient.double() * direction.double()).flatten(1).sum(1)
     error, size = (change - promised).abs(), change.abs() + promised.abs()
     rounding = 16 * precision * logits.detach().double().abs() @ weights.double().abs() / step
-    far = (at(_FAR) - logits.detach().double()).abs().amax(1) > 1e-4 * logits.detach().double().abs().amax(1)
     return _Comparison(
         agreeing=error <= _AGREEING * size,
         # NaN is neither.
         contradicting=error > _CONTRADICTING * size + rounding,
-        flat=(gradient == 0).flatten(1).all(1) & far,
+        zero=_is_zero(gradient),
     )
+
+
+def _weights(logits: Tensor) -> Tensor:
+    """Return the weights of the logits [B, K] in what is differentiated, [K]."""
+    return torch.randn(logits.shape[1], generator=generator_at("cpu", 0, "gradients", "logits")).to(logits)
+
+
+def _is_zero(gradient: Tensor) -> Tensor:
+    return (gradient == 0).flatten(1).all(1)
+
+
+def _is_a_step(model: nn.Module, images: Tensor, points: Tensor, zero: Tensor) -> bool:
+    """Whether logits, whose gradient is zero at points near images, have none at the images either, and yet change.
+
+    They change from image to image, or from an image to its point: `sign` has one value at all points, inside (0, 1).
+
+    Args:
+        images: [B, C, H, W].
+        points: beside them.
+        zero: the first of the points at which the gradient is zero, booleans.
+    """
+    images, points = images[: len(zero)][zero], points[: len(zero)][zero]
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        logits = logits_of(model, leaf)
+        gradient = gradient_at(leaf, (logits @ _weights(logits)).sum()) if logits.requires_grad else None
+    if gradient is not None and not _most(_is_zero(gradient)):
+        return False
+    with torch.no_grad():
+        further = [logits_of(model, each) for each in (points, points + _FAR, points - _FAR)]
+    logits = torch.cat([logits.detach(), *further]).double()
+    return bool((logits - logits[0]).abs().max() > _CHANGED * logits.abs().max())
 
 
 def _compare_precisely(model: nn.Module, points: Tensor) -> _Comparison | None:
