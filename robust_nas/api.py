@@ -29,7 +29,7 @@ from robust_nas.models.complexity import within_memory
 from robust_nas.recipes import from_table
 from robust_nas.recipes import load as load_recipe
 from robust_nas.runtime.distributed import World, losses_said
-from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, Stage, make_folder
 from robust_nas.threat import ThreatModel

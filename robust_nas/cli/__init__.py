@@ -8,7 +8,7 @@ import sys
 from robust_nas import __version__
 from robust_nas.cli import attack, ending, ensemble, info, proxies, run, search, table
 from robust_nas.core.commands import Commands
-from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.process import unchanged_process
 
 app = Commands(
     "robust-nas",

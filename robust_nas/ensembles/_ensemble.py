@@ -27,7 +27,7 @@ from robust_nas.models.complexity import count_multiply_adds, count_parameters, 
 from robust_nas.models.frozen import own_dtype
 from robust_nas.models.scores import logits_of
 from robust_nas.records import checked
-from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.run_folder import atomic_path, write_json
 from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel

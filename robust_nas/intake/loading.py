@@ -32,7 +32,7 @@ from robust_nas.intake.preparation import Normalised
 from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
 from robust_nas.models.complexity import within_memory
 from robust_nas.models.frozen import evaluating
-from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.run_folder import RunDir, is_run
 from robust_nas.spaces import Space, described
 

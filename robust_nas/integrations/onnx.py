@@ -26,7 +26,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import generator_at
 from robust_nas.models.frozen import copied, evaluating
 from robust_nas.models.scores import logits_of
-from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.run_folder import atomic_path
 
 if TYPE_CHECKING:

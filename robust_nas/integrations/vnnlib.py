@@ -45,7 +45,7 @@ from robust_nas.evaluation import file_name
 from robust_nas.integrations.onnx import TOLERANCE, classify, export_onnx, require_packages
 from robust_nas.pipeline import Job, load_models_and_ensembles
 from robust_nas.recipes import CertificationPlan, certification_from
-from robust_nas.runtime.environment import unchanged_process
+from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import is_run, write_json, write_text
 from robust_nas.threat import ThreatModel

@@ -39,6 +39,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, read_rows
 from robust_nas.core.files import read_json as read_json
 from robust_nas.records import read
+from robust_nas.runtime.process import HELD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -397,17 +398,9 @@ def _no_folder(root: Path, error: OSError) -> InputError:
     return InputError(f"No run folder can be made in {root} ({error.strerror}); choose another place with --out.")
 
 
-_LOCKED: list[RunDir] = []
-
-
 def is_run(path: Path | str) -> bool:
     """Whether a path is a run folder's."""
     return (Path(path) / "config.toml").is_file()
-
-
-def locked_folders() -> list[RunDir]:
-    """Return the folders that this process has locked."""
-    return list(_LOCKED)
 
 
 @dataclass
@@ -484,7 +477,7 @@ class RunDir:
         except OSError:
             self.unlock()
             raise InputError(f"Another process is working on {self.path}; wait for it or stop it.") from None
-        _LOCKED.append(self)
+        HELD.append(self)
         remove_leftovers(self.path.rglob(".*"))
 
     def unlock(self) -> None:
@@ -492,8 +485,8 @@ class RunDir:
         if self._lock:
             self._lock.close()
             self._lock = None
-        if self in _LOCKED:
-            _LOCKED.remove(self)
+        if self in HELD:
+            HELD.remove(self)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

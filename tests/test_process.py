@@ -24,7 +24,7 @@ from robust_nas.api import Run
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
 from robust_nas.runtime.distributed import World, in_group
-from robust_nas.runtime.run_folder import locked_folders
+from robust_nas.runtime.process import HELD
 
 TINY = [
     "space.channels=1",
@@ -68,7 +68,7 @@ def snapshot() -> dict[str, Any]:
         "variables": dict(os.environ),
         "handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "group": in_group(),
-        "locked": locked_folders(),
+        "locked": list(HELD),
     }
 
 
@@ -146,7 +146,7 @@ def test_a_call_that_is_interrupted_or_fails_leaves_the_process_as_it_was_and_it
     run: Run, tmp_path: Path, end: type[BaseException]
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
-        assert locked_folders()
+        assert HELD
         torch.rand(1), random.random(), np.random.rand()
         torch.set_default_dtype(torch.float64)
         warnings.simplefilter("ignore")
