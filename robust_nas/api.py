@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import derivation, evaluation, intake, pipeline, searches, spaces
+from robust_nas import derivation, evaluation, intake, pipeline, report, searches, spaces
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
@@ -20,19 +20,22 @@ from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
 from robust_nas.core import config
 from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError, Interrupted
+from robust_nas.core.files import read_json
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.ensembles import Ensemble
+from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.evaluation import Evaluation
 from robust_nas.models.complexity import within_memory
 from robust_nas.recipes import from_table
 from robust_nas.recipes import load as load_recipe
+from robust_nas.records import KINDS, read_stage
 from robust_nas.runtime.distributed import World, losses_said
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, Stage, make_folder
 from robust_nas.threat import ThreatModel
+from robust_nas.training import Training
 
 if TYPE_CHECKING:
     from robust_nas.attacks import Attack
@@ -96,9 +99,6 @@ def train(
     Raises:
         InputError: for an unknown or wrong option, a module that cannot be trained, or what the training raises.
     """
-    from robust_nas.ensembles import fit_with
-    from robust_nas.training import Training
-
     check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
     given = named({**({} if method is None else {"method": method}), **options})
@@ -275,8 +275,6 @@ def build_ensemble(
 @unchanged_process()
 def write_report(path: Path | str) -> Path:
     """Write the report of a run folder, as far as its stages have run, or of attacked models, and return its place."""
-    from robust_nas import report
-
     check_path("What write_report takes", path)
     if (Path(path) / "attack.toml").is_file():
         return report.write_attack_report(Path(path))
@@ -334,9 +332,6 @@ class Run:
         Raises:
             InputError: if there is none, or it is damaged.
         """
-        from robust_nas.core.files import read_json
-        from robust_nas.records import KINDS, read_stage
-
         path = self.path / str(stage_file)
         return read_stage(path) if path.name in KINDS else read_json(path)
 

@@ -31,21 +31,24 @@ from robust_nas.core.files import damaged, is_there
 from robust_nas.core.registry import name_of
 from robust_nas.core.seeds import seeded
 from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes, check_batch
-from robust_nas.ensembles import Ensemble
+from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.recipes import CertificationPlan, Recipe, SmoothingPlan
 from robust_nas.recipes.rehearsal import rehearse
 from robust_nas.records import read_stage
+from robust_nas.report import write_report
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, describe_environment, sessions
+from robust_nas.runtime.per_sample import add_outcomes, check_outcomes, compare_outcomes, read_outcomes
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, Stage, load_state, save_state, write_json, write_text
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import TrialSearch
 from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.spaces.cell import CellSpace
+from robust_nas.tables import local
 from robust_nas.threat import ThreatModel
 
 DATA = "data.json"
@@ -294,8 +297,6 @@ def chosen_architectures(job: Job) -> dict[str, AnyArchitecture]:
 
 def train(job: Job) -> None:
     """Train every derived architecture from scratch; write their weights and train.json."""
-    from robust_nas.ensembles import fit_with
-
     if job.has("train.json"):
         return
     job.begin(in_shares=True)
@@ -359,8 +360,6 @@ def best_single(job: Job) -> str:
 
 def attack(job: Job) -> None:
     """Attack every trained model on the test images; write evaluation.json and evaluation.parquet."""
-    from robust_nas.runtime.per_sample import check_outcomes
-
     best, models = best_single(job), load_models(job)
     check_outcomes(job.folder / "evaluation.parquet")
     for name, model in models.items():
@@ -470,8 +469,6 @@ def certify(job: Job) -> None:
     A model that has an operation without sound bounds is left out, by the record too: searches of what blocks are made
     of may find some.
     """
-    from robust_nas.runtime.per_sample import check_outcomes
-
     check_outcomes(job.folder / "certificates.parquet")
     for name, model in load_models(job).items():
         if reason := refusal(model, job.data.test):
@@ -485,7 +482,6 @@ def certify(job: Job) -> None:
 
 def check_proofs(job: Job) -> None:
     """Raise Contradiction if an image is certified, by the run or beside it, and an attack of the run broke it."""
-    from robust_nas.runtime.per_sample import compare_outcomes
 
     def compare() -> None:
         attacked = job.folder / "evaluation.parquet"
@@ -522,8 +518,6 @@ def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
 
 def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, folder: str) -> None:
     """Certify one model's smoothed classifier, unless its rows are there; say in certification.json what they say."""
-    from robust_nas.runtime.per_sample import add_outcomes, read_outcomes
-
     results, rows_file = f"{folder}/certification.json", job.folder / folder / "certificates.parquet"
     done = job.read(results) if job.has(results) else {"models": {}}
     stage, smoothing, images = job.stage(f"{folder}-{name}"), plan.smoothing, job.data.test[: plan.num_images]
@@ -554,8 +548,6 @@ def _certify_one(
     job: Job, name: str, model: nn.Module, plan: CertificationPlan | None = None, folder: str = "."
 ) -> None:
     """Certify one model and add it to certification.json, unless it is there."""
-    from robust_nas.runtime.per_sample import add_outcomes
-
     results, plan = f"{folder}/certification.json", plan or job.recipe.certification
     done = job.read(results) if job.has(results) else {"models": {}}
     stage = job.stage(f"certify-{name}" if folder == "." else f"{folder}-{name}")
@@ -664,8 +656,6 @@ def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 def record(job: Job) -> None:
     """Add every trained network of a cell space to the table beside the run folders; write record.json."""
-    from robust_nas.tables import local
-
     if job.has("record.json"):
         return
     if not isinstance(job.recipe.space, CellSpace):
@@ -684,8 +674,6 @@ def record(job: Job) -> None:
 
 def report(job: Job) -> None:
     """Write report.html from the files in the run folder."""
-    from robust_nas.report import write_report
-
     job.say("report")
     if job.world.is_main:
         write_report(job.folder)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import ensembles, spaces
+from robust_nas import ensembles, records, spaces
 from robust_nas.bounds import Bound, check_arithmetic
 from robust_nas.core import config
 from robust_nas.core.checks import check_kinds, check_path, check_type
@@ -26,7 +26,6 @@ from robust_nas.intake import LogProbabilities, Normalised, check_outputs, descr
 from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
 from robust_nas.models.frozen import own_dtype
 from robust_nas.models.scores import logits_of
-from robust_nas.records import checked
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.run_folder import atomic_path, write_json
 from robust_nas.spaces import BuiltFrom
@@ -200,13 +199,11 @@ class Ensemble(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no saved ensemble: it has no config.json.")
-        from robust_nas.records.ensemble import SavedEnsemble
-
         again = "save the ensemble again"
         saved = read_json(folder / "config.json", again)
         if not isinstance(saved, dict) or saved.get("version") != VERSION:
             raise InputError(f"{folder / 'config.json'} is no ensemble of version {VERSION}; save the ensemble again.")
-        checked(folder / "config.json", SavedEnsemble, again)
+        records.checked(folder / "config.json", records.SavedEnsemble, again)
         weights = folder / "model.safetensors"
         # Of two files, one may be of an earlier ensemble.
         if not weights.is_file() or _digest(weights) != saved.get("sha256"):

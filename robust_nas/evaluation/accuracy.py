@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
+from robust_nas import records
 from robust_nas.attacks import Attack, Composed, check_classes, check_norm, left_out
 from robust_nas.core import config
 from robust_nas.core.checks import check_type
@@ -24,7 +25,6 @@ from robust_nas.core.registry import name_of
 from robust_nas.core.text import warnings
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
-from robust_nas.records import checked
 from robust_nas.runtime.per_sample import add_outcomes
 from robust_nas.runtime.run_folder import Stage, write_json
 from robust_nas.threat import ThreatModel
@@ -191,10 +191,10 @@ class Evaluation:
 
         A model that is there already is replaced; the others stay.
         """
-        from robust_nas.records.evaluation import SavedEvaluations
-
         place = Path(folder)
-        before = checked(place / FILE, SavedEvaluations, "move it away") if is_there(place / FILE) else {"models": {}}
+        before: dict[str, Any] = {"models": {}}
+        if is_there(place / FILE):
+            before = records.checked(place / FILE, records.SavedEvaluations, "move it away")
         add_outcomes(place / OUTCOMES, model, self.rows())
         write_json(place / FILE, {**before, "models": {**before["models"], model: self.summary()}})
 

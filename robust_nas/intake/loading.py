@@ -170,9 +170,7 @@ def chosen_networks(run: Path, space: Space) -> dict[str, tuple[Space, AnyArchit
     Raises:
         InputError: if none have been derived.
     """
-    from robust_nas.records.derivation import DerivationRecord
-
-    derived = records.read(run / "derive.json", DerivationRecord)
+    derived = records.read(run / "derive.json", records.DerivationRecord)
     own = [space] * len(derived.chosen) if derived.spaces is None else [described(table) for table in derived.spaces]
     return {
         f"model-{index}": (each, each.parse(text))

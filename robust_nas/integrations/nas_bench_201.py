@@ -24,7 +24,7 @@ from pathlib import Path
 from robust_nas import tables
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError, suggest
-from robust_nas.tables import ArchitectureNotInTable, Table
+from robust_nas.tables import ArchitectureNotInTable, Table, answers
 
 _DATASETS = {"ImageNet16-120": "imagenet16-120"}
 """NAS-Bench-201's names of data sets, where they are not ours."""
@@ -91,14 +91,10 @@ class NASBench201API:
     def query_info_str_by_arch(self, arch: str | Architecture, hp: str | None = None) -> str:
         """Return all that the table says of an architecture as text."""
         self._check(hp)
-        from robust_nas.tables import answers
-
         return answers.query(self.table, str(arch), []).text()
 
     def show(self, index: int = -1) -> None:
         """Print all that the table says of an architecture, or of the table if no index is given."""
-        from robust_nas.tables import answers
-
         print(self.query_by_arch(self.arch(index)) if index >= 0 else answers.overview(self.table).text())
 
     def get_more_info(

@@ -38,6 +38,7 @@ from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_na
 from robust_nas.models.frozen import evaluating
 from robust_nas.pipeline import check_same_data, read_data
 from robust_nas.records import read_stage
+from robust_nas.report import write_attack_report
 from robust_nas.runtime.distributed import PATIENCE, World
 from robust_nas.runtime.environment import add_session, describe_environment
 from robust_nas.runtime.progress import Progress
@@ -193,8 +194,6 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
             with _about(name):
                 _attack_one(chosen, folder, name, model, data, test, world, progress)
         if world.is_main:
-            from robust_nas.report import write_attack_report
-
             write_attack_report(folder.path)
     finally:
         folder.unlock()

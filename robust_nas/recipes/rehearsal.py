@@ -17,6 +17,7 @@ from robust_nas.recipes import Recipe
 from robust_nas.runtime.distributed import World
 from robust_nas.searches import SearchResult
 from robust_nas.threat import ThreatModel
+from robust_nas.training import rehearse as rehearse_training
 
 
 def rehearse(chosen: Recipe, data: Dataset, world: World, *, trains: bool) -> list[str]:
@@ -85,8 +86,6 @@ def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module, world: Wor
 
 def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
     """Return an untrained network; raise InputError now for what the training would only refuse after the search."""
-    from robust_nas.training import rehearse as rehearse_training
-
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)
     rows = [[1 / len(options)] * len(options) for options in chosen.space.choices.values()]

@@ -1,8 +1,8 @@
 """Records: the stages' files in a run folder, JSON there and typed here, a module for each.
 
 A record's class is the shape of its file, and a file of another shape is damaged; the error names the key. Keys that no
-record has are left alone. Importing this package imports nothing slow; its modules bring pydantic, and are imported
-where a file is read.
+record has are left alone. Importing this package imports nothing slow; its modules bring pydantic, and `records.NAME`
+imports the one of a record when a file is read.
 """
 
 from __future__ import annotations
@@ -10,35 +10,63 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
+from robust_nas.core.registry import offered
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = [
-    "Record",
-    "checked",
-    "read",
-    "read_stage",
-]
+    from robust_nas.records.certification import CertificationRecord as CertificationRecord
+    from robust_nas.records.derivation import DerivationRecord as DerivationRecord
+    from robust_nas.records.ensemble import SavedEnsemble as SavedEnsemble
+    from robust_nas.records.evaluation import EvaluationRecord as EvaluationRecord
+    from robust_nas.records.evaluation import SavedEvaluations as SavedEvaluations
+    from robust_nas.records.run import AttackSettings as AttackSettings
+    from robust_nas.records.run import RecordedSettings as RecordedSettings
+    from robust_nas.records.run import RunSettings as RunSettings
+    from robust_nas.records.training import TrainingRecord as TrainingRecord
+    from robust_nas.records.trials import Asked as Asked
+    from robust_nas.records.trials import MeasuredTrial as MeasuredTrial
 
 KINDS = {
-    "certification.json": "certification.CertificationRecord",
-    "data.json": "run.DataRecord",
-    "derive.json": "derivation.DerivationRecord",
-    "ensemble.json": "ensemble.EnsembleRecord",
-    "environment.json": "run.EnvironmentRecord",
-    "evaluation.json": "evaluation.EvaluationRecord",
-    "record.json": "run.RecordedRows",
-    "search.json": "search.SearchRecord",
-    "train.json": "training.TrainingRecord",
+    "certification.json": "CertificationRecord",
+    "data.json": "DataRecord",
+    "derive.json": "DerivationRecord",
+    "ensemble.json": "EnsembleRecord",
+    "environment.json": "EnvironmentRecord",
+    "evaluation.json": "EvaluationRecord",
+    "record.json": "RecordedRows",
+    "search.json": "SearchRecord",
+    "train.json": "TrainingRecord",
 }
 """The record of each file of a run folder, by the file's name."""
+
+__getattr__ = offered(
+    __name__,
+    {
+        "Asked": "trials",
+        "AttackSettings": "run",
+        "CertificationRecord": "certification",
+        "DataRecord": "run",
+        "DerivationRecord": "derivation",
+        "EnsembleRecord": "ensemble",
+        "EnvironmentRecord": "run",
+        "EvaluationRecord": "evaluation",
+        "MeasuredTrial": "trials",
+        "RecordedRows": "run",
+        "RecordedSettings": "run",
+        "RunSettings": "run",
+        "SavedEnsemble": "ensemble",
+        "SavedEvaluations": "evaluation",
+        "SearchRecord": "search",
+        "SmoothingRecord": "certification",
+        "TrainingRecord": "training",
+    },
+)
 
 R = TypeVar("R", bound="Record")
 
@@ -89,8 +117,7 @@ def read_stage(path: Path, advice: str | None = None) -> Any:
     value = read_json(path, advice)
     # Certificates of smoothed classifiers have a file of the same name, in a folder of their own.
     is_smoothed = isinstance(value, dict) and value.get("method") == "smoothing"
-    module, _, name = ("certification.SmoothingRecord" if is_smoothed else KINDS[path.name]).partition(".")
-    _of(getattr(import_module(f"{__name__}.{module}"), name), value, path, advice)
+    _of(__getattr__("SmoothingRecord" if is_smoothed else KINDS[path.name]), value, path, advice)
     return value
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robust_nas import architectures
+from robust_nas import architectures, records
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import OPERATIONS
 from robust_nas.core.errors import InputError
@@ -182,9 +182,7 @@ class Contents(Measurements):
         Raises:
             InputError: if one of its files is damaged.
         """
-        from robust_nas.records.run import RunSettings
-
-        config_text, config = _read_settings(run / "config.toml", RunSettings)
+        config_text, config = _read_settings(run / "config.toml", records.RunSettings)
         stages = {stage: _read(run / name) for stage, name in STAGE_FILES.items()}
         return cls(
             path=run.path,
@@ -298,9 +296,7 @@ class AttackContents(Measurements):
                 f"{folder} has no attack.toml, so it is not the folder of an attack; give one made by "
                 "'robust-nas attack MODEL'."
             )
-        from robust_nas.records.run import AttackSettings
-
-        config_text, config = _read_settings(folder / "attack.toml", AttackSettings)
+        config_text, config = _read_settings(folder / "attack.toml", records.AttackSettings)
         return cls(
             path=folder,
             config_text=config_text,

@@ -34,18 +34,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from robust_nas import records
 from robust_nas.core.checks import check_path
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, read_rows
 from robust_nas.core.files import read_json as read_json
-from robust_nas.records import read
 from robust_nas.runtime.process import HELD
+from robust_nas.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from robust_nas.runtime.distributed import World
-    from robust_nas.runtime.progress import Progress
 
 METRICS = "metrics.jsonl"
 
@@ -307,8 +307,6 @@ class Stage:
 
     def within(self, name: str) -> Stage:
         """Return a silent stage for work inside a step of this one; it writes nothing and keeps no state."""
-        from robust_nas.runtime.progress import Progress
-
         return Stage(f"{self.name}-{name}", self.seed, self.world, Progress(quiet=True))
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
@@ -358,17 +356,19 @@ def unfinished_stages(path: Path) -> list[str]:
     Raises:
         InputError: if one of the files that say so is damaged.
     """
-    from robust_nas.records.certification import CertificationRecord
-    from robust_nas.records.evaluation import EvaluationRecord
-    from robust_nas.records.training import TrainingRecord
-
     files = {**STAGE_FILES, "report": "report.html"}
     found = {stage: is_there(path / name) for stage, name in files.items()}
-    trained = {model.name for model in read(path / "train.json", TrainingRecord).models} if found["train"] else set()
-    attacked = read(path / files["attack"], EvaluationRecord).models.keys() if found["attack"] else set()
+    trained = (
+        {model.name for model in records.read(path / "train.json", records.TrainingRecord).models}
+        if found["train"]
+        else set()
+    )
+    attacked = (
+        records.read(path / files["attack"], records.EvaluationRecord).models.keys() if found["attack"] else set()
+    )
     certified, left_out = set(), set()
     if found["certify"]:
-        record = read(path / files["certify"], CertificationRecord)
+        record = records.read(path / files["certify"], records.CertificationRecord)
         certified, left_out = set(record.models), set(record.left_out)
     found["attack"] &= trained <= attacked
     found["certify"] &= trained <= certified | left_out

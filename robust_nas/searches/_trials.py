@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from robust_nas import records
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
@@ -71,16 +72,12 @@ class Trials:
 
     def asked(self, number: int) -> str | None:
         """Return the architecture of an open trial as text, or None if it is not open."""
-        from robust_nas.records.trials import Asked
-
-        found = _read(self.folder / f"{number}.asked.json", Asked)
+        found = _read(self.folder / f"{number}.asked.json", records.Asked)
         return None if found is None else str(found["architecture"])
 
     def values(self, number: int) -> list[float] | None:
         """Return a trial's values, or None if it has not been measured."""
-        from robust_nas.records.trials import MeasuredTrial
-
-        found = _read(self.folder / f"{number}.measured.json", MeasuredTrial)
+        found = _read(self.folder / f"{number}.measured.json", records.MeasuredTrial)
         return None if found is None else list(found["values"])
 
     def forget(self, number: int) -> None:

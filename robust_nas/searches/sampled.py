@@ -36,7 +36,7 @@ from robust_nas.searches import Search, SearchResult
 from robust_nas.searches._trials import FOLDER, PATIENCE, Trials, wait
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.spaces import mixed
-from robust_nas.training import Training
+from robust_nas.training import Diverged, Training, fit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -276,8 +276,6 @@ class TrialSearch(Search):
 
         A constant network, or one whose training diverges, is right by chance.
         """
-        from robust_nas.training import Diverged, fit
-
         with seeded(stage.seed, "trial", str(architecture)):
             network: nn.Module = space.network(architecture, data).to(stage.world.device)
         costs = {

@@ -38,6 +38,7 @@ from robust_nas.core.files import damaged, is_there
 from robust_nas.core.registry import name_of
 from robust_nas.core.text import aligned, warnings
 from robust_nas.report.table_plots import search_plot
+from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, atomic_path, read_json, write_json, write_text
 from robust_nas.samplers import PATIENCE, Sampler, classes, num_weights, queries
 from robust_nas.spaces.cell import CellSpace
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from robust_nas.runtime.distributed import World
-    from robust_nas.runtime.progress import Progress
     from robust_nas.spaces import Space
     from robust_nas.tables import Table
 
@@ -430,8 +430,6 @@ def _search(
 ) -> dict[str, Ints]:
     """Return each sampler's queried classes, [seeds, budget], reading the chunks that are there."""
     import torch
-
-    from robust_nas.runtime.progress import Progress
 
     def path(chunk: tuple[str, range]) -> Path:
         label, numbers = chunk

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_nas import architectures
+from robust_nas import architectures, records
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there, read_toml
@@ -92,18 +92,13 @@ def rows_from_run(run: RunDir) -> list[Row]:
     Raises:
         InputError: if the run has trained nothing, no cells, or measured nothing, or one of the files is damaged.
     """
-    from robust_nas.records.certification import CertificationRecord
-    from robust_nas.records.evaluation import EvaluationRecord
-    from robust_nas.records.run import RecordedSettings
-    from robust_nas.records.training import TrainingRecord
-
     evaluation_file, certification_file = run / "evaluation.json", run / "certification.json"
-    evaluation = read(evaluation_file, EvaluationRecord) if is_there(evaluation_file) else None
-    certification = read(certification_file, CertificationRecord) if is_there(certification_file) else None
-    config = checked(run / "config.toml", RecordedSettings, "mend it", read_toml)
+    evaluation = read(evaluation_file, records.EvaluationRecord) if is_there(evaluation_file) else None
+    certification = read(certification_file, records.CertificationRecord) if is_there(certification_file) else None
+    config = checked(run / "config.toml", records.RecordedSettings, "mend it", read_toml)
     made_in = sessions(read_stage(run / "environment.json"))
     rows = []
-    for model in read(run / "train.json", TrainingRecord).models:
+    for model in read(run / "train.json", records.TrainingRecord).models:
         architecture = _cell(model.architecture, config["space"])
         if architecture is None:
             raise InputError(
