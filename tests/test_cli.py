@@ -314,6 +314,9 @@ def test_a_damaged_parquet_is_named(command: Command, tmp_path: Path) -> None:
     ("thing", "expected"),
     [
         ("train", ["section of a recipe", "awp", "milestones"]),
+        ("derive", ["section of a recipe", "diversity", "pool"]),
+        ("evaluation", ["section of a recipe", "masking_images"]),
+        ("smoothing", ["method of certify", "sigma", "num_samples"]),
         ("fast", ["fast (trainings)", "n_fgsm"]),
         # A table and a recipe of one name: both.
         ("nas-robbench-201", ["arXiv:2403.13134", "search.architecture=323133"]),

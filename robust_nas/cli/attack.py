@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from robust_nas.cli import slow
 from robust_nas.cli.arguments import DATA_ROOT, OUT, given, parted
 from robust_nas.cli.ending import SAME, going_on
 from robust_nas.cli.job import finish, is_main, progress, resumed
@@ -54,22 +55,15 @@ from robust_nas.core.text import visible
 )
 def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
     """Attack the trained models of a run by its recipe, or any models by the options."""
-    from robust_nas.runtime.run_folder import is_run
-
     chosen = given(options)
-    if len(models) == 1 and not chosen and is_run(models[0]):
-        from robust_nas import pipeline
-
-        finish(resumed(Path(models[0])), pipeline.attack_after_costs if budget else pipeline.attack)
+    if len(models) == 1 and not chosen and slow.run_folder.is_run(models[0]):
+        finish(resumed(Path(models[0])), slow.pipeline.attack_after_costs if budget else slow.pipeline.attack)
         return
     names, overrides = parted(models)
     if not names:
         raise InputError("'robust-nas attack' takes a run folder or a model, such as package.module:attribute.")
     with going_on(SAME):
-        from robust_nas.cli import listing
-        from robust_nas.jobs import attack_models
-
-        settings = attack_models.from_words(names, overrides, **chosen)
-        folder = attack_models.run(settings, out, progress(), sys.argv[1:], budget=budget)
+        settings = slow.attack_models.from_words(names, overrides, **chosen)
+        folder = slow.attack_models.run(settings, out, progress(), sys.argv[1:], budget=budget)
     if is_main():
-        print(visible(listing.describe(str(folder))))
+        print(visible(slow.listing.describe(str(folder))))

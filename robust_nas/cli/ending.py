@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from robust_nas.cli import slow
 from robust_nas.core.commands import End
 from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit
 from robust_nas.core.text import visible
@@ -45,11 +46,9 @@ def going_on(again: str, say: Callable[[str], None] | None = None) -> Iterator[N
         again: the way to go on, as a sentence.
         say: prints the sentence; on standard error, if not given.
     """
-    from robust_nas.runtime.distributed import losses_said
-
     with _stopping(f"Stopped. {again}", say):
         try:
-            with losses_said():
+            with slow.distributed.losses_said():
                 yield
         except Interrupted as error:
             raise Interrupted(f"{error} {again}") from error
@@ -82,9 +81,7 @@ def _hear_signals() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from robust_nas.runtime.distributed import end_with_parent
-
-        end_with_parent(signal.SIGTERM)
+        slow.distributed.end_with_parent(signal.SIGTERM)
 
 
 @contextlib.contextmanager

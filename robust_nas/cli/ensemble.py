@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from robust_nas.cli import slow
 from robust_nas.cli.arguments import OUT, OVERRIDES, given, parted
 from robust_nas.cli.job import finish, progress, resumed
 from robust_nas.core.commands import argument, command
@@ -19,9 +20,7 @@ from robust_nas.core.errors import InputError
 )
 def ensemble(run: Path, overrides: Sequence[str]) -> None:
     """Join the trained models of a run, attack and certify the ensemble; or build one from several runs."""
-    from robust_nas import pipeline
-
-    finish(resumed(run, overrides), pipeline.ensemble)
+    finish(resumed(run, overrides), slow.pipeline.ensemble)
 
 
 @ensemble.variant(
@@ -40,13 +39,10 @@ def build(overrides: Sequence[str], runs: Sequence[str] | None, out: Path, **opt
             "An ensemble of several runs is written 'robust-nas ensemble build --from RUN RUN ...', and that of one "
             "run 'robust-nas ensemble RUN'."
         )
-    from robust_nas import pipeline
-    from robust_nas.jobs import merged_runs
-
     # A KEY=VALUE behind --from is no run.
     names, settings = parted(runs)
     paths = [Path(name) for name in names]
     finish(
-        merged_runs.build(paths, [*overrides, *settings], out, progress(), sys.argv[1:], **given(options)),
-        pipeline.run,
+        slow.merged_runs.build(paths, [*overrides, *settings], out, progress(), sys.argv[1:], **given(options)),
+        slow.pipeline.run,
     )

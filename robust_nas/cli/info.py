@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robust_nas.cli import slow
 from robust_nas.core.commands import argument, command
 from robust_nas.core.text import visible
 
@@ -9,15 +10,11 @@ from robust_nas.core.text import visible
 @command(argument("what", metavar="KIND", help="spaces, attacks, trainings, searches, tables, ..."))
 def list_(what: str) -> None:
     """List the components of a kind."""
-    from robust_nas.cli import listing
-
-    for name in listing.names(what):
+    for name in slow.listing.names(what):
         print(name)
 
 
 @command(argument("thing", metavar="THING", help="an architecture, a run folder, a component or a table"))
 def info(thing: str) -> None:
     """Describe an architecture, a run folder, a component or a table."""
-    from robust_nas.cli import listing
-
-    print(visible(listing.describe(thing)))
+    print(visible(slow.listing.describe(thing)))

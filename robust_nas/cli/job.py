@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robust_nas.cli import slow
 from robust_nas.cli.ending import going_on
+from robust_nas.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from robust_nas.pipeline import Job
-    from robust_nas.runtime.progress import Progress
 
 
 def is_main() -> bool:
@@ -23,24 +24,17 @@ def is_main() -> bool:
 
 def progress() -> Progress:
     """Return the display of progress, which is quiet on all processes but one."""
-    from robust_nas.runtime.progress import Progress
-
     return Progress(quiet=not is_main())
 
 
 def begun(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> Job:
     """Return the job of a recipe, in a new run folder."""
-    from robust_nas import pipeline
-    from robust_nas.recipes import load
-
-    return pipeline.start(load(recipe, overrides, data_root=data_root), out, progress(), sys.argv[1:])
+    return slow.pipeline.start(slow.recipes.load(recipe, overrides, data_root=data_root), out, progress(), sys.argv[1:])
 
 
 def resumed(path: Path, overrides: Sequence[str] = ()) -> Job:
     """Return the job of a run folder."""
-    from robust_nas import pipeline
-
-    return pipeline.resume(path, list(overrides), progress())
+    return slow.pipeline.resume(path, list(overrides), progress())
 
 
 @contextlib.contextmanager
@@ -56,8 +50,6 @@ def at_work(job: Job, again: str) -> Iterator[None]:
 
 def finish(job: Job, stage: Callable[[Job], object]) -> None:
     """Do a stage, or the whole pipeline, and print the run's results."""
-    from robust_nas.cli import listing
-
     with at_work(job, job.how_to_go_on):
         stage(job)
-    job.say(listing.describe_run(job.folder.path))
+    job.say(slow.results.of_run(job.folder.path))

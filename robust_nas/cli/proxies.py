@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from robust_nas.cli import slow
 from robust_nas.cli.arguments import DATA_ROOT, OUT, given
 from robust_nas.cli.ending import SAME, going_on
 from robust_nas.cli.job import progress
@@ -36,11 +37,8 @@ app = Commands("robust-nas proxies", "Score untrained networks; 'robust-nas list
 )
 def rank(table: str, words: Sequence[str], out: Path, **options: Any) -> None:
     """Score random architectures of a table, and print how well the scores rank them."""
-    from robust_nas import tables
-    from robust_nas.studies import ranking
-
-    opened = tables.load(table)
-    columns, overrides = ranking.asked(opened, words)
+    opened = slow.tables.load(table)
+    columns, overrides = slow.ranking.asked(opened, words)
     with going_on(SAME):
-        scoring = ranking.from_words(opened, columns, overrides, **given(options))
-        print(ranking.text(ranking.run(opened, columns, scoring, out, progress())))
+        scoring = slow.ranking.from_words(opened, columns, overrides, **given(options))
+        print(slow.ranking.text(slow.ranking.run(opened, columns, scoring, out, progress())))

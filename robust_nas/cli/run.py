@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from robust_nas.cli import slow
 from robust_nas.cli.arguments import DATA_ROOT, OUT, OVERRIDES, RUN, given
 from robust_nas.cli.ending import SAME, going_on
 from robust_nas.cli.job import at_work, begun, finish, progress, resumed
@@ -26,39 +27,31 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
         raise InputError(
             "'robust-nas run' takes a recipe, such as digits, or --resume RUN; 'robust-nas list recipes' lists them."
         )
-    from robust_nas import pipeline
-
     if resume is not None:
         # After --resume there is no recipe: what stands in its place is the first override.
         job = resumed(resume, [*([recipe] if recipe else []), *overrides])
     else:
         job = begun(str(recipe), overrides, out, data_root)
-    finish(job, pipeline.run)
+    finish(job, slow.pipeline.run)
 
 
 @command(RUN)
 def work(run: Path) -> None:
     """Measure trials of a search=sampled that runs elsewhere, beside it; with search.num_parallel above 1."""
-    from robust_nas import pipeline
-
     with going_on("The trial under way is measured by another process."):
-        pipeline.work(run, progress())
+        slow.pipeline.work(run, progress())
 
 
 @command(RUN)
 def derive(run: Path) -> None:
     """Choose architectures by the search's probabilities."""
-    from robust_nas import pipeline
-
-    finish(resumed(run), pipeline.derive)
+    finish(resumed(run), slow.pipeline.derive)
 
 
 @command(RUN)
 def train(run: Path) -> None:
     """Train the chosen architectures from scratch."""
-    from robust_nas import pipeline
-
-    finish(resumed(run), pipeline.train)
+    finish(resumed(run), slow.pipeline.train)
 
 
 @command(
@@ -81,30 +74,23 @@ def train(run: Path) -> None:
 )
 def certify(run: Path, **options: Any) -> None:
     """Certify the trained models on the test images, by the recipe, or beside that by the options."""
-    from robust_nas import pipeline
-
     job, chosen = resumed(run), given(options)
     if not chosen:
-        finish(job, pipeline.certify)
+        finish(job, slow.pipeline.certify)
         return
-    from robust_nas.cli import listing
-    from robust_nas.recipes import certification_from
-
-    plan = certification_from(job.recipe.certification, **chosen)
+    plan = slow.recipes.certification_from(job.recipe.certification, **chosen)
     with at_work(job, SAME):
-        folder = pipeline.certify_with(job, plan)
-    job.say(listing.describe_certified(run / folder))
+        folder = slow.pipeline.certify_with(job, plan)
+    job.say(slow.results.of_certificates(run / folder))
 
 
 @command(argument("run", type=Path, metavar="FOLDER", help="a run folder, or one of attacked models"))
 def report(run: Path) -> None:
     """Write report.html from the results so far of a run, or of a folder of attacked models."""
-    from robust_nas import api, pipeline
-
     if (run / "attack.toml").is_file():
-        print(api.write_report(run))
+        print(slow.api.write_report(run))
     else:
-        finish(resumed(run), pipeline.report)
+        finish(resumed(run), slow.pipeline.report)
 
 
 @command(
@@ -123,27 +109,19 @@ def report(run: Path) -> None:
 )
 def export(run: Path, out: Path | None, data: str | None, **options: Any) -> None:
     """Write the trained models as ONNX and the balls around images as VNN-LIB, for other people's verifiers."""
-    from robust_nas.ensembles import is_saved
-
     folder = out or run / "export"
-    if is_saved(run):
-        from robust_nas.integrations import vnnlib
-
-        print(vnnlib.export_ensemble(run, folder, data=data, progress=progress(), **given(options)))
+    if slow.ensembles.is_saved(run):
+        print(slow.vnnlib.export_ensemble(run, folder, data=data, progress=progress(), **given(options)))
         return
     if data is not None:
         raise InputError(f"--data is for the folder of a saved ensemble; {run} has images of its own.")
     job = resumed(run)
-    from robust_nas.integrations import vnnlib
-
     with at_work(job, "Nothing was written."):
-        written = vnnlib.export_run(job, folder, **given(options))
+        written = slow.vnnlib.export_run(job, folder, **given(options))
     job.say(written)
 
 
 @command(RUN)
 def record(run: Path) -> None:
     """Add the trained networks to the table beside the run folder."""
-    from robust_nas import pipeline
-
-    finish(resumed(run), pipeline.record)
+    finish(resumed(run), slow.pipeline.record)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robust_nas.cli import slow
 from robust_nas.cli.arguments import DATA_ROOT, OUT, OVERRIDES, given
 from robust_nas.cli.ending import SAME, going_on
 from robust_nas.cli.job import begun, finish, progress, resumed
@@ -100,24 +101,21 @@ def _first(options: Sequence[Argument], chosen: Mapping[str, Any]) -> str | None
 
 
 def _search_table(on: str, out: Path, chosen: Mapping[str, Any]) -> None:
-    from robust_nas.studies import simulation
-
     with going_on(SAME):
-        for found in simulation.in_turn(on, out, **chosen, progress=progress()):
+        for found in slow.simulation.in_turn(on, out, **chosen, progress=progress()):
             print(found, end="\n\n")
 
 
 def _search_space(space: str, overrides: Sequence[str], out: Path, chosen: Mapping[str, Any]) -> None:
-    from robust_nas import pipeline
-    from robust_nas.recipes import for_space
-
-    finish(pipeline.start(for_space(space, overrides, **chosen), out, progress(), sys.argv[1:]), pipeline.search)
+    finish(
+        slow.pipeline.start(slow.recipes.for_space(space, overrides, **chosen), out, progress(), sys.argv[1:]),
+        slow.pipeline.search,
+    )
 
 
 def _search_recipe(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> None:
     """Search by a recipe, or resume the search of a run folder."""
-    from robust_nas import pipeline
-    from robust_nas.runtime.run_folder import is_run
-
-    job = resumed(Path(recipe), overrides) if is_run(recipe) else begun(recipe, overrides, out, data_root)
-    finish(job, pipeline.search)
+    job = (
+        resumed(Path(recipe), overrides) if slow.run_folder.is_run(recipe) else begun(recipe, overrides, out, data_root)
+    )
+    finish(job, slow.pipeline.search)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robust_nas.cli import slow
 from robust_nas.core.commands import Commands, argument
 from robust_nas.core.errors import InputError
 from robust_nas.core.text import visible
@@ -28,21 +29,16 @@ CSV = argument("--csv", action="store_true", help="print CSV, with fractions and
 @app.command(argument("table", metavar="TABLE", help="a published table or a folder"))
 def info(table: str) -> None:
     """Describe a table: its source, its making, its columns and its caveats."""
-    from robust_nas import tables
-    from robust_nas.tables import answers, cards
-
-    if table in cards.names() or table.endswith(".toml"):
-        print(visible(cards.load(table).describe()))
+    if table in slow.cards.names() or table.endswith(".toml"):
+        print(visible(slow.cards.load(table).describe()))
     else:
-        print(visible(answers.overview(tables.load(table)).text()))
+        print(visible(slow.answers.overview(slow.tables.load(table)).text()))
 
 
 @app.command(argument("table", metavar="TABLE", help="a published table"))
 def fetch(table: str) -> None:
     """Download a published table from its authors, check it, and convert it; goes on where it was cut off."""
-    from robust_nas.tables import transfer
-
-    print(f"The table is at {transfer.fetch(table)}.")
+    print(f"The table is at {slow.transfer.fetch(table)}.")
 
 
 @app.command(
@@ -54,9 +50,7 @@ def fetch(table: str) -> None:
 )
 def import_(source: Path, format: str | None, name: str | None, no_check: bool) -> None:
     """Convert local copies of a published table's files."""
-    from robust_nas.tables import transfer
-
-    place = transfer.import_published(source, format=format, name=name, check=not no_check)
+    place = slow.transfer.import_published(source, format=format, name=name, check=not no_check)
     print(f"The table is at {place}.")
 
 
@@ -69,21 +63,15 @@ def import_(source: Path, format: str | None, name: str | None, no_check: bool) 
 )
 def query(table: str, architecture: str, words: Sequence[str], json: bool, csv: bool) -> None:
     """Print a table's entry of an architecture, or of the equivalent one that was measured."""
-    from robust_nas import tables
-    from robust_nas.tables import answers
-
-    _print(answers.query(tables.load(table), architecture, words), json, csv)
+    _print(slow.answers.query(slow.tables.load(table), architecture, words), json, csv)
 
 
 @app.command(TABLE, LABEL, argument("-n", "--count", type=int, default=10, help="architectures (10)"), JSON, CSV)
 def top(table: str, words: Sequence[str], count: int, json: bool, csv: bool) -> None:
     """Print the most accurate architectures in one column."""
-    from robust_nas import tables
-    from robust_nas.tables import answers
-
     if count < 1:
         raise InputError(f"--count must be at least 1, but got {count}.")
-    _print(answers.top(tables.load(table), words, count), json, csv)
+    _print(slow.answers.top(slow.tables.load(table), words, count), json, csv)
 
 
 @app.command(
@@ -94,10 +82,7 @@ def top(table: str, words: Sequence[str], count: int, json: bool, csv: bool) -> 
 )
 def pareto(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
     """Print the architectures that no other beats in every one of several columns, such as clean and pgd@8/255."""
-    from robust_nas import tables
-    from robust_nas.tables import answers
-
-    _print(answers.pareto(tables.load(table), words), json, csv)
+    _print(slow.answers.pareto(slow.tables.load(table), words), json, csv)
 
 
 @app.command(
@@ -108,13 +93,10 @@ def pareto(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
 )
 def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
     """Test whether architectures differ by more than chance."""
-    from robust_nas import tables
-    from robust_nas.tables import answers
-
-    asked = tables.load(table)
+    asked = slow.tables.load(table)
     labels = {column.label for column in asked.columns}
     architectures = [word for word in words if not ("=" in word or "@" in word or word in labels)]
-    _print(answers.compare(asked, architectures, [word for word in words if word not in architectures]), json, csv)
+    _print(slow.answers.compare(asked, architectures, [word for word in words if word not in architectures]), json, csv)
 
 
 @app.command(
@@ -125,39 +107,28 @@ def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
 )
 def stats(table: str, words: Sequence[str], plots: Path | None, json: bool) -> None:
     """Print the columns' distributions, correlations and noise, and the effects of operations."""
-    from robust_nas import tables
-    from robust_nas.tables import answers
-
-    asked = tables.load(table)
-    print(visible(answers.stats(asked, words, as_json=json)))
+    asked = slow.tables.load(table)
+    print(visible(slow.answers.stats(asked, words, as_json=json)))
     if plots is not None:
-        from robust_nas.report import table_plots
-
-        criteria, labels = answers.parse(words, labels=1)
-        drawn = table_plots.write_plots(asked, plots, *labels, **criteria)
+        criteria, labels = slow.answers.parse(words, labels=1)
+        drawn = slow.table_plots.write_plots(asked, plots, *labels, **criteria)
         print(f"{len(drawn)} plots are in {plots}.", file=sys.stderr)
 
 
 @app.command(TABLE, argument("--out", type=Path, required=True, metavar="FILE", help="the page, FILE.html"))
 def explore(table: str, out: Path) -> None:
     """Write one page to explore a table; it needs no network."""
-    from robust_nas import tables
-    from robust_nas.report import explorer
-
     if out.suffix != ".html":
         raise InputError(f"The page is written as FILE.html, but got '{out}'; change its ending.")
-    print(f"The page is {explorer.write_explorer(tables.load(table), out)}; open it in a browser.")
+    print(f"The page is {slow.explorer.write_explorer(slow.tables.load(table), out)}; open it in a browser.")
 
 
 @app.command(TABLE, argument("out", type=Path, metavar="FILE", help="FILE.parquet, FILE.csv or FILE.json"), WORDS)
 def export(table: str, out: Path, words: Sequence[str]) -> None:
     """Write a table's rows, or those with some values, to a file."""
-    from robust_nas import tables
-    from robust_nas.tables import answers, transfer
-
-    filters, _ = answers.parse(words, labels=0)
-    rows = tables.load(table).rows(**filters)
-    transfer.export(rows, out)
+    filters, _ = slow.answers.parse(words, labels=0)
+    rows = slow.tables.load(table).rows(**filters)
+    slow.transfer.export(rows, out)
     print(f"{len(rows)} rows are in {out}.")
 
 
@@ -167,9 +138,7 @@ def export(table: str, out: Path, words: Sequence[str]) -> None:
 )
 def merge(sources: Sequence[Path], into: Path) -> None:
     """Unite the tables of one's own runs, such as those of several machines."""
-    from robust_nas.tables import transfer
-
-    written, total = transfer.merge(sources, into)
+    written, total = slow.transfer.merge(sources, into)
     print(f"{written} networks were written to {into}, which has {total} now.")
 
 

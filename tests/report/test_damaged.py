@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robust_nas import records
-from robust_nas.cli import listing
+from robust_nas.cli import results
 from robust_nas.core.errors import InputError
 from robust_nas.report._contents import Contents
 from robust_nas.report.findings import check_consistency
@@ -61,11 +61,11 @@ def test_what_is_no_file_is_not_taken_for_a_stage_that_has_not_run(run: Path) ->
     (run / "train.json").unlink()
     (run / "train.json").symlink_to("train.json")
     with pytest.raises(InputError, match=r"train\.json cannot be read"):
-        listing.describe_run(run)
+        results.of_run(run)
     (run / "train.json").unlink()
     (run / "train.json").mkdir()
     with pytest.raises(InputError, match="must be a file, but is a folder"):
-        listing.describe_run(run)
+        results.of_run(run)
 
 
 def test_certificates_of_other_columns_are_damaged_and_not_skipped(run: Path) -> None:

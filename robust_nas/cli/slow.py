@@ -1,0 +1,62 @@
+"""The modules whose import takes a moment: each is imported when a verb first uses it, as `slow.pipeline`.
+
+So help, and questions to a table, are answered at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robust_nas import api as api
+    from robust_nas import ensembles as ensembles
+    from robust_nas import pipeline as pipeline
+    from robust_nas import recipes as recipes
+    from robust_nas import searches as searches
+    from robust_nas import spaces as spaces
+    from robust_nas import tables as tables
+    from robust_nas.cli import listing as listing
+    from robust_nas.cli import results as results
+    from robust_nas.core import config as config
+    from robust_nas.integrations import vnnlib as vnnlib
+    from robust_nas.jobs import attack_models as attack_models
+    from robust_nas.jobs import merged_runs as merged_runs
+    from robust_nas.report import explorer as explorer
+    from robust_nas.report import table_plots as table_plots
+    from robust_nas.runtime import distributed as distributed
+    from robust_nas.runtime import run_folder as run_folder
+    from robust_nas.studies import ranking as ranking
+    from robust_nas.studies import simulation as simulation
+    from robust_nas.tables import answers as answers
+    from robust_nas.tables import cards as cards
+    from robust_nas.tables import transfer as transfer
+
+_PACKAGES = {
+    "answers": "tables",
+    "attack_models": "jobs",
+    "cards": "tables",
+    "config": "core",
+    "distributed": "runtime",
+    "explorer": "report",
+    "listing": "cli",
+    "merged_runs": "jobs",
+    "ranking": "studies",
+    "results": "cli",
+    "run_folder": "runtime",
+    "simulation": "studies",
+    "table_plots": "report",
+    "transfer": "tables",
+    "vnnlib": "integrations",
+}
+"""The packages of modules that are in one."""
+
+_ROOMS = ("api", "ensembles", "pipeline", "recipes", "searches", "spaces", "tables")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"robust_nas.{_PACKAGES[name]}.{name}")
+    if name in _ROOMS:
+        return import_module(f"robust_nas.{name}")
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
