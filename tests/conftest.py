@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests, so that no process is left with one of them when the others have nothing to do."""
-    items.sort(key=lambda item: item.path.name not in ("test_pipeline.py", "test_assessment.py"))
+    items.sort(key=lambda item: item.path.name not in ("test_pipeline.py", "test_attack_models.py"))
 
 
 @pytest.fixture(scope="session")

@@ -34,16 +34,6 @@ TINY = [
     "derive.count=2",
     "derive.pool=2",
     "train.batch_size=512",
-    "train.epochs=1",
-    "train.method=standard",
-    "train.selection_attack=fgsm",
-    "evaluation.num_images=16",
-    "evaluation.masking_images=8",
-    "evaluation.curve_epsilons=[0.1]",
-    "evaluation.attacks=['fgsm']",
-    "evaluation.strongest=[]",
-    "certification.num_images=4",
-    "certification.bound=interval",
     "threads=1",
 ]
 
@@ -90,11 +80,11 @@ def threads(number: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, quickly: list[str]) -> Run:
     """A run that has left the process as it was."""
     with threads(2):
         before = snapshot()
-        run = rn.run("digits", *TINY, out=tmp_path_factory.mktemp("runs"))
+        run = rn.run("digits", *TINY, *quickly, out=tmp_path_factory.mktemp("runs"))
         after = snapshot()
     assert {key for key in before if before[key] != after[key]} == set()
     return run

@@ -1,4 +1,4 @@
-"""Search spaces: declarations in `search_spaces/NAME.toml`, kinds of space in `robust_nas/spaces/KIND.py`.
+"""Search spaces: declarations in `search_spaces/NAME.toml`, kinds of space in `robust_nas/spaces/KIND/`.
 
 `spaces.load("nasbench201", channels=8)` reads the declaration and sets some of its keys; a path to a TOML file is a
 space of one's own.

@@ -23,7 +23,7 @@ import robust_nas as rn
 from robust_nas import datasets
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
-from robust_nas.jobs import attack_models as assessment
+from robust_nas.jobs import attack_models
 from robust_nas.jobs.attack_models import _test_only
 from robust_nas.recipes import load as load_recipe
 from robust_nas.runtime.per_sample import read_outcomes
@@ -299,11 +299,11 @@ def test_a_saved_ensemble_is_attacked_on_the_images_and_in_the_ball_of_its_run_o
     recipe = load_recipe("digits", ["threat.norm=l2", "threat.epsilon=0.7"])
     write_text(tmp_path / "run" / "config.toml", config.to_toml(recipe.to_dict()))
     for folder, given, norm in ((within, {}, "l2"), (alone, {"data": "digits", "threat": ["linf:0.1"]}, "linf")):
-        chosen = assessment.from_words([str(folder)], **given)
+        chosen = attack_models.from_words([str(folder)], **given)
         assert [threat.norm for threat in chosen.threats] == [norm]
         assert chosen.data == datasets.get("digits")()
-        ((name, model),) = assessment.load(chosen, torch.device("cpu")).items()
+        ((name, model),) = attack_models.load(chosen, torch.device("cpu")).items()
         assert name == folder.name
         torch.testing.assert_close(model(data.test[:5].images), ensemble(data.test[:5].images))
     with pytest.raises(InputError, match="belongs to no run folder"):
-        assessment.from_words([str(alone)])
+        attack_models.from_words([str(alone)])
