@@ -140,6 +140,17 @@ def test_no_images_or_radii_are_refused() -> None:
         certify(two_classes(), data, THREAT, epsilons=[])
 
 
+class Shifted(nn.Module):
+    """The same logits, and a number more."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits + self.by
+
+
 def test_an_image_is_proved_by_the_cheapest_kind_that_can() -> None:
     # A ReLU network whose margins intervals lose by the ReLUs' common input, and that nothing proves far out.
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2))
@@ -155,6 +166,14 @@ def test_an_image_is_proved_by_the_cheapest_kind_that_can() -> None:
     assert found.certified.tolist() == [True, True, False]
     assert found.methods[0] == "interval" and found.methods[1] == "crown_ibp" and found.methods[2] == "interval"
     torch.testing.assert_close(found.margin[1], torch.tensor(0.2 * 0.22, dtype=torch.float64))
+    # Each logit rounds by up to 1/64 then: more than the .036 that intervals prove of the first image, with room, and
+    # less than the .164 of linear bounds.
+    model = nn.Sequential(model, Shifted(2.0**18))
+    (found,), (loose,) = (
+        certify(model, data[:1], ThreatModel(epsilon=0.08), bound=kind) for kind in ("auto", "interval")
+    )
+    assert found.certified.item() and found.methods == ("crown_ibp",)
+    assert loose.margin.item() > 0 and not loose.certified.item()
 
 
 class Wrapped(nn.Module):
@@ -305,11 +324,43 @@ class Wrong:
         return LinearMargins(torch.full((len(images), 2), 0.1).scatter(1, labels[:, None], torch.inf))
 
 
-@pytest.mark.parametrize(("place", "where"), [(3, "on it"), (1, "at a point of its ball")])
-def test_a_proof_that_the_networks_own_answers_contradict_is_an_error(place: int, where: str) -> None:
-    # The pixel .4 is right by .2, and by -.1 at the end of its ball; 1 is wrong by 1.
-    with pytest.raises(Contradiction, match=f"Image . is proved to be of class 0 by .* {where} is"):
-        certify(two_classes(), pixels_and_labels()[place : place + 1], THREAT.with_epsilon(0.15), bound=Wrong())
+@pytest.mark.parametrize(
+    ("place", "epsilon", "where"),
+    [
+        (3, 0.15, "on it is -1"),
+        (1, 0.15, "at a point of its ball is -0.1"),
+        (1, 0.06, "at a point of its ball is 0.08"),
+    ],
+)
+def test_a_proof_that_the_networks_own_answers_contradict_is_an_error(place: int, epsilon: float, where: str) -> None:
+    # The pixel .4 is right by .2, and by .2 - 2 epsilon at the end of its ball, where .1 is proved; 1 is wrong by 1.
+    with pytest.raises(Contradiction, match=f"Image 0 is proved to be of class 0 by .* {where}"):
+        certify(two_classes(), pixels_and_labels()[place : place + 1], THREAT.with_epsilon(epsilon), bound=Wrong())
+
+
+class Doubled(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.to(torch.float64) + 1e4
+
+
+@pytest.mark.parametrize("bound", ["interval", "auto"])
+def test_the_networks_own_answers_are_held_to_the_digits_that_they_have(bound: str) -> None:
+    # In float32, a logit near 10000 is up to .0005 off, which no rounding of the network's explains.
+    data = pixels_and_labels()
+    found, expected = (
+        certify(model, data, THREAT, bound=bound)[0]
+        for model in (nn.Sequential(two_classes(), Doubled()), two_classes())
+    )
+    assert found.certified.any() and found.certified.equal(expected.certified)
+
+
+def test_nothing_is_certified_without_its_rounding() -> None:
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode nothing has a gradient"):
+        certify(two_classes(), pixels_and_labels(), THREAT)
+    expected = certify(two_classes(), pixels_and_labels(), THREAT)[0].rounding
+    with torch.no_grad():
+        found = certify(two_classes(), pixels_and_labels(), THREAT)[0].rounding
+    assert found.amax() > 0 and found.equal(expected)
 
 
 def test_images_that_the_network_cannot_take_are_refused() -> None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from robust_nas.bounds._margins import check_arithmetic as check_arithmetic
     from robust_nas.bounds._margins import margin_bounds as margin_bounds
     from robust_nas.bounds._margins import own_logits as own_logits
-    from robust_nas.bounds._rounding import rounding as rounding
+    from robust_nas.bounds._rounding import Answers as Answers
+    from robust_nas.bounds._rounding import check_gradients as check_gradients
+    from robust_nas.bounds._rounding import own_answers as own_answers
     from robust_nas.threat import ThreatModel
 
 
@@ -42,6 +44,7 @@ class LinearMargins:
         images: [N, C, H, W], what the ball is around, where perturbed images are in [0, 1] as well; None for the whole
             ball, as in RobBoost's paper.
         methods: N names: the kind of bound that an image's are of, where there are several.
+        answers: the network's own, where a kind of bound has looked at them.
     """
 
     offsets: Tensor
@@ -49,6 +52,7 @@ class LinearMargins:
     clean: Tensor | None = None
     images: Tensor | None = None
     methods: tuple[str, ...] | None = None
+    answers: Answers | None = None
 
     def lower(self, threat: ThreatModel) -> Tensor:
         """Return the margins' lower bounds [N, K]: offsets plus the least of <slopes, d> over the allowed changes d.
@@ -63,7 +67,7 @@ class LinearMargins:
         return self.offsets - threat.epsilon * self.slopes.norm(p=dual, dim=-1)
 
     def packed(self) -> Tensor:
-        """Return all but images and methods as one tensor [N, K, 3 + D], float64, to be sent to another process."""
+        """Return offsets, clean and slopes as one tensor [N, K, 3 + D], float64, to be sent to another process."""
         import torch
 
         clean = self.offsets if self.clean is None else self.clean
@@ -100,7 +104,9 @@ __getattr__ = offered(
         "NoRule": "_box",
         "box_around": "_margins",
         "margin_bounds": "_margins",
-        "rounding": "_rounding",
+        "Answers": "_rounding",
+        "check_gradients": "_rounding",
+        "own_answers": "_rounding",
         "foretold_seconds": "_costs",
         "slow_kind": "_costs",
         "check_arithmetic": "_margins",

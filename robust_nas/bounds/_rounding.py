@@ -15,6 +15,7 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.overrides import TorchFunctionMode
 
+from robust_nas.bounds import TOLERANCE
 from robust_nas.bounds._box import operation_of
 from robust_nas.bounds._rules import RULES
+from robust_nas.core.errors import InputError
 from robust_nas.models.frozen import own_dtype
+from robust_nas.threat import ThreatModel
 
 _FEW = 4
 """Roundings of an operation that is no sum: functions of the mathematical library are off by that many at most."""
@@ -41,6 +45,68 @@ _CLEAR = 10
 
 _COARSE = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 """Units of what products of float32 matrices may be rounded to, where torch is told that it may."""
+
+_AT_ONCE = 32
+"""Images that are looked at in one pass, which keeps two numbers for each that the network computes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A network's own answers where N images are proved in exact arithmetic, and what rounding may take of the proofs.
+
+    They are looked at at the images, and where the linearised margin is least in the ball. All is 0 for other images.
+
+    Args:
+        errors: [N, K], float64: the margins' largest rounding error.
+        taken: [N], float64: the part of the least margin that rounding may take.
+        on_image: the logits there, [N, K], float64, which holds them whatever their type is.
+        in_ball: those at the other point, [N, K], float64.
+    """
+
+    errors: Tensor
+    taken: Tensor
+    on_image: Tensor
+    in_ball: Tensor
+
+    def replaced(self, places: Tensor, others: Answers) -> Answers:
+        """Return these with other ones at some places."""
+        return Answers(**{key: value.index_put((places,), getattr(others, key)) for key, value in vars(self).items()})
+
+
+def check_gradients() -> None:
+    """Raise InputError within torch.inference_mode, where all rounding would seem to be 0."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "Within torch.inference_mode nothing has a gradient, which says what rounding may take of a bound; call "
+            "this outside of it, or within torch.no_grad."
+        )
+
+
+def own_answers(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, lower: Tensor) -> Answers:
+    """Return the network's own answers on images [N, C, H, W], and what rounding may take.
+
+    Args:
+        model: in evaluation mode, its parameters without gradients, in its own arithmetic.
+        labels: [N].
+        lower: the margins' lower bounds over the ball, [N, K], float64.
+
+    Raises:
+        InputError: within torch.inference_mode.
+    """
+    check_gradients()
+    errors, taken = torch.zeros_like(lower), torch.zeros_like(lower[:, 0])
+    on_image, in_ball = torch.zeros_like(lower), torch.zeros_like(lower)
+    candidates = (lower.amin(1) > TOLERANCE).nonzero().squeeze(1)
+    for places in candidates.split(_AT_ONCE) if len(candidates) else ():
+        points, own, proved = images[places], labels[places], lower[places]
+        error, logits, slopes = rounding(model, points, own, proved)
+        ball = threat.around(points)
+        corners = ball.project(points + ball.least_at(slopes.to(points.dtype).unsqueeze(1)).view_as(points))
+        error_there, logits_there, _ = rounding(model, corners, own, proved)
+        on_image[places], in_ball[places] = logits.double(), logits_there.double()
+        errors[places] = torch.maximum(error, error_there)
+        taken[places] = proved.amin(1) - (proved - errors[places]).amin(1)
+    return Answers(errors, taken, on_image, in_ball)
 
 
 @allow_mutation_on_saved_tensors()  # networks may write into what their derivatives need: nobody else takes them

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robust_nas.bounds import TOLERANCE, Bound, LinearMargins
+from robust_nas.bounds._rounding import Answers, own_answers
 from robust_nas.bounds.alpha_crown import AlphaCROWN
 from robust_nas.bounds.crown import CROWN
 from robust_nas.bounds.crown_ibp import CROWNIBP
 from robust_nas.bounds.interval import Interval
 from robust_nas.core.errors import InputError
+from robust_nas.core.pixels import unit_images_and_labels
 from robust_nas.core.registry import name_of
+from robust_nas.models.frozen import frozen
 from robust_nas.threat import ThreatModel
 
 
@@ -21,8 +25,9 @@ from robust_nas.threat import ThreatModel
 class Auto:
     """The best of several kinds of bounds, image by image.
 
-    An image that one kind proves is left out of the next, and so is one that is misclassified, of which nothing can be
-    proved. A kind's margins are taken whole, for all classes: that of the largest least margin.
+    An image that one kind proves, the network's own rounding included, is left out of the next, and so is one that is
+    misclassified, of which nothing can be proved. A kind's margins are taken whole, for all classes: that of the
+    largest least margin.
 
     Args:
         kinds: the kinds, the cheapest first.
@@ -54,23 +59,32 @@ class Auto:
             InputError: for images outside [0, 1], labels that are not classes, an operation without a sound rule, or a
                 model that mixes the images of a batch.
         """
-        best: LinearMargins | None = None
-        for kind in map(self._limited, self.kinds):
-            if best is None:
-                found = kind.margins(model, images, labels, threat)
-                # A bound on the whole ball holds on the part of it that is in [0, 1].
-                inside = images.detach().to(found.offsets.dtype)
-                best = replace(found, images=inside, methods=(name_of(kind),) * len(images))
-                continue
-            open_ = ~(best.lower(threat).amin(1) > TOLERANCE)
+        images, labels = unit_images_and_labels(images, labels)
+
+        def answers_on(places: Tensor) -> Answers:
+            with frozen(model, fold=False):
+                return own_answers(model, images[places], labels[places], threat, lower[places].double())
+
+        first, *others = map(self._limited, self.kinds)
+        found = first.margins(model, images, labels, threat)
+        # A bound on the whole ball holds on the part of it that is in [0, 1].
+        inside = images.to(found.offsets.dtype)
+        best = replace(found, images=inside, methods=(name_of(first),) * len(images))
+        lower = best.lower(threat)
+        answers = answers_on(torch.arange(len(images), device=images.device))
+        for kind in others:
+            open_ = ~(lower.amin(1) - answers.taken > TOLERANCE)
             if best.clean is not None:
                 open_ &= best.clean.amin(1) > 0
             places = open_.nonzero().squeeze(1)
             if len(places):
                 found = kind.margins(model, images[places], labels[places], threat)
-                best = _best(best, found, name_of(kind), places, threat)
-        assert best is not None
-        return best
+                least = lower.amin(1)[places]
+                better = (found.lower(threat).amin(1) > least) | least.isnan()
+                best = _with(best, found, name_of(kind), places, better)
+                lower, chosen = best.lower(threat), places[better]
+                answers = answers.replaced(chosen, answers_on(chosen))
+        return replace(best, answers=answers)
 
     def _limited(self, kind: Bound) -> Bound:
         exact: Any = kind
@@ -78,11 +92,9 @@ class Auto:
         return limited
 
 
-def _best(best: LinearMargins, found: LinearMargins, name: str, places: Tensor, threat: ThreatModel) -> LinearMargins:
-    """Return `best` with what was found for the images at `places`, where that is better."""
+def _with(best: LinearMargins, found: LinearMargins, name: str, places: Tensor, better: Tensor) -> LinearMargins:
+    """`best` with those that were found for the images at `places`, where they are better."""
     assert best.methods is not None
-    before = best.lower(threat).amin(1)[places]
-    better = (found.lower(threat).amin(1) > before) | before.isnan()
     chosen = places[better]
     offsets, slopes, methods = best.offsets.clone(), best.slopes, list(best.methods)
     offsets[chosen] = found.offsets[better].to(offsets)

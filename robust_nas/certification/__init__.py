@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, compress
 from typing import Any
 
@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas import bounds
-from robust_nas.bounds import TOLERANCE, Bound, LinearMargins, NoRule, check_arithmetic, own_logits, rounding
+from robust_nas.bounds import (
+    TOLERANCE,
+    Answers,
+    Bound,
+    NoRule,
+    check_arithmetic,
+    check_gradients,
+    own_answers,
+    own_logits,
+)
 from robust_nas.bounds.interval import Interval
 from robust_nas.core.checks import check_at_least, check_kinds, check_type
 from robust_nas.core.errors import InputError
@@ -136,7 +145,8 @@ def certify(
         stage: shares the chunks out over its processes, shows progress, and continues after the chunks it has saved.
 
     Raises:
-        InputError: for no images, no radii, a model that the bound cannot handle, or a saved state of other settings.
+        InputError: for no images, no radii, a model that the bound cannot handle, a saved state of other settings, or
+            within torch.inference_mode.
     """
     check_kinds("certify", model=(model, nn.Module), data=(data, ImageSet), threat=(threat, ThreatModel))
     if len(data) == 0:
@@ -154,6 +164,7 @@ def certify(
         )
     check_model(model)
     check_arithmetic(model)
+    check_gradients()
     network = evaluating(copied(model)).requires_grad_(False)
     world = stage.world if stage else World()
     device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), data.labels.device)
@@ -198,10 +209,6 @@ def certify(
     ]
 
 
-_AT_ONCE = 32
-"""Images whose rounding is looked at in one pass, which keeps two numbers for each that the network computes."""
-
-
 def _certify_chunk(
     network: nn.Module, chunk: ImageSet, start: int, threats: Sequence[ThreatModel], bound: Bound, kinds: Sequence[str]
 ) -> Tensor:
@@ -222,49 +229,31 @@ def _certify_chunk(
         found = bound.margins(network, images, labels, threat)
         # The least is NaN where any margin is: nothing is proved about an image with a bound that is not a number.
         lower = found.lower(threat).double()
-        least, taken = lower.amin(1), torch.zeros(count, dtype=torch.float64, device=lower.device)
-        candidates = (least > TOLERANCE).nonzero().squeeze(1)
-        for places in candidates.split(_AT_ONCE) if len(candidates) else ():
-            proved = replace(found, offsets=lower[places], clean=None if found.clean is None else found.clean[places])
-            taken[places] = _checked(network, images[places], labels[places], threat, proved, start + places)
+        answers = found.answers or own_answers(network, images, labels, threat, lower)
+        _check(answers, lower, labels, start)
         seconds = torch.full((count,), (time.monotonic() - started) / count).double()
         numbers = torch.tensor([kinds.index(name) for name in found.methods or [kinds[0]] * count]).double()
-        rows.append(torch.stack([least.cpu(), taken.cpu(), seconds, numbers, clean.double().cpu()]))
+        rows.append(torch.stack([lower.amin(1).cpu(), answers.taken.cpu(), seconds, numbers, clean.double().cpu()]))
     return torch.stack(rows)
 
 
-def _checked(
-    network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, proved: LinearMargins, numbers: Tensor
-) -> Tensor:
-    """Return the part of the least margins that rounding may take, [B]; the network's own answers must agree.
-
-    They are looked at, as rounding is, at the images and where the linearised margin is least in the ball.
+def _check(answers: Answers, lower: Tensor, labels: Tensor, start: int) -> None:
+    """Raise Contradiction if one of the network's own answers is wrong, or further from the proof than rounding can be.
 
     Args:
-        proved: with the margins' lower bounds [B, K] over the ball as offsets.
-        numbers: the images' places in the data, [B].
-
-    Raises:
-        Contradiction: if an answer is another one, or further from the proof than rounding explains.
+        lower: the margins' lower bounds over the ball, [B, K].
+        start: the place of the first image in the data.
     """
-    lower = proved.offsets
-    errors, logits, slopes = rounding(network, images, labels, lower)
-    ball = threat.around(images)
-    corners = ball.project(images + ball.least_at(slopes.to(images.dtype).unsqueeze(1)).view_as(images))
-    errors_there, logits_there, _ = rounding(network, corners, labels, lower)
-    errors = torch.maximum(errors, errors_there)
-    taken = lower.amin(1) - (lower - errors).amin(1)
-    for where, answers in (("on it", logits), ("at a point of its ball", logits_there)):
-        margins = answers.double().gather(1, labels[:, None]) - answers.double()
-        least = lower.argmin(1, keepdim=True)
-        short = (lower - errors - margins).gather(1, least).squeeze(1)
-        wrong = answers.argmax(1) != labels
-        for image in ((lower.amin(1) - taken > TOLERANCE) & (wrong | (short > TOLERANCE))).nonzero().flatten().tolist():
+    least, certified = lower.argmin(1, keepdim=True), lower.amin(1) - answers.taken > TOLERANCE
+    for where, logits in (("on it", answers.on_image), ("at a point of its ball", answers.in_ball)):
+        margins = logits.gather(1, labels[:, None]) - logits
+        short = (lower - answers.errors - margins).gather(1, least).squeeze(1)
+        contradicted = certified & ((logits.argmax(1) != labels) | (short > TOLERANCE))
+        for image in contradicted.nonzero().flatten().tolist():
             raise Contradiction(
-                f"Image {int(numbers[image])} is proved to be of class {int(labels[image])} by a margin of at least "
+                f"Image {start + image} is proved to be of class {int(labels[image])} by a margin of at least "
                 f"{float(lower[image].amin()):.3g}, but the network's own margin {where} is "
                 f"{float(margins[image].scatter(0, labels[image], torch.inf).amin()):.3g}, which rounding does not "
                 "explain: it computes something else than what was proved, or the proof is wrong, which is a bug; "
                 "please report it."
             )
-    return taken
