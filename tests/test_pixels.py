@@ -101,9 +101,12 @@ def entries() -> dict[str, Callable[[Any, Any], Any]]:
             rn.build_ensemble([model], ImageSet(images, labels), threat).predict(images) == 0
         ),
         "smoothed answers": lambda images, labels: smoothed.predict(images) == class_labels(labels, 4),
-        "bound": lambda images, labels: (
-            bounds.get("interval")().margins(model, images, labels, threat).lower(threat).amin(1) > 0
-        ),
+        **{
+            f"bound by {kind}": lambda images, labels, kind=kind: (
+                bounds.get(kind)().margins(model, images, labels, threat).lower(threat).amin(1) > 0
+            )
+            for kind in ("interval", "auto")
+        },
     }
 
 
