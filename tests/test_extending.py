@@ -68,6 +68,15 @@ def test_the_attack_stays_in_the_ball_and_keeps_a_share_of_the_change() -> None:
     assert torch.equal(none, images)
 
 
+def test_the_momentum_attack_reaches_the_corner_of_the_ball_that_is_worst_for_two_classes() -> None:
+    images, labels = batch()
+    images, labels, model = images * 0.6 + 0.2, labels % 2, linear_model()
+    model[1] = nn.Linear(16, 2)
+    found = attacks.get(example("attacks", "momentum_fgsm"))().perturb(model, images, labels, THREAT)
+    towards = (model[1].weight[1 - labels] - model[1].weight[labels]).sign().view_as(images)
+    torch.testing.assert_close(found, images + 0.1 * towards)
+
+
 def test_the_training_method_adds_noise_of_its_deviation() -> None:
     images, places = torch.full((200, 1, 4, 4), 0.5), torch.arange(200)
     labels = places % 3

@@ -1,7 +1,7 @@
 """Training methods, which craft examples and define the loss; one loop (`fit`) trains with any of them.
 
 One file is one method: a frozen, keyword-only dataclass with `craft` and `loss` that inherits `TrainingMethod`.
-`trainings.get("pgd_at")`.
+`training.get("pgd_at")`.
 """
 
 from __future__ import annotations
