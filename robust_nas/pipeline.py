@@ -6,8 +6,6 @@ exists is read back instead of computed, and a stage that was interrupted contin
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +38,7 @@ from robust_nas.recipes.rehearsal import rehearse
 from robust_nas.records import read_stage
 from robust_nas.report import write_report
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.environment import add_session, describe_environment, sessions
+from robust_nas.runtime.environment import add_session, environment_of, sessions
 from robust_nas.runtime.per_sample import add_outcomes, check_outcomes, compare_outcomes, read_outcomes
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, Stage, load_state, save_state, write_json, write_text
@@ -98,13 +96,12 @@ class Job:
         """
 
         def note() -> None:
-            path = self.folder / "environment.json"
-            before = sessions(read_stage(path)) if is_there(path) else []
+            before = sessions(environment_of(self.folder))
             size = before[0].get("world_size", 1) if before else self.world.size
             if in_shares and size != self.world.size:
                 raise InputError(_OTHER_SIZE.format(self.folder.path, size, self.world.size, launch(size)))
             if not self.noted:
-                add_session(path, describe_environment(self.world, sys.argv[1:]))
+                add_session(self.folder, self.world, sys.argv[1:])
 
         self.world.on_main(note)
         self.noted = True
@@ -505,8 +502,7 @@ def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
     table = config.to_dict(plan)
     if isinstance(plan, SmoothingPlan):
         del table["epsilons"]  # read off the images' radii: other ones cost nothing
-    settings = json.dumps(table, sort_keys=True)
-    folder = f"certify-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
+    folder = f"certify-{config.digest(table)}"
     for name, model in load_models_and_ensembles(job).items():
         if isinstance(plan, SmoothingPlan):
             _smooth_one(job, name, model, plan, folder)
@@ -707,8 +703,8 @@ def start(
             if fill is not None:
                 fill(folder, data)
             write_json(folder / DATA, data.fingerprint())
-            write_json(folder / "environment.json", describe_environment(world, arguments))
-            write_text(folder / "config.toml", config.to_toml(chosen.to_dict()))
+            add_session(folder, world, arguments)
+            folder.settle(chosen.to_dict(), "config.toml")
         return folder.path
 
     job = _job(chosen, world.on_main(make_folder), world, progress)
@@ -725,12 +721,7 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
     folder = RunDir.open(path)
     table = config.read_toml(folder / "config.toml")
     saved = recipe.from_table(table, str(folder / "config.toml"))
-    changed = config.differences(saved.to_dict(), recipe.from_table(config.override(table, overrides), "").to_dict())
-    if changed:
-        raise InputError(
-            f"{path} was started with another configuration: {', '.join(changed)}; resume it without changes, or start "
-            "a new run."
-        )
+    folder.check_unchanged(saved.to_dict(), recipe.from_table(config.override(table, overrides), "").to_dict())
     return _job(saved, path, World.start(saved.device, saved.threads, saved.workers, saved.patience), progress)
 
 

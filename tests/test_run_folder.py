@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,16 +126,49 @@ def _lock(path: Path, outcome) -> None:
         outcome.put(str(error))
 
 
+def _locked_elsewhere(path: Path) -> str:
+    """Return what another process is told that wants to lock a folder."""
+    context = multiprocessing.get_context("fork")
+    outcome = context.Queue()
+    other = context.Process(target=_lock, args=(path, outcome))
+    other.start()
+    found = outcome.get(timeout=10)
+    other.join()
+    return str(found)
+
+
 def test_two_processes_cannot_work_on_one_run(tmp_path):
     with RunDir.making(tmp_path, "digits") as run:
         pass
     run.lock()
-    context = multiprocessing.get_context("fork")
-    outcome = context.Queue()
-    other = context.Process(target=_lock, args=(run.path, outcome))
-    other.start()
-    assert "Another process is working on" in outcome.get(timeout=10)
-    other.join()
+    assert "Another process is working on" in _locked_elsewhere(run.path)
+
+
+@pytest.mark.parametrize("file", ["settings.json", "attack.toml"])
+def test_a_job_goes_on_in_its_folder_with_its_settings_alone(tmp_path: Path, file: str) -> None:
+    def begin(settings: dict[str, Any]) -> RunDir:
+        return RunDir.open_or_create(tmp_path / "job", settings, World(), file=file, free=("workers",))
+
+    settings = {"data": {"name": "digits"}, "seeds": [0, 1], "workers": 1}
+    begin(settings).unlock()
+    written = (tmp_path / "job" / file).read_text()
+    begin({**settings, "workers": 2}).unlock()
+    for changed, named in (({"seeds": [0]}, "seeds"), ({"data": {"name": "mnist"}}, r"data\.name")):
+        with pytest.raises(InputError, match=rf"begun with other settings: {named} "):
+            begin({**settings, **changed})
+    assert (tmp_path / "job" / file).read_text() == written
+    held = begin(settings)  # whoever is refused leaves the folder free
+    try:
+        assert _locked_elsewhere(held.path).startswith("Another process is working on")
+    finally:
+        held.unlock()
+
+
+def test_settings_that_are_no_table_are_refused_and_the_folder_is_free(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("[1]")
+    for _ in range(2):
+        with pytest.raises(InputError, match="must be a table"):
+            RunDir.open_or_create(tmp_path, {"seed": 0}, World(), file="settings.json")
 
 
 def test_a_folder_that_is_no_run_folder_is_refused(tmp_path):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import re
 import types
@@ -315,3 +317,9 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
         elif one != other:
             found.append(f"{name} ({one!r} -> {other!r})")
     return found
+
+
+def digest(settings: Any) -> str:
+    """Return the eight digits that name the folder of a job with these settings: equal ones have equal digits."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +38,9 @@ from robust_nas.pipeline import check_same_data, read_data
 from robust_nas.records import read_stage
 from robust_nas.report import write_attack_report
 from robust_nas.runtime.distributed import PATIENCE, World
-from robust_nas.runtime.environment import add_session, describe_environment
+from robust_nas.runtime.environment import add_session
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage, is_run, make_folder, write_json, write_text
+from robust_nas.runtime.run_folder import RunDir, Stage, is_run, write_json
 from robust_nas.threat import ThreatModel
 
 SETTINGS = "attack.toml"
@@ -178,13 +176,13 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
         with _about(name):
             for note in notes(model, test, chosen.seed):
                 progress.say(f"beware: {name}: {note}")
-    folder = RunDir(out / f"attack-{_digest(chosen, models, data, test)}")
-    world.on_main(lambda: _prepare(folder, chosen, world, arguments))
+    path = out / f"attack-{_digest(chosen, models, data, test)}"
+    folder = RunDir.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=_RESOURCES)
     try:
         progress.say(f"folder: {folder.path}")
         left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
-        if left and world.is_main:
-            add_session(folder / "environment.json", describe_environment(world, arguments))
+        if left:
+            add_session(folder, world, arguments)
         if budget:
             for name, model in left.items():
                 with _about(name):
@@ -236,13 +234,11 @@ def _check_data(chosen: AttackedModels, data: Dataset) -> None:
 
 
 def _digest(chosen: AttackedModels, models: dict[str, nn.Module], data: Dataset, test: ImageSet) -> str:
-    """Return the digest of the settings, weights, images and classes, in eight digits."""
+    """Return the digest of the settings, weights, images and classes."""
     fixed = {key: value for key, value in config.to_dict(chosen).items() if key not in _RESOURCES}
     place = {"version": __version__, "device": test.labels.device.type, "classes": list(data.classes)}
-    digest = hashlib.sha256(json.dumps({**fixed, **place}, sort_keys=True).encode())
-    for name, model in models.items():
-        digest.update(f"{name} {digest_of(model, test, chosen.evaluation)}".encode())
-    return digest.hexdigest()[:8]
+    contents = [[name, digest_of(model, test, chosen.evaluation)] for name, model in models.items()]
+    return config.digest({**fixed, **place, "models": contents})
 
 
 def _test_only(source: DataSource) -> DataSource:
@@ -250,14 +246,6 @@ def _test_only(source: DataSource) -> DataSource:
     known = {field.name for field in dataclasses.fields(source)}  # type: ignore[arg-type]
     sizes = {name: 1 for name in ("train_size", "validation_size") if name in known}
     return dataclasses.replace(source, **sizes)  # type: ignore[type-var]
-
-
-def _prepare(folder: RunDir, chosen: AttackedModels, world: World, arguments: list[str]) -> None:
-    """Make the folder, if it is not there, and lock it."""
-    make_folder(folder / "checkpoints", "choose another place with --out")
-    folder.lock()
-    if not (folder / SETTINGS).exists():
-        write_text(folder / SETTINGS, config.to_toml(config.to_dict(chosen)))
 
 
 def _results(folder: RunDir) -> dict[str, Any]:

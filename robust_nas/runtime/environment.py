@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from robust_nas import __version__
 from robust_nas.core.files import is_there
 from robust_nas.records import read_stage
-from robust_nas.runtime.run_folder import write_json
+from robust_nas.runtime.run_folder import RunDir, write_json
 
 if TYPE_CHECKING:
     from robust_nas.runtime.distributed import World
+
+ENVIRONMENT = "environment.json"
 
 PACKAGES = (
     "torch",
@@ -57,10 +59,26 @@ def sessions(environment: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*environment.get("earlier", []), *([last] if last else [])]
 
 
-def add_session(path: Path, environment: dict[str, Any]) -> None:
-    """Write what this session works with to environment.json, with what earlier ones worked with under "earlier"."""
-    earlier = sessions(read_stage(path)) if is_there(path) else []
-    write_json(path, {**environment, "earlier": earlier} if earlier else environment)
+def add_session(folder: RunDir, world: World, arguments: list[str]) -> None:
+    """Write what this session works with to environment.json, with what earlier ones worked with under "earlier".
+
+    It is called before a session computes anything of the folder, and not where all is there. Rank 0 writes.
+    """
+    if world.is_main:
+        path, environment = folder / ENVIRONMENT, describe_environment(world, arguments)
+        earlier = sessions(environment_of(folder))
+        write_json(path, {**environment, "earlier": earlier} if earlier else environment)
+
+
+def environment_of(folder: RunDir) -> dict[str, Any]:
+    """Return the contents of a folder's environment.json; nothing where nothing was computed yet.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    path = folder / ENVIRONMENT
+    found: dict[str, Any] = read_stage(path) if is_there(path) else {}
+    return found
 
 
 def hardware(session: Mapping[str, Any]) -> str:

@@ -29,12 +29,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from robust_nas import records
+from robust_nas.core import config
 from robust_nas.core.checks import check_path
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, read_rows
@@ -405,10 +406,67 @@ def is_run(path: Path | str) -> bool:
 
 @dataclass
 class RunDir:
-    """A run folder on disk."""
+    """The folder of a run, or of another job that is gone on with where it ended.
+
+    A run has a name of its own (`making`); the others' names are digests of their settings (`open_or_create`). Both
+    are locked while somebody works on them, and hold a job with one set of settings, from which nothing may differ.
+    """
 
     path: Path
     _lock: IO[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def open_or_create(
+        cls, path: Path, settings: Mapping[str, Any], world: World, *, file: str, free: Collection[str] = ()
+    ) -> RunDir:
+        """Make a job's folder with its settings, or open the one that is there; it is locked.
+
+        Args:
+            settings: what the job's results follow from.
+            world: the processes at work, of which rank 0 has the lock.
+            file: the name of the settings' file, JSON or TOML.
+            free: the keys that may change from session to session, as no result follows from them.
+
+        Raises:
+            InputError: if it cannot be made, another process is at work on it, or it holds a job with other settings.
+        """
+        folder = cls(path)
+
+        def begin() -> None:
+            make_folder(path, "choose another place with --out")
+            folder.lock()
+            try:
+                folder.settle(settings, file, free)
+            except BaseException:
+                folder.unlock()
+                raise
+
+        world.on_main(begin)
+        return folder
+
+    def settle(self, settings: Mapping[str, Any], file: str, free: Collection[str] = ()) -> None:
+        """Write the settings, or compare them with those that are there.
+
+        Raises:
+            InputError: if they differ.
+        """
+        place, is_toml = self / file, file.endswith(".toml")
+        if not is_there(place):
+            write_text(place, config.to_toml(settings)) if is_toml else write_json(place, settings)
+            return
+        before = config.read_toml(place) if is_toml else read_json(place, "choose another folder with --out")
+        if not isinstance(before, dict):
+            raise InputError(damaged(place, "it must be a table", "choose another folder with --out"))
+        self.check_unchanged(before, json.loads(json.dumps(settings)), free)
+
+    def check_unchanged(self, before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> None:
+        """Raise InputError if two tables of settings differ in more than the keys that are free, naming them."""
+        one, other = ({key: value for key, value in table.items() if key not in free} for table in (before, now))
+        if changed := config.differences(one, other):
+            raise InputError(
+                f"{self.path} was begun with other settings: {', '.join(changed)}; go on with it without changes, or "
+                "begin anew in another folder."
+            )
 
     @classmethod
     @contextlib.contextmanager

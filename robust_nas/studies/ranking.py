@@ -1,7 +1,8 @@
 """The ranking of a table's architectures by scores of untrained networks: `robust-nas proxies rank`.
 
-    runs/proxies-nas-robbench-201-1a2b3c/
+    runs/proxies-nas-robbench-201-1a2b3c4d/
         settings.json     table, data, threat model, networks: what the folder's name is a digest of
+        environment.json  version, hardware, arguments; of each session that found scores, the last one first
         scores.jsonl      one line per architecture, seed and proxy, appended as it is found
         ranking.json      the last answer: correlations with intervals, differences between proxies, caveats
 
@@ -13,7 +14,6 @@ there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -40,7 +40,7 @@ from robust_nas.core.text import aligned, warnings
 from robust_nas.datasets import DataSource
 from robust_nas.proxies import Proxy
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.environment import describe_environment
+from robust_nas.runtime.environment import add_session, environment_of
 from robust_nas.runtime.run_folder import RunDir, write_json, write_text
 from robust_nas.spaces import Space, describe
 from robust_nas.tables import answers, skeletons
@@ -212,11 +212,11 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
         )
     images = data.fingerprint(["train"])["splits"]["train"]
     settings = {"table": table.name, **scoring.place, "images": images, "device": world.device.type}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
-    folder = _open(out / f"proxies-{Path(table.name).name}-{digest}", settings)
+    path = out / f"proxies-{Path(table.name).name}-{config.digest(settings)}"
+    folder = RunDir.open_or_create(path, settings, world, file="settings.json")
     try:
         progress.say(f"folder: {folder.path}")
-        scores, seconds = _scores(folder / "scores.jsonl", architectures, scoring, data, progress)
+        scores, seconds = _scores(folder, architectures, scoring, data, world, progress)
         compared = progress.steps(list(zip(names_of(columns), columns, strict=True)), "columns compared")
         result = {
             **settings,
@@ -231,7 +231,7 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
                 {"name": name, **agreement(scores, table.values(**asdict(column))[chosen])} for name, column in compared
             ],
             "caveats": list(table.caveats),
-            "environment": describe_environment(world, sys.argv[1:]),
+            "environment": environment_of(folder),
             "folder": str(folder.path),
         }
         write_json(folder / "ranking.json", result)
@@ -301,19 +301,6 @@ class _Form:
     channel_statistics: tuple[Tensor, Tensor]
 
 
-def _open(path: Path, settings: dict[str, Any]) -> RunDir:
-    """Return the folder, locked; a new one gets the settings."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {path} cannot be made ({error.strerror}); choose another with --out.") from None
-    folder = RunDir(path)
-    folder.lock()
-    if not (folder / "settings.json").exists():
-        write_json(folder / "settings.json", settings)
-    return folder
-
-
 _PARTS = "the names of an architecture and a proxy, a seed, a score and seconds"
 
 
@@ -325,9 +312,15 @@ def _is_score(row: Any) -> bool:
 
 
 def _scores(
-    path: Path, architectures: Sequence[Architecture], scoring: Scoring, data: Dataset, progress: Progress
+    folder: RunDir,
+    architectures: Sequence[Architecture],
+    scoring: Scoring,
+    data: Dataset,
+    world: World,
+    progress: Progress,
 ) -> tuple[dict[str, Floats], dict[str, float]]:
     """Return every proxy's scores, [seeds, architectures], and mean seconds; what is in the file is not done again."""
+    path = folder / "scores.jsonl"
     rows = {(row["architecture"], row["seed"], row["proxy"]): row for row in read_rows(path, _is_score, _PARTS)}
     # Without a line that was cut off, to which the next one would be appended.
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
@@ -337,6 +330,8 @@ def _scores(
         for architecture, seed in wanted
     }
     todo = [pair for pair, names in missing.items() if names]
+    if todo:
+        add_session(folder, world, sys.argv[1:])
     built = scoring.built()
     form = _Form(data.name, data.classes, data.image_shape, data.channel_statistics)
     batches = [draw_batch(data, scoring.batch_size, seed) for seed in range(scoring.seeds)]

@@ -5,6 +5,7 @@ Every seed's search is independent of all others, so that the folder of a simula
 to the same result:
 
     settings.json     what is simulated; a simulation with other settings is refused
+    environment.json  version, hardware, arguments; of each session that simulated something, the last one first
     queries/*.npy     a finished chunk of seeds: the queried classes, as places in the table, [seeds, budget]
     curves.parquet    one row per sampler, seed and query
     curves.svg        the mean curves with their bands
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -34,12 +34,12 @@ from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
-from robust_nas.core.files import damaged, is_there
 from robust_nas.core.registry import name_of
 from robust_nas.core.text import aligned, warnings
 from robust_nas.report.table_plots import search_plot
+from robust_nas.runtime.environment import add_session, environment_of
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, atomic_path, read_json, write_json, write_text
+from robust_nas.runtime.run_folder import RunDir, atomic_path, write_json, write_text
 from robust_nas.samplers import PATIENCE, Sampler, classes, num_weights, queries
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.tables import skeletons
@@ -140,7 +140,6 @@ def run(
             a budget above the number of classes, or a folder with other settings.
     """
     from robust_nas.runtime.distributed import World
-    from robust_nas.runtime.environment import describe_environment
 
     if workers < 1:
         raise InputError(f"workers must be at least 1, but got {workers}.")
@@ -162,10 +161,11 @@ def run(
         "seeds": seeds,
         "version": __version__,
     }
-    folder = _open(out, settings)
+    world = World(workers=workers)
+    folder = RunDir.open_or_create(out, settings, world, file="settings.json")
     try:
         by_class = dict(zip(canonical, values.tolist(), strict=True))
-        found = _search(folder, space, by_class, named, budget, seeds, World(workers=workers), progress)
+        found = _search(folder, space, by_class, named, budget, seeds, world, progress)
         measured = {label: values[places] for label, places in found.items()}
         optimum, curves = _curves(values, measured)
         if len(objectives) > 1:
@@ -184,7 +184,7 @@ def run(
             "curves": {label: _summary(curve, optimum, noise_floor) for label, curve in curves.items()},
             "comparisons": _comparisons({label: curve[:, -1].tolist() for label, curve in curves.items()}),
             "caveats": _caveats(table, objectives, dataset),
-            "environment": describe_environment(World(), sys.argv[1:]),
+            "environment": environment_of(folder),
         }
         _write_curves(folder / "curves.parquet", architectures, objectives, found, measured, curves)
         write_text(folder / "curves.svg", search_plot(result))
@@ -223,8 +223,7 @@ def run_in(
     """
     chosen = list(samplers) or _able(len(objectives))
     asked = [table.name, list(objectives), dataset, chosen, budget, seeds, __version__]
-    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]
-    folder = out / f"search-{Path(table.name).name}-{dataset.replace(':', '-')}-{digest}"
+    folder = out / f"search-{Path(table.name).name}-{dataset.replace(':', '-')}-{config.digest(asked)}"
     result = run(table, objectives, dataset, chosen, budget, seeds, folder, workers=workers, progress=progress)
     return f"{describe(result)}\nin {folder}: curves.svg, curves.parquet (every query), simulation.json"
 
@@ -395,26 +394,6 @@ def _sampler(sampler: str | Sampler) -> Sampler:
     return built
 
 
-def _open(out: Path, settings: dict[str, Any]) -> RunDir:
-    """Return the folder, locked; a new one gets the settings."""
-    try:
-        (out / "queries").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {out} cannot be made ({error.strerror}); choose another with --out.") from None
-    folder = RunDir(out)
-    folder.lock()
-    if is_there(out / "settings.json"):
-        before = read_json(out / "settings.json")
-        if not isinstance(before, dict):
-            raise InputError(damaged(out / "settings.json", "it must be a table", "choose another folder"))
-        if changed := config.differences(before, settings):
-            folder.unlock()
-            raise InputError(f"{out} holds a simulation with other settings: {', '.join(changed)}; choose another.")
-    else:
-        write_json(out / "settings.json", settings)
-    return folder
-
-
 # Searching
 
 
@@ -450,6 +429,8 @@ def _search(
     parts = [range(start, min(start + CHUNK, seeds)) for start in range(0, seeds, CHUNK)]
     chunks = [(label, part) for label in named for part in parts]
     todo = [chunk for chunk in chunks if not path(chunk).exists()]
+    if todo:
+        add_session(folder, world, sys.argv[1:])
     shown = (progress or Progress(quiet=True)).steps(
         finish(todo), "simulated searches", total=len(chunks), done=len(chunks) - len(todo)
     )
