@@ -176,7 +176,7 @@ def _with_transfer(
     derivation: Derivation,
     stage: Stage,
 ) -> list[Candidate]:
-    """Return the candidates with what is known of how attacks transfer between their networks."""
+    """Return the candidates with the transfer of attacks between their networks, as far as it is known."""
     examples, fooled = (counts.tolist() for counts in transfers(networks, images, threat, derivation.attack, stage))
     return [
         replace(

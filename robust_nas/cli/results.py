@@ -1,4 +1,4 @@
-"""What is said of the results in a folder: of a run, of attacked models, of certificates."""
+"""The words for the results in a folder: of a run, of attacked models, of certificates."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ class NetworkData(Protocol):
 
 @dataclass(frozen=True)
 class DataForm:
-    """The form of a data set, without its images: what a network is built from that saved weights are loaded into.
+    """The form of a data set, without its images; a network for saved weights is built from it.
 
     Args:
         name: the data set's.

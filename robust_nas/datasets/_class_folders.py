@@ -94,7 +94,7 @@ class ClassFolders:
 
 
 def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders of splits in `root` by split, and what is left out beside them; none, if it has class folders.
+    """The folders of splits in `root` by split, and the entries that are left out; none, if it has class folders.
 
     Raises:
         InputError: if there is one of `train` and `test` without the other, or two of one split.

@@ -120,7 +120,7 @@ class ImageFiles:
         return replace(self, paths=self.paths[chosen], labels=self.labels[_on(index, self.device)])
 
     def __getitem__(self, index: slice | Tensor) -> ImageSet:
-        """Return the centre crops of some images, decoded in this process; what is drawn for training is in `batches`.
+        """Return the centre crops of some images, decoded in this process; `batches` has the random crops of training.
 
         Raises:
             InputError: if a file cannot be read; it is named.

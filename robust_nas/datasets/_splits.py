@@ -24,7 +24,7 @@ def permutation(count: int) -> torch.Tensor:
 
 
 def cut(images: ImageSet, sizes: Sequence[int], name: str) -> list[ImageSet]:
-    """Return disjoint parts of the given sizes, taken from the fixed random order; what is left over is not used.
+    """Return disjoint parts of the given sizes, taken from the fixed random order; the rest is not used.
 
     Raises:
         InputError: if there are too few images.

@@ -58,7 +58,7 @@ _POINTS_PER_IMAGE = 4
 
 
 def write_vnnlib(path: Path | str, image: Tensor, label: int, num_classes: int, threat: ThreatModel) -> None:
-    """Write what a counterexample at an image is: X_0, ... in the box, and one Y_j that is at least Y_label.
+    """Write the property of a counterexample at an image: X_0, ... in the box, and one Y_j that is at least Y_label.
 
     The numbers are written in full, and are float32: a reader in single or double precision has the same box. It is the
     smallest such box around the ball, cut with [0, 1], and so is up to one unit in the last place larger.
@@ -243,7 +243,7 @@ def export_run(
     images: int | None = None,
     timeout: int = TIMEOUT,
 ) -> str:
-    """Write the trained models of a run, ensembles too, and what its recipe certifies; return what was written.
+    """Write the trained models of a run, ensembles too, and the properties that its recipe certifies; return a summary.
 
     Args:
         job: the run, whose networks are trained.
@@ -284,7 +284,7 @@ def export_ensemble(
     timeout: int = TIMEOUT,
     progress: Progress | None = None,
 ) -> str:
-    """Write a saved ensemble, and what the run in which it lies certifies, if any; return what was written.
+    """Write a saved ensemble, and the properties that its run certifies, if it lies in one; return a summary.
 
     Args:
         saved: the folder that `Ensemble.save` wrote.

@@ -73,7 +73,7 @@ def depends_on(model: nn.Module, images: Tensor) -> bool:
 
 
 def layers(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
-    """Return the convolutions and linear layers by their weight's name: what the published scores count as layers."""
+    """Return the convolutions and linear layers by their weight's name: the layers of the published scores."""
     return {
         f"{name}.weight".lstrip("."): module
         for name, module in model.named_modules()

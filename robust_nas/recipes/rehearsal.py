@@ -21,7 +21,7 @@ from robust_nas.training import rehearse as rehearse_training
 
 
 def rehearse(chosen: Recipe, data: Dataset, world: World, *, trains: bool) -> list[str]:
-    """Return what is to be said before a run: suspicious images, what will not be measured, bounds that take hours.
+    """Return the notes before a run: suspicious images, measurements left out, bounds that take hours.
 
     Args:
         trains: whether the run searches and trains, so that this is rehearsed too.
@@ -46,7 +46,7 @@ def rehearse(chosen: Recipe, data: Dataset, world: World, *, trains: bool) -> li
 
 
 def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module, world: World) -> str | None:
-    """Return what is to be said of the time that the bounds will take, if it is long.
+    """Return the note on the time that the bounds will take, if it is long.
 
     Of an operation without a sound rule they say so later: which operations there will be is not known yet.
 

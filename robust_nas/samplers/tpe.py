@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TPE:
-    """Choose what is likelier among the good architectures than among the rest; any number of objectives.
+    """Choose values that are likelier among the good architectures than among the rest; any number of objectives.
 
     Args:
         random_starts: random architectures before the first model (Optuna's `n_startup_trials`).

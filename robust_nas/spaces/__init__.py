@@ -86,7 +86,7 @@ class Space(Protocol):
         """The choices that a search has probabilities of, a row each: the name, such as an edge's, and the options."""
 
     def indices_of(self, architecture: AnyArchitecture) -> list[int | None]:
-        """Return the index of what an architecture takes in each of `choices`; None where it takes nothing."""
+        """Return the index of an architecture's option in each of `choices`; None where it has none."""
 
     def posterior(self, probabilities: Sequence[Sequence[float]]) -> Sequence[Mapping[tuple[str, ...], float]]:
         """Return the probabilities of `decisions` at probabilities of `choices`, one part after the other.

@@ -1,4 +1,4 @@
-"""Widening without a change of function: a wide operation, whose first channels compute what a narrow one's did."""
+"""Widening without a change of function: the first channels of a wide operation compute the narrow one's."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Answer:
 
 
 def query(table: Table, architecture: str, words: Sequence[str]) -> Answer:
-    """Answer what a table says of an architecture in every column that fits `COLUMN=VALUE` words."""
+    """Answer with a table's values of an architecture, in every column that fits `COLUMN=VALUE` words."""
     criteria, labels = parse(words, labels=1)
     results = table.results(architecture, *labels, **criteria)
     form = results[0].architecture

@@ -153,7 +153,7 @@ def _convert(folder: Path, card: Card, format: str, progress: Progress) -> Path:
 
 
 def _download(file: File, path: Path, progress: Progress, pause: float) -> None:
-    """Download one file to `path`, going on after what an earlier attempt has left in `path`.partial."""
+    """Download one file to `path`; an earlier attempt's `path`.partial is continued."""
     partial = path.with_name(f"{path.name}.partial")
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -190,7 +190,7 @@ def _download(file: File, path: Path, progress: Progress, pause: float) -> None:
 
 
 def _receive(file: File, partial: Path, progress: Progress) -> None:
-    """Append to `partial` what is missing of the file, as far as the connection lasts."""
+    """Append the missing part of the file to `partial`, as far as the connection lasts."""
     done = partial.stat().st_size if partial.exists() else 0
     if done and done == file.bytes:
         return
@@ -243,7 +243,7 @@ def _connected() -> Iterator[None]:
 
 @contextmanager
 def _storing(folder: Path) -> Iterator[None]:
-    """Say in one sentence what the operating system objects to."""
+    """Say the operating system's objection in one sentence."""
     try:
         yield
     except OSError as error:

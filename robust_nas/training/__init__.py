@@ -154,11 +154,11 @@ class TrainingMethod(ABC):
     """The shares of the steps in which epsilon is almost 0, and grows, if the training does not give them."""
 
     stays_in_pixels: ClassVar[bool] = True
-    """Whether what is crafted is in [0, 1]."""
+    """Whether the crafted images are in [0, 1]."""
 
     @property
     def stays_in_ball(self) -> bool:
-        """Whether what is crafted is inside the threat model."""
+        """Whether the crafted images are inside the threat model."""
         return True
 
     @property

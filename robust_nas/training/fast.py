@@ -74,7 +74,7 @@ class Fast(TrainingMethod):
 
     @property
     def stays_in_ball(self) -> bool:
-        """Whether what is crafted is inside the threat model."""
+        """Whether the crafted images are inside the threat model."""
         return self.start != "n_fgsm"
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -142,7 +142,7 @@ class CellNetwork(ImageNetwork):
         initialise(self)
 
     def forward(self, images: Tensor, *mixture: Any) -> Tensor:
-        """Return logits [B, K] of [0, 1] images [B, C, H, W]; what a supernet's cells need more is `mixture`."""
+        """Return logits [B, K] of [0, 1] images [B, C, H, W]; the cells of a supernet need a `mixture` too."""
         x = self.stem(self.normalised(images))
         for layer in self.layers:
             x = layer(x) if isinstance(layer, Reduction) else layer(x, *mixture)

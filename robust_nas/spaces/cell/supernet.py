@@ -80,7 +80,7 @@ class Supernet(nn.Module):
         self.keep(torch.tensor([[name in names for name in self.operations] for names in structure["operations"]]))
 
     def at(self, mixture: Tensor) -> FixedMixture:
-        """Return the network that the supernet is at a mixture [E, O]: what an attack is pointed at."""
+        """Return the supernet at a mixture [E, O] as a network, for an attack."""
         return FixedMixture(self, mixture)
 
     def rows_of(self, mixture: Tensor) -> list[Weights]:
@@ -117,7 +117,7 @@ class Supernet(nn.Module):
             mixed.passing = share
 
     def add_skip(self, scale: float) -> None:
-        """Add what operations see to what they give, times `scale` (DARTS-, arXiv:2009.01027)."""
+        """Add the operations' input to their output, times `scale` (DARTS-, arXiv:2009.01027)."""
         for _, mixed in self.mixed_operations:
             mixed.auxiliary = scale
 

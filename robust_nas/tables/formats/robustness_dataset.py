@@ -60,7 +60,7 @@ class RobustnessDataset:
 def _constants(
     constant: Mapping[str, Any], key: str, entry: Any, meta: Mapping[str, Any]
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield what the rows of each place of the entries have in common, given one entry."""
+    """Yield the columns that the rows of each place of the entries share, given one entry."""
     if not isinstance(entry, list):
         yield constant
     elif constant["norm"] is not None:
