@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import robust_nas
 from robust_nas import attacks, bounds, datasets, samplers, searches, spaces, training
 from robust_nas import recipes as recipe
 from robust_nas.core import config
@@ -151,3 +154,14 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/READM
 def test_a_page_links_only_what_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+NAMING = [page for page in PAGES if page.name != "CHANGELOG.md" and "benchmarks" not in page.relative_to(ROOT).parts]
+
+
+@pytest.mark.parametrize("page", sorted({*NAMING}), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_only_what_can_be_imported(page: Path) -> None:
+    for name in set(re.findall(r"(?<![\w/.-])(?:robust_nas|rn)(?:\.[a-zA-Z_]\w*)+", page.read_text(encoding="utf-8"))):
+        found: Any = robust_nas
+        for part in name.split(".")[1:]:
+            found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")

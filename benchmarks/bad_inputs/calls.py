@@ -1,0 +1,80 @@
+"""Python calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cases import Case
+
+
+def calls() -> Iterator[Case]:
+    """Python calls with wrong types and values."""
+    for code in (
+        "rn.ThreatModel(norm='l3')", "rn.ThreatModel(norm=2)", "rn.ThreatModel(norm=['linf'])", "rn.ThreatModel(epsilon=None)",
+        "rn.ThreatModel(epsilon=True)", "rn.ThreatModel(epsilon='x')", "rn.ThreatModel(epsilon=float('nan'))",
+        "rn.ThreatModel(epsilon=10**400)", "rn.ThreatModel(epsilon=torch.tensor([0.1, 0.2]))", "rn.ThreatModel.parse('linf')",
+        "rn.ThreatModel.parse(3)", "rn.ThreatModel.parse(None)", "threat.around(images * 3)", "threat.around(labels)",
+        "threat.around('x')", "threat.around(images * float('nan'))", "threat.with_epsilon(None)",
+        "rn.evaluate(net, images)", "rn.evaluate(net)", "rn.evaluate('net', images, labels, threat)",
+        "rn.evaluate(type(net), images, labels, threat)", "rn.evaluate(net, images.numpy(), labels, threat)",
+        "rn.evaluate(net, images, labels.float(), threat)", "rn.evaluate(net, images[:0], labels[:0], threat)",
+        "rn.evaluate(net, images, labels + 100, threat)", "rn.evaluate(net, images, labels - 3, threat)",
+        "rn.evaluate(net, images * 255, labels, threat)", "rn.evaluate(net, images[0], labels, threat)",
+        "rn.evaluate(net, images, labels[:3], threat)", "rn.evaluate(net, images, labels, 0.1)",
+        "rn.evaluate(net, images, labels, 'linf:0.1')", "rn.evaluate(net, images, labels, [])", "rn.evaluate(net, images, labels, None)",
+        "rn.evaluate(net, images, labels, threat, attacks='pgd')", "rn.evaluate(net, images, labels, threat, attacks=[])",
+        "rn.evaluate(net, images, labels, threat, attacks=[3])", "rn.evaluate(net, images, labels, threat, attacks=None)",
+        "rn.evaluate(net, images, labels, threat, attacks=['pdg'])", "rn.evaluate(net, images, labels, threat, batch_size=0)",
+        "rn.evaluate(net, images, labels, threat, batch_size='x')", "rn.evaluate(net, images, labels, threat, seed='x')",
+        "rn.evaluate(net, images, labels, threat, batch_size=2.5)", "rn.evaluate(net, images, labels, threat, attacks=[rn.attacks.get('pgd')])",
+        "rn.evaluate(net, images, labels, threat, folder=3)", "rn.evaluate(net, images, labels, threat, folder='net.py')",
+        "rn.evaluate(net, images, labels, threat, folder='out', name=3)", "rn.evaluate(net, images.to(torch.complex64), labels, threat)",
+        "rn.evaluate(net, images * float('nan'), labels, threat)", "rn.evaluate(other, images, labels, threat)",
+        "rn.evaluate(nan_net, images, labels, threat)", "rn.certify(net, images, threat)", "rn.certify(net, data.test[:4], 0.1)",
+        "rn.certify(net, data.test[:4], threat, bound='x')", "rn.certify(net, data.test[:4], threat, bound=3)",
+        "rn.certify(net, data.test[:4], threat, epsilons=0.1)", "rn.certify(net, data.test[:4], threat, epsilons=[])",
+        "rn.certify(net, data.test[:4], threat, epsilons=['x'])", "rn.certify(net, data.test[:4], threat, epsilons=[float('nan')])",
+        "rn.certify(net, data.test[:4], threat, batch_size=0)", "rn.certify(net, data.test[:0], threat)",
+        "rn.certify('net', data.test[:4], threat)", "rn.certify(other, data.test[:4], threat)", "rn.certify(nan_net, data.test[:4], threat)",
+        "rn.smooth(net, sigma=0)", "rn.smooth(net, sigma='x')", "rn.smooth(net, sigma=None)", "rn.smooth('net', sigma=0.1)",
+        "rn.smooth(net, sigma=float('inf'))", "rn.smooth(net, sigma=0.1, samples=3)", "rn.smooth(net, sigma=0.1, num_samples=10**400)",
+        "rn.smooth(net, sigma=0.1, num_samples=20).predict(images * 255)", "rn.smooth(net, sigma=0.1, num_samples=20).predict('x')",
+        "rn.smooth(net, sigma=0.1, num_samples=20).certify(images)", "rn.datasets.load('digit')", "rn.datasets.load(3)",
+        "rn.datasets.load('digits', size=3)", "rn.datasets.load('digits', validation_size=-1)", "rn.datasets.load('')",
+        "rn.datasets.load('folder')", "rn.datasets.load('folder', root=3)", "rn.datasets.load('folder', root='net.py')",
+        "rn.spaces.load('x')", "rn.spaces.load(3)", "rn.spaces.load('nasbench201', channels='x')", "rn.spaces.load('nasbench201', channel=3)",
+        "rn.spaces.load('nasbench201', channels=10**400)", "rn.spaces.load('nasbench201', num_nodes=40)", "rn.spaces.load(None)",
+        "rn.search('x', data, threat)", "rn.search(3, data, threat)", "rn.search('nasbench201', 'digits', threat)",
+        "rn.search('nasbench201', data, 'linf:0.1')", "rn.search('nasbench201', data, threat, method='x')",
+        "rn.search('nasbench201', data, threat, method=3)", "rn.search('nasbench201', data, threat, epoch=3)",
+        "rn.search('nasbench201', data, threat, epochs='x')", "rn.search('nasbench201', data, threat, epochs=0)",
+        "rn.search('nasbench201', data, threat, epochs=1, seed='x')", "rn.train('323133', 'digits', threat)", "rn.train(3, data, threat)",
+        "rn.train('32313', data, threat)", "rn.train('323133', data, 0.1)", "rn.train('323133', data, threat, method='x')",
+        "rn.train('323133', data, threat, method=3)", "rn.train('323133', data, threat, method={})", "rn.train('323133', data, threat, epoch=3)",
+        "rn.train('323133', data, threat, epochs=-1)", "rn.train('323133', data, threat, recipe='x')", "rn.train('323133', data, threat, recipe=3)",
+        "rn.train('323133', data, threat, frozen_members=net)", "rn.train('323133', data, threat, frozen_members=3)", "rn.train(type(net), data, threat)",
+        "rn.train(other, data, threat)", "rn.train('323133', data, threat, learning_rate=float('inf'))", "rn.train('323133', data, threat, space='x')",
+        "rn.train('323133', data, threat, space=3)", "rn.derive(3, 'nasbench201', data, threat)", "rn.build_ensemble(net, data.validation, threat)",
+        "rn.build_ensemble([], data.validation, threat)", "rn.build_ensemble([net, 3], data.validation, threat)",
+        "rn.build_ensemble([net], images, threat)", "rn.build_ensemble([net], data.validation[:4], threat, rule='x')",
+        "rn.build_ensemble([net], data.validation[:4], threat, rule=3)", "rn.build_ensemble([net], data.validation[:4], threat, bound=3)",
+        "rn.build_ensemble([net], data.validation[:4], threat, members=0)", "rn.build_ensemble([net, other], data.validation[:4], threat)",
+        "rn.build_ensemble([net], data.validation[:0], threat)", "rn.Ensemble([])", "rn.Ensemble([net], [0.0])", "rn.Ensemble([net], [1, 2])",
+        "rn.Ensemble([net], [float('nan')])", "rn.Ensemble([net], ['x'])", "rn.Ensemble(net)", "rn.Ensemble([3])", "rn.Ensemble([net], [1.0], [0.0])",
+        "rn.Ensemble([net]).predict(images * 255)", "rn.Ensemble([net]).predict('x')", "rn.Ensemble([net]).save('net.py')",
+        "rn.Ensemble.load('nowhere')", "rn.Ensemble.load(3)", "rn.Ensemble.load('ensemble', members=[net])", "rn.Ensemble.load('ensemble', members=3)",
+        "rn.load_run('nowhere')", "rn.load_run(3)", "rn.load_run('BEGUN')", "rn.load_run('RUN').read('nothing.json')", "rn.load_run('RUN').read(3)",
+        "rn.run('x')", "rn.run(3)", "rn.run('digits', 'seed=x')", "rn.run('digits', 3)", "rn.write_report('nowhere')", "rn.write_report(3)",
+        "rn.tables.load('nowhere')", "rn.tables.load(3)", "rn.tables.load('runs/table').query('x')", "rn.tables.load('runs/table').query(10**400)",
+        "rn.tables.load('runs/table').top(0, 'clean')", "rn.tables.load('runs/table').top('x', 'clean')", "rn.tables.load('runs/table').top(3, 'x')",
+        "rn.tables.load('runs/table').top(3, epsilon='x')", "rn.tables.load('runs/table').top(3, colum='x')", "rn.tables.load('runs/table').query(None)",
+        "rn.Architecture.parse('x')", "rn.Architecture.parse(3)", "rn.Architecture.parse('')", "rn.Architecture.parse('9' * 400)",
+        "rn.Genotype.parse('x')", "rn.Genotype.parse(3)", "rn.Architecture(())", "rn.Architecture(('x', 'x'))", "rn.attacks.get('x')", "rn.attacks.get(3)",
+        "rn.attacks.get('pgd')(steps=-1)", "rn.attacks.get('pgd')(step_size=float('nan'))", "rn.proxies.get('x')", "rn.proxies.get(None)",
+        "rn.samplers.get('')", "rn.trainings.get('x')" if False else "rn.training.get('x')", "rn.load_models('net.py:Nett', device='cpu')",
+        "rn.load_models(3, device='cpu')", "rn.load_models('net.py:Net', device='cpv')", "rn.load_models('net.py:Net', device=None) and 1 / 0" if False
+        else "rn.load_models('', device='cpu')", "rn.intake.prepared(net, outputs='x')", "rn.intake.prepared(net, normalise='x')",
+        "rn.intake.prepared(net, normalise=3)", "rn.evaluation.wilson_interval(3, 0)", "rn.export_onnx(net, 'x.onnx', image_shape=3)",
+        "rn.export_onnx('net', 'x.onnx', image_shape=(1, 8, 8))",
+    ):  # fmt: skip
+        yield Case("Python calls", code, code)

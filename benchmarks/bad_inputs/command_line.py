@@ -1,0 +1,85 @@
+"""The words of commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from cases import DIGITS, Case
+
+
+def words() -> Iterator[Case]:
+    """Command-line arguments of every verb."""
+    cut_off = os.fsdecode(b"no\xffsuch")
+    for line in (
+        ["run"], ["run", ""], ["run", "--resume"], ["run", "--resume", ""], ["run", "--resume", "net.py"],
+        ["run", "--resume", "images"], ["run", "--resume", "attacked"], ["run", "--resume", "ensemble"],
+        ["run", "RUN"], ["run", "--resume", "RUN", "seed=5"], ["run", "--resume", "RUN", "train.epochs=9"],
+        ["run", "net.py"], ["run", "/dev/null"], ["run", cut_off], ["run", "x" * 5000], ["run", "digits", "--out", "net.py"],
+        ["run", "digits", "--out", "/proc/x"], ["run", "digits", "--data-root", "net.py", "data=mnist"],
+        ["run", "digits", "--out", "/dev/full"], ["run", "a\nb"], ["run", "digits", "digits"], ["run", "../images-not-there"],
+        ["search", "nasbench201"], ["search", "nasbench201", "--data", "nothing"],
+        ["search", "nasbench201", "--data", "../imgs"], ["search", "nasbench201", "--data", "digits", "--threat", "linf"],
+        ["search", "nasbench201", "--data", "digits", "--threat", "linf:"], ["search", "darts-8", "--data", "digits"],
+        ["search", "nasbench201", "--data", "digits", "--threat", "linf:-1"], ["search", "nasbench201", "--data", ""],
+        ["search", "nasbench201", "--data", "digits", "--relaxation", "hard"], ["search", "RUN", "--data", "digits"],
+        ["search", "nasbench201", "--data", "digits", "--threat", f"linf:{DIGITS}"], ["search", "digits", "search=.x"],
+        ["search", "--on", "table:runs/table"], ["search", "--on", "table:runs/table", "--objective", "pgd"],
+        ["search", "--on", "runs/table", "--objective", "clean"], ["search", "--on", "", "--objective", "clean"],
+        ["search", "--on", "table:runs/table", "--objective", "clean", "--budget", "-1"],
+        ["search", "--on", "table:runs/table", "--objective", "clean", "--seeds", "0"],
+        ["search", "--on", "table:runs/table", "--objective", "clean", "--sampler", "../x"],
+        ["search", "--on", "table:runs/table", "--objective", "clean", "--budget", DIGITS],
+        ["work"], ["work", "RUN"], ["work", "net.py"], ["derive", "images"], ["train", "attacked"], ["train", ""],
+        ["attack"], ["attack", "RUN", "--threat", "linf:0.1", "--threat", "linf:0.1"], ["attack", "--data", "digits"],
+        ["attack", "RUN", "--threat", "linf:nan"], ["attack", "RUN", "--threat", "linf:inf"],
+        ["attack", "RUN", "--attack", "pgd["], ["attack", "RUN", "--attack", "pgd[steps=x]"],
+        ["attack", "RUN", "--attack", f"pgd[steps={DIGITS}]"], ["attack", "RUN", "--attack", ""],
+        ["attack", "RUN", "--attack", "pgd[steps=1,steps=2]"], ["attack", "RUN", "--attack", "pgd[loss={{{]"],
+        ["attack", "RUN", "--images", "0"], ["attack", "RUN", "--images", "-5"], ["attack", "RUN", "--images", "x"],
+        ["attack", "RUN", "--images", DIGITS], ["attack", "RUN", "--images", "٣"], ["attack", "RUN", "--images", "1.5"],
+        ["attack", "RUN", "--epsilons", ""], ["attack", "RUN", "--epsilons", "0.1,,0.2"],
+        ["attack", "RUN", "--epsilons", "0.1,nan"], ["attack", "RUN", "--epsilons", "9"], ["attack", "RUN", "--distances", "pgd"],
+        ["attack", "RUN", "--data", "../imgs"], ["attack", "RUN", "--data", "./imgs"], ["attack", "RUN", "--data", "RUN"],
+        ["attack", "RUN", "--normalise", "imagenet"], ["attack", "RUN", "--normalise", "0/0"],
+        ["attack", "RUN", "--normalise", "nan,1"], ["attack", "RUN", "--outputs", "scores"],
+        ["certify", "RUN", "--epsilon", "0"], ["certify", "RUN", "--epsilon", "nan"], ["certify", "RUN", "--epsilon", "9"],
+        ["certify", "RUN", "--method", "guess"], ["certify", "RUN", "--method", "crown[x=1]"],
+        ["certify", "RUN", "--method", "smoothing"], ["certify", "RUN", "--method", "smoothing[sigma=0]"],
+        ["certify", "RUN", "--method", "smoothing[sigma=inf]"], ["certify", "RUN", "--memory", "-1", "--method", "crown"],
+        ["certify", "RUN", "--memory", "nan", "--method", "crown"], ["certify", "RUN", "--images", "0"],
+        ["certify", "RUN", "--epsilon", DIGITS], ["certify", "BEGUN"], ["certify", "attacked"],
+        ["ensemble", "build"], ["ensemble", "build", "--from"], ["ensemble", "build", "--from", "RUN", "RUN"],
+        ["ensemble", "build", "--from", "BEGUN"], ["ensemble", "build", "--from", "images"],
+        ["ensemble", "build", "--from", "RUN", "--epsilon", "nan"], ["ensemble", "build", "--from", "RUN", "--members", "0"],
+        ["ensemble", "build", "--from", "RUN", "--images", "-1"], ["ensemble", "build", "--from", "RUN", "train.epochs=3"],
+        ["ensemble", "BEGUN"], ["report", "images"], ["report", ""], ["report", "net.py"], ["record", "images"],
+        ["record", "BEGUN"], ["export", "RUN", "--epsilon", "0"], ["export", "RUN", "--images", "0"],
+        ["export", "RUN", "--timeout", "-1"], ["export", "RUN", "--out", "net.py"], ["export", "ensemble"],
+        ["export", "ensemble", "--data", "nothing"], ["export", "BEGUN"], ["list"], ["list", "x"], ["list", ""],
+        ["info"], ["info", ""], ["info", "RUNS"], ["info", "net.py"], ["info", "x" * 5000], ["info", cut_off], ["info", "a\0b"],
+        ["table", "top", "runs/table", "pgd@0.1"], ["table", "top", "runs/table", "clean", "--count", "-1"],
+        ["table", "top", "runs/table", "clean", "dataset=cifar10"], ["table", "top", "runs/table", "clean", "datset=digits"],
+        ["table", "top", "runs/table", "clean", "seed=x"], ["table", "top", "runs/table", "clean", f"seed={DIGITS}"],
+        ["table", "top", "runs/table", "clean", "seed=--3"], ["table", "top", "runs/table", "clean", "seed=٣"],
+        ["table", "top", "runs/table", "clean", "seed=²"], ["table", "top", "runs/table", "clean", "epsilon=x"],
+        ["table", "top", "runs/table", "clean", "is_mean=maybe"], ["table", "top", "runs/table", "clean", "started=now"],
+        ["table", "top", "runs/table", "clean", "started=2026-01-01"], ["table", "top", "images", "clean"],
+        ["table", "top", "RUN", "clean"], ["table", "top", "net.py", "clean"], ["table", "query", "runs/table", "999999"],
+        ["table", "query", "runs/table", ""], ["table", "query", "runs/table", DIGITS], ["table", "query", "runs/table", "²²²²²²"],
+        ["table", "query", "runs/table", "323133", "clean", "fgsm@0.2", "--json", "--csv"], ["table", "pareto", "runs/table"],
+        ["table", "pareto", "runs/table", "clean", "clean"], ["table", "compare", "runs/table", "323133"],
+        ["table", "stats", "runs/table", "nothing"], ["table", "explore", "runs/table", "--out", "page.txt"],
+        ["table", "explore", "runs/table", "--out", "images"], ["table", "export", "runs/table", "rows.xls"],
+        ["table", "export", "runs/table", "net.py/rows.csv"], ["table", "export", "runs/table", "rows.csv", "a=b"],
+        ["table", "merge", "runs/table"], ["table", "merge", "images", "--into", "both"],
+        ["table", "merge", "runs/table", "--into", "net.py"], ["table", "merge", "nowhere", "--into", "both"],
+        ["table", "import", "--source", "images"], ["table", "import", "--source", "nowhere", "--name", "nas-robbench-201"],
+        ["table", "import", "--source", "net.py", "--name", "nas-robbench-201"], ["table", "fetch", "nothing"],
+        ["table", "info", "other.toml"], ["table", "info", "../x"], ["proxies", "rank", "runs/table"],
+        ["proxies", "rank", "runs/table", "clean", "--data", "digits", "--proxy", "guess"],
+        ["proxies", "rank", "runs/table", "clean", "--data", "digits", "--architectures", "1"],
+        ["proxies", "rank", "runs/table", "clean", "--data", "digits", "--seeds", "0"],
+        ["proxies", "rank", "runs/table", "clean", "--data", "digits", "--batch-size", "-1"], ["--epochs=3"], ["run", "--bogus"],
+    ):  # fmt: skip
+        yield Case("command line", " ".join(line)[:70], line)
