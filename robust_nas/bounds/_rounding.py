@@ -28,7 +28,7 @@ from robust_nas.bounds import TOLERANCE
 from robust_nas.bounds._box import operation_of
 from robust_nas.bounds._rules import RULES
 from robust_nas.core.errors import InputError
-from robust_nas.models.frozen import own_dtype
+from robust_nas.models.scores import input_dtype
 from robust_nas.threat import ThreatModel
 
 _FEW = 4
@@ -123,7 +123,7 @@ def rounding(model: nn.Module, points: Tensor, labels: Tensor, margins: Tensor) 
         margins: those that are proved, [B, K], float64.
     """
     mode = _Perturbed()
-    shift = torch.zeros_like(points, dtype=own_dtype(model)).requires_grad_()
+    shift = torch.zeros_like(points, dtype=input_dtype(model, points)).requires_grad_()
     with torch.enable_grad():
         start = points.detach().to(shift) + shift
         with mode:

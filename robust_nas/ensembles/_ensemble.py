@@ -24,7 +24,6 @@ from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
 from robust_nas.intake import LogProbabilities, Normalised, check_outputs, description, load_weights, made_by, make
 from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
-from robust_nas.models.frozen import own_dtype
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.run_folder import atomic_path, write_json
@@ -131,7 +130,7 @@ class Ensemble(nn.Module):
         for place, member in enumerate(self.members if len(validation) else ()):
             try:
                 check_arithmetic(member)
-                check_outputs(member, validation[:8].images.to(own_dtype(member)))
+                check_outputs(member, validation[:8].images)
             except InputError as error:
                 raise InputError(f"Member {place}: {error}") from error
         chosen = bound_group.get(bound)() if isinstance(bound, str) else bound

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from robust_nas.core.errors import InputError
-from robust_nas.models.frozen import copied, evaluating, own_dtype
+from robust_nas.models.frozen import copied, evaluating
+from robust_nas.models.scores import logits_of
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -74,7 +75,7 @@ def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> 
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
     with torch.no_grad():
-        counted(torch.zeros(1, *image_shape, dtype=own_dtype(counted)))
+        logits_of(counted, torch.zeros(1, *image_shape))
     return total
 
 

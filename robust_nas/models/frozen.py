@@ -50,12 +50,6 @@ def check_values(model: nn.Module) -> None:
             )
 
 
-def own_dtype(model: nn.Module) -> torch.dtype:
-    """Return the type of the images that a model takes: float64 where all its weights are, and float32."""
-    kinds = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-    return torch.float64 if kinds == {torch.float64} else torch.float32
-
-
 @contextlib.contextmanager
 def frozen(model: nn.Module, batch_norm: BatchNorm = "running", *, fold: bool = True) -> Iterator[None]:
     """Hold `model` still: inside, it is in evaluation mode and no parameter requires a gradient.
