@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from robust_nas.attacks import Continuing
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._leaving import next_best, next_targets
+from robust_nas.models.frozen import BatchNorm
 from robust_nas.models.losses import LOSSES, TARGETED_LOSSES, Loss
 from robust_nas.models.scores import check_finite, scores
 from robust_nas.threat import Ball, ThreatModel
+
+
+class Climbing(Continuing):
+    """The base class of attacks by ascents, from several starts and at several targets.
+
+    Args:
+        loss: a key of `LOSSES`.
+        targets: number of next best classes to aim at; 0 for none.
+        early_stop: whether samples leave once they are misclassified.
+        batch_norm: the statistics that the attacked model normalises by.
+    """
+
+    loss: str
+    targets: int
+    early_stop: bool
+    batch_norm: BatchNorm
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that its loss compares."""
+        return (4 if self.targets else 3) if self.loss == "dlr" else 2
+
+    def stopping_early(self) -> Self:
+        """Return the attack with `early_stop`; with batch statistics no sample can leave."""
+        attack: Any = self
+        return replace(attack, early_stop=True) if self.batch_norm == "running" else self
+
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
+    ) -> Tensor:
+        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
+        return self.continue_from(model, None, images, labels, threat, seed=seed)
+
+    @abstractmethod
+    def continue_from(
+        self,
+        model: nn.Module,
+        points: Tensor | None,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        *,
+        seed: int = 0,
+    ) -> Tensor:
+        """Attack as `perturb` does, with `points` [B, C, H, W] of the ball, if any, as the first start."""
 
 
 @dataclass(frozen=True)

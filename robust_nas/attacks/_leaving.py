@@ -1,4 +1,4 @@
-"""The common parts of attacks: the model held still during the attack, the input gradient, the losses."""
+"""Batches that samples leave once they are fooled, and the classes to aim at in them."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks import Continuing
-from robust_nas.attacks._ascents import Ascent, Ascents
+from robust_nas.attacks._ascents import Ascent, Ascents, Climbing
 from robust_nas.attacks._leaving import check_leaving, due, superseded
 from robust_nas.core.checks import check_at_least, check_choice
 from robust_nas.core.pixels import unit_images_and_labels
@@ -29,7 +28,7 @@ _L1_RADII = ((3, 0.3), (2, 0.3), (1, 0.4))
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(Continuing):
+class APGD(Climbing):
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1), from random starts.
 
     Ascent with momentum whose step starts at 2 epsilon; at fixed checkpoints a sample whose loss has not risen often
@@ -69,21 +68,6 @@ class APGD(Continuing):
         check_choice("APGD.loss", self.loss, APGDLoss)
         check_choice("APGD.batch_norm", self.batch_norm, BatchNorm)
         check_leaving("APGD", self.early_stop, self.batch_norm)
-
-    @property
-    def classes(self) -> int:
-        """The number of classes that its loss compares."""
-        return (4 if self.targets else 3) if self.loss == "dlr" else 2
-
-    def stopping_early(self) -> APGD:
-        """Return the attack with `early_stop`; with batch statistics no sample can leave."""
-        return replace(self, early_stop=True) if self.batch_norm == "running" else self
-
-    def perturb(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> Tensor:
-        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
-        return self.continue_from(model, None, images, labels, threat, seed=seed)
 
     def continue_from(
         self,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from robust_nas.attacks import Continuing
-from robust_nas.attacks._ascents import Ascent, Ascents
+from robust_nas.attacks._ascents import Ascent, Ascents, Climbing
 from robust_nas.attacks._leaving import check_leaving, due
 from robust_nas.core.checks import check_at_least, check_choice
 from robust_nas.core.errors import InputError
@@ -25,7 +24,7 @@ Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(Continuing):
+class PGD(Climbing):
     """Projected gradient ascent on the loss inside the ball.
 
     From a random point of the ball, repeat `steps` times: move by `step_size` in the direction of steepest ascent,
@@ -88,21 +87,6 @@ class PGD(Continuing):
             raise InputError(
                 "PGD.loss 'kl' has no target, and no gradient at the image itself; set targets=0 and random_start=true."
             )
-
-    @property
-    def classes(self) -> int:
-        """The number of classes that its loss compares."""
-        return (4 if self.targets else 3) if self.loss == "dlr" else 2
-
-    def stopping_early(self) -> PGD:
-        """Return the attack with `early_stop`; with batch statistics no sample can leave."""
-        return replace(self, early_stop=True) if self.batch_norm == "running" else self
-
-    def perturb(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, seed: int = 0
-    ) -> Tensor:
-        """Return adversarial images [B, C, H, W], detached, inside `threat` around `images`."""
-        return self.continue_from(model, None, images, labels, threat, seed=seed)
 
     def continue_from(
         self,
