@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
+
+A = TypeVar("A", bound=AnyArchitecture)
 
 
 class Decisions(ABC):
@@ -41,14 +43,21 @@ class Decisions(ABC):
             for values, row in zip(self.decisions.values(), probabilities, strict=True)
         ]
 
-    def _checked(self, architecture: AnyArchitecture) -> None:
-        """Raise InputError, naming the decision, unless all of an architecture's values are possible ones."""
+    def _checked(self, architecture: A, text: str, parts: str, number: int, expected: int) -> A:
+        """Return the architecture of `text`, which has a number of parts (stages, layers).
+
+        Raises:
+            InputError: if another number is expected, or a value, with whose decision it is, is not a possible one.
+        """
+        if number != expected:
+            raise InputError(f"An architecture of {self.name} has {expected} {parts}, but '{text}' has {number}.")
         for (name, values), value in zip(self.decisions.items(), self.decisions_of(architecture), strict=True):
             if value not in values:
                 raise InputError(
                     f"The {name} of an architecture of {self.name} is one of {', '.join(values)}, but '{architecture}' "
                     f"has {value}."
                 )
+        return architecture
 
 
 def check_options(key: str, options: tuple[Any, ...]) -> None:

@@ -99,13 +99,7 @@ class ResidualSpace(Decisions):
             InputError: if it is malformed, or has another number of stages or what the space has not.
         """
         architecture = ResidualArchitecture.parse(text)
-        if len(architecture.depths) != len(self.depths):
-            raise InputError(
-                f"An architecture of {self.name} has {len(self.depths)} stages, but '{text}' has "
-                f"{len(architecture.depths)}."
-            )
-        self._checked(architecture)
-        return architecture
+        return self._checked(architecture, text, "stages", len(architecture.depths), len(self.depths))
 
     def decided(self, values: Sequence[str]) -> ResidualArchitecture:
         """Return the architecture of the values of `decisions`."""

@@ -73,13 +73,7 @@ class SizeSpace(Decisions):
             InputError: if it is malformed, or has another number of layers or channels that are no option.
         """
         sizes = ChannelConfiguration.parse(text)
-        if len(sizes.channels) != len(self.reduces):
-            raise InputError(
-                f"An architecture of {self.name} has {len(self.reduces)} layers, but '{text}' has "
-                f"{len(sizes.channels)}."
-            )
-        self._checked(sizes)
-        return sizes
+        return self._checked(sizes, text, "layers", len(sizes.channels), len(self.reduces))
 
     def decided(self, values: Sequence[str]) -> ChannelConfiguration:
         """Return the architecture of the values of `decisions`."""
