@@ -171,7 +171,7 @@ def check_same_data(run: Path, data: Dataset, splits: Sequence[str] = SPLITS) ->
 
     Of training images that stay in files, their names and sizes are compared, not what is in them.
     """
-    if not is_there(run / DATA):  # made by an older version
+    if not is_there(run / DATA):  # deleted, as the advice below has it
         return
     advice = "if the data is as it was, delete the file, and resume without this check; else start a new run"
     if changed := changes(read_stage(run / DATA, advice), data.fingerprint(splits), splits):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -227,24 +227,32 @@ class NetworkData(Protocol):
 
 @dataclass(frozen=True)
 class DataForm:
-    """The form of a data set, without its images; a network for saved weights is built from it.
+    """The form of a data set, without its images: the numbers that networks are built from.
 
     Args:
         name: the data set's.
         classes: the classes' names, in the order of the labels.
         image_shape: channels, height and width.
+        statistics: the mean and deviation of each channel, [C] each; for a network that saved weights are loaded into
+            none are needed, as they bring those that it was trained with.
     """
 
     name: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    statistics: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, data: NetworkData) -> DataForm:
+        """Return the form of a data set, whose statistics are computed once here, and not again for each network."""
+        return cls(data.name, data.classes, data.image_shape, data.channel_statistics)
 
     @property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Zeros and ones; the weights bring the normalisation that the network was trained with."""
+        """The statistics; zeros and ones without."""
         import torch
 
-        return torch.zeros(self.image_shape[0]), torch.ones(self.image_shape[0])
+        return self.statistics or (torch.zeros(self.image_shape[0]), torch.ones(self.image_shape[0]))
 
 
 SPLITS = ("train", "validation", "test")

@@ -37,7 +37,7 @@ from robust_nas.core.files import read_rows
 from robust_nas.core.registry import named
 from robust_nas.core.seeds import generator_at, seed_at, seeded
 from robust_nas.core.text import aligned, warnings
-from robust_nas.datasets import DataSource
+from robust_nas.datasets import DataForm, DataSource
 from robust_nas.proxies import Proxy
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, environment_of
@@ -291,16 +291,6 @@ def _draw(table: Table, columns: Sequence[Column], count: int) -> list[int]:
     return [place for place in order if known[place]][:count]
 
 
-@dataclass(frozen=True)
-class _Form:
-    """The data that networks are built from: each computes the set's statistics anew, from all of its images."""
-
-    name: str
-    classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    channel_statistics: tuple[Tensor, Tensor]
-
-
 _PARTS = "the names of an architecture and a proxy, a seed, a score and seconds"
 
 
@@ -333,7 +323,7 @@ def _scores(
     if todo:
         add_session(folder, world, sys.argv[1:])
     built = scoring.built()
-    form = _Form(data.name, data.classes, data.image_shape, data.channel_statistics)
+    form = DataForm.of(data)
     batches = [draw_batch(data, scoring.batch_size, seed) for seed in range(scoring.seeds)]
     shown = progress.steps(todo, "architectures and seeds scored", total=len(wanted), done=len(wanted) - len(todo))
     with path.open("a", encoding="utf-8") as file:

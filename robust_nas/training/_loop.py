@@ -18,6 +18,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import generator_at, seed_at, seeded
 from robust_nas.datasets import check_batch, epoch_batches
 from robust_nas.evaluation import evaluate
+from robust_nas.models import DropsPaths, OffersAuxiliaryHead
 from robust_nas.models.frozen import evaluating
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
 from robust_nas.runtime.distributed import World
@@ -80,7 +81,7 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
             "train.norm 'mixture' puts two batch norms in place of each nn.BatchNorm2d, but this network has none; set "
             "it to 'batch'."
         )
-    if training.drop_path and not hasattr(model, "drop_path"):
+    if training.drop_path and not isinstance(model, DropsPaths):
         raise InputError(
             "train.drop_path is for networks with paths to drop, such as those of the DARTS space; set it to 0."
         )
@@ -88,8 +89,8 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
         best, last, record = _train(model, data, threat, training, stage)
     finally:
         unmix(model, training.serve)
-        if training.drop_path:
-            model.drop_path = 0.0  # type: ignore[assignment]
+        if training.drop_path and isinstance(model, DropsPaths):
+            model.drop_path = 0.0
     model.load_state_dict(best if record["kept"] == "best" else last)
     return TrainingResult(evaluating(model), best, last, record)
 
@@ -158,8 +159,8 @@ def _train(
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
         if _collapsed(history, watch):
             break
-        if training.drop_path:
-            model.drop_path = training.drop_path * epoch / training.epochs  # type: ignore[assignment]
+        if training.drop_path and isinstance(model, DropsPaths):
+            model.drop_path = training.drop_path * epoch / training.epochs
         model.train()
         batches = _batches(data, threat, training, trainer.memory, stage, epoch)
         losses = [trainer.step(batch, progress) for progress, batch in batches]
@@ -330,13 +331,12 @@ def _auxiliary_head(model: nn.Module, training: Training, world: World, seed: in
     """Return a new auxiliary head for the network, if there is to be one."""
     if not training.auxiliary:
         return None
-    make_head = getattr(model, "auxiliary_head", None)
-    if make_head is None:
+    if not isinstance(model, OffersAuxiliaryHead):
         raise InputError(
             "train.auxiliary is for networks with an auxiliary head, such as those of the DARTS space; set it to 0."
         )
     with seeded(seed):
-        head: nn.Module = make_head()
+        head = model.auxiliary_head()
     return head.to(world.device).train()
 
 
