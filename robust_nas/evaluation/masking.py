@@ -20,7 +20,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import Chunks, stage_or_alone
 from robust_nas.models.frozen import frozen
 from robust_nas.models.losses import Loss, cross_entropy, margin, per_sample
-from robust_nas.models.scores import input_gradient, scores
+from robust_nas.models.scores import NoGradient, gradient_at, input_gradient, logits_of, scores
 from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import ThreatModel
 
@@ -65,7 +65,8 @@ def masking_checks(
     """Return the checks that expose attacks which fail for lack of useful gradients.
 
     An image costs at most 605 forward and backward passes (607 in l1) and about `queries` + 41 further forward passes
-    (the black box looks at some proposals in vain). It is less where attacks succeed.
+    (the black box looks at some proposals in vain). It is less where attacks succeed. One further pass of one image
+    tells whether there are gradients.
 
     Args:
         seed: of the choice of images and of the attacks; the stage's seed if not given.
@@ -103,12 +104,23 @@ class _Attached(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.tied: bool | None = None  # not looked at yet
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
-        if images.requires_grad and not logits.requires_grad:
-            logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
-        return logits
+        if not images.requires_grad:
+            return logits
+        if self.tied is None:
+            self.tied = logits.requires_grad and self._has_gradient(images[:1])
+        return logits if self.tied else logits.detach() + 0 * images.flatten(1).sum(1, keepdim=True)
+
+    def _has_gradient(self, image: Tensor) -> bool:
+        """Ask torch, as the logits of quantised layers claim to have one."""
+        point = image.detach().requires_grad_()
+        try:
+            return gradient_at(point, logits_of(self.model, point).sum()) is not None
+        except NoGradient:
+            return False
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from robust_nas.evaluation.accuracy import Evaluation, attack_labels, evaluate
 from robust_nas.evaluation.costs import NUM_IMAGES, Cost, calibration_images, estimate_cost
 from robust_nas.evaluation.curves import Curve, Distortions, check_minimises, minimal_distortions, robustness_curve
 from robust_nas.evaluation.masking import masking_checks
+from robust_nas.models.scores import NoGradient
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.per_sample import add_outcomes
 from robust_nas.runtime.run_folder import Stage
@@ -169,7 +170,10 @@ class EvaluationPlan:
         distortions: list[Distortions] = []
         for threat, radii in self.radii(threats):
             at = parts(f"curve-{threat.norm}")
-            curves.append(robustness_curve(model, data, threat, radii, self.curve_attack, stage=at, **settings))
+            try:
+                curves.append(robustness_curve(model, data, threat, radii, self.curve_attack, stage=at, **settings))
+            except NoGradient as error:
+                raise InputError(f"{error} The curve's attack: evaluation.curve_attack=square.") from error
             if self.distortion is not None:
                 at = parts(f"distortion-{threat.norm}")
                 distortions.append(minimal_distortions(model, data, threat, self.distortion, stage=at, **settings))

@@ -13,6 +13,10 @@ from robust_nas.core.errors import InputError
 from robust_nas.models.losses import Loss
 
 
+class NoGradient(InputError):
+    """A model whose input gradients are none, or cannot be computed; attacks that follow none can do without them."""
+
+
 def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logits [B, K], the losses [B] and the gradient of their sum with respect to `points` [B, C, H, W].
 
@@ -24,10 +28,10 @@ def input_gradient(model: nn.Module, points: Tensor, against: Tensor, loss: Loss
         logits = _logits(model, points)
         losses = loss(logits, against)
         if not losses.requires_grad:
-            raise InputError(_without_gradient())
+            raise NoGradient(_without_gradient())
         gradient = gradient_at(points, losses.sum())
         if gradient is None:
-            raise InputError(_without_gradient())
+            raise NoGradient(_without_gradient())
     return logits.detach(), losses.detach(), gradient
 
 
@@ -35,7 +39,7 @@ def gradient_at(points: Tensor, value: Tensor) -> Tensor | None:
     """Return the gradient of `value` with respect to `points`; None, if it does not depend on them.
 
     Raises:
-        InputError: if torch cannot differentiate the model, such as one that writes into what its derivative needs.
+        NoGradient: if torch cannot differentiate the model, such as one that writes into what its derivative needs.
     """
     try:
         (gradient,) = torch.autograd.grad(value, points, allow_unused=True)
@@ -43,7 +47,7 @@ def gradient_at(points: Tensor, value: Tensor) -> Tensor | None:
         raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0].partition(" Hint:")[0].rstrip(".")
-        raise InputError(
+        raise NoGradient(
             f"The model's input gradients cannot be computed ({reason}); attack it with square, which follows none."
         ) from error
     return gradient

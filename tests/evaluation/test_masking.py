@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from torch.nn import functional as F
 
 from robust_nas import datasets
 from robust_nas.attacks.pgd import PGD
+from robust_nas.attacks.square import Square
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.evaluation import MaskingCheck, masking_checks
+from robust_nas.evaluation import EvaluationPlan, MaskingCheck, masking_checks
 from robust_nas.evaluation.masking import _stronger_beyond_chance, linearity_error
 from robust_nas.models.frozen import frozen
 from robust_nas.runtime.distributed import World
@@ -231,7 +235,7 @@ def test_the_checks_cost_what_their_docstring_says(threat: ThreatModel, both: in
     data = ImageSet(torch.full((4, 1, 1, 1), 1000, dtype=torch.int32), torch.ones(4, dtype=torch.int64), 1001)
     model = Slope(10.0)
     masking_checks(model, data, threat, queries=30)
-    assert model.backwards / 4 == both
+    assert model.backwards == 4 * both + 1
     # In l1 some proposals are kept, and those that were looked at together with them are in vain.
     further = (model.forwards - model.backwards) / 4
     assert forward_only <= further <= forward_only * (1.2 if threat.norm == "l1" else 1)
@@ -279,3 +283,32 @@ def test_the_checks_use_no_more_images_than_told() -> None:
     data = ImageSet(shades.view(-1, 1, 1, 1), torch.zeros(len(shades), dtype=torch.int64), 1000)
     checks = masking_checks(Slope(10.0), data, THREAT, num_images=7, queries=5)
     assert len(checks) == len(ALL) and all("of 7 correctly classified" in check.detail for check in checks)
+
+
+class Claiming(torch.autograd.Function):
+    """Logits that claim to have a gradient, as those of quantised layers do, and have none."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, scale: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2] * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return None, gradient.sum()
+
+
+def test_a_model_whose_logits_claim_a_gradient_and_have_none_is_attacked_as_the_message_says() -> None:
+    class Model(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = Claiming.apply(images, torch.ones((), requires_grad=True))  # type: ignore[no-untyped-call]
+            return logits
+
+    images = torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    data = ImageSet(images, images.flatten(1)[:, :2].argmax(1))
+    plan = EvaluationPlan(attacks=(Square(queries=5),), strongest=())
+    alone = Stage("test", 0, World(), Progress(quiet=True))
+    with pytest.raises(InputError, match=r"nothing that has a gradient.*evaluation.curve_attack=square"):
+        plan.assess(Model(), data, [THREAT], alone)
+    found = replace(plan, curve_attack=Square(queries=5)).assess(Model(), data, [THREAT], alone)
+    failed = {check["check"] for check in found.masking if not check["passed"]}
+    assert GRADIENTS in failed
