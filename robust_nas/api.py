@@ -262,7 +262,7 @@ def build_ensemble(
     """Return the ensemble whose weights a rule fits to the models' bounds on validation images.
 
     `threat.epsilon` is the radius of the bounds: choose one at which they say something. Of large networks, `bound`
-    "crown_ibp" is quicker.
+    "crown_ibp" is quicker. The models themselves are the members, and are in evaluation mode afterwards.
     """
     if not isinstance(models, Sequence) or not models or not all(isinstance(model, nn.Module) for model in models):
         raise InputError(

@@ -101,7 +101,24 @@ def _load_ensemble(run: Run, _: Path) -> Any:
     return rn.Ensemble.load(run.path / "ensemble")
 
 
+def _derive(run: Run, _: Path) -> Any:
+    space, data = rn.spaces.load("nasbench201", channels=1, stages=1), few(run.data)
+    found = rn.search(space, data, run.threat, epochs=1, batch_size=32)
+    return rn.derive(found, space, data, run.threat, count=1, pool=2)
+
+
+def _write_benchmark(run: Run, path: Path) -> Any:
+    return rn.write_benchmark(run.models, run.data.test[:2], [run.threat.with_epsilon(0.01)], path / "onnx")
+
+
 CALLS: dict[str, Call] = {
+    "derive": _derive,
+    "export_onnx": lambda run, path: rn.export_onnx(run.models["model-0"], path / "model.onnx", (1, 8, 8)),
+    "write_benchmark": _write_benchmark,
+    "write_vnnlib": lambda run, path: rn.write_vnnlib(
+        path / "image.vnnlib", run.data.test.images[0], 1, 10, run.threat
+    ),
+    "write_report": lambda run, path: rn.write_report(run.path),
     "load_run": lambda run, path: rn.load_run(run.path),
     "load_models": lambda run, path: rn.load_models(str(run.path), device="cpu"),
     "Ensemble.load": _load_ensemble,
@@ -123,11 +140,20 @@ CALLS: dict[str, Call] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_call_leaves_the_process_as_it_was(run: Run, tmp_path: Path, name: str) -> None:
-    before = snapshot()
+def modes(run: Run) -> list[bool]:
+    return [module.training for model in run.models.values() for module in model.modules()]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "write_benchmark" else name for name in CALLS]
+)
+def test_a_call_leaves_the_process_and_the_models_as_they_were(run: Run, tmp_path: Path, name: str) -> None:
+    if name != "build_ensemble":  # whose result has the models themselves, in evaluation mode
+        next(run.models["model-0"].children()).train()  # one part of the model is in another mode than the rest
+    before = {**snapshot(), "modes": modes(run)}
     CALLS[name](run, tmp_path)
-    after = snapshot()
+    after = {**snapshot(), "modes": modes(run)}
+    run.models["model-0"].eval()
     assert {key for key in before if before[key] != after[key]} == set()
 
 
