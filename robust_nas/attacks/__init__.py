@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from robust_nas.core.errors import InputError
-from robust_nas.core.registry import Group
+from robust_nas.core.registry import Group, offered
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from robust_nas.attacks._draws import Draws as Draws
     from robust_nas.threat import Norm, ThreatModel
 
 
@@ -114,3 +115,5 @@ class Minimising(Attack):
 
 _GROUP = Group(__name__, "Attack", "perturb")
 get, names = _GROUP.get, _GROUP.names
+
+__getattr__ = offered(__name__, {"Draws": "_draws"})
