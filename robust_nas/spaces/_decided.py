@@ -43,14 +43,17 @@ class Decisions(ABC):
             for values, row in zip(self.decisions.values(), probabilities, strict=True)
         ]
 
-    def _checked(self, architecture: A, text: str, parts: str, number: int, expected: int) -> A:
-        """Return the architecture of `text`, which has a number of parts (stages, layers).
-
-        Raises:
-            InputError: if another number is expected, or a value, with whose decision it is, is not a possible one.
-        """
+    def _check_number(self, text: str, parts: str, number: int, expected: int) -> None:
+        """Raise InputError unless the architecture of `text` has as many parts (stages, layers) as expected."""
         if number != expected:
             raise InputError(f"An architecture of {self.name} has {expected} {parts}, but '{text}' has {number}.")
+
+    def _checked(self, architecture: A) -> A:
+        """Return an architecture.
+
+        Raises:
+            InputError: if a value, with whose decision it is, is not a possible one.
+        """
         for (name, values), value in zip(self.decisions.items(), self.decisions_of(architecture), strict=True):
             if value not in values:
                 raise InputError(

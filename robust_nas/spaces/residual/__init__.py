@@ -99,7 +99,8 @@ class ResidualSpace(Decisions):
             InputError: if it is malformed, or has another number of stages or what the space has not.
         """
         architecture = ResidualArchitecture.parse(text)
-        return self._checked(architecture, text, "stages", len(architecture.depths), len(self.depths))
+        self._check_number(text, "stages", len(architecture.depths), len(self.depths))
+        return self._checked(architecture)
 
     def decided(self, values: Sequence[str]) -> ResidualArchitecture:
         """Return the architecture of the values of `decisions`."""

@@ -73,7 +73,8 @@ class SizeSpace(Decisions):
             InputError: if it is malformed, or has another number of layers or channels that are no option.
         """
         sizes = ChannelConfiguration.parse(text)
-        return self._checked(sizes, text, "layers", len(sizes.channels), len(self.reduces))
+        self._check_number(text, "layers", len(sizes.channels), len(self.reduces))
+        return self._checked(sizes)
 
     def decided(self, values: Sequence[str]) -> ChannelConfiguration:
         """Return the architecture of the values of `decisions`."""
