@@ -210,7 +210,9 @@ NAMING = [page for page in PAGES if page.name != "CHANGELOG.md" and "benchmarks"
 
 @pytest.mark.parametrize("page", sorted({*NAMING}), ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_only_what_can_be_imported(page: Path) -> None:
-    for name in set(re.findall(r"(?<![\w/.-])(?:robust_nas|rn)(?:\.[a-zA-Z_]\w*)+", page.read_text(encoding="utf-8"))):
+    # The examples are imported as they are.
+    text = re.sub(r"```python\n# \S+\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for name in set(re.findall(r"(?<![\w/.-])(?:robust_nas|rn)(?:\.[a-zA-Z_]\w*)+", text)):
         found: Any = robust_nas
         for part in name.split(".")[1:]:
             found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")
