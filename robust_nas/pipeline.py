@@ -38,7 +38,7 @@ from robust_nas.recipes.rehearsal import rehearse
 from robust_nas.records import read_stage
 from robust_nas.report import write_report
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.environment import add_session, environment_of, sessions
+from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.per_sample import add_outcomes, check_outcomes, compare_outcomes, read_outcomes
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, Stage, load_state, save_state, write_json, write_text
@@ -96,8 +96,8 @@ class Job:
         """
 
         def note() -> None:
-            before = sessions(environment_of(self.folder))
-            size = before[0].get("world_size", 1) if before else self.world.size
+            before = sessions_of(self.folder)
+            size = before[0].world_size if before else self.world.size
             if in_shares and size != self.world.size:
                 raise InputError(_OTHER_SIZE.format(self.folder.path, size, self.world.size, launch(size)))
             if not self.noted:

@@ -64,7 +64,7 @@ def run(tmp_path: Path, digits: Dataset) -> tuple[Path, dict[str, nn.Module]]:
     folder.mkdir()
     (folder / "config.toml").write_text(config.to_toml(table), encoding="utf-8")
     texts = [ARCHITECTURES[index % 2] for index in range(11)]
-    write_json(folder / "derive.json", {"chosen": texts})
+    write_json(folder / "derive.json", {"chosen": texts, "candidates": [], "num_validation": 1, "seconds": 0.0})
     networks: dict[str, nn.Module] = {}
     for index, text in enumerate(texts):
         name = f"model-{index}"

@@ -161,7 +161,8 @@ def test_no_verb_runs_code_that_a_run_folder_names(gift: Path, command: Command,
 def test_files_beside_a_runs_settings_run_nothing_either(gift: Path, command: Command) -> None:
     (gift / "config.toml").write_text(of_a_run())
     space = {"kind": "gift.evil", "name": "gift"}
-    (gift / "derive.json").write_text(json.dumps({"chosen": ["323133"], "spaces": [space], "candidates": []}))
+    derived = {"chosen": ["323133"], "spaces": [space], "candidates": [], "num_validation": 1, "seconds": 0.0}
+    (gift / "derive.json").write_text(json.dumps(derived))
     (gift / "search.json").write_text(json.dumps({"space": space, "probabilities": [], "trajectory": []}))
     trained = {"name": "model-0", "architecture": "323133", "validation": {"clean": 1.0, "robust": 1.0}}
     (gift / "train.json").write_text(json.dumps({"models": [trained]}))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robust_nas import records
 from robust_nas.cli import slow
 from robust_nas.core.files import is_there, read_toml
 from robust_nas.core.pixels import format_pixels
 from robust_nas.core.text import aligned, warnings
-from robust_nas.records import checked, read, read_stage
+from robust_nas.records import read, read_certificates
 from robust_nas.runtime.run_folder import unfinished_stages
 
 if TYPE_CHECKING:
-    from robust_nas.records import EvaluationRecord
+    from robust_nas.records import EvaluationRecord, SearchRecord, SmoothingRecord
     from robust_nas.records.evaluation import Distances
 
 
@@ -29,9 +29,9 @@ def of_run(path: Path) -> str:
     elif is_there(path / "derive.json"):
         lines += [f"derived: {text}" for text in read(path / "derive.json", records.DerivationRecord).chosen]
     elif is_there(path / "search.json"):
-        lines += _searched(read_stage(path / "search.json"))
+        lines += _searched(read(path / "search.json", records.SearchRecord))
     if (is_there(path / "train.json") or is_there(path / "derive.json")) and is_there(path / "search.json"):
-        lines += _resource_note(read_stage(path / "search.json"))
+        lines += _resource_note(read(path / "search.json", records.SearchRecord))
     if is_there(path / "evaluation.json"):
         evaluation = read(path / "evaluation.json", records.EvaluationRecord)
         lines += ["", *_results(path, evaluation), *warnings(evaluation.notes)]
@@ -42,31 +42,31 @@ def of_run(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _searched(found: dict[str, Any]) -> list[str]:
+def _searched(found: SearchRecord) -> list[str]:
     """Describe a search's probabilities, before anything is derived from them."""
-    space, measured = slow.spaces.described({"kind": "cell", **found["space"]}), found.get("measured")
-    result = slow.searches.SearchResult(space, found["probabilities"], None, found, measured)
-    kind = "most probable" if measured is None else "best of the trials"
+    space, probabilities = slow.spaces.described(found.space), [list(row) for row in found.probabilities]
+    result = slow.searches.SearchResult(space, probabilities, None, {}, found.measured)
+    kind = "most probable" if found.measured is None else "best of the trials"
     lines = ["all architectures are equally probable"] if result.is_undecided else [f"{kind}: {result.best}"]
-    if found["trajectory"]:
-        end = slow.searches.last_row(found)
-        accuracies = ", ".join(f"{kind} {value:.1%}" for kind, value in end["validation"].items())
-        lines.append(f"supernet on validation images: {accuracies}; entropy of the mixture {end['entropy']:.2f} nats")
-    for collapse in found.get("collapses", []):
-        lines.append(f"collapsed in epoch {collapse['epoch']}: {collapse['reason']}; back to {collapse['back_to']}")
+    if found.trajectory:
+        accuracies = ", ".join(f"{kind} {value:.1%}" for kind, value in found.end.validation.items())
+        lines.append(
+            f"supernet on validation images: {accuracies}; entropy of the mixture {found.end.entropy:.2f} nats"
+        )
+    for collapse in found.collapses:
+        lines.append(f"collapsed in epoch {collapse.epoch}: {collapse.reason}; back to {collapse.back_to}")
     return [*lines, *_resource_note(found)]
 
 
-def _resource_note(found: dict[str, Any]) -> list[str]:
+def _resource_note(found: SearchRecord) -> list[str]:
     """The note in search.json on a limit that was not kept to, as no or one line."""
-    note = (found.get("resource") or {}).get("note")
-    return warnings([note]) if note else []
+    return warnings([found.resource.note]) if found.resource and found.resource.note else []
 
 
 def of_attacked(path: Path) -> str:
     """Describe the models that were attacked in a folder of their own, a line per model."""
-    settings = checked(path / "attack.toml", records.AttackSettings, "begin anew", read_toml)
-    lines = [f"attacked models {path}: {', '.join(settings['models'])}"]
+    settings = read(path / "attack.toml", records.AttackSettings, "begin anew", read_toml)
+    lines = [f"attacked models {path}: {', '.join(settings.models)}"]
     if not (path / "report.html").is_file():
         lines.append("not finished: repeat the command 'robust-nas attack ...' that began it")
     if is_there(path / "evaluation.json"):
@@ -76,7 +76,7 @@ def of_attacked(path: Path) -> str:
             lines += warnings([f"{model}: {sentence}" for sentence in found.notes])
             lines += warnings(
                 [
-                    f"{model}: accuracies at {check.norm} {format_pixels(check.epsilon or 0.0)} may be too high: "
+                    f"{model}: accuracies at {check.norm} {format_pixels(check.epsilon)} may be too high: "
                     f"this does not hold: {check.check} ({check.detail})"
                     for check in found.masking
                     if not check.passed
@@ -90,39 +90,37 @@ def of_attacked(path: Path) -> str:
 
 def of_certificates(path: Path) -> str:
     """Describe the certificates of another plan than the recipe's, a line per model and radius."""
-    found = read_stage(path / "certification.json")
-    if found["method"] == "smoothing":
+    found = read_certificates(path / "certification.json")
+    if isinstance(found, records.SmoothingRecord):
         return "\n".join(_smoothed(found, path))
-    lines = [
-        f"certified by {found['method']} bounds, {found['num_images']} test images: {path / 'certificates.parquet'}"
-    ]
-    for model, results in found["models"].items():
+    lines = [f"certified by {found.method} bounds, {found.num_images} test images: {path / 'certificates.parquet'}"]
+    for model, results in found.models.items():
         for item in results:
-            proved = ", ".join(f"{count} by {kind}" for kind, count in item["proved_by"].items())
+            proved = ", ".join(f"{count} by {kind}" for kind, count in item.proved_by.items())
             lines.append(
-                f"{model}: {100 * item['certified']:.1f} % at {format_pixels(item['epsilon'])} "
-                f"[{100 * item['low']:.1f}, {100 * item['high']:.1f}] in {item['seconds']:.0f} s"
+                f"{model}: {100 * item.certified:.1f} % at {format_pixels(item.epsilon)} "
+                f"[{100 * item.low:.1f}, {100 * item.high:.1f}] in {item.seconds:.0f} s"
                 + (f" ({proved})" if proved else "")
             )
     return "\n".join(lines)
 
 
-def _smoothed(found: dict[str, Any], path: Path) -> list[str]:
+def _smoothed(found: SmoothingRecord, path: Path) -> list[str]:
     """Describe the certificates of smoothed classifiers, a line per model and radius."""
     lines = [
-        f"smoothed classifiers (sigma {format_pixels(found['sigma'])}, {found['num_samples']} samples), certified in "
-        f"{found['norm']} up to {found['largest_radius']:.3g}, {found['num_images']} test images: "
+        f"smoothed classifiers (sigma {format_pixels(found.sigma)}, {found.num_samples} samples), certified in "
+        f"{found.norm} up to {found.largest_radius:.3g}, {found.num_images} test images: "
         f"{path / 'certificates.parquet'}"
     ]
-    for model, results in found["models"].items():
+    for model, results in found.models.items():
         first = results[0]
         lines.append(
-            f"{model}, smoothed: {100 * first['correct']:.1f} % right, {100 * first['abstained']:.1f} % abstained, "
-            f"average radius {first['average_radius']:.3f}, in {first['seconds']:.0f} s"
+            f"{model}, smoothed: {100 * first.correct:.1f} % right, {100 * first.abstained:.1f} % abstained, "
+            f"average radius {first.average_radius:.3f}, in {first.seconds:.0f} s"
         )
         lines += [
-            f"{model}, smoothed: {100 * item['certified']:.1f} % at {format_pixels(item['epsilon'])} "
-            f"[{100 * item['low']:.1f}, {100 * item['high']:.1f}]"
+            f"{model}, smoothed: {100 * item.certified:.1f} % at {format_pixels(item.epsilon)} "
+            f"[{100 * item.low:.1f}, {100 * item.high:.1f}]"
             for item in results
         ]
     return lines

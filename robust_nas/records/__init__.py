@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
     from robust_nas.records.certification import CertificationRecord as CertificationRecord
+    from robust_nas.records.certification import SmoothingRecord as SmoothingRecord
     from robust_nas.records.derivation import DerivationRecord as DerivationRecord
+    from robust_nas.records.ensemble import EnsembleRecord as EnsembleRecord
     from robust_nas.records.ensemble import SavedEnsemble as SavedEnsemble
     from robust_nas.records.evaluation import EvaluationRecord as EvaluationRecord
     from robust_nas.records.evaluation import SavedEvaluations as SavedEvaluations
+    from robust_nas.records.evaluation import SavedExamples as SavedExamples
     from robust_nas.records.run import AttackSettings as AttackSettings
+    from robust_nas.records.run import EnvironmentRecord as EnvironmentRecord
+    from robust_nas.records.run import RecordedRows as RecordedRows
     from robust_nas.records.run import RecordedSettings as RecordedSettings
     from robust_nas.records.run import RunSettings as RunSettings
+    from robust_nas.records.search import SearchRecord as SearchRecord
     from robust_nas.records.training import TrainingRecord as TrainingRecord
     from robust_nas.records.trials import Asked as Asked
     from robust_nas.records.trials import MeasuredTrial as MeasuredTrial
@@ -62,6 +68,7 @@ __getattr__ = offered(
         "RunSettings": "run",
         "SavedEnsemble": "ensemble",
         "SavedEvaluations": "evaluation",
+        "SavedExamples": "evaluation",
         "SearchRecord": "search",
         "SmoothingRecord": "certification",
         "TrainingRecord": "training",
@@ -77,18 +84,32 @@ class Record:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "ignore", "allow_inf_nan": False}
 
 
-def read(path: Path, kind: type[R], advice: str | None = None) -> R:
-    """Read a JSON file as a record.
+def read(path: Path, kind: type[R], advice: str | None = None, reader: Callable[[Path, Any], Any] = read_json) -> R:
+    """Read a file as a record.
 
     Args:
         path: the file.
         kind: the class of the record.
         advice: what to do about a damaged file, if not to have its stage write it again.
+        reader: reads the file's contents, given the path and the advice.
 
     Raises:
         InputError: if it is missing, damaged or of another shape.
     """
-    record: R = _of(kind, read_json(path, advice), path, advice)
+    record: R = _of(kind, reader(path, advice), path, advice)
+    return record
+
+
+def read_certificates(
+    path: Path, reader: Callable[[Path, Any], Any] = read_json
+) -> CertificationRecord | SmoothingRecord:
+    """Read a certification.json, which is of bounds or of smoothed classifiers.
+
+    Raises:
+        InputError: as `read` does.
+    """
+    value = reader(path, None)
+    record: CertificationRecord | SmoothingRecord = _of(_kind_of(path, value), value, path, None)
     return record
 
 
@@ -115,10 +136,15 @@ def read_stage(path: Path, advice: str | None = None) -> Any:
         InputError: as `read` does.
     """
     value = read_json(path, advice)
+    _of(_kind_of(path, value), value, path, advice)
+    return value
+
+
+def _kind_of(path: Path, value: Any) -> Any:
+    """Return the class of the record that a file has, by its name and its contents."""
     # Certificates of smoothed classifiers have a file of the same name, in a folder of their own.
     is_smoothed = isinstance(value, dict) and value.get("method") == "smoothing"
-    _of(__getattr__("SmoothingRecord" if is_smoothed else KINDS[path.name]), value, path, advice)
-    return value
+    return __getattr__("SmoothingRecord" if is_smoothed else KINDS[path.name])
 
 
 def _of(kind: Any, value: Any, path: Path, advice: str | None) -> Any:

@@ -22,6 +22,11 @@ class AtRadius(Record):
     count: Annotated[int, Field(ge=1)]
     seconds: float = 0.0
 
+    @property
+    def accuracy(self) -> float:
+        """The certified accuracy."""
+        return self.certified
+
 
 @dataclass(frozen=True, kw_only=True)
 class Certified(AtRadius):
@@ -51,8 +56,8 @@ class CertificationRecord(Record):
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.models and (self.method is None or self.num_images is None):
-            raise ValueError("it must have method and num_images where it has models")
+        if self.models and None in (self.method, self.dtype, self.num_images):
+            raise ValueError("it must have method, dtype and num_images where it has models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,7 @@ class SmoothingRecord(Record):
     method: str
     norm: str
     sigma: Radius
+    failure: Share
     num_samples: Count
     largest_radius: Radius
     num_images: Count

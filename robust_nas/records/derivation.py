@@ -12,6 +12,14 @@ from robust_nas.records.evaluation import Count, Share
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transferred(Record):
+    """The adversarial examples of one network, and those of them that fool another."""
+
+    examples: Count
+    fooled: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate(Record):
     """An architecture that could have been chosen; its rank, if it was."""
 
@@ -20,6 +28,7 @@ class Candidate(Record):
     validation_clean: Share | None = None
     validation_robust: Share | None = None
     validation_certified: Share | None = None
+    transfer: dict[str, Transferred] | None = None
     transfer_rate: Share | None = None
     rank: Count | None = None
 
@@ -29,10 +38,10 @@ class DerivationRecord(Record):
     """The chosen architectures, best first; the networks of a joined run have spaces of their own."""
 
     chosen: Annotated[tuple[str, ...], Field(min_length=1)]
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[Candidate, ...]
+    num_validation: Count
+    seconds: float
     spaces: tuple[dict[str, Any], ...] | None = None
-    num_validation: Count | None = None
-    seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.spaces is not None and len(self.spaces) != len(self.chosen):

@@ -14,9 +14,9 @@ Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=
 Scales = tuple[Annotated[float, Field(gt=0)], ...]
 
 
-def check_weights(weights: Weights, scales: Scales | None, members: int) -> None:
+def check_weights(weights: Weights, scales: Scales, members: int) -> None:
     """Raise ValueError unless there is a weight, and a scale, for each member, and a weight above 0."""
-    if len(weights) != members or (scales is not None and len(scales) != members):
+    if not len(weights) == len(scales) == members:
         raise ValueError(f"weights and scales must be as many as the members, {members}")
     if not any(weights):
         raise ValueError("a weight must be above 0")
@@ -47,19 +47,18 @@ class Uniform(Record):
 class EnsembleRecord(Record):
     """The weights of the fitted ensemble, and what they were fitted on."""
 
+    name: str
     members: tuple[str, ...]
     weights: Weights
+    scales: Scales
+    uniform: Uniform
+    epsilon: Radius
+    objective: float
+    uniform_objective: float
+    best_single: str
     num_validation: Count
-    scales: Scales | None = None
-    uniform: Uniform | None = None
-    name: str | None = None
-    best_single: str | None = None
-    epsilon: Radius | None = None
-    objective: float | None = None
-    uniform_objective: float | None = None
-    seconds: float | None = None
+    seconds: float
 
     def __post_init__(self) -> None:
         check_weights(self.weights, self.scales, len(self.members))
-        if self.uniform is not None:
-            check_weights(self.uniform.weights, self.uniform.scales, len(self.members))
+        check_weights(self.uniform.weights, self.uniform.scales, len(self.members))

@@ -38,10 +38,10 @@ class Attack(Measured):
     epsilon: Radius
     seconds: float = 0.0
 
-
-def _check_place(norm: str | None, epsilon: float | None) -> None:
-    if (norm is None) != (epsilon is None):
-        raise ValueError("a norm and an epsilon belong together")
+    @property
+    def threat(self) -> tuple[str, float]:
+        """The norm and the radius."""
+        return self.norm, self.epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,21 @@ class WorstCase(Measured):
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_place(self.norm, self.epsilon)
+        if (self.norm is None) != (self.epsilon is None):
+            raise ValueError("a norm and an epsilon belong together")
+
+    @property
+    def threat(self) -> tuple[str, float] | None:
+        """The norm and the radius; None for all threat models together."""
+        return None if self.norm is None or self.epsilon is None else (self.norm, self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point(Record):
-    """A point of a curve over the radius; of a file with one threat model, without its norm."""
+class Point(Measured):
+    """A point of a curve over the radius."""
 
+    norm: str
     epsilon: Radius
-    accuracy: Share
-    norm: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +77,13 @@ class Check(Record):
     check: str
     passed: bool
     detail: str
-    norm: str | None = None
-    epsilon: Radius | None = None
+    norm: str
+    epsilon: Radius
 
-    def __post_init__(self) -> None:
-        _check_place(self.norm, self.epsilon)
+    @property
+    def threat(self) -> tuple[str, float]:
+        """The norm and the radius."""
+        return self.norm, self.epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +120,11 @@ class Attacked(Record):
         if self.confusion is not None and any(len(row) != len(self.confusion) for row in self.confusion):
             raise ValueError("confusion must have as many columns as rows")
 
+    @property
+    def worst_cases(self) -> tuple[Attack | WorstCase, ...]:
+        """The worst case at each threat model, and that over all of them."""
+        return *self.threats, self.worst_case
+
 
 @dataclass(frozen=True, kw_only=True)
 class OtherEpoch(Attacked):
@@ -138,3 +150,25 @@ class EvaluationRecord(SavedEvaluations):
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     other_epochs: dict[str, OtherEpoch] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedExamples(Record):
+    """Adversarial examples of a model, beside their images (examples-MODEL.safetensors)."""
+
+    model: str
+    attack: str
+    norm: str
+    epsilon: Radius
+    labels: tuple[Count, ...]
+    predictions: tuple[Count, ...]
+    clean_predictions: tuple[Count, ...]
+
+    @property
+    def threat(self) -> tuple[str, float]:
+        """The norm and the radius."""
+        return self.norm, self.epsilon
+
+    def __post_init__(self) -> None:
+        if not len(self.labels) == len(self.predictions) == len(self.clean_predictions):
+            raise ValueError("there must be two predictions for each label")

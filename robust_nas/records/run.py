@@ -17,21 +17,20 @@ class Session(Record):
     """The environment of a session that computed something of a folder."""
 
     version: str
+    commit: str | None
+    python: str
+    torch: str
+    packages: dict[str, str | None]
     device: str
-    commit: str | None = None
-    python: str | None = None
-    torch: str | None = None
-    packages: dict[str, str | None] = field(default_factory=dict)
-    cpu: str | None = None
-    cores: Count | None = None
-    threads: Count | None = None
-    world_size: Count = 1
-    arguments: tuple[str, ...] = ()
-    started: str | None = None
+    cpu: str
+    cores: Count | None
+    threads: Count
+    world_size: Annotated[int, Field(ge=1)]
+    arguments: tuple[str, ...]
+    started: str
 
     def __post_init__(self) -> None:
-        if self.started is not None:
-            datetime.fromisoformat(self.started)
+        datetime.fromisoformat(self.started)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +38,11 @@ class EnvironmentRecord(Session):
     """The environment of the last session, and of those before it."""
 
     earlier: tuple[Session, ...] = ()
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Every session that computed something of the folder, the first first."""
+        return *self.earlier, self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +87,28 @@ class ThreatSection(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Record):
-    """Of config.toml, what a report reads."""
+class TrainSection(Record):
+    """The section [train]."""
+
+    keep: Literal["best", "last"] = "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """The settings that a run and an attack of any models have in common."""
 
     seed: int
     data: Named
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Of config.toml, what a report reads."""
+
     threat: ThreatSection
     space: SpaceSection
     search: Named
+    train: TrainSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +125,10 @@ class RecordedSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackSettings(Record):
+class AttackSettings(Settings):
     """Of attack.toml, what a report reads."""
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
-    seed: int
-    data: Named
 
 
 @dataclass(frozen=True, kw_only=True)

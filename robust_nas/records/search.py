@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from robust_nas.records import Record
 from robust_nas.records.evaluation import Count, Share
+from robust_nas.records.run import Named
 
 Row = tuple[Annotated[float, Field(ge=0)], ...]
 """A number for each operation of an edge, or for each value of a decision."""
@@ -19,11 +20,16 @@ class Epoch(Record):
     """The state after an epoch of a supernet's search."""
 
     epoch: Count
-    seconds: float | None = None
+    mixture: tuple[Row, ...]
+    entropy: float
+    validation: dict[str, Share]
     concentration: tuple[Row, ...] | None = None
-    mixture: tuple[Row, ...] | None = None
-    entropy: float | None = None
-    validation: dict[str, Share | None] | None = None
+    seconds: float | None = None
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The concentrations of Dirichlet distributions; of other mixtures, the weights."""
+        return self.mixture if self.concentration is None else self.concentration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,33 +51,50 @@ class SupernetForm(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchSection(Record):
+    """Of the search's settings, what both levels minimise, where it has such."""
+
+    objective: Named | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource(Record):
+    """The outcome of a limit on the networks' cost, with a note where it was not kept to."""
+
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecord(Record):
     """The result of a search. Its rows are of edges, or of decisions."""
 
     space: dict[str, Any]
     probabilities: Annotated[tuple[tuple[Share, ...], ...], Field(min_length=1)]
     trajectory: tuple[Epoch, ...]
-    search: dict[str, Any] = field(default_factory=dict)
+    seconds: float
+    search: SearchSection
     operations: tuple[str, ...] | None = None
     edges: tuple[tuple[int, int], ...] | None = None
     edge_names: tuple[str, ...] | None = None
     decisions: dict[str, tuple[str, ...]] | None = None
     epoch: Count | None = None
-    seconds: float | None = None
     hold_sample: bool | None = None
     collapses: tuple[Collapse, ...] = ()
     measured: tuple[str, ...] | None = None
     supernet: SupernetForm | None = None
+    resource: Resource | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.space.get("name"), str):
-            raise ValueError("space must have a name")
-        objective = self.search.get("objective")
-        if objective is not None and not (isinstance(objective, dict) and isinstance(objective.get("name"), str)):
-            raise ValueError("search.objective must have a name")
+        if not all(isinstance(self.space.get(key), str) for key in ("name", "kind")):
+            raise ValueError("space must have a name and a kind")
         self._check_rows(self.probabilities, "probabilities")
         if self.trajectory:
             self._check_trajectory()
+
+    @property
+    def end(self) -> Epoch:
+        """The epoch whose state a supernet's search ended with; a collapse makes it go back."""
+        return next(row for row in self.trajectory if row.epoch == self.epoch)
 
     def _check_rows(self, rows: tuple[tuple[float, ...], ...], what: str) -> None:
         if self.decisions is not None:
@@ -84,17 +107,13 @@ class SearchRecord(Record):
             raise ValueError(f"{what} must have a number for every operation of every edge, or value of every decision")
 
     def _check_trajectory(self) -> None:
-        if self.edge_names is not None and len(self.edge_names) != len(self.edges or ()):
+        if self.edge_names is None or len(self.edge_names) != len(self.edges or ()):
             raise ValueError("edge_names must name every edge")
-        if self.epoch is not None and self.epoch not in [row.epoch for row in self.trajectory]:
+        if self.epoch not in [row.epoch for row in self.trajectory]:
             raise ValueError("epoch must be one of the trajectory's")
-        first = self.trajectory[0]
-        if first.concentration is None and first.mixture is None:
-            raise ValueError("every epoch of the trajectory must have a mixture")
         for row in self.trajectory:
-            for name in ("concentration", "mixture", "entropy", "validation"):
-                if (getattr(row, name) is None) != (getattr(first, name) is None):
-                    raise ValueError(f"every epoch of the trajectory must have {name}, or none")
-            for name in ("concentration", "mixture"):
-                if (rows := getattr(row, name)) is not None:
+            if (row.concentration is None) != (self.trajectory[0].concentration is None):
+                raise ValueError("every epoch of the trajectory must have concentration, or none")
+            for name, rows in (("mixture", row.mixture), ("concentration", row.concentration)):
+                if rows is not None:
                     self._check_rows(rows, f"the trajectory's {name}")

@@ -27,6 +27,7 @@ class Trained(Record):
     last_epoch: Count | None = None
     best: dict[str, Share] | None = None
     last: dict[str, Share] | None = None
+    collapsed: bool = False
     seconds: float | None = None
     origin: Annotated[str | None, Field(alias="from")] = None
 

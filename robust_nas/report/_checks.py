@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from robust_nas.report._contents import Measurements
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import DASH, column_head, scroll
 from robust_nas.report.findings import check_consistency, failed_checks, format_threat
 
+if TYPE_CHECKING:
+    from robust_nas.records.evaluation import Check
+
 
 def warnings(contents: Measurements) -> Content:
     """Return the warnings about images and models, to stand at the top; nothing if there are none."""
     sentences = contents.notes + [
-        f"{contents.title_of(model)}: {note}"
-        for model, result in contents.attacked.items()
-        for note in result.get("notes", [])
+        f"{contents.title_of(model)}: {note}" for model, result in contents.attacked.items() for note in result.notes
     ]
     for model in contents.attacked:
         if failed := failed_checks(contents, model):
@@ -35,7 +36,7 @@ def checks(contents: Measurements) -> Content:
     found, order = check_consistency(contents), "\u2264 attacked \u2264 clean"
     order = f"Certified {order}" if contents.certified else "Attacked \u2264 clean"
     text = f"{found.comparisons:,} comparisons of single images"
-    text += ", and the curves" if any(result.get("curve") for result in contents.attacked.values()) else ""
+    text += ", and the curves" if any(result.curve for result in contents.attacked.values()) else ""
     if found.violations:
         statement: list[Content] = [
             element("p", element("strong", f"{order} is violated."), " This is a defect:"),
@@ -58,13 +59,14 @@ def checks(contents: Measurements) -> Content:
 
 
 def _masking(contents: Measurements) -> Content:
-    results = {model: found for model in contents.models if (found := contents.attacked.get(model, {}).get("masking"))}
+    attacked = contents.attacked
+    results = {model: found for model in contents.models if model in attacked and (found := attacked[model].masking)}
     if not results:
         return element("p", "The checks for gradient masking were not run.", class_="note")
     rows: list[Html] = []
-    for sentence in dict.fromkeys(check["check"] for found in results.values() for check in found):
+    for sentence in dict.fromkeys(check.check for found in results.values() for check in found):
         cells = [
-            _verdict(contents, [check for check in found if check["check"] == sentence]) for found in results.values()
+            _verdict(contents, [check for check in found if check.check == sentence]) for found in results.values()
         ]
         head = element("th", sentence, scope="row", style="white-space:normal;min-width:14rem")
         rows.append(element("tr", head, cells))
@@ -77,10 +79,12 @@ def _masking(contents: Measurements) -> Content:
     )
     failures, details = (
         [
-            element("li", f"{contents.title_of(model)}{_place(check)}: {check['check']} {DASH} {check['detail']}")
+            element(
+                "li", f"{contents.title_of(model)} ({format_threat(check.threat)}): {check.check} {DASH} {check.detail}"
+            )
             for model, found in results.items()
             for check in found
-            if check["passed"] is passed
+            if check.passed is passed
         ]
         for passed in (False, True)
     )
@@ -89,17 +93,12 @@ def _masking(contents: Measurements) -> Content:
     return [scroll(table, "Checks for gradient masking"), failed, more if details else None]
 
 
-def _verdict(contents: Measurements, checks: Sequence[Mapping[str, Any]]) -> Html:
+def _verdict(contents: Measurements, checks: Sequence[Check]) -> Html:
     """Return a cell that says whether one check passed at every threat model, and if not, where it failed."""
     if not checks:
         return element("td", DASH)
-    failed = [check for check in checks if not check["passed"]]
+    failed = [check for check in checks if not check.passed]
     said = element("strong", "FAILED", class_="attacked") if failed else "passed"
     elsewhere = len(failed or checks) < len(contents.threats)
-    where = [element("small", place.strip(" ()")) for check in failed or checks if (place := _place(check))]
+    where = [element("small", format_threat(check.threat)) for check in failed or checks]
     return element("td", said, where if elsewhere else None)
-
-
-def _place(check: Mapping[str, Any]) -> str:
-    """Return the threat model of a check in brackets; "" if there is only one."""
-    return f" ({format_threat((check['norm'], check['epsilon']))})" if "norm" in check else ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from robust_nas.report._contents import Measurements
+from robust_nas.report._contents import Measurements, Rated
 from robust_nas.report._elements import Content, Html, element, security_policy
 from robust_nas.report._style import STYLE
 from robust_nas.report.findings import percent
-from robust_nas.runtime.environment import differing, sessions
+from robust_nas.runtime.environment import differing
+
+if TYPE_CHECKING:
+    from robust_nas.records import EnvironmentRecord
+    from robust_nas.records.run import Session
 
 DASH = "\N{EN DASH}"
 EPSILON = "\N{GREEK SMALL LETTER EPSILON}"
@@ -18,7 +22,7 @@ EPSILON = "\N{GREEK SMALL LETTER EPSILON}"
 def frame(contents: Measurements, header: Html, sections: Sequence[tuple[str, Content]]) -> Html:
     """Return the whole page; a section without content is left out."""
     titled = [(title, title.lower().replace(" ", "-"), body) for title, body in sections if body is not None]
-    name = contents.path.resolve().name
+    name, version = contents.path.resolve().name, contents.environment.version if contents.environment else ""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -41,45 +45,43 @@ def frame(contents: Measurements, header: Html, sections: Sequence[tuple[str, Co
                 for title, key, content in titled
             ],
         ),
-        element("footer", f"Written by robust-nas {contents.environment.get('version', '')} from the files in {name}."),
+        element("footer", f"Written by robust-nas {version} from the files in {name}."),
     )
     return Html(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
 
 
 def facts_line(contents: Measurements, *facts: str) -> Html:
     """Return the line under the title: the folder's name, some facts, and the versions and time of its making."""
-    began, last = (sessions(contents.environment) or [{}])[0], contents.environment
-    named = [
-        contents.path.resolve().name,
-        *facts,
-        f"robust-nas {last.get('version', '?')}",
-        str(last.get("device", "")),
-        str(began.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
-    ]
+    named, environment = [contents.path.resolve().name, *facts], contents.environment
+    if environment is not None:
+        began = environment.sessions[0].started.replace("T", " ").replace("+00:00", " UTC")
+        named += [f"robust-nas {environment.version}", environment.device, began]
     return element("p", " \N{MIDDLE DOT} ".join(fact for fact in named if fact), class_="facts")
 
 
-def environment_facts(environment: Any) -> dict[str, str]:
-    """Return the facts of environment.json, in words."""
+def environment_facts(environment: EnvironmentRecord | None) -> dict[str, str]:
+    """Return the facts of environment.json, in words; none, if there is no such file."""
+    if environment is None:
+        return {}
     return {
-        "robust-nas": f"{environment.get('version', '?')}, commit {environment.get('commit') or 'unknown'}",
-        "Python": str(environment.get("python", "?")),
-        "Packages": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
-        "Device": str(environment.get("device", "?")),
-        "Processor": f"{environment.get('cpu', '?')}, {environment.get('cores', '?')} cores",
-        "Processes": str(environment.get("world_size", "?")),
-        "Arguments": " ".join(map(str, environment.get("arguments") or [])),
-        "Started": str(environment.get("started", "?")),
-        **_earlier(sessions(environment)),
+        "robust-nas": f"{environment.version}, commit {environment.commit or 'unknown'}",
+        "Python": environment.python,
+        "Packages": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
+        "Device": environment.device,
+        "Processor": f"{environment.cpu}, {environment.cores} cores",
+        "Processes": str(environment.world_size),
+        "Arguments": " ".join(environment.arguments),
+        "Started": environment.started,
+        **_earlier(environment.sessions),
     }
 
 
-def _earlier(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _earlier(found: Sequence[Session]) -> dict[str, str]:
     """Return when what was interrupted went on, and on what, if that was not the same throughout."""
     if len(found) < 2:
         return {}
     kinds = differing(found)
-    facts = {"Sessions": f"{len(found)}, begun at {', '.join(str(each.get('started', '?')) for each in found)}"}
+    facts = {"Sessions": f"{len(found)}, begun at {', '.join(each.started for each in found)}"}
     if len(kinds) > 1:
         facts["Beware"] = (
             "the sessions were on different machines or versions, which round differently, so that the numbers are not "
@@ -102,8 +104,7 @@ def setup(contents: Measurements, file: str, facts: dict[str, str], seconds: dic
 
 def attack_seconds(contents: Measurements) -> float:
     """Return the duration of all attacks in the table."""
-    runs = [attack for result in contents.attacked.values() for attack in result["attacks"]]
-    return float(sum(attack.get("seconds", 0.0) for attack in runs))
+    return sum(attack.seconds for result in contents.attacked.values() for attack in result.attacks)
 
 
 def explained(rows: Sequence[tuple[str, str]]) -> Html:
@@ -126,9 +127,9 @@ def column_head(text: str, *, left: bool = False) -> Html:
     return element("th" if text else "td", text, scope="col" if text else None, class_="left" if left else None)
 
 
-def interval_of(item: dict[str, Any]) -> str:
+def interval_of(item: Rated) -> str:
     """Return an accuracy's interval in percent, its ends joined by a dash."""
-    return f"{percent(item['low'])}{DASH}{percent(item['high'])}"
+    return f"{percent(item.low)}{DASH}{percent(item.high)}"
 
 
 def definitions(facts: dict[str, str]) -> Content:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from robust_nas.core.pixels import format_pixels
 from robust_nas.report import attack_plots
-from robust_nas.report._contents import Measurements, Threat, format_attack
+from robust_nas.report._contents import Examples, Measurements, Threat, format_attack
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import column_head, scroll
 from robust_nas.report._results import legend
 from robust_nas.report.findings import format_threat, norm_name, percent
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Pixels = np.ndarray[Any, np.dtype[np.float64]]
+    from robust_nas.records.certification import Certified
+    from robust_nas.records.evaluation import Point
+    from robust_nas.report._contents import Pixels
 
 MAX_EXAMPLES = 12
 MAX_CLASSES = 20  # a heat map has at most so many rows
@@ -30,7 +31,7 @@ MAX_CONFUSIONS = 12  # and a table in its place so many
 
 def over_epsilon(contents: Measurements) -> Content:
     """Return accuracy over epsilon: all models in one plot per norm, then each with its certificates."""
-    with_curves = [model for model in contents.models if contents.attacked.get(model, {}).get("curve")]
+    with_curves = [model for model in contents.models if model in contents.attacked and contents.attacked[model].curve]
     certified = [model for model in contents.models if contents.certified.get(model)]
     # The curve of a model on its own is in the plot of its certificates.
     joint = None if len(with_curves) == 1 and certified == with_curves else _joint(contents)
@@ -46,7 +47,7 @@ def _joint(contents: Measurements) -> Content:
         for place, model in enumerate(contents.models):
             if points := _with_clean(contents, model, norm):
                 worst = {epsilon: contents.worst_case_of(model, (norm, epsilon)) for epsilon in radii}
-                found = {epsilon: item["accuracy"] for epsilon, item in worst.items() if item}
+                found = {epsilon: item.accuracy for epsilon, item in worst.items() if item}
                 curves.append(attack_plots.Curve(place, contents.title_of(model), points, found))
         if not curves:
             continue
@@ -64,18 +65,18 @@ def _joint(contents: Measurements) -> Content:
     return [element("p", note, class_="note"), element("div", figures, class_="grid broad")]
 
 
-def _with_clean(contents: Measurements, model: str, norm: str) -> list[dict[str, Any]]:
+def _with_clean(contents: Measurements, model: str, norm: str) -> list[Point]:
     """Return a model's curve, with its clean accuracy at 0 if that is over the same images."""
     points = contents.curve_of(model, norm)
-    if not points or points[0]["epsilon"] == 0:
+    if not points or points[0].epsilon == 0:
         return points
-    clean = contents.attacked[model]["clean"]
-    same = points[0].get("count", clean["count"]) == clean["count"]
-    return [{"epsilon": 0.0, **clean}, *points] if same else points
+    clean = contents.attacked[model].clean
+    start = replace(points[0], epsilon=0.0, accuracy=clean.accuracy, low=clean.low, high=clean.high)
+    return [start, *points] if points[0].count == clean.count else points
 
 
-def _points_in_words(points: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(f"{percent(point['accuracy'])} % at {format_pixels(point['epsilon'])}" for point in points)
+def _points_in_words(points: Sequence[Point | Certified]) -> str:
+    return ", ".join(f"{percent(point.accuracy)} % at {format_pixels(point.epsilon)}" for point in points)
 
 
 def _single(contents: Measurements, models: Sequence[str], threat: Threat) -> Content:
@@ -83,14 +84,12 @@ def _single(contents: Measurements, models: Sequence[str], threat: Threat) -> Co
     for index, model in enumerate(models):
         curve, proved = contents.curve_of(model, threat[0]), contents.certified[model]
         result = contents.attacked.get(model)
-        parts = [f"clean {percent(result['clean']['accuracy'])} %"] if result else []
+        parts = [f"clean {percent(result.clean.accuracy)} %"] if result else []
         parts += [f"attacked {_points_in_words(curve)}"] if curve else []
-        parts.append(
-            f"certified {_points_in_words([{**item, 'accuracy': item['certified']} for item in proved])}",
-        )
+        parts.append(f"certified {_points_in_words(proved)}")
         title = contents.title_of(model)
         figure = attack_plots.epsilon_plot(
-            result["clean"]["accuracy"] if result else None,
+            result.clean.accuracy if result else None,
             curve,
             proved,
             contents.worst_case_of(model, threat),
@@ -115,7 +114,7 @@ def confusion(contents: Measurements) -> Content:
     """Return the confusions of classes under attack, a picture per model; a table where there are many classes."""
     parts, largest = [], 0
     for index, model in enumerate(contents.models):
-        counts = contents.attacked.get(model, {}).get("confusion")
+        counts = contents.attacked[model].confusion if model in contents.attacked else None
         if not counts:
             continue
         largest = max(largest, len(counts))
@@ -194,8 +193,8 @@ def _confusion_table(
 def examples(contents: Measurements) -> Content:
     """Return each model's strongest adversarial example of every class, beside its original and their difference."""
     order = {model: place for place, model in enumerate(contents.models)}
-    states = sorted(contents.examples, key=lambda state: order.get(str(state.get("model")), len(order)))
-    parts = [part for state in states if (part := _examples_of_one(contents, state))]
+    found = sorted(contents.examples, key=lambda examples: order.get(examples.about.model, len(order)))
+    parts = [part for examples in found if (part := _examples_of_one(contents, examples))]
     if not parts:
         return None
     note = (
@@ -206,35 +205,32 @@ def examples(contents: Measurements) -> Content:
     return [element("p", note, class_="note"), *parts]
 
 
-def _examples_of_one(contents: Measurements, state: Mapping[str, Any]) -> Content:
+def _examples_of_one(contents: Measurements, examples: Examples) -> Content:
     import numpy as np
 
-    originals, adversarial = (np.asarray(state[key], dtype=np.float64) for key in ("originals", "adversarial"))
-    labels, before, after = (
-        [int(value) for value in state[key]] for key in ("labels", "clean_predictions", "predictions")
-    )
+    about, originals, adversarial = examples.about, examples.originals, examples.adversarial
+    labels, (norm, epsilon) = about.labels, about.threat
     # The surest of every class come first.
     firsts = sorted({label: labels.index(label) for label in labels}.items())[:MAX_EXAMPLES]
     if not firsts:
         return None
-    norm, epsilon = contents.threat or contents.threats[0]  # that of a file which names none
-    norm, epsilon = str(state.get("norm", norm)), float(state.get("epsilon", epsilon))
     difference = adversarial - originals
     reach = epsilon if norm == "linf" else float(np.abs(difference[[index for _, index in firsts]]).max())
     factor = 1 / (2 * reach) if reach > 0 else 1.0
     cards = [
         _card(
             contents.class_name(label),
-            contents.class_name(before[index]),
-            contents.class_name(after[index]),
+            contents.class_name(about.clean_predictions[index]),
+            contents.class_name(about.predictions[index]),
             (originals[index], 0.5 + factor * difference[index], adversarial[index]),
             f"{factor:.3g}",
         )
         for label, index in firsts
     ]
-    model, attack = state.get("model"), format_attack(str(state.get("attack") or "the attack"))
-    title = contents.title_of(str(model)) if model else "Examples"
-    how = f"{attack}, {format_threat((norm, epsilon))}; difference \N{MULTIPLICATION SIGN} {factor:.3g}"
+    title = contents.title_of(about.model)
+    how = (
+        f"{format_attack(about.attack)}, {format_threat(about.threat)}; difference \N{MULTIPLICATION SIGN} {factor:.3g}"
+    )
     left_out = len(set(labels)) - len(firsts)
     if left_out:
         how += f"; {len(firsts)} of {len(firsts) + left_out} classes"

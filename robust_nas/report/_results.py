@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from robust_nas.core.pixels import format_pixels
 from robust_nas.report import attack_plots, plots
-from robust_nas.report._contents import Measurements, Threat, format_attack
+from robust_nas.report._contents import Measurements, Rated, Threat, format_attack
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import DASH, EPSILON, column_head, interval_of, scroll
 from robust_nas.report.findings import enumerate_in_words, format_threat, percent
@@ -25,7 +23,7 @@ def results(contents: Measurements, method: str | None = None) -> Content:
 
 
 def _table(contents: Measurements, method: str | None) -> Html:
-    kinds = {item["count"] for item in _all_measurements(contents)}
+    kinds = {item.count for item in _all_measurements(contents)}
     shared = kinds.pop() if len(kinds) == 1 else None
     several, radii = len(contents.threats) > 1, contents.certified_epsilons
     first: list[Content] = [element("th", "Model", scope="col", rowspan=2)]
@@ -70,19 +68,19 @@ def _attacks_at(contents: Measurements, threat: Threat) -> list[tuple[str, str, 
     return [attack for attack in contents.measured if attack[1:] == threat]
 
 
-def _all_measurements(contents: Measurements) -> list[dict[str, Any]]:
-    found = [item for items in contents.certified.values() for item in items]
+def _all_measurements(contents: Measurements) -> list[Rated]:
+    found: list[Rated] = [item for items in contents.certified.values() for item in items]
     for result in contents.attacked.values():
-        found += [result["clean"], result["worst_case"], *result["attacks"]]
+        found += [result.clean, result.worst_case, *result.attacks]
     return found
 
 
 def _row(contents: Measurements, model: str, shared: int | None) -> Html:
     result = contents.attacked.get(model)
-    cells = [_cell(result and result["clean"], shared)] if contents.attacked else []
+    cells = [_cell(result.clean if result else None, shared)] if contents.attacked else []
     if len(contents.threats) > 1:
         cells.append(_cell(contents.union_of(model), shared, strong=True))
-        average = result.get("average") if result and contents.union_of(model) else None
+        average = result.average if result and contents.union_of(model) else None
         cells.append(element("td", DASH if average is None else percent(average)))
     for threat in contents.threats:
         measured = [contents.attack_on(model, attack) for attack in _attacks_at(contents, threat)]
@@ -95,15 +93,15 @@ def _row(contents: Measurements, model: str, shared: int | None) -> Html:
     return element("tr", head, cells, class_="joined" if contents.is_combined(model) else None)
 
 
-def _cell(item: dict[str, Any] | None, shared: int | None, among: str | None = None, *, strong: bool = False) -> Html:
+def _cell(item: Rated | None, shared: int | None, among: str | None = None, *, strong: bool = False) -> Html:
     if item is None:
         return element("td", element("span", DASH, title="not run", aria_label="not run"))
     below = [element("small", interval_of(item))]
     if shared is None:
-        below.append(element("small", f"n = {item['count']}"))
+        below.append(element("small", f"n = {item.count}"))
     if among:
         below.append(element("small", among))
-    value = percent(item["accuracy"])
+    value = percent(item.accuracy)
     return element("td", element("strong", value) if strong else value, below)
 
 
@@ -111,10 +109,10 @@ def _overview(contents: Measurements) -> Html:
     rows = []
     radius = contents.quoted_radius
     for model in contents.models:
-        result = contents.attacked.get(model, {})
+        result = contents.attacked.get(model)
         proved = contents.certificate_of(model, radius) if radius is not None else None
-        values = {"clean": result.get("clean"), "attacked": result.get("worst_case"), "certified": proved}
-        rows.append((contents.title_of(model), values))
+        values: dict[str, Rated] = {"clean": result.clean, "attacked": result.worst_case} if result else {}
+        rows.append((contents.title_of(model), {**values, "certified": proved} if proved else values))
     named = {}
     if contents.attacked:
         threats = enumerate_in_words([format_threat(threat) for threat in contents.threats])
@@ -143,18 +141,17 @@ def legend(named: dict[str, str]) -> Html:
 
 def distances(contents: Measurements) -> Content:
     """Return a table of how far the nearest adversarial examples are that were found."""
-    items = [
-        (model, item) for model in contents.models for item in contents.attacked.get(model, {}).get("distortions", [])
-    ]
+    attacked = contents.attacked
+    items = [(model, item) for model in contents.models if model in attacked for item in attacked[model].distortions]
     if not items:
         return None
-    order = list(dict.fromkeys((item["norm"], item["attack"]) for _, item in items))
+    order = list(dict.fromkeys((item.norm, item.attack) for _, item in items))
     rows, shares = [], ("0.1", "0.25", "0.5", "0.75", "0.9")
-    for model, item in sorted(items, key=lambda pair: order.index((pair[1]["norm"], pair[1]["attack"]))):
+    for model, item in sorted(items, key=lambda pair: order.index((pair[1].norm, pair[1].attack))):
         head = element("th", contents.title_of(model), scope="row")
-        how = element("td", f"{format_attack(item['attack'])}, {item['norm']}", class_="left")
-        cells = [element("td", _distance(item["quantiles"].get(share))) for share in shares]
-        rows.append(element("tr", head, how, cells, element("td", f"{item['found']} of {item['count']}")))
+        how = element("td", f"{format_attack(item.attack)}, {item.norm}", class_="left")
+        cells = [element("td", _distance(item.quantiles.get(share))) for share in shares]
+        rows.append(element("tr", head, how, cells, element("td", f"{item.found} of {item.count}")))
     heads = [column_head("Model"), column_head("Attack", left=True)]
     heads += [column_head(f"{100 * float(share):g} %") for share in shares]
     caption = (

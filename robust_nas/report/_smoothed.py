@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from robust_nas.core.pixels import format_pixels
 from robust_nas.report._contents import Contents
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import EPSILON, column_head, interval_of, scroll
 from robust_nas.report.findings import percent
+
+if TYPE_CHECKING:
+    from robust_nas.records import SmoothingRecord
 
 
 def smoothed(contents: Contents) -> Content:
@@ -22,14 +24,14 @@ def smoothed(contents: Contents) -> Content:
     return [element("p", note, class_="note"), *tables] if tables else None
 
 
-def _table(contents: Contents, found: Mapping[str, Any]) -> Html:
-    radii = sorted({item["epsilon"] for items in found["models"].values() for item in items})
+def _table(contents: Contents, found: SmoothingRecord) -> Html:
+    radii = sorted({item.epsilon for items in found.models.values() for item in items})
     rows = []
-    for model, items in found["models"].items():
-        at, first = {item["epsilon"]: item for item in items}, items[0]
-        cells = [percent(first["correct"]), percent(first["abstained"]), f"{first['average_radius']:.3f}"]
+    for model, items in found.models.items():
+        at, first = {item.epsilon: item for item in items}, items[0]
+        cells = [percent(first.correct), percent(first.abstained), f"{first.average_radius:.3f}"]
         certified = [
-            [percent(at[epsilon]["certified"]), element("small", interval_of(at[epsilon]))] if epsilon in at else ""
+            [percent(at[epsilon].certified), element("small", interval_of(at[epsilon]))] if epsilon in at else ""
             for epsilon in radii
         ]
         head = element("th", contents.title_of(model), scope="row")
@@ -37,10 +39,10 @@ def _table(contents: Contents, found: Mapping[str, Any]) -> Html:
     heads = ["Model, smoothed", "Right", "Abstained", "Average radius"]
     heads += [f"Certified, {EPSILON} = {format_pixels(epsilon)}" for epsilon in radii]
     caption = (
-        f"Randomised smoothing with \N{GREEK SMALL LETTER SIGMA} = {format_pixels(found['sigma'])}: "
-        f"{found['num_samples']:,} samples of each of {found['num_images']} test images, failure "
-        f"{found['failure']:g}. Accuracy in %, certified in {found['norm']} with its 95 % Wilson interval; no radius "
-        f"can be above {found['largest_radius']:.3g}. The average radius counts 0 where the answer is wrong or missing."
+        f"Randomised smoothing with \N{GREEK SMALL LETTER SIGMA} = {format_pixels(found.sigma)}: "
+        f"{found.num_samples:,} samples of each of {found.num_images} test images, failure "
+        f"{found.failure:g}. Accuracy in %, certified in {found.norm} with its 95 % Wilson interval; no radius "
+        f"can be above {found.largest_radius:.3g}. The average radius counts 0 where the answer is wrong or missing."
     )
     return element(
         "table",

@@ -15,7 +15,6 @@ from robust_nas.report.findings import (
     enumerate_in_words,
     format_threat,
     percent,
-    split_of,
     threats_in_words,
     with_interval,
 )
@@ -63,12 +62,10 @@ def _header(contents: AttackContents) -> Html:
 
 def _lead(contents: AttackContents, model: str) -> Content:
     """Return a model's pointwise worst case in a sentence, with the attacks in it."""
-    result, worst = contents.attacked[model], contents.attacked[model]["worst_case"]
-    number = element("strong", unbroken(f"{percent(worst['accuracy'])} %"))
-    sentence = (
-        f" ({percent(worst['low'])} to {percent(worst['high'])}) of {worst['count']} {split_of(contents)} images "
-    )
-    if contents.union_of(model):
+    result, worst = contents.attacked[model], contents.attacked[model].worst_case
+    number = element("strong", unbroken(f"{percent(worst.accuracy)} %"))
+    sentence = f" ({percent(worst.low)} to {percent(worst.high)}) of {worst.count} {contents.split} images "
+    if worst.threat is None:
         each = [
             f"{with_interval(item)} those at {format_threat(threat)}"
             for threat in contents.threats
@@ -76,14 +73,14 @@ def _lead(contents: AttackContents, model: str) -> Content:
         ]
         number_of = "both" if len(each) == 2 else f"all {len(each)}"
         sentence += f"withstand every attack of {number_of} threat models; {', '.join(each)}"
-        sentence += f"; {percent(result['average'])} % on average." if "average" in result else "."
+        sentence += "." if result.average is None else f"; {percent(result.average)} % on average."
     else:
-        sentence += f"withstand every attack at {format_threat((worst['norm'], worst['epsilon']))}."
-    return [f"{model}: ", number, unbroken(f"{sentence} Clean: {with_interval(result['clean'])}.")]
+        sentence += f"withstand every attack at {format_threat(worst.threat)}."
+    return [f"{model}: ", number, unbroken(f"{sentence} Clean: {with_interval(result.clean)}.")]
 
 
 def _attacks_in_words(contents: AttackContents) -> str:
-    runs = {tuple(dict.fromkeys(item["name"] for item in result["attacks"])) for result in contents.attacked.values()}
+    runs = {tuple(dict.fromkeys(item.name for item in result.attacks)) for result in contents.attacked.values()}
     if len(runs) == 1:
         named = f"The attacks are {enumerate_in_words([format_attack(name) for name in runs.pop()])}."
     else:
@@ -101,7 +98,7 @@ def _limits(contents: AttackContents) -> list[tuple[str, str]]:
         (
             "Models",
             "The models were attacked as they were given. Their training and selection are not known here: if "
-            f"these used {split_of(contents)} images, all accuracies are optimistic.",
+            f"these used {contents.split} images, all accuracies are optimistic.",
         ),
         (
             "Seeds",

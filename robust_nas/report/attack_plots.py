@@ -27,6 +27,10 @@ from robust_nas.report.plots import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from robust_nas.records.certification import Certified
+    from robust_nas.records.evaluation import Point
+    from robust_nas.report._contents import Rated
+
 # Those of Paul Tol's muted palette that stand out from white, for models: not clean's, attacked's or certified's.
 _MODEL_COLOURS = ("#332288", "#CC6677", "#44AA99", "#882255", "#999933", "#AA4499", "#117733")
 _MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -36,11 +40,11 @@ _MOST_NUMBERED = 12  # with more classes, numbers in the cells of a heat map wou
 
 
 @styled
-def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | None]]], key: str, name: str) -> Html:
+def overview_plot(rows: Sequence[tuple[str, Mapping[str, Rated]]], key: str, name: str) -> Html:
     """Return a line per model with its clean, worst-case and certified accuracy and their 95 % intervals.
 
     Args:
-        rows: each model's name, and its "clean", "attacked" and "certified" accuracy with `low` and `high`, or None.
+        rows: each model's name, and its "clean", "attacked" and "certified" accuracy, as far as there are such.
         key: makes the ids of one figure differ from those of the others on the page.
         name: the figure's name for those who cannot see it.
     """
@@ -50,8 +54,8 @@ def overview_plot(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any] | Non
         for shift, (kind, (colour, marker)) in zip((0.1, 0, -0.1), MARKERS.items(), strict=True):
             if item := values.get(kind):
                 height = shift - index  # so that clean and certified stay apart where they are equal
-                axes.plot([item["low"], item["high"]], [height, height], color=colour, linewidth=3, alpha=0.3)
-                axes.plot([item["accuracy"]], [height], color=colour, marker=marker, markersize=6.5, linestyle="none")
+                axes.plot([item.low, item.high], [height, height], color=colour, linewidth=3, alpha=0.3)
+                axes.plot([item.accuracy], [height], color=colour, marker=marker, markersize=6.5, linestyle="none")
     axes.set_yticks([-index for index in range(len(rows))], [""] * len(rows))
     axes.set_ylim(-len(rows) + 0.65, 0.5)
     axes.set_xlim(-0.01, 1.01)
@@ -67,13 +71,13 @@ class Curve:
     Args:
         place: the model's place among all of the page, which is its colour and marker in every figure.
         title: the model's title.
-        points: "epsilon" and "accuracy", and "low" and "high" if there are intervals; ascending.
+        points: the accuracy at each radius, ascending.
         worst: the worst case over all attacks, by radius.
     """
 
     place: int
     title: str
-    points: Sequence[Mapping[str, Any]]
+    points: Sequence[Point]
     worst: Mapping[float, float]
 
 
@@ -89,16 +93,15 @@ def robustness_plot(curves: Sequence[Curve], threat_epsilons: Sequence[float], k
     """
     height = max(265, 70 + 15 * len(curves))
     figure, axes = figure_of(_WIDTH, height)
-    radii = sorted({point["epsilon"] for curve in curves for point in curve.points})
+    radii = sorted({point.epsilon for curve in curves for point in curve.points})
     largest = max([*radii, *threat_epsilons])
     for epsilon in threat_epsilons:
         axes.axvline(epsilon, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
     for curve in curves:
         colour, marker = _look_of(curve.place)
-        epsilons, accuracies = ([point[part] for point in curve.points] for part in ("epsilon", "accuracy"))
-        if all("low" in point for point in curve.points):
-            low, high = ([point[part] for point in curve.points] for part in ("low", "high"))
-            axes.fill_between(epsilons, low, high, color=colour, alpha=min(0.12, 0.4 / len(curves)), linewidth=0)
+        epsilons, accuracies = [point.epsilon for point in curve.points], [point.accuracy for point in curve.points]
+        low, high = [point.low for point in curve.points], [point.high for point in curve.points]
+        axes.fill_between(epsilons, low, high, color=colour, alpha=min(0.12, 0.4 / len(curves)), linewidth=0)
         axes.plot(epsilons, accuracies, color=colour, marker=marker, clip_on=False, gid=f"model-{curve.place}")
         if curve.worst:
             axes.plot(
@@ -129,11 +132,11 @@ def robustness_plot(curves: Sequence[Curve], threat_epsilons: Sequence[float], k
 def _name_the_ends(axes: Axes, curves: Sequence[Curve], edge: float, gap: float) -> None:
     """Write the models' names to the right of `edge`, beside the lines' ends and at least `gap` apart."""
     # Lines that end together, at 0 say, are named in the order in which they came there.
-    ordered = sorted(curves, key=lambda curve: [point["accuracy"] for point in reversed(curve.points)])
-    ends = [curve.points[-1]["accuracy"] for curve in ordered]
+    ordered = sorted(curves, key=lambda curve: [point.accuracy for point in reversed(curve.points)])
+    ends = [curve.points[-1].accuracy for curve in ordered]
     for curve, end, beside in zip(ordered, ends, _spread(ends, gap), strict=True):
         colour, marker = _look_of(curve.place)
-        path = [curve.points[-1]["epsilon"], edge, 1.05 * edge]
+        path = [curve.points[-1].epsilon, edge, 1.05 * edge]
         axes.plot(path, [end, end, beside], color=colour, linewidth=0.8, clip_on=False)
         axes.plot([1.05 * edge], [beside], color=colour, marker=marker, clip_on=False)
         title = shortened(curve.title, _LONGEST_LABEL)
@@ -178,9 +181,9 @@ def _readable(radii: Sequence[float], pixels: float) -> list[float]:
 @styled
 def epsilon_plot(
     clean: float | None,
-    points: Sequence[Mapping[str, Any]],
-    certificates: Sequence[Mapping[str, Any]],
-    worst: Mapping[str, Any] | None,
+    points: Sequence[Point],
+    certificates: Sequence[Certified],
+    worst: Rated | None,
     threat_epsilon: float,
     key: str,
     name: str,
@@ -189,7 +192,7 @@ def epsilon_plot(
 
     Args:
         clean: the clean accuracy, if it was measured.
-        points: the model's accuracies under attack, ascending in "epsilon".
+        points: the model's accuracies under attack, ascending in the radius.
         certificates: its entry in certification.json.
         worst: the worst case over all attacks at `threat_epsilon`, if it was measured.
         threat_epsilon: the threat's radius, marked by a line.
@@ -197,8 +200,8 @@ def epsilon_plot(
         name: the figure's name for those who cannot see it.
     """
     figure, axes = figure_of(340, 230)
-    curve = [(point["epsilon"], point["accuracy"]) for point in points if point["epsilon"] > 0]
-    proved = [(item["epsilon"], item["certified"]) for item in certificates]
+    curve = [(point.epsilon, point.accuracy) for point in points if point.epsilon > 0]
+    proved = [(item.epsilon, item.certified) for item in certificates]
     radii = sorted({epsilon for epsilon, _ in [*curve, *proved, (threat_epsilon, 0)] if epsilon > 0})
     # Certified radii are a hundredth of attacked ones: logarithmic from the smallest on, and linear from there to 0.
     axes.set_xscale("symlog", linthresh=radii[0], linscale=0.35)
@@ -212,10 +215,10 @@ def epsilon_plot(
         if drawn:
             axes.plot(*zip(*sorted(drawn), strict=True), color=colour, marker=marker, zorder=3)
     if worst:
-        spread = [[worst["accuracy"] - worst["low"]], [worst["high"] - worst["accuracy"]]]
+        spread = [[worst.accuracy - worst.low], [worst.high - worst.accuracy]]
         axes.errorbar(
             [threat_epsilon],
-            [worst["accuracy"]],
+            [worst.accuracy],
             yerr=[[max(part, 0.0) for part in side] for side in spread],
             color=ATTACKED,
             marker="D",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from robust_nas.core.pixels import format_pixels
-from robust_nas.report._contents import Contents, Measurements, Threat, format_attack, is_autoattack
+from robust_nas.report._contents import Contents, Measurements, Rated, Threat, format_attack, is_autoattack
 from robust_nas.runtime.per_sample import Consistency, compare_outcomes
 from robust_nas.runtime.run_folder import unfinished_stages
+
+if TYPE_CHECKING:
+    from robust_nas.records import CertificationRecord, EnsembleRecord
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
@@ -39,19 +43,14 @@ def format_threat(threat: Threat) -> str:
     return f"{threat[0]} {format_pixels(threat[1])}"
 
 
-def with_interval(item: Mapping[str, float]) -> str:
+def with_interval(item: Rated) -> str:
     """Return an accuracy as "81.4 % (77.0 to 85.1)"."""
-    return f"{percent(item['accuracy'])} % ({percent(item['low'])} to {percent(item['high'])})"
+    return f"{percent(item.accuracy)} % ({percent(item.low)} to {percent(item.high)})"
 
 
 def failed_checks(contents: Measurements, model: str) -> int:
     """Count a model's failed checks for gradient masking."""
-    return sum(not check["passed"] for check in contents.attacked[model].get("masking", []))
-
-
-def split_of(contents: Measurements) -> str:
-    """Return the name of the split that was attacked."""
-    return str((contents.evaluation or {}).get("split", "test"))
+    return sum(not check.passed for check in contents.attacked[model].masking)
 
 
 def check_consistency(contents: Measurements) -> Consistency:
@@ -68,43 +67,40 @@ def check_consistency(contents: Measurements) -> Consistency:
 def _curve_violations(contents: Measurements) -> list[str]:
     violations = []
     for model, result in contents.attacked.items():
-        clean = result["clean"]
-        for point in result.get("curve", []):
-            same_norm = contents.threat is not None and point.get("norm", contents.threat[0]) == contents.threat[0]
-            if point["accuracy"] > clean["accuracy"] and point.get("count", clean["count"]) == clean["count"]:
+        clean = result.clean
+        for point in result.curve:
+            same_norm = contents.threat is not None and point.norm == contents.threat[0]
+            if point.accuracy > clean.accuracy and point.count == clean.count:
                 violations.append(
-                    f"{model}: more images are correct under attack at {point['epsilon']:g} than when clean."
+                    f"{model}: more images are correct under attack at {point.epsilon:g} than when clean."
                 )
-            for item in contents.certified.get(model, []) if same_norm else []:
-                same_images = item["count"] == point.get("count", clean["count"])
-                smaller_ball = point["epsilon"] <= item["epsilon"]
-                if same_images and smaller_ball and item["certified"] > point["accuracy"]:
+            for item in contents.certified.get(model, ()) if same_norm else ():
+                smaller_ball = point.epsilon <= item.epsilon
+                if item.count == point.count and smaller_ball and item.certified > point.accuracy:
                     violations.append(
-                        f"{model}: more images are certified at {item['epsilon']:g} than withstand the attack "
-                        f"at {point['epsilon']:g}."
+                        f"{model}: more images are certified at {item.epsilon:g} than withstand the attack "
+                        f"at {point.epsilon:g}."
                     )
     return violations
 
 
 def summary(contents: Contents) -> list[str]:
     """Return the run in a few sentences, as far as it has come."""
-    config, sentences = contents.config, []
+    settings, sentences = contents.settings, []
     threat = f"{norm_name(contents.norm)} perturbations of radius {format_pixels(contents.epsilon)}"
-    data = config["data"]["name"]
+    data, space, search = settings.data.name, settings.space.name, settings.search.name
     if contents.trained:
         count = len(contents.trained)
-        method = next(iter(contents.trained.values())).get("method", "")
+        method = next(iter(contents.trained.values())).method
         sentences.append(
             f"{count} trained networks of {enumerate_in_words(contents.joined)}, joined, and measured against {threat} "
             f"on {data}."
             if contents.joined
-            else f"{count} network{'s' * (count > 1)} of the space {config['space']['name']}, found by "
-            f"{config['search']['name']} search and trained with {method} against {threat} on {data}."
+            else f"{count} network{'s' * (count > 1)} of the space {space}, found by "
+            f"{search} search and trained with {method} against {threat} on {data}."
         )
     else:
-        sentences.append(
-            f"A {config['search']['name']} search in the space {config['space']['name']} against {threat} on {data}."
-        )
+        sentences.append(f"A {search} search in the space {space} against {threat} on {data}.")
     subject = "ensemble" if "ensemble" in contents.attacked else next(iter(contents.attacked), None)
     if subject:
         sentences.append(_headline(contents, subject))
@@ -113,10 +109,10 @@ def summary(contents: Contents) -> list[str]:
 
 def _headline(contents: Contents, model: str) -> str:
     result, name = contents.attacked[model], contents.title_of(model)
-    clean, worst = result["clean"], result["worst_case"]
-    attacks = enumerate_in_words(list(dict.fromkeys(format_attack(attack["name"]) for attack in result["attacks"])))
+    clean, worst = result.clean, result.worst_case
+    attacks = enumerate_in_words(list(dict.fromkeys(format_attack(attack.name) for attack in result.attacks)))
     text = (
-        f"On {clean['count']} {split_of(contents)} images the "
+        f"On {clean.count} {contents.split} images the "
         f"{name if model == 'ensemble' else f'network {name}'} is correct on {with_interval(clean)} and, under the "
         f"worst of {attacks} for each image, on {with_interval(worst)}"
     )
@@ -145,15 +141,15 @@ class Difference:
 
 def compare_ensemble(contents: Contents) -> dict[str, list[Difference]]:
     """Compare the ensemble with the best single network and with the uniform average, by their names."""
-    best = (contents.stages["ensemble"] or {}).get("best_single")
-    return {name: _differences(contents, name) for name in (best, "uniform") if name in contents.models}
+    best = contents.ensemble.best_single if contents.ensemble else None
+    return {name: _differences(contents, name) for name in (best, "uniform") if name and name in contents.models}
 
 
 def _differences(contents: Contents, other: str) -> list[Difference]:
-    pairs = []
+    pairs: list[tuple[str, Rated | None, Rated | None]] = []
     one, two = contents.attacked.get("ensemble"), contents.attacked.get(other)
     if one and two:
-        pairs.append(("clean", one["clean"], two["clean"]))
+        pairs.append(("clean", one.clean, two.clean))
         # Worst cases are over the attacks that were run on each model, and these may differ: they are not compared.
         for attack in contents.measured:
             name = f"{format_attack(attack[0])}, {attack[1]} {format_pixels(attack[2])}"
@@ -164,8 +160,8 @@ def _differences(contents: Contents, other: str) -> list[Difference]:
     return [
         Difference(
             name,
-            100 * (mine["accuracy"] - theirs["accuracy"]),
-            mine["low"] > theirs["high"] or mine["high"] < theirs["low"],
+            100 * (mine.accuracy - theirs.accuracy),
+            mine.low > theirs.high or mine.high < theirs.low,
         )
         for name, mine, theirs in pairs
         if mine and theirs
@@ -192,12 +188,12 @@ def limits(contents: Contents) -> list[tuple[str, str]]:
     )
     if contents.attacked:
         found += about_attacks(contents)
-    if contents.certified:
-        found.append(("Certification", _about_certification(contents)))
-    for name, reason in (contents.stages["certify"] or {}).get("left_out", {}).items():
+    if contents.certification and contents.certified:
+        found.append(("Certification", _about_certification(contents, contents.certification)))
+    for name, reason in contents.certification.left_out.items() if contents.certification else ():
         found.append(("Certification", f"Nothing was proved of {name}, and no ensemble was fitted to bounds. {reason}"))
-    if contents.stages["ensemble"] and contents.certified:
-        found += _about_weights(contents)
+    if contents.ensemble and contents.certified:
+        found += _about_weights(contents, contents.ensemble)
     if contents.smoothed:
         found.append(("Smoothing", _about_smoothing(contents)))
     found.append(("Selection", _about_selection(contents)))
@@ -220,11 +216,11 @@ def threats_in_words(threats: Sequence[Threat]) -> str:
 
 def about_attacks(contents: Measurements) -> list[tuple[str, str]]:
     """Return the meaning and the limits of accuracies under attack, as (subject, a sentence or two)."""
-    num_images, split = (contents.evaluation or {})["num_images"], split_of(contents)
+    num_images, split = contents.num_images, contents.split
     of_attacks = (
         "An attack that fails proves nothing: accuracy under attack bounds the true robust accuracy from above."
     )
-    if any(result.get("curve") for result in contents.attacked.values()):
+    if any(result.curve for result in contents.attacked.values()):
         of_attacks += " Curves over epsilon use one attack only, so they are less strict than the worst case."
     found = [
         (
@@ -238,7 +234,7 @@ def about_attacks(contents: Measurements) -> list[tuple[str, str]]:
     with_autoattack: list[str] = []
     without: list[str] = []
     for model, result in contents.attacked.items():
-        ran = any(is_autoattack(attack["name"]) for attack in result["attacks"])
+        ran = any(is_autoattack(attack.name) for attack in result.attacks)
         named = contents.title_of(model)
         article = "the " if contents.is_combined(model) else ""
         (with_autoattack if ran else without).append(article + (named.lower() if model == "uniform" else named))
@@ -262,11 +258,10 @@ def about_attacks(contents: Measurements) -> list[tuple[str, str]]:
     return found
 
 
-def _about_certification(contents: Contents) -> str:
-    stage = contents.stages["certify"]
+def _about_certification(contents: Contents, found: CertificationRecord) -> str:
     smallest, largest = contents.certified_epsilons[0], contents.certified_epsilons[-1]
     text = (
-        f"Bounds by {stage['method']} arithmetic in {stage.get('dtype', 'floating point')}, over {stage['num_images']} "
+        f"Bounds by {found.method} arithmetic in {found.dtype}, over {found.num_images} "
         f"images, prove {_spread(contents, smallest)} at radius {format_pixels(smallest)}"
     )
     if largest > smallest:
@@ -285,16 +280,15 @@ def _about_certification(contents: Contents) -> str:
 def _spread(contents: Contents, epsilon: float) -> str:
     """Return the certified accuracies of all models at a radius, such as "5.0 to 11.4 %"."""
     certificates = (item for results in contents.certified.values() for item in results)
-    shares = [item["certified"] for item in certificates if item["epsilon"] == epsilon]
+    shares = [item.certified for item in certificates if item.epsilon == epsilon]
     low, high = percent(min(shares)), percent(max(shares))
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
-def _about_weights(contents: Contents) -> list[tuple[str, str]]:
-    epsilon = contents.stages["ensemble"].get("epsilon")
-    members = contents.stages["ensemble"]["members"]
-    proved = [item for name in members if epsilon is not None and (item := contents.certificate_of(name, epsilon))]
-    if not proved or any(item["accuracy"] > 0 for item in proved):
+def _about_weights(contents: Contents, ensemble: EnsembleRecord) -> list[tuple[str, str]]:
+    epsilon = ensemble.epsilon
+    proved = [item for name in ensemble.members if (item := contents.certificate_of(name, epsilon))]
+    if not proved or any(item.certified > 0 for item in proved):
         return []
     return [
         (
@@ -306,7 +300,7 @@ def _about_weights(contents: Contents) -> list[tuple[str, str]]:
 
 
 def _about_smoothing(contents: Contents) -> str:
-    failures = enumerate_in_words(sorted({f"{found['failure']:g}" for found in contents.smoothed}))
+    failures = enumerate_in_words(sorted({f"{found.failure:g}" for found in contents.smoothed}))
     return (
         f"Each certificate of a smoothed classifier may be wrong with a probability of up to {failures}, by the noise "
         "that was drawn, and each is about real numbers, while networks compute in float32. Only "
@@ -316,13 +310,12 @@ def _about_smoothing(contents: Contents) -> str:
 
 def _about_selection(contents: Contents) -> str:
     text = "Validation images"
-    if contents.stages["derive"]:
-        text += f" (n = {contents.stages['derive'].get('num_validation', '?')})"
-    train, search = (contents.config.get(section, {}) for section in ("train", "search"))
+    if contents.derivation:
+        text += f" (n = {contents.derivation.num_validation})"
     chosen = {
-        "the architectures": not (isinstance(search, dict) and search.get("name") == "given"),
-        "each network's best epoch": train.get("keep", "best") == "best" and not contents.joined,
-        "the ensemble's weights": bool(contents.stages["ensemble"]),
+        "the architectures": contents.settings.search.name != "given",
+        "each network's best epoch": contents.settings.train.keep == "best" and not contents.joined,
+        "the ensemble's weights": contents.ensemble is not None,
     }
     text += f" selected {enumerate_in_words([what for what, is_chosen in chosen.items() if is_chosen]) or 'nothing'}; "
     measured = contents.attacked or contents.certified or contents.smoothed

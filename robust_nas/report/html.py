@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robust_nas import spaces
 from robust_nas.architectures.cell import Architecture
@@ -38,8 +39,13 @@ from robust_nas.report._results import distances, results
 from robust_nas.report._smoothed import smoothed
 from robust_nas.report.drawing import draw
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
-from robust_nas.runtime.run_folder import STAGE_FILES, RunDir, unfinished_stages, write_text
-from robust_nas.searches import SearchResult, last_row
+from robust_nas.runtime.run_folder import RunDir, unfinished_stages, write_text
+from robust_nas.searches import SearchResult
+
+if TYPE_CHECKING:
+    from robust_nas.records import SearchRecord
+    from robust_nas.records.search import Row
+    from robust_nas.records.training import Trained
 
 
 def write_report(run: RunDir) -> Path:
@@ -55,9 +61,9 @@ def write_report(run: RunDir) -> Path:
 
 def page(contents: Contents) -> Html:
     """Return the whole page."""
-    certificates = contents.stages["certify"] or {}
+    method = contents.certification.method if contents.certification else None
     sections = (
-        ("Results", results(contents, certificates.get("method"))),
+        ("Results", results(contents, method)),
         ("Architectures", _architectures(contents)),
         ("Search", _search(contents)),
         ("Training", _training(contents)),
@@ -80,7 +86,7 @@ def _header(contents: Contents) -> Html:
     facts = (f"{contents.norm}, {EPSILON} = {format_pixels(contents.epsilon)}", f"seed {contents.seed}")
     return element(
         "header",
-        element("h1", f"Robust architectures on {contents.config['data']['name']}"),
+        element("h1", f"Robust architectures on {contents.settings.data.name}"),
         facts_line(contents, *facts),
         [element("p", unbroken(sentence), class_="lead") for sentence in summary(contents)],
         element("p", note, class_="missing", role="note") if note else None,
@@ -92,9 +98,9 @@ def _header(contents: Contents) -> Html:
 
 
 def _architectures(contents: Contents) -> Content:
-    chosen = {name: model["architecture"] for name, model in contents.trained.items()}
-    if not chosen and contents.stages["derive"]:
-        chosen = {f"model-{index}": text for index, text in enumerate(contents.stages["derive"]["chosen"])}
+    chosen = {name: model.architecture for name, model in contents.trained.items()}
+    if not chosen and contents.derivation:
+        chosen = {f"model-{index}": text for index, text in enumerate(contents.derivation.chosen)}
     if not chosen:
         return None
     cards = [_architecture_card(contents, name, text) for name, text in chosen.items()]
@@ -109,20 +115,11 @@ def _architectures(contents: Contents) -> Content:
 
 
 def _architecture_card(contents: Contents, name: str, text: str) -> Html:
-    model, short = contents.trained.get(name, {}), contents.short(text)
-    parsed = contents.parse(text)
+    model, parsed, short = contents.trained.get(name), contents.parse(text), contents.short(text)
     parts = {} if parsed is None else parsed.parts
     facts = {"SE" if key == "se" else key.capitalize(): value for key, value in parts.items()}
-    if "from" in model:
-        facts["From"] = model["from"]
-    if "parameters" in model:
-        facts["Parameters"] = f"{model['parameters']:,}"
-    if adds := model.get("multiply_adds"):
-        facts["Multiply-adds"] = f"{adds:,}"
-    if "epochs" in model:
-        facts["Training"] = f"{model['epochs']} epochs of {model.get('method', '')}, {duration(model.get('seconds'))}"
-    if "validation" in model:
-        facts["Validation"] = _accuracies(model["validation"])
+    if model is not None:
+        facts |= _facts_of(model)
     drawing = None if parsed is None else draw(parsed, contents.operations, f"cell-{name}")
     return element(
         "figure",
@@ -138,43 +135,55 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
     )
 
 
+def _facts_of(model: Trained) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if model.origin is not None:
+        facts["From"] = model.origin
+    if model.parameters is not None:
+        facts["Parameters"] = f"{model.parameters:,}"
+    if model.multiply_adds:
+        facts["Multiply-adds"] = f"{model.multiply_adds:,}"
+    if model.epochs is not None:
+        facts["Training"] = f"{model.epochs} epochs of {model.method}, {duration(model.seconds)}"
+    return {**facts, "Validation": _accuracies(model.validation)}
+
+
 def _candidates(contents: Contents) -> Content:
-    derive = contents.stages["derive"]
-    if not derive or not derive["candidates"]:
+    if contents.derivation is None or not contents.derivation.candidates:
         return None
+    candidates = contents.derivation.candidates
+    columns = {
+        "clean": [candidate.validation_clean for candidate in candidates],
+        "robust": [candidate.validation_robust for candidate in candidates],
+        "certified": [candidate.validation_certified for candidate in candidates],
+    }
     # Certified accuracy is there where candidates are ranked by it.
-    kinds = [
-        kind
-        for kind in ("clean", "robust", "certified")
-        if any(candidate.get(f"validation_{kind}") is not None for candidate in derive["candidates"])
-    ] or ["clean", "robust"]
+    kinds = [kind for kind, values in columns.items() if any(value is not None for value in values)]
+    kinds = kinds or ["clean", "robust"]
+    shown = [columns[kind] for kind in kinds]
     # Where the choice looked at it: the mean transfer rate with the chosen ones.
-    shares = [f"validation_{kind}" for kind in kinds]
-    shares += ["transfer_rate"] if any("transfer_rate" in candidate for candidate in derive["candidates"]) else []
-    rows = []
-    for candidate in derive["candidates"]:
-        rows.append(
-            element(
-                "tr",
-                element("th", str(candidate.get("rank") or DASH), scope="row"),
-                element("td", element("code", contents.short(candidate["architecture"])), class_="left"),
-                element("td", f"{candidate['log_posterior']:.2f}".replace("-", "\N{MINUS SIGN}")),
-                [
-                    element("td", DASH if value is None else percent(value))
-                    for value in (candidate.get(share) for share in shares)
-                ],
-            )
+    has_transfer = any(candidate.transfer is not None for candidate in candidates)
+    if has_transfer:
+        shown.append([candidate.transfer_rate for candidate in candidates])
+    rows = [
+        element(
+            "tr",
+            element("th", str(candidate.rank or DASH), scope="row"),
+            element("td", element("code", contents.short(candidate.architecture)), class_="left"),
+            element("td", f"{candidate.log_posterior:.2f}".replace("-", "\N{MINUS SIGN}")),
+            [element("td", DASH if value is None else percent(value)) for value in values],
         )
+        for candidate, *values in zip(candidates, *shown, strict=True)
+    ]
     heads = ["Rank", "Architecture", "Log posterior", *(f"{kind.capitalize()}, %" for kind in kinds)]
-    measured = any(candidate.get("validation_clean") is not None for candidate in derive["candidates"])
     caption = (
         "The candidates, in the order of what the search has measured or believes. Those with a rank were trained."
-        if not measured
+        if all(value is None for value in columns["clean"])
         else "The candidates: the most probable architectures that compute different functions, then by "
-        f"{kinds[-1]} accuracy with the supernet's weights on {derive.get('num_validation', '?')} validation images. "
+        f"{kinds[-1]} accuracy with the supernet's weights on {contents.derivation.num_validation} validation images. "
         "Inherited weights do not predict the accuracy after training. Those with a rank were trained."
     )
-    if "transfer_rate" in shares:
+    if has_transfer:
         heads.append("Transfer, %")
         caption += (
             " Transfer is the mean share of adversarial examples that a candidate and the other chosen ones have in "
@@ -197,20 +206,17 @@ CELLS_OVER_TIME = 12
 
 
 def _search(contents: Contents) -> Content:
-    search = contents.stages["search"]
-    trajectory = (search or {}).get("trajectory", [])
-    if not trajectory:
+    search = contents.search
+    if search is None or not search.trajectory:
         return None
-    end = last_row(search)
+    trajectory, end, operations = search.trajectory, search.end, search.operations or ()
     # Of Dirichlet searches, what their distributions are; of others, the mixture itself.
-    kind = "concentration" if "concentration" in trajectory[0] else "mixture"
-    operations = search["operations"]
-    epochs = [row["epoch"] for row in trajectory]
+    kind = "mixture" if end.concentration is None else "concentration"
+    epochs = [row.epoch for row in trajectory]
     figures = []
-    names = search.get("edge_names") or [f"{source}-{target}" for source, target in search["edges"]]
-    for index, edge in enumerate(names):
-        moved = [row[kind][index] for row in trajectory]
-        final = end[kind][index]
+    for index, edge in enumerate(search.edge_names or ()):
+        moved = [row.shown[index] for row in trajectory]
+        final = end.shown[index]
         winner = max(range(len(operations)), key=lambda place: final[place])
         share = final[winner] / sum(final)
         caption = f"ends at {operations[winner]} with {percent(share)} % of the mean mixture"
@@ -219,52 +225,51 @@ def _search(contents: Contents) -> Content:
         arrow = edge.replace("-", " \N{RIGHTWARDS ARROW} ")
         head = element("h3", f"Edge {arrow} ", element("small", f"{operations[winner]}, {percent(share)} %"))
         figures.append(element("figure", head, figure))
-    if "entropy" in trajectory[0]:
-        entropies = [row["entropy"] for row in trajectory]
-        name = f"Entropy of the mean mixture: from {entropies[0]:.2f} to {end['entropy']:.2f} nats."
-        head = element("h3", "Entropy ", element("small", "nats, mean over edges"))
-        figures.append(element("figure", head, plots.entropy_plot(epochs, entropies, "entropy", name)))
-    if "validation" in trajectory[0]:
-        accuracies = {name: [row["validation"].get(name) for row in trajectory] for name in end["validation"]}
-        name = f"Supernet on validation images, at the end: {_accuracies(end['validation'])}."
-        head = element("h3", "Supernet ", element("small", "validation accuracy"))
-        figure = plots.curve_plot(epochs, accuracies, "supernet", name)
-        figures.append(element("figure", head, figure, _curve_legend(accuracies)))
-    held = {True: "held fixed", False: "drawn again"}.get(search.get("hold_sample"))
-    shown = "Dirichlet concentrations" if kind == "concentration" else "Mean weights"
-    note = [
-        f"{shown} of the operations on each edge, over {epochs[-1]} epochs of search"
-        f" ({duration(search.get('seconds'))} until now). The operation that ends highest is drawn thicker."
-    ]
-    objective = search.get("search", {}).get("objective")
-    if objective is not None:
-        note.append(f" Both levels minimise the loss of {objective['name']}.")
-    for collapse in search.get("collapses", []):
-        back = f"epoch {collapse['back_to']}, to which it went back"
-        note.append(f" The search collapsed in epoch {collapse['epoch']} ({collapse['reason']}), after {back}.")
-    if held:
-        note.append(f" The mixture was {held} between crafting an adversarial example and its loss.")
-    if "validation" in trajectory[0]:
-        note.append(" Validation is at the mean mixture, where nothing is drawn.")
+    entropies = [row.entropy for row in trajectory]
+    name = f"Entropy of the mean mixture: from {entropies[0]:.2f} to {end.entropy:.2f} nats."
+    head = element("h3", "Entropy ", element("small", "nats, mean over edges"))
+    figures.append(element("figure", head, plots.entropy_plot(epochs, entropies, "entropy", name)))
+    accuracies = {name: [row.validation.get(name) for row in trajectory] for name in end.validation}
+    name = f"Supernet on validation images, at the end: {_accuracies(end.validation)}."
+    head = element("h3", "Supernet ", element("small", "validation accuracy"))
+    figure = plots.curve_plot(epochs, accuracies, "supernet", name)
+    figures.append(element("figure", head, figure, _curve_legend(accuracies)))
     return [
-        element("p", note, class_="note"),
+        element("p", _about_search(search), class_="note"),
         _operation_legend(operations),
         element("div", figures, class_="grid"),
-        _cells_over_time(contents, [(row["epoch"], row.get("seconds"), row[kind]) for row in trajectory]),
+        _cells_over_time(contents, search),
     ]
 
 
-def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None, list[list[float]]]]) -> Content:
+def _about_search(search: SearchRecord) -> list[str]:
+    shown = "Mean weights" if search.end.concentration is None else "Dirichlet concentrations"
+    note = [
+        f"{shown} of the operations on each edge, over {search.trajectory[-1].epoch} epochs of search"
+        f" ({duration(search.seconds)} until now). The operation that ends highest is drawn thicker."
+    ]
+    if search.search.objective is not None:
+        note.append(f" Both levels minimise the loss of {search.search.objective.name}.")
+    for collapse in search.collapses:
+        back = f"epoch {collapse.back_to}, to which it went back"
+        note.append(f" The search collapsed in epoch {collapse.epoch} ({collapse.reason}), after {back}.")
+    if search.hold_sample is not None:
+        held = "held fixed" if search.hold_sample else "drawn again"
+        note.append(f" The mixture was {held} between crafting an adversarial example and its loss.")
+    return [*note, " Validation is at the mean mixture, where nothing is drawn."]
+
+
+def _cells_over_time(contents: Contents, search: SearchRecord) -> Content:
     """Draw the most probable architecture at every epoch in which it changed."""
     spans: list[tuple[Architecture | Genotype, int, int, float | None]] = []
-    for epoch, seconds, weights in rows:
-        cell = _most_probable(contents, weights)
+    for row in search.trajectory:
+        cell = _most_probable(contents, search, row.shown)
         if cell is None:
             return None
         if spans and spans[-1][0] == cell:
-            spans[-1] = (cell, spans[-1][1], epoch, seconds)
+            spans[-1] = (cell, spans[-1][1], row.epoch, row.seconds)
         else:
-            spans.append((cell, epoch, epoch, seconds))
+            spans.append((cell, row.epoch, row.epoch, row.seconds))
     figures = []
     for index, (cell, first, last, seconds) in enumerate(spans[-CELLS_OVER_TIME:]):
         when = f"epoch {first}" if first == last else f"epochs {first} to {last}"
@@ -283,12 +288,11 @@ def _cells_over_time(contents: Contents, rows: Sequence[tuple[int, float | None,
     ]
 
 
-def _most_probable(contents: Contents, weights: list[list[float]]) -> Architecture | Genotype | None:
+def _most_probable(contents: Contents, search: SearchRecord, weights: Sequence[Row]) -> Architecture | Genotype | None:
     """Return the architecture that a mixture, or weights in proportion to one, gives; None where digits fail."""
-    searched = (contents.stages["search"] or {}).get("space", {})
-    if searched.get("kind", "cell") != "cell":
+    if search.space["kind"] != "cell":
         rows = [[value / sum(row) for value in row] for row in weights]
-        best = SearchResult(spaces.described(searched), rows, None, {}).best
+        best = SearchResult(spaces.described(search.space), rows, None, {}).best
         return best if isinstance(best, Architecture | Genotype) else None
     if len(contents.operations) > 10:
         return None
@@ -336,20 +340,19 @@ def _training(contents: Contents) -> Content:
     figures, kinds = [], ["clean", "robust"]
     for index, (name, model) in enumerate(contents.trained.items()):
         rows = [row for row in contents.metrics if row["stage"] == f"train-{index}"]
-        if not rows or "best_epoch" not in model:  # a joined run has not trained it
+        # A joined run has not trained it.
+        if not rows or model.kept is None or model.best is None or model.last is None:
             continue
         epochs = [row["step"] for row in rows]
         if "validation_certified" in rows[-1]:
             kinds = ["clean", "robust", "certified"]
         accuracies = {kind: [row.get(f"validation_{kind}") for row in rows] for kind in kinds}
-        kept, last = model["validation"], model.get("kept") == "last"
-        kept_epoch = model["last_epoch"] if last else model["best_epoch"]
-        other, other_name = (
-            (model["best"], f"best epoch {model['best_epoch']}") if last else (model["last"], "last epoch")
-        )
+        last = model.kept == "last"
+        kept_epoch = model.last_epoch if last else model.best_epoch
+        other, other_name = (model.best, f"best epoch {model.best_epoch}") if last else (model.last, "last epoch")
         others = ", ".join(f"{percent(accuracy)} %" for accuracy in other.values())
-        text = f"kept epoch {kept_epoch}: {_accuracies(kept)}; {other_name}: {others}"
-        if model.get("collapsed"):
+        text = f"kept epoch {kept_epoch}: {_accuracies(model.validation)}; {other_name}: {others}"
+        if model.collapsed:
             text += "; stopped there, as the robust accuracy had fallen"
         figure = plots.curve_plot(epochs, accuracies, f"training-{index}", f"Training of {name}: {text}.", kept_epoch)
         figures.append(
@@ -372,40 +375,37 @@ def _training(contents: Contents) -> Content:
 
 def _both_epochs(contents: Contents, name: str) -> str | None:
     """Return both epochs' accuracy under the strongest attack on the epoch that is not kept, on test images."""
-    other = (contents.evaluation or {}).get("other_epochs", {}).get(name)
+    other = contents.evaluation.other_epochs.get(name) if contents.evaluation else None
     if other is None or name not in contents.attacked:
         return None
-    strongest = min(other["attacks"], key=lambda item: item["accuracy"])
-    clean = contents.attacked[name]["clean"]
-    kept = contents.attack_on(name, (strongest["name"], strongest["norm"], strongest["epsilon"]))
+    strongest = min(other.attacks, key=lambda item: item.accuracy)
+    clean = contents.attacked[name].clean
+    kept = contents.attack_on(name, (strongest.name, strongest.norm, strongest.epsilon))
     if kept is None:
         return None
     return (
-        f" On {strongest['count']} test images, under {format_attack(strongest['name'])}: the kept epoch "
-        f"{percent(kept['accuracy'])} % (clean {percent(clean['accuracy'])} %), the {other['epoch']} epoch "
-        f"{percent(strongest['accuracy'])} % (clean {percent(other['clean']['accuracy'])} %)."
+        f" On {strongest.count} test images, under {format_attack(strongest.name)}: the kept epoch "
+        f"{percent(kept.accuracy)} % (clean {percent(clean.accuracy)} %), the {other.epoch} epoch "
+        f"{percent(strongest.accuracy)} % (clean {percent(other.clean.accuracy)} %)."
     )
 
 
 def _ensemble(contents: Contents) -> Content:
-    ensemble = contents.stages["ensemble"]
-    if not ensemble:
+    ensemble = contents.ensemble
+    if ensemble is None:
         return None
-    scales = ensemble.get("scales") or [None] * len(ensemble["members"])
     rows = []
-    for member, weight, scale in zip(ensemble["members"], ensemble["weights"], scales, strict=True):
-        best = " (best single network by validation)" if member == ensemble.get("best_single") else None
+    for member, weight, scale in zip(ensemble.members, ensemble.weights, ensemble.scales, strict=True):
+        best = " (best single network by validation)" if member == ensemble.best_single else None
         head = element("th", member, element("small", contents.digits_of(member), best), scope="row")
-        cells = [element("td", f"{weight:.3f}"), element("td", DASH if scale is None else f"{scale:.4g}")]
-        bar = element("span", class_="bar", style=f"width:{100 * weight / max(ensemble['weights']):.1f}%")
+        cells = [element("td", f"{weight:.3f}"), element("td", f"{scale:.4g}")]
+        bar = element("span", class_="bar", style=f"width:{100 * weight / max(ensemble.weights):.1f}%")
         rows.append(element("tr", head, cells, element("td", bar, class_="bars", aria_hidden="true")))
-    facts = f"Weights fitted on the certified margins of {ensemble['num_validation']} validation images"
-    if ensemble.get("epsilon") is not None:
-        facts += f" at radius {format_pixels(ensemble['epsilon'])}"
-    if ensemble.get("objective") is not None and ensemble.get("uniform_objective") is not None:
-        facts += (
-            f"; objective {ensemble['objective']:.6g}, against {ensemble['uniform_objective']:.6g} of equal weights"
-        )
+    facts = (
+        f"Weights fitted on the certified margins of {ensemble.num_validation} validation images at radius "
+        f"{format_pixels(ensemble.epsilon)}; objective {ensemble.objective:.6g}, against "
+        f"{ensemble.uniform_objective:.6g} of equal weights"
+    )
     table = element(
         "table",
         element("caption", f"{facts}. Each network's logits are divided by its scale before they are weighted."),
@@ -448,22 +448,20 @@ def _points(item: Difference | None) -> str:
 
 def _setup(contents: Contents) -> Html:
     facts = environment_facts(contents.environment)
-    if record := contents.stages["record"]:
-        facts["Recorded"] = f"{record['rows']} rows of the local table"
+    if contents.recorded:
+        facts["Recorded"] = f"{contents.recorded.rows} rows of the local table"
     return setup(contents, "config.toml", facts, _seconds(contents))
 
 
 def _seconds(contents: Contents) -> dict[str, float]:
     """Return the duration of each stage, as far as the files say."""
-    stages = contents.stages
-    seconds: dict[str, float] = {}
-    for stage in ("search", "derive", "ensemble"):
-        if stages[stage] and "seconds" in stages[stage]:
-            seconds[stage] = stages[stage]["seconds"]
-    if contents.trained:
-        seconds["train"] = sum(model.get("seconds", 0.0) for model in contents.trained.values())
-    if contents.attacked:
-        seconds["attack"] = attack_seconds(contents)
-    if contents.certified:
-        seconds["certify"] = sum(item.get("seconds", 0.0) for items in contents.certified.values() for item in items)
-    return {stage: seconds[stage] for stage in STAGE_FILES if stage in seconds}
+    proofs = [item.seconds for items in contents.certified.values() for item in items]
+    seconds = {
+        "search": contents.search.seconds if contents.search else None,
+        "derive": contents.derivation.seconds if contents.derivation else None,
+        "train": sum(model.seconds or 0.0 for model in contents.trained.values()) if contents.trained else None,
+        "attack": attack_seconds(contents) if contents.attacked else None,
+        "certify": sum(proofs) if contents.certified else None,
+        "ensemble": contents.ensemble.seconds if contents.ensemble else None,
+    }
+    return {stage: value for stage, value in seconds.items() if value is not None}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robust_nas import __version__
+from robust_nas import __version__, records
 from robust_nas.core.files import is_there
 from robust_nas.records import read_stage
 from robust_nas.runtime.run_folder import RunDir, write_json
 
 if TYPE_CHECKING:
+    from robust_nas.records.run import Session
     from robust_nas.runtime.distributed import World
 
 ENVIRONMENT = "environment.json"
@@ -53,21 +54,16 @@ def describe_environment(world: World, arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def sessions(environment: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return every session that computed something of the folder, from environment.json, the first first."""
-    last = {key: value for key, value in environment.items() if key != "earlier"}
-    return [*environment.get("earlier", []), *([last] if last else [])]
-
-
 def add_session(folder: RunDir, world: World, arguments: list[str]) -> None:
     """Write what this session works with to environment.json, with what earlier ones worked with under "earlier".
 
     It is called before a session computes anything of the folder, and not where all is there. Rank 0 writes.
     """
     if world.is_main:
-        path, environment = folder / ENVIRONMENT, describe_environment(world, arguments)
-        earlier = sessions(environment_of(folder))
-        write_json(path, {**environment, "earlier": earlier} if earlier else environment)
+        environment = describe_environment(world, arguments)
+        if last := environment_of(folder):
+            environment["earlier"] = [*last.pop("earlier", ()), last]
+        write_json(folder / ENVIRONMENT, environment)
 
 
 def environment_of(folder: RunDir) -> dict[str, Any]:
@@ -81,21 +77,30 @@ def environment_of(folder: RunDir) -> dict[str, Any]:
     return found
 
 
-def hardware(session: Mapping[str, Any]) -> str:
+def sessions_of(folder: RunDir) -> tuple[Session, ...]:
+    """Return every session that computed something of the folder, the first first.
+
+    Raises:
+        InputError: if environment.json is damaged.
+    """
+    path = folder / ENVIRONMENT
+    return records.read(path, records.EnvironmentRecord).sessions if is_there(path) else ()
+
+
+def hardware(session: Session) -> str:
     """Return the device, processor, cores and processes of a session in words."""
-    cores, processes = session.get("cores"), session.get("world_size", 1)
-    parts = [str(session["device"]), str(session.get("cpu") or ""), f"{cores} cores" if cores else ""]
-    parts.append(f"{processes} processes" if processes > 1 else "")
+    parts = [session.device, session.cpu, f"{session.cores} cores" if session.cores else ""]
+    parts.append(f"{session.world_size} processes" if session.world_size > 1 else "")
     return ", ".join(part for part in parts if part)
 
 
-def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing(found: Sequence[Session]) -> list[str]:
     """Return the hardware of sessions in words, each kind once; the versions of torch too, if they differ.
 
     Several mean that the last digits of results are of several kinds, too.
     """
-    versions = {session.get("torch") for session in found}
-    kinds = [hardware(each) + (f", torch {each.get('torch')}" if len(versions) > 1 else "") for each in found]
+    versions = {session.torch for session in found}
+    kinds = [hardware(each) + (f", torch {each.torch}" if len(versions) > 1 else "") for each in found]
     return list(dict.fromkeys(kinds))
 
 

@@ -123,13 +123,6 @@ class SearchResult:
         return total
 
 
-def last_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of a record's trajectory whose state the search ended with; a collapse makes it go back."""
-    trajectory: list[dict[str, Any]] = record["trajectory"]
-    epoch = record.get("epoch", trajectory[-1]["epoch"])  # older records have none
-    return next(row for row in trajectory if row["epoch"] == epoch)
-
-
 class Search(ABC):
     """The base class of searches; most searches keep its defaults."""
 

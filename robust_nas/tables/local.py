@@ -27,8 +27,8 @@ from robust_nas import architectures, records
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there, read_toml
-from robust_nas.records import checked, read, read_stage
-from robust_nas.runtime.environment import differing, sessions
+from robust_nas.records import checked, read
+from robust_nas.runtime.environment import differing
 from robust_nas.runtime.run_folder import RunDir, atomic_path, remove_leftovers
 from robust_nas.tables import skeletons
 from robust_nas.tables._schema import SCHEMA, Row
@@ -96,7 +96,7 @@ def rows_from_run(run: RunDir) -> list[Row]:
     evaluation = read(evaluation_file, records.EvaluationRecord) if is_there(evaluation_file) else None
     certification = read(certification_file, records.CertificationRecord) if is_there(certification_file) else None
     config = checked(run / "config.toml", records.RecordedSettings, "mend it", read_toml)
-    made_in = sessions(read_stage(run / "environment.json"))
+    made_in = read(run / "environment.json", records.EnvironmentRecord).sessions
     rows = []
     for model in read(run / "train.json", records.TrainingRecord).models:
         architecture = _cell(model.architecture, config["space"])
@@ -114,11 +114,11 @@ def rows_from_run(run: RunDir) -> list[Row]:
             "recipe": model.method,
             "recipe_hash": _recipe_hash(config),
             "seed": config["seed"],
-            "version": "; then ".join(dict.fromkeys(session["version"] for session in made_in)),
+            "version": "; then ".join(dict.fromkeys(session.version for session in made_in)),
             "hardware": "; then ".join(differing(made_in)),
             "source": run.path.resolve().name,
             "model": model.name,
-            "started": _moment(made_in[0].get("started")),
+            "started": _moment(made_in[0].started),
         }
         # Bounds are computed over the same split as attacks; the evaluation names it.
         split = evaluation.split if evaluation else certification.split if certification else "test"
@@ -202,9 +202,7 @@ def _recipe_hash(config: Mapping[str, Any]) -> str:
     return _hash({"data": data, "threat": config["threat"], "train": config["train"]})
 
 
-def _moment(text: str | None) -> datetime | None:
+def _moment(text: str) -> datetime:
     """Return the moment written as ISO 8601, in UTC; one without a time zone is taken as UTC."""
-    if text is None:
-        return None
     moment = datetime.fromisoformat(text)
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

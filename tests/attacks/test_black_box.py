@@ -390,7 +390,9 @@ def test_surrogates_are_read_from_run_folders_and_named_in_recipes(tmp_path: Pat
     model = space.network(space.parse(architecture), data).eval()
     table = {"data": {"name": "digits"}, "space": {"name": "nasbench201", "channels": 4, "cells_per_stage": 1}}
     (tmp_path / "config.toml").write_text(config.to_toml(table), encoding="utf-8")
-    write_json(tmp_path / "derive.json", {"chosen": [architecture]})
+    write_json(
+        tmp_path / "derive.json", {"chosen": [architecture], "candidates": [], "num_validation": 1, "seconds": 0.0}
+    )
     weights = tmp_path / "checkpoints" / "model-0.safetensors"
     save_state(weights, {"weights": model.state_dict()})
     images, labels = data.test.images[:4], data.test.labels[:4]

@@ -257,7 +257,13 @@ def run(tmp_path: Path, digits: Dataset) -> Path:
     recipe = load("digits", ["space.channels=2", "space.stages=1", "certification.epsilons=[0.01]"])
     write_text(tmp_path / "run" / "config.toml", config.to_toml(recipe.to_dict()))
     chosen = [recipe.space.parse(digits_) for digits_ in ("323133", "112041")]
-    write_json(tmp_path / "run" / "derive.json", {"chosen": [str(architecture) for architecture in chosen]})
+    derived = {
+        "chosen": [str(architecture) for architecture in chosen],
+        "candidates": [],
+        "num_validation": 1,
+        "seconds": 0.0,
+    }
+    write_json(tmp_path / "run" / "derive.json", derived)
     for index, architecture in enumerate(chosen):
         torch.manual_seed(index)
         weights = recipe.space.network(architecture, digits).state_dict()
@@ -273,6 +279,12 @@ def run(tmp_path: Path, digits: Dataset) -> Path:
         "weights": [0.0, 1.0],
         "scales": [1.0, 2.0],
         "uniform": {"weights": [0.5, 0.5], "scales": [1.0, 1.0]},
+        "name": "robboost",
+        "epsilon": 0.01,
+        "objective": 0.4,
+        "uniform_objective": 0.5,
+        "best_single": "model-1",
+        "seconds": 1.0,
     }
     write_json(tmp_path / "run" / "ensemble.json", rule)
     return tmp_path / "run"

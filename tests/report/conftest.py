@@ -85,7 +85,7 @@ def write_run(path: Path) -> RunDir:
         "environment": {
             "version": "0.1.0", "commit": "0123abc", "python": "3.13.1", "torch": "2.11.0",
             "packages": {"torch": "2.11.0", "numpy": "2.4.0"}, "device": "cpu", "cpu": "A & B <CPU>", "cores": 2,
-            "world_size": 1, "arguments": ["run", "digits"], "started": "2026-01-02T03:04:05+00:00",
+            "threads": 2, "world_size": 1, "arguments": ["run", "digits"], "started": "2026-01-02T03:04:05+00:00",
         },
         "search": _search(random),
         "derive": _derive(),
@@ -93,6 +93,7 @@ def write_run(path: Path) -> RunDir:
         "ensemble": {
             "name": "robboost", "members": ["model-0", "model-1", "model-2"], "weights": [0.52, 0.31, 0.17],
             "scales": [3.1, 2.7, 4.4], "epsilon": 0.002, "objective": 0.412, "uniform_objective": 0.437,
+            "uniform": {"weights": [1.0, 1.0, 1.0], "scales": [3.1, 2.7, 4.4]},
             "best_single": "model-0", "num_validation": 359, "seconds": 1.5,
         },
         "record": {"table": "runs/table", "rows": 27},
@@ -117,6 +118,7 @@ def _search(random: np.random.Generator) -> dict[str, Any]:
             {
                 "epoch": epoch,
                 "concentration": concentration.tolist(),
+                "mixture": mean.tolist(),
                 "entropy": float(-(mean * np.log(mean)).sum(axis=1).mean()),
                 "validation": {
                     "clean": 0.1 + 0.82 * (1 - math.exp(-epoch / 8)) + 0.01 * random.normal() * (epoch > 0),
@@ -125,8 +127,10 @@ def _search(random: np.random.Generator) -> dict[str, Any]:
             }
         )
     return {
-        "space": {"name": "nasbench201"}, "operations": list(OPERATIONS), "edges": [list(edge) for edge in edges],
-        "probabilities": mean.tolist(), "trajectory": trajectory, "seconds": 71.3, "hold_sample": True,
+        "space": {"name": "nasbench201", "kind": "cell"}, "operations": list(OPERATIONS),
+        "edges": [list(edge) for edge in edges], "edge_names": [f"{source}-{target}" for source, target in edges],
+        "probabilities": mean.tolist(), "trajectory": trajectory, "epoch": 40, "seconds": 71.3, "hold_sample": True,
+        "search": {"name": "dirichlet", "objective": {"name": "pgd_at"}},
     }  # fmt: skip
 
 
@@ -149,8 +153,9 @@ def _derive() -> dict[str, Any]:
 def _trained(index: int, digits: str) -> dict[str, Any]:
     return {
         "name": f"model-{index}", "architecture": str(Architecture.parse(digits)), "parameters": 21_482 + 1000 * index,
-        "multiply_adds": 1_203_840, "epochs": 30, "best_epoch": 24 - 9 * index, "method": "pgd_at", "seconds": 31.0,
-        "validation": {"clean": 0.972, "robust": 0.631}, "last": {"clean": 0.978, "robust": 0.618},
+        "multiply_adds": 1_203_840, "epochs": 30, "kept": "best", "best_epoch": 24 - 9 * index, "last_epoch": 30,
+        "method": "pgd_at", "seconds": 31.0, "validation": {"clean": 0.972, "robust": 0.631},
+        "best": {"clean": 0.972, "robust": 0.631}, "last": {"clean": 0.978, "robust": 0.618},
     }  # fmt: skip
 
 
@@ -192,8 +197,14 @@ def _measured(path: Path, random: np.random.Generator) -> dict[str, Any]:
                 for attack, correct in attacks.items()
             ],
             "worst_case": {"norm": "linf", "epsilon": 0.2, **wilson(int(worst.sum()), NUM_IMAGES)},
-            "masking": [{"check": check, "passed": passed, "detail": detail} for check, passed, detail in checks],
-            "curve": [{"epsilon": epsilon, "accuracy": float((radius > epsilon).mean())} for epsilon in CURVE],
+            "masking": [
+                {"check": check, "passed": passed, "detail": detail, "norm": "linf", "epsilon": 0.2}
+                for check, passed, detail in checks
+            ],
+            "curve": [
+                {"norm": "linf", "epsilon": epsilon, **wilson(int((radius > epsilon).sum()), NUM_IMAGES)}
+                for epsilon in CURVE
+            ],
         }
         certification["models"][model] = []
         for epsilon in CERTIFIED:
@@ -235,7 +246,8 @@ def _examples(random: np.random.Generator) -> dict[str, Any]:
     own = torch.arange(9)
     return {
         "originals": originals, "adversarial": (originals + noise).clamp(0, 1), "labels": own,
-        "predictions": (own + 3) % 10, "clean_predictions": own, "model": "model-0", "attack": "pgd", "epsilon": 0.2,
+        "predictions": (own + 3) % 10, "clean_predictions": own, "model": "model-0", "attack": "pgd", "norm": "linf",
+        "epsilon": 0.2,
     }  # fmt: skip
 
 

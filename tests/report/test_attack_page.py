@@ -37,6 +37,11 @@ CURVES = {
         "l2": [(0.25, 0.95), (0.5, 0.85)],
     },
 }
+ENVIRONMENT = {
+    "version": "0.1.0", "commit": None, "python": "3.13.1", "torch": "2.11.0", "packages": {}, "device": "cpu",
+    "cpu": "A & B <CPU>", "cores": 2, "threads": 2, "world_size": 1, "arguments": [],
+    "started": "2026-01-02T03:04:05+00:00",
+}  # fmt: skip
 SETTINGS = """\
 models = ["first.safetensors", "second.safetensors"]
 threats = [{ norm = "linf", epsilon = "8/255" }, { norm = "l2", epsilon = 0.5 }]
@@ -105,7 +110,7 @@ def write_folder(folder: Path) -> Path:
         model["distortions"] = [{"attack": "fab", "norm": "l2", "quantiles": quantiles, "count": 40, "found": 31}]
     change(folder, split="test", num_images=40, data="animals", classes=CLASSES, models=models)
     (folder / "attack.toml").write_text(SETTINGS)
-    (folder / "environment.json").write_text(json.dumps({"version": "0.1.0", "device": "cpu", "cpu": "A & B <CPU>"}))
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     for name in models:
         save_state(folder / "checkpoints" / f"examples-{name}.safetensors", {**examples(), "model": name})
     return folder

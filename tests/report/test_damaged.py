@@ -17,9 +17,16 @@ from robust_nas.core.errors import InputError
 from robust_nas.report._contents import Contents
 from robust_nas.report.findings import check_consistency
 from robust_nas.runtime.run_folder import RunDir
+from tests.report.test_attack_page import ENVIRONMENT
 
 DEEP = "[" * 3000 + "]" * 3000
 ACCURACY = '{"num_images": 9, "models": {"a": {"clean": {"accuracy": %s, "low": 0, "high": 1, "count": 9}}}}'
+
+ENSEMBLE = {
+    "name": "robboost", "members": ["a", "b"], "weights": [1, 2], "scales": [1, 1], "epsilon": 0.1, "objective": 1,
+    "uniform": {"weights": [1, 1], "scales": [1, 1]}, "uniform_objective": 1, "best_single": "a", "num_validation": 1,
+    "seconds": 1,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -42,9 +49,9 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
         ("evaluation.json", ACCURACY % "true", "models.a.clean.accuracy must be a valid number"),
         ("evaluation.json", DEEP, "nested too deeply"),
         ("certification.json", "9" * 5000, "too many digits"),
-        ("ensemble.json", '{"members": ["a"], "weights": [1, 2], "num_validation": 1}', "as many as the members, 1"),
+        ("ensemble.json", json.dumps({**ENSEMBLE, "members": ["a"]}), "as many as the members, 1"),
         ("record.json", '{"rows": "many"}', "rows must be a valid integer, but is 'many'"),
-        ("environment.json", '{"version": "0", "device": "cpu", "started": "now"}', "isoformat"),
+        ("environment.json", json.dumps({**ENVIRONMENT, "started": "now"}), "isoformat"),
         ("metrics.jsonl", '{"step": 1}\n', "line 1 must have a stage"),
         ("config.toml", "seed = 0\n", "it has no data"),
     ],

@@ -154,6 +154,7 @@ def test_candidates_that_were_chosen_for_diversity_show_their_transfer_rates(
     run = shutil.copytree(finished_run, tmp_path / "run")
     derive = read(run, "derive")
     for number, candidate in enumerate(derive["candidates"]):
+        candidate["transfer"] = {}
         candidate["transfer_rate"] = None if number == 0 else 0.1234 * number
     (run / "derive.json").write_text(json.dumps(derive))
     page = Page(write_report(RunDir.open(run)).read_text(encoding="utf-8"))
@@ -182,8 +183,7 @@ def test_a_search_without_distributions_shows_its_mean_weights_and_its_collapse(
     run = shutil.copytree(finished_run, tmp_path / "run")
     search = read(run, "search")
     for row in search["trajectory"]:
-        sums = [sum(edge) for edge in row["concentration"]]
-        row["mixture"] = [[w / total for w in edge] for edge, total in zip(row.pop("concentration"), sums, strict=True)]
+        del row["concentration"]
     search["collapses"] = [{"epoch": 40, "reason": "it was said", "back_to": 35}]
     (run / "search.json").write_text(json.dumps(search))
     text = " ".join(Page(write_report(RunDir.open(run)).read_text(encoding="utf-8")).text.split())

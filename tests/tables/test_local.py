@@ -242,12 +242,15 @@ def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> Ru
     }
     files: dict[str, Any] = {
         "environment": {
-            "version": "0.1.0", "device": "cpu", "cpu": "EPYC", "cores": 2, "world_size": 2,
+            "version": "0.1.0", "commit": None, "python": "3.13.1", "torch": "2.11.0", "packages": {}, "device": "cpu",
+            "cpu": "EPYC", "cores": 2, "threads": 1, "world_size": 2, "arguments": [],
             "started": "2026-01-02T03:04:05+01:00",
         },
         "train": {"models": [trained]},
         "evaluation": {"split": "test", "num_images": 360, "models": {"model-0": result, "ensemble": result}},
-        "certification": {"method": "interval", "num_images": 100, "models": {"model-0": [certified]}},
+        "certification": {
+            "method": "interval", "dtype": "float64", "num_images": 100, "models": {"model-0": [certified]},
+        },
     }  # fmt: skip
     path.mkdir()
     for name, content in files.items():
