@@ -40,11 +40,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InputError: for fewer than 3 classes.
     """
-    if logits.shape[1] < 3:
-        raise InputError(
-            f"The DLR loss needs at least 3 classes, but the model has {logits.shape[1]}; use loss='cross_entropy'."
-        )
-    top = logits.topk(3, dim=1).values
+    top = _largest(logits, 3, "DLR", "cross_entropy")
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
@@ -73,12 +69,17 @@ def targeted_dlr(logits: Tensor, pair: Tensor) -> Tensor:
     Raises:
         InputError: for fewer than 4 classes.
     """
-    if logits.shape[1] < 4:
-        raise InputError(
-            f"The targeted DLR loss needs at least 4 classes, but the model has {logits.shape[1]}; use loss='margin'."
-        )
-    top = logits.topk(4, dim=1).values
+    top = _largest(logits, 4, "targeted DLR", "margin")
     return targeted_margin(logits, pair) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def _largest(logits: Tensor, count: int, name: str, other: str) -> Tensor:
+    """The largest logits, [B, count], which a loss needs; where there are fewer, it is to be another one."""
+    if logits.shape[1] < count:
+        raise InputError(
+            f"The {name} loss needs at least {count} classes, but the model has {logits.shape[1]}; use loss='{other}'."
+        )
+    return logits.topk(count, dim=1).values
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}

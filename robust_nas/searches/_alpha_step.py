@@ -84,18 +84,13 @@ class AlphaStep:
         self.keep_to_limit()
 
     def _validation_loss(self, step: Step, train: Tensor, validation: Tensor) -> Tensor:
-        mixtures, smoothness = self._mixtures, self._settings.smoothness
-        images = mixtures.data.validation
-        if self._settings.order == "second":
-            # Validation examples are crafted against the weights before the step.
-            moved = self._weights.virtual(step, train)
-            mixture, batch, crafted = mixtures.crafted(step, "alpha", images, validation)
-            return mixtures.loss(mixtures.supernet.at(mixture), crafted, batch, moved(mixture))
-        mixture, batch, crafted = mixtures.crafted(step, "alpha", images, validation)
-        loss = mixtures.loss(mixtures.supernet.at(mixture), crafted, batch)
-        if smoothness is not None:
-            loss = loss + smoothness.penalty(mixtures.supernet.at(mixture), batch)
-        return loss
+        mixtures, settings = self._mixtures, self._settings
+        moved = self._weights.virtual(step, train) if settings.order == "second" else None
+        # Validation examples are crafted against the weights before the step.
+        mixture, batch, crafted = mixtures.crafted(step, "alpha", mixtures.data.validation, validation)
+        network = mixtures.supernet.at(mixture)
+        loss = mixtures.loss(network, crafted, batch, None if moved is None else moved(mixture))
+        return loss if settings.smoothness is None else loss + settings.smoothness.penalty(network, batch)
 
     def keep_to_limit(self) -> None:
         """Move alpha to where the expected network keeps to a hard limit."""

@@ -242,11 +242,6 @@ class SupernetSettings(Validation, Curriculum, Widening, AuxiliarySkip, WeightSe
             )
 
     @property
-    def batch_sizes(self) -> list[int]:
-        """The global batch of either level."""
-        return [self.batch_size]
-
-    @property
     def num_stages(self) -> int:
         """Stages of other channels, or of other operations; 1 without any."""
         return max(len(self.partial_channels), 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 
+@dataclass(eq=False, repr=False)
 class SupernetTrainer:
     """The supernet's weights in training, on mixtures of which nothing is learned.
 
@@ -41,18 +43,17 @@ class SupernetTrainer:
         stages: of the training.
     """
 
-    def __init__(
-        self,
-        settings: SupernetSettings,
-        mixtures: Mixtures,
-        weights: WeightStep,
-        stages: Stages,
-        threat: ThreatModel,
-        stage: Stage,
-    ) -> None:
-        self.settings, self.mixtures, self.weights, self.stages = settings, mixtures, weights, stages
+    settings: SupernetSettings
+    mixtures: Mixtures
+    weights: WeightStep
+    stages: Stages
+    threat: ThreatModel
+    stage: Stage
+
+    def __post_init__(self) -> None:
+        mixtures = self.mixtures
         self.supernet, self.relaxation, self.world = mixtures.supernet, mixtures.relaxation, mixtures.world
-        self.data, self.threat, self.stage = mixtures.data, threat, stage
+        self.data = mixtures.data
 
     def begin(self, number: int, active: Tensor | None = None) -> None:
         """Begin a stage, with as many operations and channels as it has; the weights' optimiser goes on."""
@@ -171,6 +172,7 @@ class SupernetTrainer:
         return SearchResult(self.mixtures.space, self.relaxation.mean().tolist(), self.supernet, record)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class BilevelTrainer(SupernetTrainer):
     """The supernet's weights and alpha in training, by turns.
 
@@ -179,20 +181,8 @@ class BilevelTrainer(SupernetTrainer):
         collapses: watches the search; None to look at nothing.
     """
 
-    def __init__(
-        self,
-        settings: SupernetSettings,
-        mixtures: Mixtures,
-        weights: WeightStep,
-        stages: Stages,
-        threat: ThreatModel,
-        stage: Stage,
-        *,
-        alpha: AlphaStep,
-        collapses: Collapses | None,
-    ) -> None:
-        super().__init__(settings, mixtures, weights, stages, threat, stage)
-        self.alpha, self.collapses = alpha, collapses
+    alpha: AlphaStep
+    collapses: Collapses | None
 
     def begin(self, number: int, active: Tensor | None = None) -> None:
         """Begin a stage of progressive shrinking: fewer operations, more channels."""
