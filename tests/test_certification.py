@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robust_nas.api import build_ensemble
 from robust_nas.bounds import LinearMargins
+from robust_nas.bounds.auto import Auto
 from robust_nas.bounds.interval import Interval
 from robust_nas.certification import Certification, Contradiction, certify
 from robust_nas.core.errors import InputError
@@ -354,9 +355,20 @@ def test_the_networks_own_answers_are_held_to_the_digits_that_they_have(bound: s
     assert found.certified.any() and found.certified.equal(expected.certified)
 
 
+def test_rounding_that_a_kind_of_bound_has_looked_at_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    (expected,) = certify(two_classes(), pixels_and_labels(), THREAT)
+    monkeypatch.setattr("robust_nas.certification.own_answers", None)
+    (found,) = certify(two_classes(), pixels_and_labels(), THREAT, bound="auto")
+    assert found.rounding.equal(expected.rounding) and found.rounding.any()
+
+
 def test_nothing_is_certified_without_its_rounding() -> None:
+    data = pixels_and_labels()
     with torch.inference_mode(), pytest.raises(InputError, match="inference_mode nothing has a gradient"):
-        certify(two_classes(), pixels_and_labels(), THREAT)
+        certify(two_classes(), data, THREAT)
+    model = two_classes()
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode nothing has a gradient"):
+        Auto().margins(model, data.images, data.labels, THREAT)
     expected = certify(two_classes(), pixels_and_labels(), THREAT)[0].rounding
     with torch.no_grad():
         found = certify(two_classes(), pixels_and_labels(), THREAT)[0].rounding

@@ -117,8 +117,23 @@ def test_nothing_is_said_of_the_gradients_of_what_is_computed(model: nn.Module) 
         assert gradient_note(model, images()) is None
 
 
-def test_a_model_that_torch_cannot_differentiate_is_named_and_attacked_by_square_alone() -> None:
-    model, threat = Of(lambda x: torch.sigmoid(x).add_(1)), ThreatModel(epsilon=0.1)
+class Refusing(torch.autograd.Function):
+    """A derivative that is refused without a word."""
+
+    @staticmethod
+    def forward(_: Any, images: Tensor) -> Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("function", [lambda x: torch.sigmoid(x).add_(1), Refusing.apply])
+def test_a_model_that_torch_cannot_differentiate_is_named_and_attacked_by_square_alone(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    model, threat = Of(function), ThreatModel(epsilon=0.1)
     data = ImageSet(images(2), torch.zeros(2, dtype=torch.long))
     with pytest.warns(UserWarning, match="input gradients cannot be computed .* attack it with square"):
         rn.evaluate(model, data, threat, attacks=[rn.attacks.get("square")(queries=2)])

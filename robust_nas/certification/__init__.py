@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import wilson_interval
 from robust_nas.intake import check_model, check_numbers
-from robust_nas.models.frozen import copied, evaluating
+from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.run_folder import Stage
 from robust_nas.threat import Norm, ThreatModel
@@ -167,7 +167,7 @@ def certify(
     check_gradients()
     network = evaluating(copied(model)).requires_grad_(False)
     world = stage.world if stage else World()
-    device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), data.labels.device)
+    device = device_of(network, data.labels)
     chunks = [(start, data[start : start + batch_size]) for start in range(0, len(data), batch_size)]
 
     done, state = stage.resume() if stage else (0, None)

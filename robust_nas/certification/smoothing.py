@@ -22,7 +22,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -37,7 +36,7 @@ from robust_nas.core.pixels import unit_images
 from robust_nas.core.seeds import generator_at
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import wilson_interval
-from robust_nas.models.frozen import copied, evaluating
+from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import scores
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
@@ -332,8 +331,7 @@ class _Sampler:
     def __init__(self, model: nn.Module, smoothing: Smoothing, image: Tensor, seed: int) -> None:
         intake.check_model(model)
         self._model, self._smoothing, self._seed = evaluating(copied(model)), smoothing, seed
-        tensors = chain(self._model.parameters(), self._model.buffers())
-        self._device = next((tensor.device for tensor in tensors), image.device)
+        self._device = device_of(model, image)
         image = image.to(self._device)
         self.num_classes, _ = intake.check_outputs(self._model, image)
         if reason := intake.dependence(self._model, image):

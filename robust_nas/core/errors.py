@@ -29,6 +29,12 @@ def of_exit(error: SystemExit) -> InputError:
     )
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's message, to be put in brackets; its type, if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def suggest(name: str, available: Iterable[str]) -> str:
     """Return "Did you mean 'pgd'? Available: apgd, fgsm, pgd." for a name that is not among `available`."""
     known = sorted(set(available))

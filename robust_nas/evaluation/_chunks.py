@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from robust_nas.core.checks import check_at_least, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seed_at
 from robust_nas.datasets import ImageSet
-from robust_nas.models.frozen import frozen
+from robust_nas.models.frozen import device_of, frozen
 from robust_nas.models.scores import scores
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
@@ -66,8 +65,7 @@ class Chunks:
         check_type("seed", stage.seed if seed is None else seed, Integral, "a whole number")
         self.model, self._data, self._batch_size, self._stage = model, data, batch_size, stage
         self._seed = stage.seed if seed is None else seed
-        tensors = chain(model.parameters(), model.buffers())
-        self._device = next((tensor.device for tensor in tensors), data.labels.device)
+        self._device = device_of(model, data.labels)
         # Only where something is kept can it be mistaken for another evaluation's.
         self._settings = digest_of(model, data, batch_size, self._seed, settings) if stage.folder else ""
         self._weights = _digest_of_tensors(_tensors_of(model))

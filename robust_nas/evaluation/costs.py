@@ -13,7 +13,7 @@ from torch import nn
 from robust_nas.core.seeds import generator_at
 from robust_nas.core.text import aligned
 from robust_nas.datasets import ImageSet
-from robust_nas.models.frozen import frozen
+from robust_nas.models.frozen import device_of, frozen
 from robust_nas.models.scores import scores
 from robust_nas.runtime.distributed import World
 
@@ -62,7 +62,7 @@ def estimate_cost(
         passed += len(inputs[0])
 
     with frozen(model, fold=False):
-        scores(model, sample.images.to(next(model.parameters(), sample.pixels).device))  # what the first pass sets up
+        scores(model, sample.images.to(device_of(model, sample.pixels)))  # what the first pass sets up
     handle = model.register_forward_pre_hook(count)
     started = time.monotonic()
     try:

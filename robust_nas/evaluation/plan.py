@@ -28,6 +28,7 @@ from robust_nas.evaluation.accuracy import Evaluation, attack_labels, evaluate
 from robust_nas.evaluation.costs import NUM_IMAGES, Cost, calibration_images, estimate_cost
 from robust_nas.evaluation.curves import Curve, Distortions, check_minimises, minimal_distortions, robustness_curve
 from robust_nas.evaluation.masking import masking_checks
+from robust_nas.models.frozen import device_of
 from robust_nas.models.scores import NoGradient
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.per_sample import add_outcomes
@@ -242,7 +243,7 @@ class EvaluationPlan:
 def notes(model: nn.Module, data: ImageSet, seed: int, count: int = 256) -> list[str]:
     """Return the suspicious signs in a model's outputs and pre-processing, from `count` random images."""
     sample = calibration_images(data, seed, count)
-    device = next(model.parameters(), sample.labels).device
+    device = device_of(model, sample.labels)
     return intake.diagnose(model, sample.images.to(device), sample.labels.to(device))
 
 

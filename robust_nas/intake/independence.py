@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import InputError, reason_of
 from robust_nas.core.seeds import generator_at
 from robust_nas.models.frozen import frozen
 from robust_nas.models.scores import scores
@@ -91,8 +91,7 @@ def _on_batch(model: nn.Module, images: Tensor, first: Tensor) -> str | None:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError | InputError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        return f"The model takes images in a batch, but no image alone ({reason})."
+        return f"The model takes images in a batch, but no image alone ({reason_of(error)})."
     return None if _same(alone, first, _OTHER_SHAPE) or _only_rounding(model, images) else mixed
 
 

@@ -23,7 +23,7 @@ from robust_nas.architectures import AnyArchitecture
 from robust_nas.core import config
 from robust_nas.core.catalogue import expanded, has_home
 from robust_nas.core.checks import check_path
-from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.errors import InputError, reason_of, suggest
 from robust_nas.core.registry import ModelParts, model_parts
 from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset, DataSource
@@ -312,9 +312,8 @@ def _pretrained(name: str, weights: Any, options: Mapping[str, int]) -> nn.Modul
         raise InputError(f"The weights {weights} are for another number of classes ({error}).") from None
     # No network, a download with another checksum, a file that is damaged or has more in it than weights.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"The weights {weights} cannot be had ({reason}); delete {torch.hub.get_dir()}/checkpoints/"
+            f"The weights {weights} cannot be had ({reason_of(error)}); delete {torch.hub.get_dir()}/checkpoints/"
             f"{weights.url.rpartition('/')[2]} and try again, or give a file: torchvision:{name}@weights.safetensors."
         ) from error
     transforms = weights.transforms()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from robust_nas.core.checks import check_choice, check_type
 from robust_nas.core.errors import InputError, suggest
+from robust_nas.models.frozen import device_of
 
 Outputs = Literal["logits", "probabilities"]
 """The kind of a model's outputs."""
@@ -39,9 +39,9 @@ class Normalised(nn.Module):
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], source: str = "") -> None:
         super().__init__()
         self.model, self.source = model, source
-        like = next(chain(model.parameters(), model.buffers()), torch.empty(0))
+        device = device_of(model, torch.empty(0))
         for name, values in {"mean": mean, "std": std}.items():
-            self.register_buffer(name, torch.tensor(values, device=like.device).view(-1, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(values, device=device).view(-1, 1, 1), persistent=False)
         self.training = model.training
         self.mean: Tensor
         self.std: Tensor

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from robust_nas.core.errors import InputError
-from robust_nas.models.frozen import copied, evaluating
+from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import logits_of
 
 
@@ -91,7 +91,7 @@ def output_shapes(
 
     handles = [module.register_forward_hook(note) for module in modules]
     try:
-        evaluating(model)(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+        evaluating(model)(torch.zeros(1, *image_shape, device=device_of(model, torch.empty(0))))
     finally:
         for handle in handles:
             handle.remove()

@@ -36,6 +36,11 @@ def evaluating(model: nn.Module) -> nn.Module:
     return model
 
 
+def device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
+    """The device of a model's first parameter or buffer; that of a tensor, if it has neither."""
+    return next(chain(model.parameters(), model.buffers()), otherwise).device
+
+
 def check_values(model: nn.Module) -> None:
     """Raise InputError if a parameter or buffer has no values: on the meta device, or of a lazy module."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
@@ -67,9 +72,9 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running", *, fold: bool = 
     modes = [module.training for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     # The version tells whether a buffer was written to: writing it back needlessly would invalidate the graph of a
-    # forward pass that the caller has not yet differentiated.
+    # forward pass that the caller has not yet differentiated. Tensors of inference mode have neither.
     buffers = [
-        (module, name, buffer, buffer._version, buffer.clone())
+        (module, name, buffer, None if buffer.is_inference() else buffer._version, buffer.clone())
         for module in modules
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -88,8 +93,8 @@ def frozen(model: nn.Module, batch_norm: BatchNorm = "running", *, fold: bool = 
     finally:
         for module, name, buffer, version, values in buffers:
             module._buffers[name] = buffer
-            if buffer._version != version:
-                with torch.no_grad():
+            if version is None or buffer._version != version:
+                with torch.inference_mode(version is None), torch.no_grad():
                     buffer.copy_(values)
         for parameter, requires_grad, gradient in parameters:
             parameter.requires_grad_(requires_grad)

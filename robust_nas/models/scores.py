@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import InputError, reason_of
 from robust_nas.models.losses import Loss
 
 
@@ -46,7 +46,7 @@ def gradient_at(points: Tensor, value: Tensor) -> Tensor | None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].partition(" Hint:")[0].rstrip(".")
+        reason = reason_of(error).partition(" Hint:")[0].rstrip(".")
         raise NoGradient(
             f"The model's input gradients cannot be computed ({reason}); attack it with square, which follows none."
         ) from error
@@ -86,10 +86,9 @@ def taking(images: Tensor) -> Iterator[None]:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         size = " x ".join(str(number) for number in images.shape[1:])
         raise InputError(
-            f"The model cannot take images of {size} pixels ({reason}); is it one for this data set?"
+            f"The model cannot take images of {size} pixels ({reason_of(error)}); is it one for this data set?"
         ) from error
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import InputError, reason_of
 from robust_nas.runtime.run_folder import atomic_path
 
 _KEY = ("model", "image")
@@ -57,7 +57,7 @@ def read_outcomes(path: Path, columns: Sequence[str] = ("model",)) -> pa.Table:
         raise InputError(f"There is no {path.name} in {path.parent}; run the stage that writes it first.") from None
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); delete it and the JSON file of its stage, and resume."
+            f"{path} is damaged ({reason_of(error)}); delete it and the JSON file of its stage, and resume."
         ) from None
 
 

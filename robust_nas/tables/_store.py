@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_nas.core.catalogue import expanded
-from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.errors import InputError, reason_of, suggest
 from robust_nas.core.pixels import parse_pixels
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY
 
@@ -143,9 +143,8 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], pq.FileMetaData]]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"{path} cannot be read ({os.strerror(error.errno)}); check its permissions.") from error
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{path} is damaged, or no table ({reason}); if it was one, fetch, import or record it again."
+            f"{path} is damaged, or no table ({reason_of(error)}); if it was one, fetch, import or record it again."
         ) from error
 
 

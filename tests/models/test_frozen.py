@@ -11,7 +11,7 @@ from robust_nas import attacks
 from robust_nas.attacks._leaving import next_best
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.models.frozen import frozen
+from robust_nas.models.frozen import device_of, frozen
 from robust_nas.models.losses import (
     cross_entropy,
     dlr,
@@ -235,3 +235,10 @@ def test_logits_that_depend_on_something_else_than_the_images_are_refused(images
 
     with pytest.raises(InputError, match="nothing that has a gradient"):
         attacks.get("fgsm")().perturb(Own(), images, torch.arange(6) % 3, ThreatModel(epsilon=0.1))
+
+
+def test_a_model_is_where_its_weights_are_or_its_statistics_or_the_images() -> None:
+    images = torch.zeros(1)
+    for module in (nn.Linear(1, 1, device="meta"), nn.BatchNorm2d(1, affine=False, device="meta")):
+        assert device_of(module, images).type == "meta"
+    assert device_of(nn.ReLU(), images).type == "cpu"
