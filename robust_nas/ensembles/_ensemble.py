@@ -199,21 +199,21 @@ class Ensemble(nn.Module):
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no saved ensemble: it has no config.json.")
         again = "save the ensemble again"
-        saved = read_json(folder / "config.json", again)
-        if not isinstance(saved, dict) or saved.get("version") != VERSION:
+        table = read_json(folder / "config.json", again)
+        if not isinstance(table, dict) or table.get("version") != VERSION:
             raise InputError(f"{folder / 'config.json'} is no ensemble of version {VERSION}; save the ensemble again.")
-        records.checked(folder / "config.json", records.SavedEnsemble, again)
+        saved = records.read(folder / "config.json", records.SavedEnsemble, again, lambda *_: table)
         weights = folder / "model.safetensors"
         # Of two files, one may be of an earlier ensemble.
-        if not weights.is_file() or _digest(weights) != saved.get("sha256"):
+        if not weights.is_file() or _digest(weights) != saved.sha256:
             raise InputError(f"{weights} is not what {folder / 'config.json'} was saved with; save the ensemble again.")
         try:
             if members is None:
                 with allowing_code(allow_code):
                     members = [
-                        _build(table, f"Member {index} of {folder}") for index, table in enumerate(saved["members"])
+                        _build(table, f"Member {index} of {folder}") for index, table in enumerate(saved.members)
                     ]
-            ensemble = cls(members, saved["weights"], saved["scales"])
+            ensemble = cls(members, saved.weights, saved.scales)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise

@@ -194,7 +194,7 @@ class Evaluation:
         place = Path(folder)
         before: dict[str, Any] = {"models": {}}
         if is_there(place / FILE):
-            before = records.checked(place / FILE, records.SavedEvaluations, "move it away")
+            before = records.read_stage(place / FILE, "move it away", records.SavedEvaluations)
         add_outcomes(place / OUTCOMES, model, self.rows())
         write_json(place / FILE, {**before, "models": {**before["models"], model: self.summary()}})
 

@@ -7,13 +7,13 @@ attacked, certified, joined and reported; `robust-nas run --resume` goes on with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robust_nas import intake, pipeline, spaces
+from robust_nas import intake, pipeline, records, spaces
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
@@ -22,16 +22,16 @@ from robust_nas.core.pixels import parse_pixels
 from robust_nas.datasets import Dataset
 from robust_nas.evaluation import evaluate
 from robust_nas.recipes import Recipe, from_table
-from robust_nas.records import read_stage
+from robust_nas.records import read, to_dict
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunDir, load_state, save_state, write_json, write_text
 from robust_nas.spaces import Space
 
+if TYPE_CHECKING:
+    from robust_nas.records.training import Trained
+
 SETTINGS = ("evaluation", "certification", "ensemble", "device", "threads", "workers", "patience", "seed")
 """The settings that a joined run can be told; the others are the runs' own."""
-
-OF_THE_EPOCHS = ("kept", "best_epoch", "last_epoch", "best", "last", "beside")
-"""The keys of a training's record that are of other weights than the copied ones."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Member:
     name: str
     space: Space
     architecture: str
-    record: dict[str, Any]
+    record: Trained
 
     @property
     def weights(self) -> Path:
@@ -146,13 +146,13 @@ def _same_images(one: Recipe, other: Recipe) -> bool:
 
 
 def _members_of(run: Path, recipe: Recipe) -> list[Member]:
-    records = {record["name"]: record for record in read_stage(run / "train.json")["models"]}
+    trained = {model.name: model for model in read(run / "train.json", records.TrainingRecord).models}
     chosen = intake.chosen_networks(run, recipe.space)
-    if missing := chosen.keys() - records.keys():
+    if missing := chosen.keys() - trained.keys():
         reason = f"it has no {min(missing)}, which derive.json lists"
         raise InputError(damaged(run / "train.json", reason, "delete both and resume the run"))
     return [
-        Member(run, name, space, str(architecture), records[name]) for name, (space, architecture) in chosen.items()
+        Member(run, name, space, str(architecture), trained[name]) for name, (space, architecture) in chosen.items()
     ]
 
 
@@ -163,20 +163,22 @@ def _fill(folder: RunDir, data: Dataset, found: Sequence[Member], joined: Recipe
     """
     for run in dict.fromkeys(member.run for member in found):
         pipeline.check_same_data(run, data, ("validation", "test"))
-    records = []
+    models = []
     validation = data.validation[: joined.ensemble.num_images]
     for index, member in enumerate(found):
         model = intake.trained_network(member.space, member.space.parse(member.architecture), data, member.weights)
         result = evaluate(model.to(validation.device), validation, joined.threat, [PGD()])
-        record = {
-            **{key: value for key, value in member.record.items() if key not in OF_THE_EPOCHS},
-            "name": f"model-{index}",
-            "from": f"{member.run.resolve().name}/{member.name}",
-            "validation": {"clean": result.clean_accuracy, "robust": result.robust_accuracy},
-        }
+        record = to_dict(
+            replace(
+                member.record.of_the_kept(),
+                name=f"model-{index}",
+                origin=f"{member.run.resolve().name}/{member.name}",
+                validation={"clean": result.clean_accuracy, "robust": result.robust_accuracy},
+            )
+        )
         weights = {"weights": load_state(member.weights)["weights"], "record": record}
         save_state(folder / "checkpoints" / f"model-{index}.safetensors", weights)
-        records.append(record)
+        models.append(record)
     derived = {
         "candidates": [],
         "chosen": [member.architecture for member in found],
@@ -186,6 +188,6 @@ def _fill(folder: RunDir, data: Dataset, found: Sequence[Member], joined: Recipe
     }
     write_json(folder / "derive.json", derived)
     write_text(folder / "architecture.txt", "".join(f"{member.architecture}\n" for member in found))
-    write_json(folder / "train.json", {"models": records})
+    write_json(folder / "train.json", {"models": models})
     # The runs that the models come from have recorded them.
     write_json(folder / "record.json", {"table": None, "rows": 0})

@@ -113,30 +113,28 @@ def read_certificates(
     return record
 
 
-def checked(
-    path: Path,
-    kind: type[Record],
-    advice: str | None = None,
-    reader: Callable[[Path, Any], Any] = read_json,
-) -> Any:
-    """Return a file's contents as they are, if they have the shape of a record; for files not read as records yet.
-
-    Raises:
-        InputError: as `read` does.
-    """
-    value = reader(path, advice)
-    _of(kind, value, path, advice)
-    return value
+def to_dict(record: Record) -> dict[str, Any]:
+    """Return a record as its file has it, without what is not known."""
+    kind: Any = type(record)
+    written: dict[str, Any] = _adapter(kind).dump_python(record, mode="json", by_alias=True, exclude_none=True)
+    return written
 
 
-def read_stage(path: Path, advice: str | None = None) -> Any:
-    """Return the contents of a stage's file as they are, if they have the shape of the record of its name.
+def read_stage(path: Path, advice: str | None = None, kind: type[Record] | None = None) -> Any:
+    """Return the contents of a stage's file as they are, if they have the shape of its record.
+
+    For those that write them again, with more, or give them on; others `read` a record.
+
+    Args:
+        path: the file.
+        advice: what to do about a damaged file, if not to have its stage write it again.
+        kind: the class of the record, if not that of the file's name.
 
     Raises:
         InputError: as `read` does.
     """
     value = read_json(path, advice)
-    _of(_kind_of(path, value), value, path, advice)
+    _of(kind or _kind_of(path, value), value, path, advice)
     return value
 
 

@@ -26,7 +26,7 @@ def check_weights(weights: Weights, scales: Scales, members: int) -> None:
 class SavedEnsemble(Record):
     """config.json of a saved ensemble: how each member is made, and its weight."""
 
-    members: tuple[dict[str, Any] | None, ...]
+    members: tuple[dict[str, Any], ...]
     weights: Weights
     scales: Scales
     sha256: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -30,6 +30,10 @@ class Trained(Record):
     collapsed: bool = False
     seconds: float | None = None
     origin: Annotated[str | None, Field(alias="from")] = None
+
+    def of_the_kept(self) -> Trained:
+        """Return the record without the epochs: of the kept weights alone."""
+        return replace(self, kept=None, best_epoch=None, last_epoch=None, best=None, last=None)
 
     def __post_init__(self) -> None:
         if not self.validation.keys() >= {"clean", "robust"}:

@@ -20,17 +20,19 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from robust_nas import records
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
-from robust_nas.records import Record, checked
+from robust_nas.records import read
 from robust_nas.runtime.run_folder import open_own, write_json
+
+T = TypeVar("T")
 
 FOLDER = "trials"
 
@@ -39,6 +41,8 @@ POLL = 0.5
 
 PATIENCE = 60.0
 """Seconds after which it is said what is being waited for."""
+
+_ADVICE = "delete the folder trials and resume the run"
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,7 @@ class Trials:
 
     def agreed(self) -> dict[str, Any] | None:
         """Return the data that a process must agree with, or None while the search has not begun to ask."""
-        found: dict[str, Any] | None = _read(self.folder / "queue.json")
-        return found
+        return _unless_gone(self.folder / "queue.json", _table)
 
     def ask(self, number: int, architecture: AnyArchitecture) -> None:
         """Open a trial; one that was open before an interruption stays, with its values if it has been measured."""
@@ -72,13 +75,14 @@ class Trials:
 
     def asked(self, number: int) -> str | None:
         """Return the architecture of an open trial as text, or None if it is not open."""
-        found = _read(self.folder / f"{number}.asked.json", records.Asked)
-        return None if found is None else str(found["architecture"])
+        found = _unless_gone(self.folder / f"{number}.asked.json", lambda path: read(path, records.Asked, _ADVICE))
+        return None if found is None else found.architecture
 
     def values(self, number: int) -> list[float] | None:
         """Return a trial's values, or None if it has not been measured."""
-        found = _read(self.folder / f"{number}.measured.json", records.MeasuredTrial)
-        return None if found is None else list(found["values"])
+        path = self.folder / f"{number}.measured.json"
+        found = _unless_gone(path, lambda path: read(path, records.MeasuredTrial, _ADVICE))
+        return None if found is None else list(found.values)
 
     def forget(self, number: int) -> None:
         """Remove a trial's files: its values are in the search's own state."""
@@ -126,19 +130,22 @@ class Trials:
             write_json(self.folder / f"{number}.measured.json", found)
 
 
-def _read(path: Path, kind: type[Record] = Record) -> dict[str, Any] | None:
-    """Return the contents of a file of the folder in a record's shape, or None if it is not there any more."""
+def _unless_gone(path: Path, reader: Callable[[Path], T]) -> T | None:
+    """Return what a file of the folder says, or None if it is not there any more."""
     if not path.exists():
         return None
     try:
-        advice = "delete the folder trials and resume the run"
-        found: dict[str, Any] = read_json(path, advice) if kind is Record else checked(path, kind, advice)
-        if not isinstance(found, dict):
-            raise InputError(damaged(path, "it must be a table", advice))
+        return reader(path)
     except InputError:
         if path.exists():
             raise
         return None
+
+
+def _table(path: Path) -> dict[str, Any]:
+    found = read_json(path, _ADVICE)
+    if not isinstance(found, dict):
+        raise InputError(damaged(path, "it must be a table", _ADVICE))
     return found
 
 

@@ -27,7 +27,7 @@ from robust_nas import architectures, records
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there, read_toml
-from robust_nas.records import checked, read
+from robust_nas.records import read
 from robust_nas.runtime.environment import differing
 from robust_nas.runtime.run_folder import RunDir, atomic_path, remove_leftovers
 from robust_nas.tables import skeletons
@@ -36,6 +36,7 @@ from robust_nas.tables._schema import SCHEMA, Row
 if TYPE_CHECKING:
     from robust_nas.records.certification import Certified
     from robust_nas.records.evaluation import Attacked, Measured
+    from robust_nas.records.run import DataSection
 
 _PLACES = ("root", "data_root", "path", "folder", "download", "workers", "memory")
 """Options of [data] that say where the images lie and how they are read, not which they are."""
@@ -95,11 +96,13 @@ def rows_from_run(run: RunDir) -> list[Row]:
     evaluation_file, certification_file = run / "evaluation.json", run / "certification.json"
     evaluation = read(evaluation_file, records.EvaluationRecord) if is_there(evaluation_file) else None
     certification = read(certification_file, records.CertificationRecord) if is_there(certification_file) else None
-    config = checked(run / "config.toml", records.RecordedSettings, "mend it", read_toml)
+    # As a table too, for digests and the skeleton: they are of all settings of a section, whichever it has.
+    table = read_toml(run / "config.toml", "mend it")
+    settings = read(run / "config.toml", records.RecordedSettings, "mend it", lambda *_: table)
     made_in = read(run / "environment.json", records.EnvironmentRecord).sessions
     rows = []
     for model in read(run / "train.json", records.TrainingRecord).models:
-        architecture = _cell(model.architecture, config["space"])
+        architecture = _cell(model.architecture, settings.space.operations)
         if architecture is None:
             raise InputError(
                 f"The table is of cells, as in nasbench201, but {run.path} has trained '{model.architecture}'."
@@ -108,12 +111,12 @@ def rows_from_run(run: RunDir) -> list[Row]:
             "architecture": str(architecture),
             "canonical": architecture.canonical,
             "function": architecture.function,
-            "space": _name_in(config, "space", run),
-            "skeleton": skeletons.written(config["space"]),
-            "dataset": _dataset(config, run),
+            "space": settings.space.name,
+            "skeleton": skeletons.written(table["space"]),
+            "dataset": _dataset(settings.data),
             "recipe": model.method,
-            "recipe_hash": _recipe_hash(config),
-            "seed": config["seed"],
+            "recipe_hash": _recipe_hash(table),
+            "seed": settings.seed,
             "version": "; then ".join(dict.fromkeys(session.version for session in made_in)),
             "hardware": "; then ".join(differing(made_in)),
             "source": run.path.resolve().name,
@@ -124,13 +127,13 @@ def rows_from_run(run: RunDir) -> list[Row]:
         split = evaluation.split if evaluation else certification.split if certification else "test"
         measured = []
         if evaluation and model.name in evaluation.models:
-            measured += _attacked(evaluation.models[model.name], _hash(config.get("evaluation", {})))
+            measured += _attacked(evaluation.models[model.name], _hash(settings.evaluation))
         if certification:
             measured += _certified(
                 certification.models.get(model.name, ()),
                 f"certified:{certification.method}",
-                config["threat"]["norm"],
-                _hash(config.get("certification", {})),
+                settings.threat.norm,
+                _hash(settings.certification),
             )
         rows += [Row(**provenance, split=split, **item) for item in measured]
     if not rows:
@@ -138,10 +141,9 @@ def rows_from_run(run: RunDir) -> list[Row]:
     return rows
 
 
-def _cell(text: str, space: Mapping[str, Any]) -> Architecture | None:
+def _cell(text: str, operations: tuple[str, ...] | None) -> Architecture | None:
     """Return the cell that a run's architecture is; None if it is of another kind."""
     # Only spaces of cells and genotypes have operations: in others, a number alone is no cell's digits.
-    operations = space.get("operations")
     if operations is None or architectures.kind_of(text) is None:
         return None
     found = architectures.parse(text, operations)
@@ -184,22 +186,15 @@ def _certified(results: Iterable[Certified], attack: str, norm: str, evaluation_
     ]
 
 
-def _name_in(config: Mapping[str, Any], section: str, run: RunDir) -> str:
-    name = config.get(section, {}).get("name")
-    if not isinstance(name, str):
-        raise InputError(f"{run.path}/config.toml must have a name in [{section}], but has none; add {section}.name.")
-    return name
-
-
-def _dataset(config: Mapping[str, Any], run: RunDir) -> str:
+def _dataset(data: DataSection) -> str:
     """Return the data set's name; a folder of images is told from another by the folder's name."""
-    name = _name_in(config, "data", run)
-    return f"{name}:{Path(config['data']['root']).name}" if name == "folder" else name
+    return f"{data.name}:{Path(data.root or '').name}" if data.name == "folder" else data.name
 
 
-def _recipe_hash(config: Mapping[str, Any]) -> str:
-    data = {key: value for key, value in config["data"].items() if key not in _PLACES}
-    return _hash({"data": data, "threat": config["threat"], "train": config["train"]})
+def _recipe_hash(settings: Mapping[str, Any]) -> str:
+    """Return the digest of the settings that a network was trained by."""
+    data = {key: value for key, value in settings["data"].items() if key not in _PLACES}
+    return _hash({"data": data, "threat": settings["threat"], "train": settings["train"]})
 
 
 def _moment(text: str) -> datetime:
