@@ -339,6 +339,23 @@ def test_a_proof_that_the_networks_own_answers_contradict_is_an_error(place: int
         certify(two_classes(), pixels_and_labels()[place : place + 1], THREAT.with_epsilon(epsilon), bound=Wrong())
 
 
+class Unknowing:
+    """Margins that are no numbers, in float32."""
+
+    name = "unknowing"
+
+    def margins(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> LinearMargins:
+        return LinearMargins(torch.full((len(images), 2), torch.nan).scatter(1, labels[:, None], torch.inf))
+
+
+def test_a_kind_of_ones_own_that_proves_nothing_is_followed_by_the_next() -> None:
+    (expected,) = certify(two_classes(), pixels_and_labels(), THREAT)
+    (found,) = certify(two_classes(), pixels_and_labels(), THREAT, bound=Auto(kinds=(Unknowing(), Interval())))
+    assert found.margin.equal(expected.margin) and set(found.methods) == {"interval"}
+    (nothing,) = certify(two_classes(), pixels_and_labels(), THREAT, bound=Auto(kinds=(Unknowing(),)))
+    assert not nothing.certified.any() and set(nothing.methods) == {"unknowing"}
+
+
 class Doubled(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         return logits.to(torch.float64) + 1e4

@@ -56,7 +56,7 @@ def test_images_of_every_type_are_what_they_stand_for(given: Tensor, expected: l
         warnings.simplefilter("always")
         images = unit_images(shaped(given))
         found = ImageSet(shaped(given), labels)
-    assert images.flatten().tolist() == pytest.approx(expected)
+    assert images.flatten().tolist() == pytest.approx(expected) and images.itemsize >= 4
     assert found.images.flatten().tolist() == pytest.approx(expected) and found.images.dtype == torch.float32
     assert found.labels.dtype == torch.int64
     # Once for each call, and at the line that made it.

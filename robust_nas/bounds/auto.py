@@ -63,13 +63,19 @@ class Auto:
 
         def answers_on(places: Tensor) -> Answers:
             with frozen(model, fold=False):
-                return own_answers(model, images[places], labels[places], threat, lower[places].double())
+                return own_answers(model, images[places], labels[places], threat, lower[places])
 
         first, *others = map(self._limited, self.kinds)
         found = first.margins(model, images, labels, threat)
         # A bound on the whole ball holds on the part of it that is in [0, 1].
-        inside = images.to(found.offsets.dtype)
-        best = replace(found, images=inside, methods=(name_of(first),) * len(images))
+        best = LinearMargins(
+            # The others' are not to be rounded, where one's own kind gives float32.
+            found.offsets.double(),
+            None if found.slopes is None else found.slopes.double(),
+            found.clean,
+            images.double(),
+            methods=(name_of(first),) * len(images),
+        )
         lower = best.lower(threat)
         answers = answers_on(torch.arange(len(images), device=images.device))
         for kind in others:

@@ -178,7 +178,8 @@ def certify(
             f"{settings}; restore them, or start a new run."
         )
     found: list[Tensor] = [state["found"]] if state else []
-    kinds = [name_of(chosen), *bounds.names()]
+    # Those that `auto` takes may be one's own.
+    kinds = [name_of(chosen), *bounds.names(), *map(name_of, getattr(chosen, "kinds", ()))]
     # In rounds of one chunk per process and worker; the number of them may have changed since an interruption.
     size = world.size * world.workers
     firsts = range(done, len(chunks), size)
