@@ -17,16 +17,18 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.files import DEEPEST, parse_toml
 from robust_nas.core.files import read_toml as read_toml
 from robust_nas.core.registry import Named, check_model_name, group_of, holds_models, named
 from robust_nas.core.text import visible
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -128,6 +130,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
         raise InputError(f"{where} must be a number of at most 19 digits, but got {_shown(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where} must be a finite number, but got {value}.")
+    from pydantic import ValidationError
+
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -158,6 +162,8 @@ def _is_utf8(text: str) -> bool:
 
 @functools.cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
     return TypeAdapter(annotation, config=ConfigDict(strict=annotation is not Path))
 
 
