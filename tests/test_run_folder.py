@@ -95,6 +95,16 @@ def test_a_stage_resumes_from_its_last_state_and_forgets_what_was_logged_later(t
     assert stage.resume() == (0, None)
 
 
+@pytest.mark.parametrize("line", [b'{"stage": \n', b'\xff\xfe{"stage"\n', b"\x0c{\n"])
+def test_a_line_with_an_end_that_is_no_row_is_damage_and_no_line_that_was_cut_off(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(InputError, match="line 1 must have a stage"):
+        read_metrics(path)
+    path.write_bytes(line.rstrip(b"\n"))
+    assert read_metrics(path) == []
+
+
 def _write_for_ever(path: Path) -> None:
     number = 0
     while True:

@@ -56,13 +56,15 @@ def read_toml(path: Path, advice: str = "mend it, or give another file") -> dict
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file; bytes that are no text, of a line that was cut off, are marked.
+    """Return the lines of a text file, the last of which has no end: it is empty, or was cut off.
+
+    Bytes that are no text, as there may be where a line was cut off, are marked.
 
     Raises:
         InputError: if it is missing or cannot be read.
     """
     try:
-        return text_of(path, errors="replace").splitlines()
+        return text_of(path, errors="replace").split("\n")
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
 
@@ -70,7 +72,7 @@ def read_lines(path: Path) -> list[str]:
 def read_rows(path: Path, fits: Callable[[Any], bool], parts: str) -> list[dict[str, Any]]:
     """Return the rows of a file with a JSON object on each line; none, if there is no file.
 
-    A last line that was cut off is left out.
+    A last line that was cut off is left out. It has no end; a line with an end that is no row is damage.
 
     Args:
         path: the file.
