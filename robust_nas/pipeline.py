@@ -41,7 +41,15 @@ from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.per_sample import add_outcomes, check_outcomes, compare_outcomes, read_outcomes
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage, load_state, save_state, write_json, write_text
+from robust_nas.runtime.run_folder import (
+    RunDir,
+    Stage,
+    check_states,
+    load_state,
+    save_state,
+    write_json,
+    write_text,
+)
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import TrialSearch
 from robust_nas.spaces import MixedSpace, Space, mixed
@@ -183,6 +191,7 @@ def check_same_data(run: Path, data: Dataset, splits: Sequence[str] = SPLITS) ->
 
 def run(job: Job) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
+    job.world.on_main(lambda: check_states(job.folder.path))
     search(job)
     derive(job)
     train(job)

@@ -16,6 +16,7 @@ from robust_nas.runtime.run_folder import (
     RunDir,
     Stage,
     atomic_path,
+    check_states,
     load_state,
     read_json,
     read_metrics,
@@ -103,6 +104,16 @@ def test_a_line_with_an_end_that_is_no_row_is_damage_and_no_line_that_was_cut_of
         read_metrics(path)
     path.write_bytes(line.rstrip(b"\n"))
     assert read_metrics(path) == []
+
+
+def test_a_damaged_state_under_way_is_said_before_a_run_does_anything(tmp_path: Path) -> None:
+    stage = _stage(tmp_path)
+    stage.save(1, {"value": 1})
+    check_states(tmp_path)
+    assert stage.checkpoint is not None
+    stage.checkpoint.write_bytes(b"garbage")
+    with pytest.raises(InputError, match="damaged or not one of ours"):
+        check_states(tmp_path)
 
 
 def _write_for_ever(path: Path) -> None:

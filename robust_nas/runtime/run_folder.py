@@ -319,10 +319,7 @@ class Stage:
         """Return the number of steps that are done and the state after them, or (0, None); forget later log entries."""
         path, step, state = self.checkpoint, 0, None
         if path and path.exists():
-            saved = load_state(path)
-            if type(saved.get("step")) is not int or not isinstance(saved.get("state"), dict):
-                raise InputError(damaged(path, "it has no step with its state"))
-            step, state = saved["step"], saved["state"]
+            step, state = _under_way(path)
         if self.folder and self.world.is_main:
             _forget_metrics(self.folder / METRICS, self.name, step)
         self.world.barrier()
@@ -338,6 +335,19 @@ class Stage:
         if self.folder and self.world.is_main:
             with open_own(self.folder / METRICS, "a") as file:
                 file.write(json.dumps({"stage": self.name, "step": step, **values}) + "\n")
+
+
+def _under_way(path: Path) -> tuple[int, dict[str, Any]]:
+    saved = load_state(path)
+    if type(saved.get("step")) is not int or not isinstance(saved.get("state"), dict):
+        raise InputError(damaged(path, "it has no step with its state"))
+    return saved["step"], saved["state"]
+
+
+def check_states(folder: Path) -> None:
+    """Raise InputError if a state under way in a run folder is damaged: before earlier stages are computed anew."""
+    for path in sorted((folder / "checkpoints").glob("*.state.safetensors")):
+        _under_way(path)
 
 
 def _forget_metrics(path: Path, stage: str, step: int) -> None:
