@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nas import derivation, intake, spaces
+from robust_nas import derivation, intake, records, spaces
 from robust_nas import recipes as recipe
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
@@ -36,6 +36,7 @@ from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.recipes import CertificationPlan, Recipe, SmoothingPlan
 from robust_nas.recipes.rehearsal import rehearse
 from robust_nas.records import read_stage
+from robust_nas.records.training import Trained
 from robust_nas.report import write_report
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, sessions_of
@@ -267,18 +268,18 @@ def load_search(job: Job) -> SearchResult:
     Raises:
         InputError: if the search has not been run.
     """
-    saved = job.read("search.json")
-    supernet, weights = None, job.folder / "checkpoints" / "supernet.safetensors"
+    path, weights = job.folder / "search.json", job.folder / "checkpoints" / "supernet.safetensors"
+    saved, supernet = records.read(path, records.SearchRecord), None
     if weights.is_file():
-        structure = saved.get("supernet")  # runs of older versions have none
-        supernet = mixed(job.recipe.space, name_of(job.recipe.search)).supernet(
-            job.data, partial=structure["partial"][0] if structure else 1
-        )
-        if structure:
-            supernet.load_structure(structure)
+        if saved.supernet is None:
+            raise InputError(damaged(path, f"it has no supernet, but there is {weights.name}"))
+        space, structure = mixed(job.recipe.space, name_of(job.recipe.search)), saved.supernet
+        supernet = space.supernet(job.data, partial=structure.partial[0])
+        supernet.load_structure(records.to_dict(structure))
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
-    return SearchResult(job.recipe.space, saved["probabilities"], supernet, saved, saved.get("measured"))
+    probabilities = [list(row) for row in saved.probabilities]
+    return SearchResult(job.recipe.space, probabilities, supernet, {}, saved.measured)
 
 
 def derive(job: Job) -> None:
@@ -307,7 +308,7 @@ def train(job: Job) -> None:
         return
     job.begin(in_shares=True)
     recipe = job.recipe
-    records: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
     for index, (name, architecture) in enumerate(chosen_architectures(job).items()):
         weights, stage = job.folder / "checkpoints" / f"{name}.safetensors", job.stage(f"train-{index}")
         if not job.has(f"checkpoints/{name}.safetensors"):
@@ -315,7 +316,7 @@ def train(job: Job) -> None:
                 model = recipe.space.network(architecture, job.data).to(job.world.device)
             if recipe.train.start_from is not None:
                 intake.load_weights(model, recipe.train.start_from, "name those of the same architecture and space")
-            frozen = [load_model(job, other["name"]) for other in records] if recipe.train.boosting else []
+            frozen = [load_model(job, other["name"]) for other in done] if recipe.train.boosting else []
             fitted = fit_with(frozen, model, job.data, recipe.threat, recipe.train, stage)
             facts = {
                 "name": name,
@@ -332,8 +333,8 @@ def train(job: Job) -> None:
                 save_state(weights, {"weights": model.state_dict(), "record": facts})
             job.world.barrier()
         stage.finish()
-        records.append(load_state(weights)["record"])
-    job.write("train.json", {"models": records})
+        done.append(load_state(weights)["record"])
+    job.write("train.json", {"models": done})
 
 
 def load_models(job: Job) -> dict[str, nn.Module]:
@@ -359,9 +360,13 @@ def load_model(job: Job, name: str) -> nn.Module:
 
 def best_single(job: Job) -> str:
     """Return the name of the model with the best robust accuracy on the validation split."""
-    records = job.read("train.json")["models"]
-    best = max(records, key=lambda record: (record["validation"]["robust"], record["validation"]["clean"]))
-    return str(best["name"])
+    best = max(trained_models(job), key=lambda model: (model.validation["robust"], model.validation["clean"]))
+    return best.name
+
+
+def trained_models(job: Job) -> tuple[Trained, ...]:
+    """Return the records of the trained networks."""
+    return records.read(job.folder / "train.json", records.TrainingRecord).models
 
 
 def attack(job: Job) -> None:
@@ -412,13 +417,13 @@ def _evaluation_so_far(job: Job) -> dict[str, Any]:
 
 def _other_epoch(job: Job, name: str) -> str | None:
     """Return the epoch of a network, "best" or "last", that was not kept; None if both are the same."""
-    trained = next((model for model in job.read("train.json")["models"] if model["name"] == name), None)
+    trained = next((model for model in trained_models(job) if model.name == name), None)
     if trained is None:
         reason = f"it has no {name}, which derive.json lists"
         raise InputError(damaged(job.folder / "train.json", reason, "delete both and resume the run"))
-    if "kept" not in trained or trained["best_epoch"] == trained["last_epoch"]:
+    if trained.kept is None or trained.best_epoch == trained.last_epoch:
         return None
-    return "last" if trained["kept"] == "best" else "best"
+    return "last" if trained.kept == "best" else "best"
 
 
 def _attack_other_epoch(job: Job, name: str) -> None:
@@ -601,8 +606,8 @@ def ensemble(job: Job) -> None:
             _margins(job, bound, model, validation, threat)
             for model in job.progress.steps(list(models.values()), "ensemble: bounds on validation images")
         ]
-        trained = job.read("train.json")["models"]
-        parameters, multiply_adds = ([model[cost] for model in trained] for cost in ("parameters", "multiply_adds"))
+        trained = trained_models(job)
+        parameters, multiply_adds = [each.parameters for each in trained], [each.multiply_adds for each in trained]
         fitted = plan.rule.fit(bounds, threat, parameters=parameters, multiply_adds=multiply_adds)
         uniform = Uniform().fit(bounds, threat)
         if job.world.is_main:
@@ -652,10 +657,10 @@ def load_models_and_ensembles(job: Job) -> dict[str, nn.Module]:
 
 def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the uniform average and the fitted ensemble as models."""
-    saved = job.read("ensemble.json")
+    saved = records.read(job.folder / "ensemble.json", records.EnsembleRecord)
     return {
-        name: Ensemble(list(models.values()), rule["weights"], rule["scales"]).to(job.world.device).eval()
-        for name, rule in {"uniform": saved["uniform"], "ensemble": saved}.items()
+        name: Ensemble(list(models.values()), rule.weights, rule.scales).to(job.world.device).eval()
+        for name, rule in (("uniform", saved.uniform), ("ensemble", saved))
     }
 
 

@@ -164,7 +164,10 @@ def test_files_beside_a_runs_settings_run_nothing_either(gift: Path, command: Co
     derived = {"chosen": ["323133"], "spaces": [space], "candidates": [], "num_validation": 1, "seconds": 0.0}
     (gift / "derive.json").write_text(json.dumps(derived))
     (gift / "search.json").write_text(json.dumps({"space": space, "probabilities": [], "trajectory": []}))
-    trained = {"name": "model-0", "architecture": "323133", "validation": {"clean": 1.0, "robust": 1.0}}
+    trained = {
+        "name": "model-0", "architecture": "323133", "validation": {"clean": 1.0, "robust": 1.0},
+        "method": "pgd_at", "parameters": 1, "multiply_adds": 1, "epochs": 1, "seconds": 1.0,
+    }  # fmt: skip
     (gift / "train.json").write_text(json.dumps({"models": [trained]}))
     (gift / "trials").mkdir()
     (gift / "trials" / "queue.json").write_text(json.dumps({"sampler": "gift.evil"}))

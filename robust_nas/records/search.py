@@ -47,7 +47,7 @@ class SupernetForm(Record):
 
     partial: Annotated[tuple[int, ...], Field(min_length=1)]
     passing: float
-    operations: tuple[tuple[str, ...], ...] | None = None
+    operations: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,22 +13,22 @@ from robust_nas.records.evaluation import Count, Share
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Record):
-    """A trained network. Values that a joined run does not know are None."""
+    """A trained network. A joined run has no epochs, of which one is kept, and an origin."""
 
     name: str
     architecture: str
     validation: dict[str, Share]
-    method: str = ""
-    parameters: Count | None = None
-    multiply_adds: Count | None = None
-    epochs: Count | None = None
+    method: str
+    parameters: Count
+    multiply_adds: Count
+    epochs: Count
+    seconds: float
     kept: Literal["best", "last"] | None = None
     best_epoch: Count | None = None
     last_epoch: Count | None = None
     best: dict[str, Share] | None = None
     last: dict[str, Share] | None = None
     collapsed: bool = False
-    seconds: float | None = None
     origin: Annotated[str | None, Field(alias="from")] = None
 
     def of_the_kept(self) -> Trained:

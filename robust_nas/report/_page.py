@@ -137,10 +137,8 @@ def definitions(facts: dict[str, str]) -> Content:
     return element("dl", [[element("dt", key), element("dd", text)] for key, text in facts.items()]) if facts else None
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Return a time as people say it."""
-    if seconds is None:
-        return "time not recorded"
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = seconds / 60

@@ -136,16 +136,13 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
 
 
 def _facts_of(model: Trained) -> dict[str, str]:
-    facts: dict[str, str] = {}
-    if model.origin is not None:
-        facts["From"] = model.origin
-    if model.parameters is not None:
-        facts["Parameters"] = f"{model.parameters:,}"
-    if model.multiply_adds:
-        facts["Multiply-adds"] = f"{model.multiply_adds:,}"
-    if model.epochs is not None:
-        facts["Training"] = f"{model.epochs} epochs of {model.method}, {duration(model.seconds)}"
-    return {**facts, "Validation": _accuracies(model.validation)}
+    return {
+        **({} if model.origin is None else {"From": model.origin}),
+        "Parameters": f"{model.parameters:,}",
+        "Multiply-adds": f"{model.multiply_adds:,}",
+        "Training": f"{model.epochs} epochs of {model.method}, {duration(model.seconds)}",
+        "Validation": _accuracies(model.validation),
+    }
 
 
 def _candidates(contents: Contents) -> Content:
@@ -459,7 +456,7 @@ def _seconds(contents: Contents) -> dict[str, float]:
     seconds = {
         "search": contents.search.seconds if contents.search else None,
         "derive": contents.derivation.seconds if contents.derivation else None,
-        "train": sum(model.seconds or 0.0 for model in contents.trained.values()) if contents.trained else None,
+        "train": sum(model.seconds for model in contents.trained.values()) if contents.trained else None,
         "attack": attack_seconds(contents) if contents.attacked else None,
         "certify": sum(proofs) if contents.certified else None,
         "ensemble": contents.ensemble.seconds if contents.ensemble else None,

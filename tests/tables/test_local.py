@@ -230,7 +230,10 @@ def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> Ru
         "curve": [],
     }
     validation = {"clean": 0.9, "robust": 0.5}
-    trained = {"name": "model-0", "architecture": architecture, "method": "pgd_at", "validation": validation}
+    trained = {
+        "name": "model-0", "architecture": architecture, "validation": validation,
+        "method": "pgd_at", "parameters": 1, "multiply_adds": 1, "epochs": 1, "seconds": 1.0,
+    }  # fmt: skip
     certified = {
         "epsilon": 0.001,
         "certified": 0.25,
