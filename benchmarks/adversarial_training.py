@@ -31,11 +31,12 @@ from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core import config
 from robust_nas.core.seeds import seeded
+from robust_nas.core.writing import write_json
 from robust_nas.datasets import Dataset, epoch_batches
 from robust_nas.evaluation import wilson_interval
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, write_json
+from robust_nas.runtime.stages import Stage
 from robust_nas.training import Batch, Memory, Training, fit
 from robust_nas.training._augment import crop_and_flip
 from robust_nas.training._costs import forward_equivalents

@@ -29,7 +29,9 @@ from robust_nas import derivation
 from robust_nas.attacks.pgd import PGD
 from robust_nas.bounds.crown_ibp import CROWNIBP
 from robust_nas.core import config
+from robust_nas.core.files import read_json
 from robust_nas.core.seeds import generator_at, seeded
+from robust_nas.core.writing import write_json
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.ensembles import Ensemble, fit_with, joint_margins
 from robust_nas.ensembles.robboost import RobBoost
@@ -38,7 +40,8 @@ from robust_nas.intake import load_weights
 from robust_nas.models.complexity import count_parameters
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, read_json, save_state, write_json
+from robust_nas.runtime.stages import Stage
+from robust_nas.runtime.states import save_state
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.training import Training, fit
 

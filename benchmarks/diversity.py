@@ -29,14 +29,16 @@ from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core import config
+from robust_nas.core.files import read_json
 from robust_nas.core.seeds import seed_at, seeded
+from robust_nas.core.writing import write_json
 from robust_nas.datasets import Dataset
 from robust_nas.derivation import Candidate, derive, most_diverse, transfer_rate
 from robust_nas.ensembles import Ensemble
 from robust_nas.evaluation import evaluate, transfers
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, read_json, write_json
+from robust_nas.runtime.stages import Stage
 from robust_nas.training import Training, fit
 
 ROW, COUNT, POOL, WEIGHTS = "dirichlet, adversarial, seeded", 3, 24, (0.0, 0.5, 2.0)

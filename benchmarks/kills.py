@@ -359,7 +359,7 @@ def without_times(value: Any, folder: Path) -> Any:
 
 def said(path: Path, folder: Path) -> Any:
     """Return the contents of a file, in a form that is equal for equal results."""
-    from robust_nas.runtime.run_folder import load_state
+    from robust_nas.runtime.states import load_state
 
     if path.suffix == ".json":
         return without_times(json.loads(path.read_text()), folder)

@@ -22,7 +22,7 @@ from robust_nas.evaluation.masking import linearity_error
 from robust_nas.models.frozen import frozen
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.training import Training, fit
 from robust_nas.training.pgd_at import PGDAT
 from robust_nas.training.standard import Standard

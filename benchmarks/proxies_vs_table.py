@@ -26,8 +26,9 @@ from scipy import stats
 from robust_nas import spaces, tables
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.seeds import seed_at
+from robust_nas.core.writing import write_text
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import read_metrics, write_text
+from robust_nas.runtime.stages import read_metrics
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.studies import ranking, simulation
 

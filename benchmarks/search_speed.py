@@ -29,7 +29,7 @@ from robust_nas.datasets import Dataset
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import describe_environment
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.searches._trainer import BilevelTrainer
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.training.standard import Standard

@@ -28,11 +28,13 @@ import robust_nas as rn
 from robust_nas import derivation
 from robust_nas.architectures.cell import OPERATIONS, Architecture
 from robust_nas.core import config
+from robust_nas.core.files import read_json
+from robust_nas.core.writing import write_json
 from robust_nas.datasets import DataForm, Dataset
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import describe_environment
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, read_json, write_json
+from robust_nas.runtime.stages import Stage
 from robust_nas.searches import SearchResult
 from robust_nas.searches._resources import Cost, Resource
 from robust_nas.spaces import mixed

@@ -23,6 +23,7 @@ from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.files import read_json
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
+from robust_nas.core.writing import make_folder
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.evaluation import Evaluation
@@ -33,7 +34,8 @@ from robust_nas.records import KINDS, read_stage
 from robust_nas.runtime.distributed import World, losses_said
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage, make_folder
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Training
 
@@ -203,7 +205,7 @@ def evaluate(
         warnings.warn(note, stacklevel=3)  # the caller's line; between are this function and its decorator
     if folder is None:
         return replace(evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed), notes=notes)
-    place = RunDir(Path(folder))
+    place = RunFolder(Path(folder))
     make_folder(place.path, "give another folder")
     place.lock()
     stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), Progress(), place.path)
@@ -278,7 +280,7 @@ def write_report(path: Path | str) -> Path:
     check_path("What write_report takes", path)
     if (Path(path) / "attack.toml").is_file():
         return report.write_attack_report(Path(path))
-    return report.write_report(RunDir.open(path))
+    return report.write_report(RunFolder.open(path))
 
 
 @unchanged_process()
@@ -344,7 +346,7 @@ def load_run(path: Path | str, *, allow_code: bool = False) -> Run:
         path: the folder.
         allow_code: whether what is not robust-nas's own is run where the folder's files name it.
     """
-    folder = RunDir.open(path)
+    folder = RunFolder.open(path)
     with allowing_code(allow_code):
         saved = from_table(config.read_toml(folder / "config.toml"), str(folder.path))
         job = pipeline.Job(saved, folder, World(), Progress(quiet=True))

@@ -31,7 +31,7 @@ from robust_nas.spaces import MixedSpace
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, ImageSet
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.searches import SearchResult
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel

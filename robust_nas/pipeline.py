@@ -28,6 +28,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there
 from robust_nas.core.registry import name_of
 from robust_nas.core.seeds import seeded
+from robust_nas.core.writing import write_json, write_text
 from robust_nas.datasets import SPLITS, Dataset, DataSource, ImageSet, changes, check_batch
 from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.ensembles.uniform import Uniform
@@ -42,15 +43,9 @@ from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.per_sample import add_outcomes, check_outcomes, compare_outcomes, read_outcomes
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import (
-    RunDir,
-    Stage,
-    check_states,
-    load_state,
-    save_state,
-    write_json,
-    write_text,
-)
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.stages import Stage, check_states
+from robust_nas.runtime.states import load_state, save_state
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import TrialSearch
 from robust_nas.spaces import MixedSpace, Space, mixed
@@ -79,7 +74,7 @@ class Job:
     """A recipe at work in its run folder."""
 
     recipe: Recipe
-    folder: RunDir
+    folder: RunFolder
     world: World
     progress: Progress
     loaded: Dataset | None = None
@@ -233,7 +228,7 @@ def work(path: Path, progress: Progress) -> None:
     Raises:
         InputError: if it is no run folder, or one whose search has nothing to share.
     """
-    folder = RunDir.open(path)
+    folder = RunFolder.open(path)
     chosen = recipe.from_table(config.read_toml(folder / "config.toml"), str(folder / "config.toml"))
     if not isinstance(chosen.search, TrialSearch):
         raise InputError(
@@ -695,7 +690,7 @@ def start(
     root: Path,
     progress: Progress,
     arguments: list[str],
-    fill: Callable[[RunDir, Dataset], None] | None = None,
+    fill: Callable[[RunFolder, Dataset], None] | None = None,
 ) -> Job:
     """Make a new run folder for a recipe, on rank 0, and return the job.
 
@@ -713,7 +708,7 @@ def start(
         progress.say(f"beware: {warning}")
 
     def make_folder() -> Path:
-        with RunDir.making(root, chosen.name) as folder:
+        with RunFolder.making(root, chosen.name) as folder:
             if fill is not None:
                 fill(folder, data)
             write_json(folder / DATA, data.fingerprint())
@@ -732,7 +727,7 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
     Raises:
         InputError: if it is none, or if `overrides` would change its configuration, naming the keys that differ.
     """
-    folder = RunDir.open(path)
+    folder = RunFolder.open(path)
     table = config.read_toml(folder / "config.toml")
     saved = recipe.from_table(table, str(folder / "config.toml"))
     folder.check_unchanged(saved.to_dict(), recipe.from_table(config.override(table, overrides), "").to_dict())
@@ -740,7 +735,7 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
 
 
 def _job(chosen: Recipe, path: Path, world: World, progress: Progress) -> Job:
-    folder = RunDir.open(path)
+    folder = RunFolder.open(path)
     world.on_main(folder.lock)
     if not world.is_main:
         progress = Progress(quiet=True)

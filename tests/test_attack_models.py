@@ -23,11 +23,11 @@ import robust_nas as rn
 from robust_nas import datasets
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
+from robust_nas.core.writing import write_text
 from robust_nas.jobs import attack_models
 from robust_nas.jobs.attack_models import _test_only
 from robust_nas.recipes import load as load_recipe
 from robust_nas.runtime.per_sample import read_outcomes
-from robust_nas.runtime.run_folder import write_text
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

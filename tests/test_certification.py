@@ -16,7 +16,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import wilson_interval
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)

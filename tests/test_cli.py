@@ -18,7 +18,8 @@ from robust_nas import recipes as recipe
 from robust_nas.cli import listing
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
-from robust_nas.runtime.run_folder import RunDir, save_state
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.states import save_state
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -247,7 +248,7 @@ def test_a_read_only_run_folder_is_named_and_left_as_it_was(command: Command, ru
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path.parent))
 
     before = sorted(run.rglob("*"))
-    with mock.patch("robust_nas.runtime.run_folder._temporary", refuse):
+    with mock.patch("robust_nas.core.writing._temporary", refuse):
         sentence = refused(command("derive", run))
     assert "Read-only file system" in sentence and str(run) in sentence
     assert sorted(run.rglob("*")) == before
@@ -285,7 +286,7 @@ def test_info_describes_an_architecture_a_component_and_a_run(command: Command, 
 
 
 def test_two_processes_on_one_run_folder_are_refused(run: Path) -> None:
-    held = RunDir(run)
+    held = RunFolder(run)
     held.lock()
     done = subprocess.run(
         [sys.executable, "-m", "robust_nas", "derive", str(run)],

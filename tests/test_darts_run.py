@@ -4,8 +4,9 @@ import pytest
 
 import robust_nas as rn
 from robust_nas.core.errors import InputError
+from robust_nas.core.files import read_json
 from robust_nas.recipes import for_space
-from robust_nas.runtime.run_folder import RunDir, read_json
+from robust_nas.runtime.run_folder import RunFolder
 
 SETTINGS = [
     "space.channels=2",
@@ -66,7 +67,7 @@ def test_the_trained_network_is_read_back_with_its_final_width_and_no_head(run):
 
 def test_genotypes_are_not_put_into_a_table_of_cells(run):
     with pytest.raises(InputError, match=r"The table is of cells.* has trained 'Genotype\(normal="):
-        rn.tables.rows_from_run(RunDir.open(run[0]))
+        rn.tables.rows_from_run(RunFolder.open(run[0]))
 
 
 def test_a_recipe_of_another_kind_of_space_gives_no_sizes_to_it():

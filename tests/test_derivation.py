@@ -15,7 +15,7 @@ from robust_nas.core.seeds import seeded
 from robust_nas.derivation import Candidate, Derivation, TransferCount, most_diverse, transfer_rate
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.searches import SearchResult
 from robust_nas.threat import ThreatModel
 

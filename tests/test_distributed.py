@@ -23,7 +23,8 @@ from robust_nas.core.config import build
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.runtime.distributed import PATIENCE, World, losses_said
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, load_state
+from robust_nas.runtime.stages import Stage
+from robust_nas.runtime.states import load_state
 from robust_nas.searches import _resources
 from robust_nas.searches._resources import Resource
 from robust_nas.searches._stability import CollapseMonitor

@@ -22,7 +22,7 @@ from robust_nas import recipes as recipe
 from robust_nas.core import config
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.tables import cards
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory

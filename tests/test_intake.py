@@ -21,6 +21,7 @@ from robust_nas import datasets, spaces
 from robust_nas.attacks import _surrogates
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
+from robust_nas.core.writing import write_json
 from robust_nas.datasets import Dataset
 from robust_nas.intake import (
     NORMALISATIONS,
@@ -34,7 +35,7 @@ from robust_nas.intake import (
     prepared,
 )
 from robust_nas.models.losses import cross_entropy, dlr, margin
-from robust_nas.runtime.run_folder import save_state, write_json
+from robust_nas.runtime.states import save_state
 
 ARCHITECTURES = [
     "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|",

@@ -19,7 +19,7 @@ from robust_nas.core import config
 from robust_nas.ensembles import Ensemble
 from robust_nas.jobs.merged_runs import _check_common
 from robust_nas.recipes import from_table
-from robust_nas.runtime.run_folder import load_state
+from robust_nas.runtime.states import load_state
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = [

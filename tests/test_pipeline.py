@@ -31,7 +31,9 @@ from robust_nas.report._contents import Contents
 from robust_nas.report.findings import check_consistency
 from robust_nas.runtime.per_sample import read_outcomes
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, load_state, read_metrics, unfinished_stages
+from robust_nas.runtime.run_folder import RunFolder, unfinished_stages
+from robust_nas.runtime.stages import read_metrics
+from robust_nas.runtime.states import load_state
 
 # A run of a few seconds that goes through every stage; the search space and the data are the real ones.
 TINY = [
@@ -258,7 +260,7 @@ def test_a_run_whose_workers_outlive_it_can_be_resumed_at_once(tmp_path: Path) -
         time.sleep(0.01)
     process.kill()  # the parent alone
     process.wait()
-    held = RunDir.open(only_run(tmp_path))
+    held = RunFolder.open(only_run(tmp_path))
     held.lock()
     held.unlock()
 
@@ -340,7 +342,7 @@ def test_smoothed_classifiers_are_certified_beside_the_run_and_compared_with_no_
 ) -> None:
     run = tmp_path / "copy"
     shutil.copytree(finished, run)
-    smoothing, before = "smoothing[sigma=0.25,num_samples=100]", Contents.read(RunDir.open(run))
+    smoothing, before = "smoothing[sigma=0.25,num_samples=100]", Contents.read(RunFolder.open(run))
     done = in_process(command, "certify", run, "--method", smoothing, "--images", 6, "--epsilon", 0.1)
     assert "certified in l2" in done.stderr and "model-1, smoothed:" in done.stderr
     (folder,) = run.glob("certify-*")
@@ -366,7 +368,7 @@ def test_smoothed_classifiers_are_certified_beside_the_run_and_compared_with_no_
         certified = {item["epsilon"]: item["certified"] for item in said["models"][model]}
         assert certified == {0.1: (radius > 0.1).sum() / 6, 0.2: (radius > 0.2).sum() / 6}
     # The report shows them apart; what it compares with attacks, and its certified accuracies, are the networks'.
-    after = Contents.read(RunDir.open(run))
+    after = Contents.read(RunFolder.open(run))
     assert after.certified == before.certified and check_consistency(after) == check_consistency(before)
     in_process(command, "report", run)
     text = (run / "report.html").read_text()
@@ -454,7 +456,7 @@ def test_each_session_is_noted_and_another_number_of_processes_goes_on_only_wher
     ]
     assert session == begun and now["world_size"] == 1
     in_process(command, "record", run)
-    (row, *_) = rn.tables.rows_from_run(RunDir.open(run))
+    (row, *_) = rn.tables.rows_from_run(RunFolder.open(run))
     assert ", 2 processes, torch 2.0.0; then " in row.hardware and row.hardware.endswith(f"torch {torch.__version__}")
     assert row.started is not None and row.started.year == 2026 and row.started.month == 1
     in_process(command, "report", run)

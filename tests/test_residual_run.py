@@ -4,8 +4,9 @@ import pytest
 
 import robust_nas as rn
 from robust_nas.core.errors import InputError
+from robust_nas.core.files import read_json
 from robust_nas.recipes import for_space
-from robust_nas.runtime.run_folder import RunDir, read_json, unfinished_stages
+from robust_nas.runtime.run_folder import RunFolder, unfinished_stages
 
 SETTINGS = [
     "space.depths=[[1],[1,2]]",
@@ -66,7 +67,7 @@ def test_what_is_certified_on_request_is_refused_by_name(run, command):
 def test_residual_networks_are_not_put_into_a_table_of_cells(run):
     assert "record: left out, as the table is of cells" in run[1]
     with pytest.raises(InputError, match="has trained 'depths="):
-        rn.tables.rows_from_run(RunDir.open(run[0]))
+        rn.tables.rows_from_run(RunFolder.open(run[0]))
 
 
 def test_networks_with_sound_bounds_are_certified_and_joined(command, tmp_path, quickly):

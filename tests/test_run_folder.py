@@ -10,20 +10,13 @@ import torch
 
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError
+from robust_nas.core.files import read_json
+from robust_nas.core.writing import atomic_path, write_json, write_text
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import (
-    RunDir,
-    Stage,
-    atomic_path,
-    check_states,
-    load_state,
-    read_json,
-    read_metrics,
-    save_state,
-    write_json,
-    write_text,
-)
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.stages import Stage, check_states, read_metrics
+from robust_nas.runtime.states import load_state, save_state
 from robust_nas.tables._store import home
 
 
@@ -141,7 +134,7 @@ def test_a_reader_never_sees_half_a_file_though_the_writer_is_killed(tmp_path):
 
 def _lock(path: Path, outcome) -> None:
     try:
-        RunDir(path).lock()
+        RunFolder(path).lock()
         outcome.put("locked")
     except InputError as error:
         outcome.put(str(error))
@@ -159,7 +152,7 @@ def _locked_elsewhere(path: Path) -> str:
 
 
 def test_two_processes_cannot_work_on_one_run(tmp_path):
-    with RunDir.making(tmp_path, "digits") as run:
+    with RunFolder.making(tmp_path, "digits") as run:
         pass
     run.lock()
     assert "Another process is working on" in _locked_elsewhere(run.path)
@@ -167,8 +160,8 @@ def test_two_processes_cannot_work_on_one_run(tmp_path):
 
 @pytest.mark.parametrize("file", ["settings.json", "attack.toml"])
 def test_a_job_goes_on_in_its_folder_with_its_settings_alone(tmp_path: Path, file: str) -> None:
-    def begin(settings: dict[str, Any]) -> RunDir:
-        return RunDir.open_or_create(tmp_path / "job", settings, World(), file=file, free=("workers",))
+    def begin(settings: dict[str, Any]) -> RunFolder:
+        return RunFolder.open_or_create(tmp_path / "job", settings, World(), file=file, free=("workers",))
 
     settings = {"data": {"name": "digits"}, "seeds": [0, 1], "workers": 1}
     begin(settings).unlock()
@@ -189,12 +182,12 @@ def test_settings_that_are_no_table_are_refused_and_the_folder_is_free(tmp_path:
     (tmp_path / "settings.json").write_text("[1]")
     for _ in range(2):
         with pytest.raises(InputError, match="must be a table"):
-            RunDir.open_or_create(tmp_path, {"seed": 0}, World(), file="settings.json")
+            RunFolder.open_or_create(tmp_path, {"seed": 0}, World(), file="settings.json")
 
 
 def test_a_folder_that_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
-        RunDir.open(tmp_path)
+        RunFolder.open(tmp_path)
 
 
 def test_without_a_home_folder_one_among_the_temporary_ones_stands_in(
@@ -221,7 +214,7 @@ def test_without_a_home_folder_one_among_the_temporary_ones_stands_in(
 
 
 def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path):
-    with RunDir.making(tmp_path, "digits") as run:
+    with RunFolder.making(tmp_path, "digits") as run:
         write_json(run / "a.json", 1)
     mine = [run / name for name in (".notes.txt", ".a.json.bak.json", ".a.json.robust-nas-x.json")]
     mine += [tmp_path / ".20260101-digits-aaaaaa.unfinished.txt", tmp_path / ".my-unfinished"]
@@ -231,7 +224,7 @@ def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path):
     folder.mkdir()
 
     def write(barrier) -> None:
-        with RunDir.making(tmp_path, "digits"), atomic_path(run / "a.json"), atomic_path(run / "new" / "b.npy"):
+        with RunFolder.making(tmp_path, "digits"), atomic_path(run / "a.json"), atomic_path(run / "new" / "b.npy"):
             barrier.wait()
             time.sleep(60)
 
@@ -248,7 +241,7 @@ def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path):
     # Another process that writes the same file takes another name, and takes nothing from who is at it.
     write_json(run / "a.json", 2)
     run.lock()
-    with RunDir.making(tmp_path, "digits"):
+    with RunFolder.making(tmp_path, "digits"):
         assert left() == [*written, "unfinished"]
     assert left() == written and read_json(run / "a.json") == 2
     writer.kill()
@@ -258,7 +251,7 @@ def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path):
     assert left() == written[1:] and read_json(run / "a.json") == 3
     run.lock()
     assert left() == written[2:]
-    with RunDir.making(tmp_path, "digits"):
+    with RunFolder.making(tmp_path, "digits"):
         assert left() == ["unfinished"]
     assert left() == []
     run.unlock()
@@ -267,7 +260,7 @@ def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path):
 
 def test_a_run_folder_appears_whole_or_not_at_all(tmp_path):
     root = tmp_path / "runs"
-    with pytest.raises(KeyboardInterrupt), RunDir.making(root, "digits") as run:
+    with pytest.raises(KeyboardInterrupt), RunFolder.making(root, "digits") as run:
         write_json(run / "config.toml", 1)
         assert not [path for path in root.iterdir() if not path.name.startswith(".")]
         raise KeyboardInterrupt

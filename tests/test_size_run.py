@@ -3,7 +3,8 @@
 import robust_nas as rn
 from robust_nas import searches
 from robust_nas.core import config
-from robust_nas.runtime.run_folder import read_json, unfinished_stages
+from robust_nas.core.files import read_json
+from robust_nas.runtime.run_folder import unfinished_stages
 
 SETTINGS = [
     "space.channels=[2,3]",

@@ -27,7 +27,7 @@ from robust_nas.evaluation import wilson_interval
 from robust_nas.recipes import CertificationPlan, SmoothingPlan, certification_from
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 
 QUICK = Smoothing(sigma=0.25, num_samples=400)
 

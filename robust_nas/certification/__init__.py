@@ -32,7 +32,7 @@ from robust_nas.evaluation import wilson_interval
 from robust_nas.intake import check_model, check_numbers
 from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, ThreatModel
 
 

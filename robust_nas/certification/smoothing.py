@@ -40,7 +40,7 @@ from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import scores
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, Pixels, check_pixels
 
 ABSTAIN = -1

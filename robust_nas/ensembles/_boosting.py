@@ -18,7 +18,7 @@ from robust_nas.training import TrainingResult, fit
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.threat import ThreatModel
     from robust_nas.training import Training
 

@@ -20,13 +20,13 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import read_json
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.registry import allowing_code, named
+from robust_nas.core.writing import atomic_path, write_json
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
 from robust_nas.intake import LogProbabilities, Normalised, check_outputs, description, load_weights, made_by, make
 from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.process import unchanged_process
-from robust_nas.runtime.run_folder import atomic_path, write_json
 from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel
 

@@ -30,7 +30,7 @@ from robust_nas.models.frozen import device_of, frozen
 from robust_nas.models.scores import scores
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 BATCH_SIZE = 250

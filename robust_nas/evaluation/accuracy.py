@@ -23,10 +23,11 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there
 from robust_nas.core.registry import name_of
 from robust_nas.core.text import warnings
+from robust_nas.core.writing import write_json
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
 from robust_nas.runtime.per_sample import add_outcomes
-from robust_nas.runtime.run_folder import Stage, write_json
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 FILE, OUTCOMES = "evaluation.json", "evaluation.parquet"

@@ -19,7 +19,7 @@ from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
 from robust_nas.evaluation.accuracy import AttackOutcome, measured
 from robust_nas.models.frozen import frozen
 from robust_nas.models.scores import misclassified, scores
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, ThreatModel
 
 

@@ -19,7 +19,8 @@ from robust_nas.models.losses import margin
 from robust_nas.models.scores import misclassified
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, save_state
+from robust_nas.runtime.stages import Stage
+from robust_nas.runtime.states import save_state
 from robust_nas.threat import ThreatModel
 
 

@@ -21,7 +21,7 @@ from robust_nas.evaluation._chunks import Chunks, stage_or_alone
 from robust_nas.models.frozen import frozen
 from robust_nas.models.losses import Loss, cross_entropy, margin, per_sample
 from robust_nas.models.scores import NoGradient, gradient_at, input_gradient, logits_of, scores
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 _REPEATS = 10

@@ -32,7 +32,7 @@ from robust_nas.models.frozen import device_of
 from robust_nas.models.scores import NoGradient
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.per_sample import add_outcomes
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import LARGEST_EPSILON, Pixels, ThreatModel
 
 _CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

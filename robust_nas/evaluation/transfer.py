@@ -11,7 +11,7 @@ from robust_nas.attacks import Attack
 from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 

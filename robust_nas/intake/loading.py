@@ -33,7 +33,7 @@ from robust_nas.intake.weights import PICKLED, check_weights_file, load_weights
 from robust_nas.models.complexity import within_memory
 from robust_nas.models.frozen import evaluating
 from robust_nas.runtime.process import unchanged_process
-from robust_nas.runtime.run_folder import RunDir, is_run
+from robust_nas.runtime.run_folder import RunFolder, is_run
 from robust_nas.spaces import Space, described
 
 
@@ -125,7 +125,7 @@ def _weights_in(run: Path) -> list[Path]:
 
 
 def _of_run(run: Path) -> dict[str, nn.Module]:
-    RunDir.open(run)
+    RunFolder.open(run)
     weights = _weights_in(run)
     if not weights:
         raise InputError(f"The run {run} has no trained models; 'robust-nas train {run}' trains them.")

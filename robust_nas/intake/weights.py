@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nas.core.errors import InputError
-from robust_nas.runtime.run_folder import load_state, named_in_utf8
+from robust_nas.runtime.states import load_state, named_in_utf8
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 

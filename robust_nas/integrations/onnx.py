@@ -24,10 +24,10 @@ from robust_nas.bounds import check_arithmetic
 from robust_nas.core.checks import check_path, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import generator_at
+from robust_nas.core.writing import atomic_path
 from robust_nas.models.frozen import copied, evaluating
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.process import unchanged_process
-from robust_nas.runtime.run_folder import atomic_path
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -39,6 +39,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.registry import named
 from robust_nas.core.seeds import generator_at
+from robust_nas.core.writing import write_json, write_text
 from robust_nas.datasets import DataSource, ImageSet
 from robust_nas.ensembles import Ensemble
 from robust_nas.evaluation import file_name
@@ -47,7 +48,7 @@ from robust_nas.pipeline import Job, load_models_and_ensembles
 from robust_nas.recipes import CertificationPlan, certification_from
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import is_run, write_json, write_text
+from robust_nas.runtime.run_folder import is_run
 from robust_nas.threat import ThreatModel
 
 TIMEOUT = 300

@@ -30,6 +30,7 @@ from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there
 from robust_nas.core.registry import ModelName, named
+from robust_nas.core.writing import write_json
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.ensembles import Ensemble, is_saved
 from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, notes, save_examples
@@ -40,7 +41,8 @@ from robust_nas.report import write_attack_report
 from robust_nas.runtime.distributed import PATIENCE, World
 from robust_nas.runtime.environment import add_session
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage, is_run, write_json
+from robust_nas.runtime.run_folder import RunFolder, is_run
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 SETTINGS = "attack.toml"
@@ -177,7 +179,7 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
             for note in notes(model, test, chosen.seed):
                 progress.say(f"beware: {name}: {note}")
     path = out / f"attack-{_digest(chosen, models, data, test)}"
-    folder = RunDir.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=_RESOURCES)
+    folder = RunFolder.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=_RESOURCES)
     try:
         progress.say(f"folder: {folder.path}")
         left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
@@ -248,7 +250,7 @@ def _test_only(source: DataSource) -> DataSource:
     return dataclasses.replace(source, **sizes)  # type: ignore[type-var]
 
 
-def _results(folder: RunDir) -> dict[str, Any]:
+def _results(folder: RunFolder) -> dict[str, Any]:
     path = folder / "evaluation.json"
     found: dict[str, Any] = read_stage(path) if is_there(path) else {"models": {}}
     return found
@@ -256,7 +258,7 @@ def _results(folder: RunDir) -> dict[str, Any]:
 
 def _attack_one(
     chosen: AttackedModels,
-    folder: RunDir,
+    folder: RunFolder,
     name: str,
     model: nn.Module,
     data: Dataset,

@@ -19,12 +19,14 @@ from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged
 from robust_nas.core.pixels import parse_pixels
+from robust_nas.core.writing import write_json, write_text
 from robust_nas.datasets import Dataset
 from robust_nas.evaluation import evaluate
 from robust_nas.recipes import Recipe, from_table
 from robust_nas.records import read, to_dict
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, load_state, save_state, write_json, write_text
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.states import load_state, save_state
 from robust_nas.spaces import Space
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def build(
 
 
 def _recipe_of(run: Path) -> Recipe:
-    RunDir.open(run)
+    RunFolder.open(run)
     return from_table(config.read_toml(run / "config.toml"), str(run / "config.toml"))
 
 
@@ -156,7 +158,7 @@ def _members_of(run: Path, recipe: Recipe) -> list[Member]:
     ]
 
 
-def _fill(folder: RunDir, data: Dataset, found: Sequence[Member], joined: Recipe) -> None:
+def _fill(folder: RunFolder, data: Dataset, found: Sequence[Member], joined: Recipe) -> None:
     """Write what the stages up to training would have written.
 
     Which member is the best single one is measured anew, as their trainings had threats and attacks of their own.

@@ -16,7 +16,9 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, parse_toml, read_json, text_of
 from robust_nas.core.text import visible
 from robust_nas.records import Record
-from robust_nas.runtime.run_folder import METRICS, STAGE_FILES, RunDir, load_state, read_metrics
+from robust_nas.runtime.run_folder import STAGE_FILES, RunFolder
+from robust_nas.runtime.stages import METRICS, read_metrics
+from robust_nas.runtime.states import load_state
 
 if TYPE_CHECKING:
     import numpy as np
@@ -232,7 +234,7 @@ class Contents(Measurements):
     metrics: list[Mapping[str, Any]]
 
     @classmethod
-    def read(cls, run: RunDir) -> Contents:
+    def read(cls, run: RunFolder) -> Contents:
         """Read the folder.
 
         Raises:

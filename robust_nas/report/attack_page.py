@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from robust_nas.core.writing import write_text
 from robust_nas.report._checks import checks, warnings
 from robust_nas.report._contents import AttackContents, format_attack
 from robust_nas.report._elements import Content, Html, element
@@ -18,7 +19,6 @@ from robust_nas.report.findings import (
     threats_in_words,
     with_interval,
 )
-from robust_nas.runtime.run_folder import write_text
 
 
 def write_attack_report(folder: Path) -> Path:

@@ -22,10 +22,10 @@ import numpy as np
 from robust_nas import __version__
 from robust_nas.architectures.cell import OPERATIONS, Architecture
 from robust_nas.core.errors import InputError
+from robust_nas.core.writing import write_text
 from robust_nas.report._elements import Html, element, security_policy
 from robust_nas.report._style import STYLE
 from robust_nas.report.plots import operation_colours
-from robust_nas.runtime.run_folder import write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

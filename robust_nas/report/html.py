@@ -15,6 +15,7 @@ from robust_nas import spaces
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import Genotype
 from robust_nas.core.pixels import format_pixels
+from robust_nas.core.writing import write_text
 from robust_nas.report import plots
 from robust_nas.report._checks import checks, warnings
 from robust_nas.report._contents import Contents, format_attack
@@ -39,7 +40,7 @@ from robust_nas.report._results import distances, results
 from robust_nas.report._smoothed import smoothed
 from robust_nas.report.drawing import draw
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
-from robust_nas.runtime.run_folder import RunDir, unfinished_stages, write_text
+from robust_nas.runtime.run_folder import RunFolder, unfinished_stages
 from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from robust_nas.records.training import Trained
 
 
-def write_report(run: RunDir) -> Path:
+def write_report(run: RunFolder) -> Path:
     """Write `report.html` into the run folder and return its path.
 
     Raises:

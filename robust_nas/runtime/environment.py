@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from robust_nas import __version__, records
 from robust_nas.core.files import is_there
+from robust_nas.core.writing import write_json
 from robust_nas.records import read_stage
-from robust_nas.runtime.run_folder import RunDir, write_json
+from robust_nas.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from robust_nas.records.run import Session
@@ -54,7 +55,7 @@ def describe_environment(world: World, arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def add_session(folder: RunDir, world: World, arguments: list[str]) -> None:
+def add_session(folder: RunFolder, world: World, arguments: list[str]) -> None:
     """Write what this session works with to environment.json, with what earlier ones worked with under "earlier".
 
     It is called before a session computes anything of the folder, and not where all is there. Rank 0 writes.
@@ -66,7 +67,7 @@ def add_session(folder: RunDir, world: World, arguments: list[str]) -> None:
         write_json(folder / ENVIRONMENT, environment)
 
 
-def environment_of(folder: RunDir) -> dict[str, Any]:
+def environment_of(folder: RunFolder) -> dict[str, Any]:
     """Return the contents of a folder's environment.json; nothing where nothing was computed yet.
 
     Raises:
@@ -77,7 +78,7 @@ def environment_of(folder: RunDir) -> dict[str, Any]:
     return found
 
 
-def sessions_of(folder: RunDir) -> tuple[Session, ...]:
+def sessions_of(folder: RunFolder) -> tuple[Session, ...]:
     """Return every session that computed something of the folder, the first first.
 
     Raises:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from robust_nas.core.errors import InputError, reason_of
-from robust_nas.runtime.run_folder import atomic_path
+from robust_nas.core.writing import atomic_path
 
 _KEY = ("model", "image")
 """The columns that every file of outcomes has."""

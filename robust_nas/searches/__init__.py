@@ -20,7 +20,7 @@ from robust_nas.core.registry import Group
 if TYPE_CHECKING:
     from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.spaces import Space
     from robust_nas.spaces.cell.supernet import Supernet
     from robust_nas.threat import ThreatModel

@@ -24,7 +24,7 @@ from robust_nas.spaces import mixed
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
     from robust_nas.relaxations.relaxation import Relaxation
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel
 

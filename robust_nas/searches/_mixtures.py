@@ -19,7 +19,7 @@ from robust_nas.training import Batch, Forward, Memory
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset, TrainingImages
     from robust_nas.relaxations.relaxation import Relaxation
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.searches._settings import SupernetSettings
     from robust_nas.spaces import MixedSpace
     from robust_nas.spaces.cell.supernet import Supernet

@@ -19,7 +19,7 @@ from robust_nas.samplers import draw
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.spaces import MixedSpace
     from robust_nas.threat import ThreatModel
 

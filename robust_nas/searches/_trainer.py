@@ -26,7 +26,7 @@ from robust_nas.searches._resources import Cost
 from robust_nas.searches._shrinking import Stages
 
 if TYPE_CHECKING:
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.searches._alpha_step import AlphaStep
     from robust_nas.searches._mixtures import Mixtures
     from robust_nas.searches._settings import SupernetSettings

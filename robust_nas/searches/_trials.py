@@ -29,8 +29,8 @@ from robust_nas import records
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
+from robust_nas.core.writing import open_own, write_json
 from robust_nas.records import read
-from robust_nas.runtime.run_folder import open_own, write_json
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from robust_nas.searches._weight_step import WeightStep
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
     from robust_nas.relaxations.relaxation import Relaxation
-    from robust_nas.runtime.run_folder import Stage
+    from robust_nas.runtime.stages import Stage
     from robust_nas.spaces import Space
     from robust_nas.threat import ThreatModel
 

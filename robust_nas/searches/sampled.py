@@ -29,7 +29,9 @@ from robust_nas.proxies import Proxy
 from robust_nas.proxies.synflow import Synflow
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import STAGE_FILES, Stage, save_state
+from robust_nas.runtime.run_folder import STAGE_FILES
+from robust_nas.runtime.stages import Stage
+from robust_nas.runtime.states import save_state
 from robust_nas.samplers import Questions, Sampler, Study
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.searches import Search, SearchResult

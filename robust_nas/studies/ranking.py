@@ -37,11 +37,12 @@ from robust_nas.core.files import read_rows
 from robust_nas.core.registry import named
 from robust_nas.core.seeds import generator_at, seed_at, seeded
 from robust_nas.core.text import aligned, warnings
+from robust_nas.core.writing import write_json, write_text
 from robust_nas.datasets import DataForm, DataSource
 from robust_nas.proxies import Proxy
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, environment_of
-from robust_nas.runtime.run_folder import RunDir, write_json, write_text
+from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.spaces import Space, describe
 from robust_nas.tables import answers, skeletons
 from robust_nas.tables.statistics import TOP, names_of
@@ -213,7 +214,7 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
     images = data.fingerprint(["train"])["splits"]["train"]
     settings = {"table": table.name, **scoring.place, "images": images, "device": world.device.type}
     path = out / f"proxies-{Path(table.name).name}-{config.digest(settings)}"
-    folder = RunDir.open_or_create(path, settings, world, file="settings.json")
+    folder = RunFolder.open_or_create(path, settings, world, file="settings.json")
     try:
         progress.say(f"folder: {folder.path}")
         scores, seconds = _scores(folder, architectures, scoring, data, world, progress)
@@ -302,7 +303,7 @@ def _is_score(row: Any) -> bool:
 
 
 def _scores(
-    folder: RunDir,
+    folder: RunFolder,
     architectures: Sequence[Architecture],
     scoring: Scoring,
     data: Dataset,

@@ -36,10 +36,11 @@ from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.core.text import aligned, warnings
+from robust_nas.core.writing import atomic_path, write_json, write_text
 from robust_nas.report.table_plots import search_plot
 from robust_nas.runtime.environment import add_session, environment_of
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, atomic_path, write_json, write_text
+from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.samplers import PATIENCE, Sampler, classes, num_weights, queries
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.tables import skeletons
@@ -162,7 +163,7 @@ def run(
         "version": __version__,
     }
     world = World(workers=workers)
-    folder = RunDir.open_or_create(out, settings, world, file="settings.json")
+    folder = RunFolder.open_or_create(out, settings, world, file="settings.json")
     try:
         by_class = dict(zip(canonical, values.tolist(), strict=True))
         found = _search(folder, space, by_class, named, budget, seeds, world, progress)
@@ -398,7 +399,7 @@ def _sampler(sampler: str | Sampler) -> Sampler:
 
 
 def _search(
-    folder: RunDir,
+    folder: RunFolder,
     space: Space,
     values: Mapping[str, Sequence[float]],
     named: Mapping[str, Sampler],

@@ -27,9 +27,10 @@ from robust_nas import architectures, records
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there, read_toml
+from robust_nas.core.writing import atomic_path, remove_leftovers
 from robust_nas.records import read
 from robust_nas.runtime.environment import differing
-from robust_nas.runtime.run_folder import RunDir, atomic_path, remove_leftovers
+from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.tables import skeletons
 from robust_nas.tables._schema import SCHEMA, Row
 
@@ -84,7 +85,7 @@ def _hash(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def rows_from_run(run: RunDir) -> list[Row]:
+def rows_from_run(run: RunFolder) -> list[Row]:
     """Return one row per accuracy that was measured of each network that the run trained; ensembles are left out.
 
     Reads config.toml, environment.json, train.json, and evaluation.json and certification.json as far as they are

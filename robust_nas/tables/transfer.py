@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.registry import Named
+from robust_nas.core.writing import atomic_path, remove_leftovers
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import atomic_path, remove_leftovers
 from robust_nas.tables import cards, formats, local
 from robust_nas.tables._schema import SCHEMA, Row, numbering
 from robust_nas.tables._store import home, place, read

@@ -23,7 +23,7 @@ from robust_nas.models.frozen import evaluating
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.training import Batch, Memory, on_device
 from robust_nas.training._augment import crop_and_flip, cutout, mix_up
 from robust_nas.training._optimisers import make_optimiser

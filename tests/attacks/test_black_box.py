@@ -20,8 +20,9 @@ from robust_nas.attacks.szvr_g import SZVRG, _Ascent
 from robust_nas.attacks.transfer import Transfer
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
+from robust_nas.core.writing import write_json
 from robust_nas.models.losses import margin
-from robust_nas.runtime.run_folder import save_state, write_json
+from robust_nas.runtime.states import save_state
 from robust_nas.threat import ThreatModel
 
 HARD_LABEL = [OPT(queries=3000), SignOPT(queries=3000, directions=40)]

@@ -12,7 +12,7 @@ from robust_nas.core import config
 from robust_nas.datasets import load
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 QUICK = {"epochs": 1, "batch_size": 16, "validation_attack": {"name": "fgsm"}}

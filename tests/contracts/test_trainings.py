@@ -15,7 +15,7 @@ from robust_nas.core.config import build
 from robust_nas.datasets import load
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory, Training, fit
 
@@ -82,7 +82,7 @@ def test_a_model_that_writes_into_its_input_is_trained_as_one_that_does_not(name
 
 @pytest.mark.parametrize("name", training.names())
 def test_what_a_method_remembers_can_be_saved(name: str, tmp_path) -> None:
-    from robust_nas.runtime.run_folder import load_state, save_state
+    from robust_nas.runtime.states import load_state, save_state
 
     method, model, batch = training.get(name)(), _model().train(), _batch()
     method.loss(model, method.craft(model, batch), batch).backward()

@@ -19,7 +19,7 @@ from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.ensembles._boosting import Boosted
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.training import Batch, Memory, Training
 from robust_nas.training.crown_ibp import CROWNIBP
 from robust_nas.training.ibp import IBP

@@ -20,6 +20,7 @@ from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
 from robust_nas.attacks.transfer import Transfer
 from robust_nas.core.errors import InputError
+from robust_nas.core.files import read_json
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import (
     Evaluation,
@@ -35,7 +36,7 @@ from robust_nas.intake import load_models
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.per_sample import read_outcomes
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, read_json
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.1)

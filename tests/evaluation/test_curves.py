@@ -19,7 +19,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import Distortions, minimal_distortions, robustness_curve
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 LINF = ThreatModel(epsilon=0.1)

@@ -23,7 +23,7 @@ from robust_nas.evaluation.masking import _stronger_beyond_chance, linearity_err
 from robust_nas.models.frozen import frozen
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Training, fit
 from robust_nas.training.pgd_at import PGDAT

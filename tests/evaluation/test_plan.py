@@ -21,7 +21,7 @@ from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.evaluation import EvaluationPlan
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, ThreatModel
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(norm="l2", epsilon=0.3)

@@ -14,7 +14,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import transfers
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
 STAGE = Stage("derive", 0, World(), Progress(quiet=True))

@@ -21,12 +21,13 @@ from robust_nas.api import load_run
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
+from robust_nas.core.writing import write_json, write_text
 from robust_nas.datasets import Dataset
 from robust_nas.ensembles import Ensemble
 from robust_nas.integrations.onnx import classify
 from robust_nas.integrations.vnnlib import export_ensemble, write_benchmark, write_vnnlib
 from robust_nas.recipes import load
-from robust_nas.runtime.run_folder import save_state, write_json, write_text
+from robust_nas.runtime.states import save_state
 from robust_nas.threat import ThreatModel
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from robust_nas.architectures.cell import OPERATIONS, Architecture, edges_of
-from robust_nas.runtime.run_folder import RunDir, save_state
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.states import save_state
 
 NUM_IMAGES = 360
 CHOSEN = ("323133", "431340", "302023")
@@ -77,7 +78,7 @@ def wilson(correct: int, count: int) -> dict[str, Any]:
     return {"accuracy": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "count": count}
 
 
-def write_run(path: Path) -> RunDir:
+def write_run(path: Path) -> RunFolder:
     """Write a finished run into `path`."""
     random = np.random.default_rng(0)
     (path / "checkpoints").mkdir(parents=True)
@@ -104,7 +105,7 @@ def write_run(path: Path) -> RunDir:
     (path / "config.toml").write_text(CONFIG)
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _metrics(random)))
     save_state(path / "checkpoints" / "examples.safetensors", _examples(random))
-    return RunDir.open(path)
+    return RunFolder.open(path)
 
 
 def _search(random: np.random.Generator) -> dict[str, Any]:

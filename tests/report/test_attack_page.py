@@ -21,7 +21,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.evaluation import AttackOutcome, Evaluation
 from robust_nas.report import write_attack_report
 from robust_nas.report.attack_plots import confusion_plot
-from robust_nas.runtime.run_folder import save_state
+from robust_nas.runtime.states import save_state
 from robust_nas.threat import ThreatModel
 
 LINF, L2 = ThreatModel(norm="linf", epsilon="8/255"), ThreatModel(norm="l2", epsilon=0.5)

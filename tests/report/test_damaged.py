@@ -16,7 +16,7 @@ from robust_nas.cli import results
 from robust_nas.core.errors import InputError
 from robust_nas.report._contents import Contents
 from robust_nas.report.findings import check_consistency
-from robust_nas.runtime.run_folder import RunDir
+from robust_nas.runtime.run_folder import RunFolder
 from tests.report.test_attack_page import ENVIRONMENT
 
 DEEP = "[" * 3000 + "]" * 3000
@@ -60,7 +60,7 @@ def test_a_file_of_another_shape_is_damaged_and_its_key_is_said(run: Path, file:
     (run / file).unlink(missing_ok=True)
     (run / file).write_text(content)
     with pytest.raises(InputError, match="is damaged") as refused:
-        Contents.read(RunDir.open(run))
+        Contents.read(RunFolder.open(run))
     assert key in str(refused.value) and str(run / file) in str(refused.value)
 
 
@@ -79,7 +79,7 @@ def test_certificates_of_other_columns_are_damaged_and_not_skipped(run: Path) ->
     (run / "certificates.parquet").unlink()
     pq.write_table(pa.table({"model": ["a"], "certified": [True]}), run / "certificates.parquet")
     with pytest.raises(InputError, match=r"certificates\.parquet is damaged \(it has no column norm\)"):
-        check_consistency(Contents.read(RunDir.open(run)))
+        check_consistency(Contents.read(RunFolder.open(run)))
 
 
 def test_a_well_formed_file_is_given_on_as_it_is(finished_run: Path) -> None:

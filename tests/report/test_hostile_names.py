@@ -19,7 +19,8 @@ from robust_nas.core import config
 from robust_nas.report import attack_plots, write_attack_report, write_report
 from robust_nas.report._elements import element, identifier
 from robust_nas.report.plots import figure_of, styled, to_svg
-from robust_nas.runtime.run_folder import RunDir, load_state, save_state
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.states import load_state, save_state
 
 MARKS = "\u202e$5_$^{\x1b[31m\n\x00\ud800\udcff&amp;"
 HOSTILE = f"\"'><script>document.title='bad'</script><img src=x onerror=\"document.title='bad'\"> id=\"{MARKS}"
@@ -110,7 +111,7 @@ def small_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def of_run(folder: Path) -> Path:
     """Write a run's report."""
-    return write_report(RunDir.open(folder))
+    return write_report(RunFolder.open(folder))
 
 
 @pytest.fixture(scope="module", params=["run", "attack"])

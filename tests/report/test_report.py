@@ -20,7 +20,7 @@ from robust_nas.report import write_report
 from robust_nas.report._contents import Contents, format_attack
 from robust_nas.report.drawing import draw_cell
 from robust_nas.report.findings import check_consistency, compare_ensemble, limits, resolution
-from robust_nas.runtime.run_folder import RunDir
+from robust_nas.runtime.run_folder import RunFolder
 
 LATER = ("derive", "train", "evaluation", "certification", "ensemble", "record")
 VOID = {"meta", "img", "wbr"}
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def finished(finished_run: Path) -> tuple[str, Page]:
-    text = write_report(RunDir.open(finished_run)).read_text(encoding="utf-8")
+    text = write_report(RunFolder.open(finished_run)).read_text(encoding="utf-8")
     return text, Page(text)
 
 
@@ -157,7 +157,7 @@ def test_candidates_that_were_chosen_for_diversity_show_their_transfer_rates(
         candidate["transfer"] = {}
         candidate["transfer_rate"] = None if number == 0 else 0.1234 * number
     (run / "derive.json").write_text(json.dumps(derive))
-    page = Page(write_report(RunDir.open(run)).read_text(encoding="utf-8"))
+    page = Page(write_report(RunFolder.open(run)).read_text(encoding="utf-8"))
     rows = [row for row in page.rows if "Transfer, %" in page.text and len(row) == 6 and row[2].strip()[1:2].isdigit()]
     assert [row[-1].strip() for row in rows] == ["\N{EN DASH}", "12.3", "24.7", "37.0"]
 
@@ -186,7 +186,7 @@ def test_a_search_without_distributions_shows_its_mean_weights_and_its_collapse(
         del row["concentration"]
     search["collapses"] = [{"epoch": 40, "reason": "it was said", "back_to": 35}]
     (run / "search.json").write_text(json.dumps(search))
-    text = " ".join(Page(write_report(RunDir.open(run)).read_text(encoding="utf-8")).text.split())
+    text = " ".join(Page(write_report(RunFolder.open(run)).read_text(encoding="utf-8")).text.split())
     assert "Mean weights of the operations on each edge" in text
     assert "collapsed in epoch 40 (it was said), after epoch 35, to which it went back" in text
 
@@ -210,7 +210,7 @@ def test_the_thicker_line_of_an_edge_is_its_heading_s_also_after_a_collapse(
         row["concentration"] = [[2.0 if place == strongest else 1.0 for place in range(count)] for _ in search["edges"]]
     search["epoch"] = rows[-2]["epoch"]
     (run / "search.json").write_text(json.dumps(search))
-    write_report(RunDir.open(run))
+    write_report(RunFolder.open(run))
     assert [drawn[f"edge-{edge}"] for edge in range(len(search["edges"]))] == [0] * len(search["edges"])
 
 
@@ -241,7 +241,7 @@ def test_what_newer_runs_measure_is_on_the_page(finished_run: Path, tmp_path: Pa
         model["confusion"] = [[3, 1], [0, 4]]
     evaluation["classes"] = ["cat", "dog"]
     (run / "evaluation.json").write_text(json.dumps(evaluation))
-    page = Page(write_report(RunDir.open(run)).read_text(encoding="utf-8"))
+    page = Page(write_report(RunFolder.open(run)).read_text(encoding="utf-8"))
     (row,) = [row for row in page.rows if row[0].startswith(" RobBoost") and len(row) == 15]
     assert [cell.split()[0] for cell in row[2:4]] == ["11.1", "22.2"]
     assert [cell.split()[0] for cell in row[9:11]] == ["12.3", "12.3"]
@@ -252,7 +252,7 @@ def test_what_newer_runs_measure_is_on_the_page(finished_run: Path, tmp_path: Pa
 
 def test_the_same_files_give_the_same_page(finished: tuple[str, Page], finished_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished_run, tmp_path / finished_run.name)
-    assert write_report(RunDir.open(copy)).read_text(encoding="utf-8") == finished[0]
+    assert write_report(RunFolder.open(copy)).read_text(encoding="utf-8") == finished[0]
 
 
 @pytest.mark.parametrize("done", range(len(LATER) + 1))
@@ -269,7 +269,7 @@ def test_a_run_under_way_gets_a_report_that_names_what_is_missing(
     if done < 3:
         for name in ("evaluation.parquet", "certificates.parquet", "checkpoints/examples.safetensors"):
             (run / name).unlink()
-    page = Page(write_report(RunDir.open(run)).read_text(encoding="utf-8"))
+    page = Page(write_report(RunFolder.open(run)).read_text(encoding="utf-8"))
     stages = ["derive", "train", "attack", "certify", "ensemble"][done:]
     assert ("This report is partial" in page.text) == bool(stages)
     for stage in stages:
@@ -284,7 +284,7 @@ def test_a_run_under_way_gets_a_report_that_names_what_is_missing(
 def test_a_run_that_has_only_begun_gets_a_report_too(finished_run: Path, tmp_path: Path) -> None:
     for name in ("config.toml", "environment.json"):
         shutil.copy(finished_run / name, tmp_path / name)
-    page = Page(write_report(RunDir.open(tmp_path)).read_text(encoding="utf-8"))
+    page = Page(write_report(RunFolder.open(tmp_path)).read_text(encoding="utf-8"))
     assert "Not yet run: search, derive, train, attack, certify and ensemble" in page.text
 
 
@@ -292,7 +292,7 @@ def test_a_damaged_file_is_an_input_error_and_leaves_no_page(finished_run: Path,
     run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
     (run / "train.json").write_text('{"models": [')
     with pytest.raises(InputError, match=r"train\.json is damaged"):
-        write_report(RunDir.open(run))
+        write_report(RunFolder.open(run))
     assert not (run / "report.html").exists()
 
 
@@ -339,9 +339,9 @@ def test_an_outcome_against_the_order_is_found(
     finished_run: Path, tmp_path: Path, file: str, column: str, keep: dict[str, Any], sentence: str
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    assert not check_consistency(Contents.read(RunDir.open(run))).violations
+    assert not check_consistency(Contents.read(RunFolder.open(run))).violations
     _flip(run / f"{file}.parquet", column, keep)
-    found = check_consistency(Contents.read(RunDir.open(run)))
+    found = check_consistency(Contents.read(RunFolder.open(run)))
     assert found.violations and all(keep["model"] in violation for violation in found.violations)
     assert sentence in found.violations[0]
 
@@ -356,14 +356,14 @@ def test_a_certified_image_that_an_attack_breaks_at_a_smaller_radius_is_found(
         if row["attack"] == "pgd":
             row["epsilon"] = 0.001  # breaks far more images than certificates at 0.002 allow
     pq.write_table(pa.Table.from_pylist(rows), path)
-    found = check_consistency(Contents.read(RunDir.open(run)))
+    found = check_consistency(Contents.read(RunFolder.open(run)))
     assert found.per_image
     assert any("certified at 0.002 and broken by pgd at 0.001" in violation for violation in found.violations)
     assert not any("fgsm" in violation for violation in found.violations), "an attack at 0.2 says nothing about 0.002"
 
 
 def test_the_ensemble_is_compared_only_on_what_both_were_measured_on(finished_run: Path) -> None:
-    contents = Contents.read(RunDir.open(finished_run))
+    contents = Contents.read(RunFolder.open(finished_run))
     compared = compare_ensemble(contents)
     assert list(compared) == ["model-0", "uniform"]
     assert any(item.measurement.startswith("AutoAttack") for item in compared["model-0"])
@@ -376,7 +376,7 @@ def test_the_ensemble_is_compared_only_on_what_both_were_measured_on(finished_ru
 
 
 def test_the_limits_are_those_of_this_run(finished_run: Path) -> None:
-    sentences = dict(limits(Contents.read(RunDir.open(finished_run))))
+    sentences = dict(limits(Contents.read(RunFolder.open(finished_run))))
     assert "one seed (0)" in sentences["Seeds"]
     assert "360 test images" in sentences["Sample size"]
     assert "on model-0 and the RobBoost ensemble only" in sentences["AutoAttack"]
@@ -386,13 +386,13 @@ def test_the_limits_are_those_of_this_run(finished_run: Path) -> None:
 
 def test_weights_fitted_where_nothing_is_proved_are_called_so(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    assert "Ensemble" not in dict(limits(Contents.read(RunDir.open(run))))
+    assert "Ensemble" not in dict(limits(Contents.read(RunFolder.open(run))))
     certification = read(run, "certification")
     for results in certification["models"].values():
         for item in results:
             item["certified"] = 0.0
     (run / "certification.json").write_text(json.dumps(certification))
-    sentences = dict(limits(Contents.read(RunDir.open(run))))
+    sentences = dict(limits(Contents.read(RunFolder.open(run))))
     assert "At radius 0.002, for which the weights were fitted, no image is proved" in sentences["Ensemble"]
     assert "prove 0.0 % at radius 0.002 and 0.0 % at the largest radius tried, 0.02." in sentences["Certification"]
 

@@ -16,7 +16,7 @@ from robust_nas.derivation import Derivation
 from robust_nas.proxies.num_params import NumParams
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.local import Local
 from robust_nas.samplers.nsga2 import NSGA2

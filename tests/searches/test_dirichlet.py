@@ -12,7 +12,7 @@ from robust_nas.core.seeds import seeded
 from robust_nas.relaxations.dirichlet import DirichletRelaxation
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, read_metrics
+from robust_nas.runtime.stages import Stage, read_metrics
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.threat import ThreatModel
 from robust_nas.training._certified import recorded, shared

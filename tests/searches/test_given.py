@@ -5,7 +5,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.derivation import distinct
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.searches.given import Given
 from robust_nas.threat import ThreatModel
 

@@ -8,7 +8,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.proxies.num_params import NumParams
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.searches._prior import Prior, effects
 from robust_nas.searches.dirichlet import Dirichlet
 from robust_nas.threat import ThreatModel

@@ -9,7 +9,7 @@ from robust_nas.models.complexity import count_parameters
 from robust_nas.proxies.num_params import NumParams
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, read_metrics
+from robust_nas.runtime.stages import Stage, read_metrics
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.nsga2 import NSGA2
 from robust_nas.samplers.random import Random

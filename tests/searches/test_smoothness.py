@@ -11,7 +11,7 @@ from robust_nas.core.seeds import seed_at, seeded
 from robust_nas.relaxations.softmax import SoftmaxRelaxation
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.searches._smoothness import Smoothness
 from robust_nas.searches.darts import DARTS
 from robust_nas.threat import ThreatModel

@@ -8,7 +8,7 @@ from robust_nas.attacks.pgd import PGD
 from robust_nas.core.errors import InputError
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.searches._differentiable import DifferentiableSearch
 from robust_nas.searches._stability import CollapseMonitor, dominance, largest_eigenvalue
 from robust_nas.searches.darts import DARTS

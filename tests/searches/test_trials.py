@@ -18,10 +18,12 @@ from optuna.storages.journal import JournalFileBackend
 from robust_nas.architectures.cell import Architecture
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.core.errors import InputError
+from robust_nas.core.writing import write_json
 from robust_nas.proxies.num_params import NumParams
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunDir, Stage, read_metrics, write_json
+from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.stages import Stage, read_metrics
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.nsga2 import NSGA2
 from robust_nas.samplers.tpe import TPE
@@ -267,7 +269,7 @@ def test_links_in_a_folder_lead_no_writer_out_of_it(space, data, tmp_path):
     _scored(TPE(random_starts=3)).search(space, data, THREAT, _stage(folder))
     assert _study(folder).trials and not (folder / "study.journal").is_symlink()
     for name, write in {
-        ".lock": lambda: RunDir(folder).lock(),
+        ".lock": lambda: RunFolder(folder).lock(),
         "metrics.jsonl": lambda: _stage(folder).log(1, loss=1.0),
     }.items():
         (folder / name).unlink(missing_ok=True)

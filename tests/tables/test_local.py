@@ -16,7 +16,7 @@ import pytest
 
 from robust_nas import tables
 from robust_nas.core.errors import InputError
-from robust_nas.runtime.run_folder import RunDir
+from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.tables import Row
 
 CELL = "|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
@@ -217,7 +217,7 @@ def test_a_row_that_cannot_be_true_is_refused(wrong: dict[str, Any], message: st
         make_row(**wrong)
 
 
-def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> RunDir:
+def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> RunFolder:
     def entry(accuracy: float, **more: Any) -> dict[str, Any]:
         return {"accuracy": accuracy, "low": 0.0, "high": 1.0, "count": 360, **more}
 
@@ -259,7 +259,7 @@ def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> Ru
     for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content))
     (path / "config.toml").write_text(CONFIG.replace("ROOT", root))
-    return RunDir.open(path)
+    return RunFolder.open(path)
 
 
 def test_a_runs_trained_network_gives_one_row_per_measurement(tmp_path: Path) -> None:

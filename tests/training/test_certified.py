@@ -25,7 +25,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seeded
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, read_metrics
+from robust_nas.runtime.stages import Stage, read_metrics
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Forward, Memory, Training, fit, rehearse
 from robust_nas.training._certified import absolute_weights, interval, recorded, shared, tight, worst_cross_entropy

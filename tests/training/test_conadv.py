@@ -14,7 +14,7 @@ from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seeded
-from robust_nas.runtime.run_folder import load_state, save_state
+from robust_nas.runtime.states import load_state, save_state
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory
 from robust_nas.training.conadv import ConAdv

@@ -15,7 +15,7 @@ from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.spaces.darts.network import AuxiliaryHead
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory, Training, fit

@@ -16,7 +16,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seeded
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage
+from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Memory, Training, fit
 from robust_nas.training.ibp import IBP

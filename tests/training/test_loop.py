@@ -15,7 +15,8 @@ from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.evaluation import evaluate
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import Stage, load_state, read_metrics, save_state
+from robust_nas.runtime.stages import Stage, read_metrics
+from robust_nas.runtime.states import load_state, save_state
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Training, TrainingResult, fit, rehearse
 from robust_nas.training._plan import Knot, Phase
