@@ -163,7 +163,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes = {"train_size": 256, "validation_size": 256, "test_size": 100}
     data = rn.datasets.load("folder", root=chosen.data / "cifar10-jpeg", **sizes)
-    print(f"torch {torch.__version__}, {describe_environment(World(), [])['cpu']}, one thread\n")
+    print(f"torch {torch.__version__}, {describe_environment(World(), []).cpu}, one thread\n")
     print("| cells a stage | channels | ours, ms an iteration | DrNAS's | ratio | from turn to turn | logits apart |")
     print("|---|---|---|---|---|---|---|")
     for cells, partial in SIZES:

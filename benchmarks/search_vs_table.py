@@ -196,7 +196,7 @@ def search(row: str, seed: int, data: Dataset, out: Path, work: Path) -> None:
             "trajectory": found.record["trajectory"],
             "seconds": found.record["seconds"],
             "process_seconds": time.process_time() - started,
-            "cpu": describe_environment(World(), [])["cpu"],
+            "cpu": describe_environment(World(), []).cpu,
         },
     )
     print(row, seed, candidates[0].architecture, flush=True)

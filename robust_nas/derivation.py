@@ -11,12 +11,13 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
+from robust_nas import records
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
@@ -26,6 +27,8 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import generator_at, seed_at
 from robust_nas.evaluation import evaluate, transfers
 from robust_nas.models.calibration import Network, calibrated
+from robust_nas.records import derivation as recorded
+from robust_nas.records.derivation import Transferred
 from robust_nas.searches import LEAST_PROBABILITY
 from robust_nas.spaces import MixedSpace
 
@@ -107,15 +110,7 @@ class Candidate:
     validation_clean: float | None = None
     validation_robust: float | None = None
     validation_certified: float | None = None
-    transfer: Mapping[str, TransferCount] | None = None  # of its examples to the other candidates, by architecture
-
-
-@dataclass(frozen=True)
-class TransferCount:
-    """One network's adversarial examples on images that both classify correctly, and those that fool the other."""
-
-    examples: int
-    fooled: int
+    transfer: Mapping[str, Transferred] | None = None  # of its examples to the other candidates, by architecture
 
 
 def derive(
@@ -182,7 +177,7 @@ def _with_transfer(
         replace(
             source,
             transfer={
-                str(target.architecture): TransferCount(examples[row][column], fooled[row][column])
+                str(target.architecture): Transferred(examples=examples[row][column], fooled=fooled[row][column])
                 for column, target in enumerate(candidates)
                 if row != column
             },
@@ -303,34 +298,33 @@ def distinct(
 
 def to_record(
     candidates: list[Candidate], derivation: Derivation, num_validation: int, seconds: float
-) -> dict[str, Any]:
+) -> records.DerivationRecord:
     """Return the contents of `derive.json`."""
-    return {
-        "candidates": [
-            {
-                "architecture": str(candidate.architecture),
-                "canonical": candidate.architecture.canonical,
-                "log_posterior": candidate.log_posterior,
-                "validation_clean": candidate.validation_clean,
-                "validation_robust": candidate.validation_robust,
-                "validation_certified": candidate.validation_certified,
-                "rank": rank if rank <= derivation.count else None,
-                **_transfer_record(candidate, candidates[: derivation.count]),
-            }
+    chosen = candidates[: derivation.count]
+    return records.DerivationRecord(
+        candidates=tuple(
+            recorded.Candidate(
+                architecture=str(candidate.architecture),
+                canonical=candidate.architecture.canonical,
+                log_posterior=candidate.log_posterior,
+                validation_clean=candidate.validation_clean,
+                validation_robust=candidate.validation_robust,
+                validation_certified=candidate.validation_certified,
+                rank=rank if rank <= derivation.count else None,
+                transfer=None if candidate.transfer is None else dict(candidate.transfer),
+                transfer_rate=_mean_rate(candidate, chosen),
+            )
             for rank, candidate in enumerate(candidates, start=1)
-        ],
-        "chosen": [str(candidate.architecture) for candidate in candidates[: derivation.count]],
-        "num_validation": num_validation,
-        "seconds": seconds,
-    }
+        ),
+        chosen=tuple(str(candidate.architecture) for candidate in chosen),
+        num_validation=num_validation,
+        seconds=seconds,
+    )
 
 
-def _transfer_record(candidate: Candidate, chosen: Sequence[Candidate]) -> dict[str, Any]:
-    """Return the counts, and the mean rate with the chosen ones (without the candidate), if they were measured."""
+def _mean_rate(candidate: Candidate, chosen: Sequence[Candidate]) -> float | None:
+    """Return the mean rate with the chosen ones, without the candidate, if it was measured."""
     if candidate.transfer is None:
-        return {}
+        return None
     rates = [transfer_rate(candidate, other) for other in chosen if other is not candidate]
-    return {
-        "transfer": {name: asdict(found) for name, found in candidate.transfer.items()},
-        "transfer_rate": sum(rates) / len(rates) if rates else None,
-    }
+    return sum(rates) / len(rates) if rates else None

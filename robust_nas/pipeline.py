@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,13 @@ from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.recipes import CertificationPlan, Recipe, SmoothingPlan
 from robust_nas.recipes.rehearsal import rehearse
-from robust_nas.records import read_stage
-from robust_nas.records.training import Trained
+from robust_nas.records import Record, read_stage
+from robust_nas.records.certification import CertificationRecord, SmoothingRecord
+from robust_nas.records.ensemble import EnsembleRecord, Weighting
+from robust_nas.records.evaluation import EvaluationRecord, OtherEpoch
+from robust_nas.records.run import RecordedRows
+from robust_nas.records.search import SearchRecord
+from robust_nas.records.training import Trained, TrainingRecord
 from robust_nas.report import write_report
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, sessions_of
@@ -52,6 +57,8 @@ from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.tables import local
 from robust_nas.threat import ThreatModel
+
+R = TypeVar("R", bound=Record)
 
 DATA = "data.json"
 """The file in the run folder that says which images it was made with."""
@@ -118,19 +125,27 @@ class Job:
         """Whether a result file exists, as rank 0 sees it."""
         return self.world.broadcast(is_there(self.folder / name))
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, record: Record | Mapping[str, Any]) -> None:
         """Write a JSON result, from rank 0."""
         if self.world.is_main:
-            write_json(self.folder / name, value)
+            write_json(self.folder / name, records.plain(record))
         self.world.barrier()
 
-    def read(self, name: str) -> Any:
+    def read(self, name: str, kind: type[R]) -> R:
         """Read a JSON result.
 
         Raises:
             InputError: if it is missing, or has not the shape of its record.
         """
-        return read_stage(self.folder / name)
+        return records.read(self.folder / name, kind)
+
+    def so_far(self, name: str, start: R) -> R:
+        """Return a JSON result to which models are added one by one, as far as it has come; its start before the first.
+
+        Raises:
+            InputError: as `read` does.
+        """
+        return self.read(name, type(start)) if self.has(name) else start
 
     def say(self, message: str) -> None:
         """Print a line, on rank 0."""
@@ -264,13 +279,13 @@ def load_search(job: Job) -> SearchResult:
         InputError: if the search has not been run.
     """
     path, weights = job.folder / "search.json", job.folder / "checkpoints" / "supernet.safetensors"
-    saved, supernet = records.read(path, records.SearchRecord), None
+    saved, supernet = records.read(path, SearchRecord), None
     if weights.is_file():
         if saved.supernet is None:
             raise InputError(damaged(path, f"it has no supernet, but there is {weights.name}"))
         space, structure = mixed(job.recipe.space, name_of(job.recipe.search)), saved.supernet
         supernet = space.supernet(job.data, partial=structure.partial[0])
-        supernet.load_structure(records.to_dict(structure))
+        supernet.load_structure(records.plain(structure))
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
     probabilities = [list(row) for row in saved.probabilities]
@@ -303,7 +318,7 @@ def train(job: Job) -> None:
         return
     job.begin(in_shares=True)
     recipe = job.recipe
-    done: list[dict[str, Any]] = []
+    trained: list[Trained] = []
     for index, (name, architecture) in enumerate(chosen_architectures(job).items()):
         weights, stage = job.folder / "checkpoints" / f"{name}.safetensors", job.stage(f"train-{index}")
         if not job.has(f"checkpoints/{name}.safetensors"):
@@ -311,25 +326,25 @@ def train(job: Job) -> None:
                 model = recipe.space.network(architecture, job.data).to(job.world.device)
             if recipe.train.start_from is not None:
                 intake.load_weights(model, recipe.train.start_from, "name those of the same architecture and space")
-            frozen = [load_model(job, other["name"]) for other in done] if recipe.train.boosting else []
+            frozen = [load_model(job, other.name) for other in trained] if recipe.train.boosting else []
             fitted = fit_with(frozen, model, job.data, recipe.threat, recipe.train, stage)
-            facts = {
-                "name": name,
-                "architecture": str(architecture),
-                "parameters": count_parameters(model),
-                "multiply_adds": count_multiply_adds(model, job.data.image_shape),
-                "method": config.to_dict(recipe.train)["method"]["name"],
-                **fitted.record,
-            }
+            facts = Trained(
+                name=name,
+                architecture=str(architecture),
+                parameters=count_parameters(model),
+                multiply_adds=count_multiply_adds(model, job.data.image_shape),
+                method=config.to_dict(recipe.train)["method"]["name"],
+                **vars(fitted.record),
+            )
             if job.world.is_main:
                 for epoch, state in {"best": fitted.best, "last": fitted.last}.items():
-                    if epoch != fitted.record["kept"]:
+                    if epoch != fitted.record.kept:
                         save_state(job.folder / "checkpoints" / f"{name}-{epoch}.safetensors", {"weights": state})
-                save_state(weights, {"weights": model.state_dict(), "record": facts})
+                save_state(weights, {"weights": model.state_dict(), "record": records.plain(facts)})
             job.world.barrier()
         stage.finish()
-        done.append(load_state(weights)["record"])
-    job.write("train.json", {"models": done})
+        trained.append(records.build(Trained, load_state(weights).get("record"), weights))
+    job.write("train.json", TrainingRecord(models=tuple(trained)))
 
 
 def load_models(job: Job) -> dict[str, nn.Module]:
@@ -338,7 +353,7 @@ def load_models(job: Job) -> dict[str, nn.Module]:
     Raises:
         InputError: if they have not been trained, or their weights do not fit their architecture.
     """
-    job.read("train.json")
+    trained_models(job)
     return {name: load_model(job, name) for name in chosen_architectures(job)}
 
 
@@ -355,13 +370,13 @@ def load_model(job: Job, name: str) -> nn.Module:
 
 def best_single(job: Job) -> str:
     """Return the name of the model with the best robust accuracy on the validation split."""
-    best = max(trained_models(job), key=lambda model: (model.validation["robust"], model.validation["clean"]))
-    return best.name
+    trained = trained_models(job)
+    return max(trained, key=lambda model: (model.validation["robust"], model.validation["clean"])).name
 
 
 def trained_models(job: Job) -> tuple[Trained, ...]:
     """Return the records of the trained networks."""
-    return records.read(job.folder / "train.json", records.TrainingRecord).models
+    return job.read("train.json", TrainingRecord).models
 
 
 def attack(job: Job) -> None:
@@ -402,12 +417,9 @@ def _attacked_images(job: Job) -> ImageSet:
     return job.data.test[: job.recipe.evaluation.num_images]
 
 
-def _evaluation_so_far(job: Job) -> dict[str, Any]:
+def _evaluation_so_far(job: Job) -> EvaluationRecord:
     """Return the contents of evaluation.json so far, or its start without any model."""
-    about = {"split": "test", "num_images": len(_attacked_images(job)), "data": job.data.name}
-    about |= {"classes": list(job.data.classes), "notes": list(job.data.notes)}
-    found = {**about, "other_epochs": {}, "models": {}}
-    return {**found, **job.read("evaluation.json")} if job.has("evaluation.json") else found
+    return job.so_far("evaluation.json", EvaluationRecord.begun(job.data, len(_attacked_images(job))))
 
 
 def _other_epoch(job: Job, name: str) -> str | None:
@@ -430,7 +442,7 @@ def _attack_other_epoch(job: Job, name: str) -> None:
     if epoch is None:
         return
     recipe, stage = job.recipe, job.stage(f"attack-{name}-{epoch}")
-    if name in done["other_epochs"]:
+    if name in done.other_epochs:
         stage.finish()
         return
     job.begin()
@@ -446,8 +458,8 @@ def _attack_other_epoch(job: Job, name: str) -> None:
         batch_size=size,
         stage=stage,
     )
-    entry = {"epoch": epoch, **result.summary()}
-    job.write("evaluation.json", {**done, "other_epochs": {**done["other_epochs"], name: entry}})
+    entry = OtherEpoch(epoch=epoch, **vars(result.summary()))
+    job.write("evaluation.json", replace(done, other_epochs={**done.other_epochs, name: entry}))
     stage.finish()
 
 
@@ -460,12 +472,12 @@ def _attack_one(job: Job, name: str, model: nn.Module, *, strongest: bool) -> No
         _attacked_images(job),
         [job.recipe.threat],
     )
-    if name not in done["models"]:
+    if name not in done.models:
         job.begin()
         result = plan.assess(model, test, threats, stage, strongest=strongest)
         if job.world.is_main:
             result.save_outcomes(job.folder.path, name)
-        job.write("evaluation.json", {**done, "models": {**done["models"], name: result.summary()}})
+        job.write("evaluation.json", done.with_model(name, result.summary()))
     plan.finish(stage, threats)
 
 
@@ -479,8 +491,8 @@ def certify(job: Job) -> None:
     for name, model in load_models(job).items():
         if reason := refusal(model, job.data.test):
             job.say(f"certify: {name} is left out: {reason}")
-            done = job.read("certification.json") if job.has("certification.json") else {"models": {}}
-            job.write("certification.json", {**done, "left_out": {**done.get("left_out", {}), name: reason}})
+            done = job.so_far("certification.json", CertificationRecord(models={}))
+            job.write("certification.json", replace(done, left_out={**done.left_out, name: reason}))
         else:
             _certify_one(job, name, model)
     check_proofs(job)
@@ -524,9 +536,17 @@ def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
 def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, folder: str) -> None:
     """Certify one model's smoothed classifier, unless its rows are there; say in certification.json what they say."""
     results, rows_file = f"{folder}/certification.json", job.folder / folder / "certificates.parquet"
-    done = job.read(results) if job.has(results) else {"models": {}}
     stage, smoothing, images = job.stage(f"{folder}-{name}"), plan.smoothing, job.data.test[: plan.num_images]
-    if name in done["models"]:
+    begun = SmoothingRecord(
+        norm=NORM,
+        **vars(smoothing),
+        largest_radius=smoothing.largest_radius,
+        dtype="float32",
+        num_images=len(images),
+        models={},
+    )
+    done = job.so_far(results, begun)
+    if name in done.models:
         columns = ("model", "image", "label", "selected", "agreeing", "seconds")
         rows = [row for row in read_outcomes(rows_file, columns).to_pylist() if row["model"] == name]
         found = SmoothedCertification.of_rows(smoothing, rows)
@@ -535,17 +555,8 @@ def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, fold
         found = SmoothedClassifier(model, smoothing).certify(images, stage=stage)
         if job.world.is_main:
             add_outcomes(rows_file, name, found.rows())
-    everything = {
-        "method": "smoothing",
-        "of": "the smoothed classifier of each network, not the network",
-        "norm": NORM,
-        **config.to_dict(smoothing),
-        "largest_radius": smoothing.largest_radius,
-        "dtype": "float32",
-        "num_images": len(images),
-        "models": {**done["models"], name: [found.summary(epsilon) for epsilon in plan.radii]},
-    }
-    job.write(results, everything)
+    radii = tuple(found.summary(epsilon) for epsilon in plan.radii)
+    job.write(results, replace(done, models={**done.models, name: radii}))
     stage.finish()
 
 
@@ -554,9 +565,9 @@ def _certify_one(
 ) -> None:
     """Certify one model and add it to certification.json, unless it is there."""
     results, plan = f"{folder}/certification.json", plan or job.recipe.certification
-    done = job.read(results) if job.has(results) else {"models": {}}
+    done = job.so_far(results, CertificationRecord(models={}))
     stage = job.stage(f"certify-{name}" if folder == "." else f"{folder}-{name}")
-    if name in done["models"]:
+    if name in done.models:
         stage.finish()
         return
     job.begin()
@@ -573,13 +584,14 @@ def _certify_one(
     if job.world.is_main:
         rows = [row for certificate in certificates for row in certificate.rows()]
         add_outcomes(job.folder / folder / "certificates.parquet", name, rows)
-    everything = {
-        **done,
-        "method": certificates[0].method,
-        "dtype": certificates[0].dtype,
-        "num_images": len(images),
-        "models": {**done["models"], name: [certificate.summary() for certificate in certificates]},
-    }
+    proved = tuple(certificate.summary() for certificate in certificates)
+    everything = replace(
+        done,
+        method=certificates[0].method,
+        dtype=certificates[0].dtype,
+        num_images=len(images),
+        models={**done.models, name: proved},
+    )
     job.write(results, everything)
     stage.finish()
 
@@ -609,20 +621,20 @@ def ensemble(job: Job) -> None:
             Ensemble(list(models.values()), fitted.weights, fitted.scales).save(job.folder / "ensemble")
         job.write(
             "ensemble.json",
-            {
-                "name": config.to_dict(plan).get("rule", {}).get("name"),
-                "members": list(models),
-                "weights": fitted.weights.tolist(),
-                "scales": fitted.scales.tolist(),
-                "epsilon": threat.epsilon,
-                "objective": fitted.objective,
-                "least_objective": fitted.lower,
-                "uniform": {"weights": uniform.weights.tolist(), "scales": uniform.scales.tolist()},
-                "uniform_objective": uniform.objective,
-                "best_single": best_single(job),
-                "num_validation": len(validation),
-                "seconds": time.monotonic() - started,
-            },
+            EnsembleRecord(
+                name=name_of(plan.rule),
+                members=tuple(models),
+                weights=tuple(fitted.weights.tolist()),
+                scales=tuple(fitted.scales.tolist()),
+                epsilon=threat.epsilon,
+                objective=fitted.objective,
+                least_objective=fitted.lower,
+                uniform=Weighting(weights=tuple(uniform.weights.tolist()), scales=tuple(uniform.scales.tolist())),
+                uniform_objective=uniform.objective,
+                best_single=best_single(job),
+                num_validation=len(validation),
+                seconds=time.monotonic() - started,
+            ),
         )
     for name, joined in _ensembles(job, models).items():
         _attack_one(job, name, joined, strongest=name == "ensemble")
@@ -652,7 +664,7 @@ def load_models_and_ensembles(job: Job) -> dict[str, nn.Module]:
 
 def _ensembles(job: Job, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the uniform average and the fitted ensemble as models."""
-    saved = records.read(job.folder / "ensemble.json", records.EnsembleRecord)
+    saved = job.read("ensemble.json", EnsembleRecord)
     return {
         name: Ensemble(list(models.values()), rule.weights, rule.scales).to(job.world.device).eval()
         for name, rule in (("uniform", saved.uniform), ("ensemble", saved))
@@ -664,7 +676,7 @@ def record(job: Job) -> None:
     if job.has("record.json"):
         return
     if not isinstance(job.recipe.space, CellSpace):
-        job.write("record.json", {"table": None, "rows": 0})
+        job.write("record.json", RecordedRows(table=None, rows=0))
         job.say(f"record: left out, as the table is of cells, which {job.recipe.space.name} does not have")
         return
     table = job.folder.path.resolve().parent / "table"
@@ -673,7 +685,7 @@ def record(job: Job) -> None:
         found = local.rows_from_run(job.folder)
         local.append(table, found)
         rows = len(found)
-    job.write("record.json", {"table": str(table), "rows": rows})
+    job.write("record.json", RecordedRows(table=str(table), rows=rows))
     job.say(f"recorded in the table {table}")
 
 

@@ -56,11 +56,11 @@ def test_margins_and_certificates_are_the_closed_form_at_every_radius() -> None:
 def test_summary_and_rows_say_what_the_run_folder_holds() -> None:
     (found,) = certify(two_classes(), pixels_and_labels(), THREAT.with_epsilon(0.05))
     summary = found.summary()
-    assert set(summary) == {"epsilon", "certified", "low", "high", "count", "mean_margin", "seconds", "proved_by"}
-    assert summary["proved_by"] == {"interval": 3}
-    assert (summary["certified"], summary["count"]) == (0.75, 4)
-    assert (summary["low"], summary["high"]) == wilson_interval(3, 4)
-    assert summary["mean_margin"] == pytest.approx(0.1 / 4, abs=1e-6)
+    assert set(vars(summary)) == {"epsilon", "certified", "low", "high", "count", "mean_margin", "seconds", "proved_by"}
+    assert summary.proved_by == {"interval": 3}
+    assert (summary.certified, summary.count) == (0.75, 4)
+    assert (summary.low, summary.high) == wilson_interval(3, 4)
+    assert summary.mean_margin == pytest.approx(0.1 / 4, abs=1e-6)
     rows = found.rows()
     assert [row["image"] for row in rows] == [0, 1, 2, 3] and [row["label"] for row in rows] == [0, 0, 1, 0]
     assert rows[3] == {

@@ -1,18 +1,18 @@
 import dataclasses
 import itertools
-import json
 import math
 from collections import Counter
 
 import pytest
 import torch
 
-from robust_nas import datasets, derivation, spaces
+from robust_nas import datasets, derivation, records, spaces
 from robust_nas.architectures.cell import Architecture
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seeded
-from robust_nas.derivation import Candidate, Derivation, TransferCount, most_diverse, transfer_rate
+from robust_nas.derivation import Candidate, Derivation, most_diverse, transfer_rate
+from robust_nas.records.derivation import Transferred
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
@@ -136,7 +136,11 @@ def _ranked(robust, rates):
             cell,
             0.0,
             validation_robust=robust[row],
-            transfer={str(cells[c]): TransferCount(*rates[row][c]) for c in range(len(cells)) if c != row},
+            transfer={
+                str(cells[c]): Transferred(examples=rates[row][c][0], fooled=rates[row][c][1])
+                for c in range(len(cells))
+                if c != row
+            },
         )
         for row, cell in enumerate(cells)
     ]
@@ -188,18 +192,17 @@ def test_without_diversity_nothing_more_is_measured_and_the_record_says_nothing_
     monkeypatch.setattr(derivation, "transfers", lambda *_: pytest.fail("measured"))
     candidates = _derive(found, data, pool=3, count=2)
     record = derivation.to_record(candidates, Derivation(count=2, pool=3), 64, 1.0)
-    assert all("transfer" not in candidate for candidate in record["candidates"])
+    assert all("transfer" not in candidate for candidate in records.plain(record)["candidates"])
 
 
 def test_the_record_has_the_counts_of_all_pairs_and_the_mean_rate_with_the_chosen(found, data):
     plan = Derivation(count=2, pool=3, diversity=0.5)
     candidates = _derive(found, data, pool=3, count=2, diversity=0.5)
-    record = json.loads(json.dumps(derivation.to_record(candidates, plan, 64, 1.0)))
-    first, second, third = record["candidates"]
-    assert set(first["transfer"]) == {second["architecture"], third["architecture"]}
-    assert first["transfer_rate"] == second["transfer_rate"] == transfer_rate(*candidates[:2])
+    first, second, third = derivation.to_record(candidates, plan, 64, 1.0).candidates
+    assert set(first.transfer) == {second.architecture, third.architecture}
+    assert first.transfer_rate == second.transfer_rate == transfer_rate(*candidates[:2])
     both = [transfer_rate(candidates[2], one) for one in candidates[:2]]
-    assert third["transfer_rate"] == pytest.approx(sum(both) / 2)
+    assert third.transfer_rate == pytest.approx(sum(both) / 2)
 
 
 def test_diversity_is_refused_where_there_are_no_weights_to_attack_and_where_it_is_no_number(found, data):

@@ -283,10 +283,10 @@ def test_certified_accuracy_counts_right_answers_whose_radius_is_larger() -> Non
     assert found.certified(middle).tolist() == [True, False, False, False]
     assert [found.accuracy(epsilon) for epsilon in (0.0, middle * 0.99, largest * 0.99, largest)] == [0.5, 0.5, 0.25, 0]
     summary = found.summary(0.01)
-    assert (summary["low"], summary["high"]) == wilson_interval(2, 4)
-    assert summary["average_radius"] == pytest.approx((largest + middle) / 4)
-    assert (summary["certified"], summary["correct"], summary["abstained"]) == (0.5, 0.5, 0.25)
-    assert (summary["seconds"], summary["count"], summary["epsilon"]) == (10.0, 4, 0.01)
+    assert (summary.low, summary.high) == wilson_interval(2, 4)
+    assert summary.average_radius == pytest.approx((largest + middle) / 4)
+    assert (summary.certified, summary.correct, summary.abstained) == (0.5, 0.5, 0.25)
+    assert (summary.seconds, summary.count, summary.epsilon) == (10.0, 4, 0.01)
     rows = found.rows()
     assert rows[3] == {
         "method": "smoothing", "norm": "l2", "sigma": 0.25, "num_samples": 1000, "failure": 0.001, "image": 3,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.transforms import Normalize
 
 import robust_nas as rn
-from robust_nas import evaluation
+from robust_nas import evaluation, records
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.opt import OPT
 from robust_nas.attacks.pgd import PGD
@@ -92,7 +92,7 @@ def assessed(model: nn.Module, data: ImageSet) -> Any:
         attacks=(PGD(steps=2),), strongest=(), curve_attack=PGD(steps=2), distortion=OPT(queries=200), masking_images=2
     )
     found = plan.assess(model, data, [THREAT], stage())
-    return found.summary(), found.evaluation.rows()
+    return records.plain(found.summary()), found.evaluation.rows()
 
 
 def ensemble(model: nn.Module, data: ImageSet) -> Any:

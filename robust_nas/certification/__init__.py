@@ -31,6 +31,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import wilson_interval
 from robust_nas.intake import check_model, check_numbers
 from robust_nas.models.frozen import copied, device_of, evaluating
+from robust_nas.records.certification import Certified
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, ThreatModel
@@ -90,20 +91,20 @@ class Certification:
         """The certified accuracy, a fraction."""
         return float(self.certified.double().mean())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Certified:
         """Return the entry of certification.json: certified accuracy with its 95 % interval over images (Wilson)."""
         count, successes = len(self.margin), int(self.certified.sum())
         low, high = wilson_interval(successes, count)
-        return {
-            "epsilon": self.epsilon,
-            "certified": self.accuracy,
-            "low": low,
-            "high": high,
-            "count": count,
-            "mean_margin": float(self.margin.mean()),
-            "seconds": self.seconds,
-            "proved_by": dict(Counter(compress(self.methods, self.certified.tolist()))),
-        }
+        return Certified(
+            epsilon=self.epsilon,
+            certified=self.accuracy,
+            low=low,
+            high=high,
+            count=count,
+            mean_margin=float(self.margin.mean()),
+            seconds=self.seconds,
+            proved_by=dict(Counter(compress(self.methods, self.certified.tolist()))),
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row of certificates.parquet per image; `image` is its place in the data that was certified."""

@@ -38,6 +38,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import wilson_interval
 from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import scores
+from robust_nas.records.certification import Smoothed
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
@@ -169,24 +170,24 @@ class SmoothedCertification:
         """Return the certified accuracy at a radius, a fraction."""
         return float(self.certified(epsilon).double().mean())
 
-    def summary(self, epsilon: float) -> dict[str, Any]:
+    def summary(self, epsilon: float) -> Smoothed:
         """Return the entry of certification.json: certified accuracy with its 95 % interval over images (Wilson).
 
         `average_radius` counts 0 where the answer is wrong or missing; `seconds` are those of all radii together.
         """
         count, successes = len(self.labels), int(self.certified(epsilon).sum())
         low, high = wilson_interval(successes, count)
-        return {
-            "epsilon": epsilon,
-            "certified": successes / count,
-            "low": low,
-            "high": high,
-            "count": count,
-            "correct": float(self.correct.double().mean()),
-            "abstained": float(self.abstained.double().mean()),
-            "average_radius": float((self.radius * self.correct).mean()),
-            "seconds": float(self.seconds.sum()),
-        }
+        return Smoothed(
+            epsilon=epsilon,
+            certified=successes / count,
+            low=low,
+            high=high,
+            count=count,
+            correct=float(self.correct.double().mean()),
+            abstained=float(self.abstained.double().mean()),
+            average_radius=float((self.radius * self.correct).mean()),
+            seconds=float(self.seconds.sum()),
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row of certificates.parquet per image; `image` is its place in the data that was certified."""

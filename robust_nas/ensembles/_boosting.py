@@ -78,11 +78,11 @@ def fit_with(
     alone = evaluate(
         evaluating(model), data.validation, threat, [training.selection_attack], stage=stage.within("alone")
     )
-    record = {
-        **fitted.record,
-        "validation": {"clean": alone.clean_accuracy, "robust": alone.robust_accuracy},
-        "beside": fitted.record["validation"],
-    }
+    record = replace(
+        fitted.record,
+        validation={"clean": alone.clean_accuracy, "robust": alone.robust_accuracy},
+        beside=fitted.record.validation,
+    )
     prefix = f"members.{len(frozen)}."
 
     def own(state: dict[str, Tensor]) -> dict[str, Tensor]:

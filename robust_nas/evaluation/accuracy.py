@@ -26,6 +26,7 @@ from robust_nas.core.text import warnings
 from robust_nas.core.writing import write_json
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
+from robust_nas.records import evaluation as recorded
 from robust_nas.runtime.per_sample import add_outcomes
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
@@ -48,11 +49,11 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tup
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == count else centre + half)
 
 
-def measured(correct: Tensor) -> dict[str, Any]:
+def measured(correct: Tensor) -> recorded.Measured:
     """Return the accuracy of [N] outcomes, its 95 % Wilson interval and the number of images."""
     successes, count = int(correct.sum()), len(correct)
     low, high = wilson_interval(successes, count)
-    return {"accuracy": successes / count, "low": low, "high": high, "count": count}
+    return recorded.Measured(accuracy=successes / count, low=low, high=high, count=count)
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,17 @@ class Evaluation:
         counts = torch.bincount(self.labels * size + found, minlength=size * size)
         return [[int(count) for count in row] for row in counts.view(size, size)]
 
-    def summary(self) -> dict[str, Any]:
-        """Return accuracies with their 95 % Wilson intervals, as evaluation.json holds them for one model."""
+    def summary(self) -> recorded.Attacked:
+        """Return accuracies with their 95 % Wilson intervals, the entry of one model in evaluation.json."""
 
-        def entry(name: str, threat: ThreatModel, correct: Tensor, seconds: float) -> dict[str, Any]:
-            place = {"name": name, "norm": threat.norm, "epsilon": threat.epsilon}
-            return {**place, **measured(correct), "seconds": seconds}
+        def entry(name: str, threat: ThreatModel, correct: Tensor, seconds: float) -> recorded.Attack:
+            counted = vars(measured(correct))
+            return recorded.Attack(name=name, norm=threat.norm, epsilon=threat.epsilon, **counted, seconds=seconds)
 
         def seconds(attacks: Sequence[AttackOutcome]) -> float:
             return sum(attack.seconds for attack in attacks)
 
-        threats = [
+        threats = tuple(
             entry(
                 "worst case",
                 threat,
@@ -154,17 +155,21 @@ class Evaluation:
                 seconds([attack for attack in self.attacks if attack.threat == threat]),
             )
             for threat in self.threats
-        ]
-        union = {"name": "worst-case union", **measured(self.worst_case), "seconds": seconds(self.attacks)}
-        return {
-            "clean": measured(self.clean),
-            "attacks": [entry(attack.label, attack.threat, attack.correct, attack.seconds) for attack in self.attacks],
-            "threats": threats,
-            "worst_case": threats[0] if len(threats) == 1 else union,
-            "average": self.average_accuracy,
-            "confusion": self.confusion(),
-            "notes": list(self.notes),
-        }
+        )
+        union = recorded.WorstCase(
+            name="worst-case union", **vars(measured(self.worst_case)), seconds=seconds(self.attacks)
+        )
+        return recorded.Attacked(
+            clean=measured(self.clean),
+            attacks=tuple(
+                entry(attack.label, attack.threat, attack.correct, attack.seconds) for attack in self.attacks
+            ),
+            threats=threats,
+            worst_case=recorded.WorstCase(**vars(threats[0])) if len(threats) == 1 else union,
+            average=self.average_accuracy,
+            confusion=tuple(map(tuple, self.confusion())),
+            notes=self.notes,
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per image and attack, as evaluation.parquet holds them; "clean" is the attack at radius 0."""
@@ -197,23 +202,18 @@ class Evaluation:
         if is_there(place / FILE):
             before = records.read_stage(place / FILE, "move it away", records.SavedEvaluations)
         add_outcomes(place / OUTCOMES, model, self.rows())
-        write_json(place / FILE, {**before, "models": {**before["models"], model: self.summary()}})
+        write_json(place / FILE, records.plain({**before, "models": {**before["models"], model: self.summary()}}))
 
     def __str__(self) -> str:
         """Return the accuracies in percent, a line each, and what is suspicious about the model."""
         summary = self.summary()
-        entries = [{"name": "clean", **summary["clean"]}, *summary["attacks"], *summary["threats"]]
+        found: list[tuple[str, recorded.Measured]] = [("clean", summary.clean)]
+        found += [(f"{item.name} {item.norm} {item.epsilon:g}", item) for item in (*summary.attacks, *summary.threats)]
         if len(self.threats) > 1:
-            entries.append(summary["worst_case"])
+            found.append((summary.worst_case.name, summary.worst_case))
         lines = [
-            " ".join(
-                [
-                    f"{entry['name']}" + (f" {entry['norm']} {entry['epsilon']:g}" if "norm" in entry else "") + ":",
-                    f"{100 * entry['accuracy']:.1f} %",
-                    f"({100 * entry['low']:.1f} to {100 * entry['high']:.1f}, n = {entry['count']})",
-                ]
-            )
-            for entry in entries
+            f"{name}: {100 * item.accuracy:.1f} % ({100 * item.low:.1f} to {100 * item.high:.1f}, n = {item.count})"
+            for name, item in found
         ]
         if len(self.threats) > 1:
             lines.append(f"average of the threat models: {100 * self.average_accuracy:.1f} %")

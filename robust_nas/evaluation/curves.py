@@ -19,6 +19,7 @@ from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
 from robust_nas.evaluation.accuracy import AttackOutcome, measured
 from robust_nas.models.frozen import frozen
 from robust_nas.models.scores import misclassified, scores
+from robust_nas.records.evaluation import Distances, Point
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, ThreatModel
 
@@ -45,12 +46,12 @@ class Curve:
     predictions: Tensor
     seconds: float
 
-    def points(self) -> list[dict[str, Any]]:
+    def points(self) -> tuple[Point, ...]:
         """Return the accuracy at every radius with its 95 % interval, as evaluation.json holds it."""
-        return [
-            {"norm": self.norm, "epsilon": radius, **measured(self.survived > place)}
+        return tuple(
+            Point(norm=self.norm, epsilon=radius, **vars(measured(self.survived > place)))
             for place, radius in enumerate(self.radii)
-        ]
+        )
 
     def outcome(self, threat: ThreatModel) -> AttackOutcome:
         """Return the attack's outcome at a threat model: an image that fell at a radius within its own has fallen."""
@@ -164,17 +165,17 @@ class Distortions:
         predictions = torch.where(correct, labels, self.predictions)
         return AttackOutcome(f"{self.attack} distances", threat, correct, predictions, self.seconds)
 
-    def summary(self) -> dict[str, Any]:
-        """Return quantiles, as evaluation.json holds them; null where that many were not found."""
+    def summary(self) -> Distances:
+        """Return quantiles, as evaluation.json holds them; None where that many were not found."""
         shares = (0.1, 0.25, 0.5, 0.75, 0.9)
         quantiles = {str(share): self.quantile(share) for share in shares}
-        return {
-            "attack": self.attack,
-            "norm": self.norm,
-            "quantiles": {share: value if math.isfinite(value) else None for share, value in quantiles.items()},
-            "count": len(self.distances),
-            "found": int(self.distances.isfinite().sum()),
-        }
+        return Distances(
+            attack=self.attack,
+            norm=self.norm,
+            quantiles={share: value if math.isfinite(value) else None for share, value in quantiles.items()},
+            count=len(self.distances),
+            found=int(self.distances.isfinite().sum()),
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per image, as distortions.parquet holds them."""

@@ -30,6 +30,7 @@ from robust_nas.evaluation.curves import Curve, Distortions, check_minimises, mi
 from robust_nas.evaluation.masking import masking_checks
 from robust_nas.models.frozen import device_of
 from robust_nas.models.scores import NoGradient
+from robust_nas.records.evaluation import Attacked, Check, Point
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.per_sample import add_outcomes
 from robust_nas.runtime.stages import Stage
@@ -52,13 +53,13 @@ class Assessment:
 
     evaluation: Evaluation
     distortions: tuple[Distortions, ...]
-    curve: list[dict[str, Any]]
-    masking: list[dict[str, Any]]
+    curve: tuple[Point, ...]
+    masking: tuple[Check, ...]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Attacked:
         """Return the model's entry in evaluation.json."""
-        found = {**self.evaluation.summary(), "curve": self.curve, "masking": self.masking}
-        return {**found, "distortions": [item.summary() for item in self.distortions]} if self.distortions else found
+        distances = tuple(item.summary() for item in self.distortions)
+        return replace(self.evaluation.summary(), curve=self.curve, masking=self.masking, distortions=distances)
 
     def save_outcomes(self, folder: Path, model: str) -> None:
         """Add the rows of single images to evaluation.parquet and distortions.parquet in `folder`."""
@@ -179,11 +180,11 @@ class EvaluationPlan:
                 at = parts(f"distortion-{threat.norm}")
                 distortions.append(minimal_distortions(model, data, threat, self.distortion, stage=at, **settings))
         stage.progress.say(f"{stage.name}: checks for gradient masking")
-        masking = [
-            {**vars(check), "norm": threat.norm, "epsilon": threat.epsilon}
+        masking = tuple(
+            Check(**vars(check), norm=threat.norm, epsilon=threat.epsilon)
             for threat in threats
             for check in masking_checks(model, data, threat, num_images=self.masking_images, stage=stage)
-        ]
+        )
         # The worst case is over every example that was found, whatever it was looked for.
         found = [item.outcome(threat) for threat in threats for item in curves if item.norm == threat.norm]
         found += [
@@ -193,7 +194,7 @@ class EvaluationPlan:
             if item.norm == threat.norm
         ]
         result = replace(result, attacks=(*result.attacks, *found), notes=tuple(suspicious))
-        points = [point for curve in curves for point in curve.points()]
+        points = tuple(point for curve in curves for point in curve.points())
         return Assessment(result, tuple(distortions), points, masking)
 
     def finish(self, stage: Stage, threats: Sequence[ThreatModel]) -> None:

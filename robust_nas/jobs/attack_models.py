@@ -24,19 +24,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from robust_nas import __version__, datasets, intake
+from robust_nas import __version__, datasets, intake, records
 from robust_nas.core import config
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import is_there
 from robust_nas.core.registry import ModelName, named
-from robust_nas.core.writing import write_json
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.ensembles import Ensemble, is_saved
 from robust_nas.evaluation import EvaluationPlan, costs_text, digest_of, file_name, notes, save_examples
 from robust_nas.models.frozen import evaluating
 from robust_nas.pipeline import check_same_data, read_data
-from robust_nas.records import read_stage
+from robust_nas.records.evaluation import EvaluationRecord
 from robust_nas.report import write_attack_report
 from robust_nas.runtime.distributed import PATIENCE, World
 from robust_nas.runtime.environment import add_session
@@ -182,7 +181,7 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     folder = RunFolder.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=_RESOURCES)
     try:
         progress.say(f"folder: {folder.path}")
-        left = {name: model for name, model in models.items() if name not in _results(folder)["models"]}
+        left = {name: model for name, model in models.items() if name not in _results(folder, data, test).models}
         if left:
             add_session(folder, world, arguments)
         if budget:
@@ -250,10 +249,9 @@ def _test_only(source: DataSource) -> DataSource:
     return dataclasses.replace(source, **sizes)  # type: ignore[type-var]
 
 
-def _results(folder: RunFolder) -> dict[str, Any]:
+def _results(folder: RunFolder, data: Dataset, test: ImageSet) -> EvaluationRecord:
     path = folder / "evaluation.json"
-    found: dict[str, Any] = read_stage(path) if is_there(path) else {"models": {}}
-    return found
+    return records.read(path, EvaluationRecord) if is_there(path) else EvaluationRecord.begun(data, len(test))
 
 
 def _attack_one(
@@ -280,9 +278,7 @@ def _attack_one(
             seed=chosen.seed,
         )
         result.save_outcomes(folder.path, name)
-        about = {"split": "test", "num_images": len(test), "data": data.name, "classes": list(data.classes)}
-        about |= {"notes": list(data.notes)}
-        done = _results(folder)["models"]
-        write_json(folder / "evaluation.json", {**about, "models": {**done, name: result.summary()}})
+        done = _results(folder, data, test).with_model(name, result.summary())
+        records.write(folder / "evaluation.json", done)
     world.barrier()
     plan.finish(stage, chosen.threats)

@@ -19,11 +19,13 @@ from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged
 from robust_nas.core.pixels import parse_pixels
-from robust_nas.core.writing import write_json, write_text
+from robust_nas.core.writing import write_text
 from robust_nas.datasets import Dataset
 from robust_nas.evaluation import evaluate
 from robust_nas.recipes import Recipe, from_table
-from robust_nas.records import read, to_dict
+from robust_nas.records.derivation import DerivationRecord
+from robust_nas.records.run import RecordedRows
+from robust_nas.records.training import Trained, TrainingRecord
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.states import load_state, save_state
@@ -148,7 +150,7 @@ def _same_images(one: Recipe, other: Recipe) -> bool:
 
 
 def _members_of(run: Path, recipe: Recipe) -> list[Member]:
-    trained = {model.name: model for model in read(run / "train.json", records.TrainingRecord).models}
+    trained = {model.name: model for model in records.read(run / "train.json", TrainingRecord).models}
     chosen = intake.chosen_networks(run, recipe.space)
     if missing := chosen.keys() - trained.keys():
         reason = f"it has no {min(missing)}, which derive.json lists"
@@ -165,31 +167,29 @@ def _fill(folder: RunFolder, data: Dataset, found: Sequence[Member], joined: Rec
     """
     for run in dict.fromkeys(member.run for member in found):
         pipeline.check_same_data(run, data, ("validation", "test"))
-    models = []
+    joint = []
     validation = data.validation[: joined.ensemble.num_images]
     for index, member in enumerate(found):
         model = intake.trained_network(member.space, member.space.parse(member.architecture), data, member.weights)
         result = evaluate(model.to(validation.device), validation, joined.threat, [PGD()])
-        record = to_dict(
-            replace(
-                member.record.of_the_kept(),
-                name=f"model-{index}",
-                origin=f"{member.run.resolve().name}/{member.name}",
-                validation={"clean": result.clean_accuracy, "robust": result.robust_accuracy},
-            )
+        record = replace(
+            member.record.of_the_kept(),
+            name=f"model-{index}",
+            from_=f"{member.run.resolve().name}/{member.name}",
+            validation={"clean": result.clean_accuracy, "robust": result.robust_accuracy},
         )
-        weights = {"weights": load_state(member.weights)["weights"], "record": record}
+        weights = {"weights": load_state(member.weights)["weights"], "record": records.plain(record)}
         save_state(folder / "checkpoints" / f"model-{index}.safetensors", weights)
-        models.append(record)
-    derived = {
-        "candidates": [],
-        "chosen": [member.architecture for member in found],
-        "spaces": [spaces.describe(member.space) for member in found],
-        "num_validation": len(validation),
-        "seconds": 0.0,
-    }
-    write_json(folder / "derive.json", derived)
+        joint.append(record)
+    derived = DerivationRecord(
+        candidates=(),
+        chosen=tuple(member.architecture for member in found),
+        spaces=tuple(spaces.describe(member.space) for member in found),
+        num_validation=len(validation),
+        seconds=0.0,
+    )
+    records.write(folder / "derive.json", derived)
     write_text(folder / "architecture.txt", "".join(f"{member.architecture}\n" for member in found))
-    write_json(folder / "train.json", {"models": models})
+    records.write(folder / "train.json", TrainingRecord(models=tuple(joint)))
     # The runs that the models come from have recorded them.
-    write_json(folder / "record.json", {"table": None, "rows": 0})
+    records.write(folder / "record.json", RecordedRows(table=None, rows=0))

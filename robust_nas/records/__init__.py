@@ -8,7 +8,8 @@ imports the one of a record when a file is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
 from robust_nas.core.registry import offered
+from robust_nas.core.writing import write_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -113,11 +115,29 @@ def read_certificates(
     return record
 
 
-def to_dict(record: Record) -> dict[str, Any]:
-    """Return a record as its file has it, without what is not known."""
-    kind: Any = type(record)
-    written: dict[str, Any] = _adapter(kind).dump_python(record, mode="json", by_alias=True, exclude_none=True)
-    return written
+def write(path: Path, record: Record) -> None:
+    """Write a record as a JSON file, atomically."""
+    write_json(path, plain(record))
+
+
+def plain(value: Any) -> Any:
+    """Return a record, or what is in one, as JSON has it; optional values that are None are left out."""
+    if isinstance(value, Record):
+        named = [(field.name.removesuffix("_"), getattr(value, field.name), field) for field in fields(value)]  # type: ignore[arg-type]
+        return {name: plain(item) for name, item, field in named if item is not None or field.default is not None}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def build(kind: type[R], value: Any, path: Path, advice: str | None = None) -> R:
+    """Return the record that `plain` was given, from a file of another format.
+
+    Raises:
+        InputError: if it is of another shape.
+    """
+    record: R = _of(kind, value, path, advice)
+    return record
 
 
 def read_stage(path: Path, advice: str | None = None, kind: type[Record] | None = None) -> Any:

@@ -32,6 +32,7 @@ class AtRadius(Record):
 class Certified(AtRadius):
     """The proofs of bounds at a radius, with the number of images that each kind of bound proved."""
 
+    mean_margin: Annotated[float | None, Field(allow_inf_nan=True)] = None
     proved_by: dict[str, Count] = field(default_factory=dict)
 
 
@@ -64,11 +65,15 @@ class CertificationRecord(Record):
 class SmoothingRecord(Record):
     """The certificates of the models' smoothed classifiers."""
 
-    method: str
+    method: str = "smoothing"
+    of: str = "the smoothed classifier of each network, not the network"
     norm: str
     sigma: Radius
-    failure: Share
+    num_selection: Count
     num_samples: Count
+    failure: Share
+    batch_size: Count
     largest_radius: Radius
+    dtype: str
     num_images: Count
     models: dict[str, Annotated[tuple[Smoothed, ...], Field(min_length=1)]]

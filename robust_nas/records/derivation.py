@@ -13,7 +13,7 @@ from robust_nas.records.evaluation import Count, Share
 
 @dataclass(frozen=True, kw_only=True)
 class Transferred(Record):
-    """The adversarial examples of one network, and those of them that fool another."""
+    """The adversarial examples of one network on images that two classify correctly, and those that fool the other."""
 
     examples: Count
     fooled: Count
@@ -24,13 +24,14 @@ class Candidate(Record):
     """An architecture that could have been chosen; its rank, if it was."""
 
     architecture: str
+    canonical: str
     log_posterior: float
-    validation_clean: Share | None = None
-    validation_robust: Share | None = None
-    validation_certified: Share | None = None
+    validation_clean: Share | None
+    validation_robust: Share | None
+    validation_certified: Share | None
+    rank: Count | None
     transfer: dict[str, Transferred] | None = None
     transfer_rate: Share | None = None
-    rank: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,24 +36,23 @@ class SavedEnsemble(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Record):
-    """The weights of the uniform average."""
+class Weighting(Record):
+    """The weights and scales of members."""
 
     weights: Weights
     scales: Scales
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleRecord(Record):
+class EnsembleRecord(Weighting):
     """The weights of the fitted ensemble, and what they were fitted on."""
 
     name: str
     members: tuple[str, ...]
-    weights: Weights
-    scales: Scales
-    uniform: Uniform
+    uniform: Weighting
     epsilon: Radius
     objective: float
+    least_objective: float | None
     uniform_objective: float
     best_single: str
     num_validation: Count

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
@@ -48,6 +48,7 @@ class Attack(Measured):
 class WorstCase(Measured):
     """The outcome of all attacks: at a threat model, or, without norm and radius, at all of them together."""
 
+    name: str
     norm: str | None = None
     epsilon: Radius | None = None
     seconds: float = 0.0
@@ -140,6 +141,22 @@ class SavedEvaluations(Record):
     models: dict[str, Attacked]
 
 
+class AttackedData(Protocol):
+    """The part of a data set that is recorded with attacks on its images."""
+
+    @property
+    def name(self) -> str:
+        """The name that results on it carry."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, in the order of the labels."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Suspicious signs in the images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord(SavedEvaluations):
     """The file of a run and of `robust-nas attack`."""
@@ -150,6 +167,15 @@ class EvaluationRecord(SavedEvaluations):
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     other_epochs: dict[str, OtherEpoch] = field(default_factory=dict)
+
+    @classmethod
+    def begun(cls, data: AttackedData, num_images: int) -> EvaluationRecord:
+        """Return the record before the first model, of the first test images of a data set."""
+        return cls(models={}, num_images=num_images, data=data.name, classes=data.classes, notes=data.notes)
+
+    def with_model(self, name: str, result: Attacked) -> EvaluationRecord:
+        """Return the record with one model more."""
+        return replace(self, models={**self.models, name: result})
 
 
 @dataclass(frozen=True, kw_only=True)

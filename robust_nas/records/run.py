@@ -49,8 +49,8 @@ class EnvironmentRecord(Session):
 class RecordedRows(Record):
     """The number of rows of a table that are of this run."""
 
+    table: str | None
     rows: Count
-    table: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

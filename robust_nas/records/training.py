@@ -12,6 +12,25 @@ from robust_nas.records.evaluation import Count, Share
 
 
 @dataclass(frozen=True, kw_only=True)
+class Course(Record):
+    """The course of a training, with accuracies on validation images.
+
+    Beside frozen networks of an ensemble, `best`, `last` and `beside`, of the epoch that is kept, are of all together.
+    """
+
+    epochs: Count
+    kept: Literal["best", "last"]
+    best_epoch: Count
+    last_epoch: Count
+    validation: dict[str, Share]
+    best: dict[str, Share]
+    last: dict[str, Share]
+    collapsed: bool
+    seconds: float
+    beside: dict[str, Share] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained(Record):
     """A trained network. A joined run has no epochs, of which one is kept, and an origin."""
 
@@ -29,11 +48,12 @@ class Trained(Record):
     best: dict[str, Share] | None = None
     last: dict[str, Share] | None = None
     collapsed: bool = False
-    origin: Annotated[str | None, Field(alias="from")] = None
+    beside: dict[str, Share] | None = None
+    from_: Annotated[str | None, Field(alias="from")] = None
 
     def of_the_kept(self) -> Trained:
         """Return the record without the epochs: of the kept weights alone."""
-        return replace(self, kept=None, best_epoch=None, last_epoch=None, best=None, last=None)
+        return replace(self, kept=None, best_epoch=None, last_epoch=None, best=None, last=None, beside=None)
 
     def __post_init__(self) -> None:
         if not self.validation.keys() >= {"clean", "robust"}:

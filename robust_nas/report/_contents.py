@@ -292,7 +292,7 @@ class Contents(Measurements):
     @property
     def joined(self) -> list[str]:
         """The runs that the networks of a joined run come from; none in others."""
-        origins = [model.origin for model in self.trained.values() if model.origin is not None]
+        origins = [model.from_ for model in self.trained.values() if model.from_ is not None]
         return list(dict.fromkeys(origin.partition("/")[0] for origin in origins))
 
     def parse(self, text: str) -> AnyArchitecture | None:

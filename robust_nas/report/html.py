@@ -138,7 +138,7 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
 
 def _facts_of(model: Trained) -> dict[str, str]:
     return {
-        **({} if model.origin is None else {"From": model.origin}),
+        **({} if model.from_ is None else {"From": model.from_}),
         "Parameters": f"{model.parameters:,}",
         "Multiply-adds": f"{model.multiply_adds:,}",
         "Training": f"{model.epochs} epochs of {model.method}, {duration(model.seconds)}",

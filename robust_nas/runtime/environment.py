@@ -7,17 +7,15 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robust_nas import __version__, records
 from robust_nas.core.files import is_there
-from robust_nas.core.writing import write_json
-from robust_nas.records import read_stage
-from robust_nas.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from robust_nas.records.run import Session
     from robust_nas.runtime.distributed import World
+    from robust_nas.runtime.run_folder import RunFolder
 
 ENVIRONMENT = "environment.json"
 
@@ -34,25 +32,27 @@ PACKAGES = (
 )
 
 
-def describe_environment(world: World, arguments: list[str]) -> dict[str, Any]:
-    """Return the contents of `environment.json`."""
+def describe_environment(world: World, arguments: list[str]) -> Session:
+    """Return what this process works with."""
     import torch
 
+    from robust_nas.records.run import Session
+
     accelerator = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
-    return {
-        "version": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "packages": {name: _version(name) for name in PACKAGES},
-        "device": accelerator or str(world.device),
-        "cpu": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "world_size": world.size,
-        "arguments": arguments,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return Session(
+        version=__version__,
+        commit=_commit(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        packages={name: _version(name) for name in PACKAGES},
+        device=accelerator or str(world.device),
+        cpu=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        world_size=world.size,
+        arguments=tuple(arguments),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def add_session(folder: RunFolder, world: World, arguments: list[str]) -> None:
@@ -61,28 +61,15 @@ def add_session(folder: RunFolder, world: World, arguments: list[str]) -> None:
     It is called before a session computes anything of the folder, and not where all is there. Rank 0 writes.
     """
     if world.is_main:
-        environment = describe_environment(world, arguments)
-        if last := environment_of(folder):
-            environment["earlier"] = [*last.pop("earlier", ()), last]
-        write_json(folder / ENVIRONMENT, environment)
-
-
-def environment_of(folder: RunFolder) -> dict[str, Any]:
-    """Return the contents of a folder's environment.json; nothing where nothing was computed yet.
-
-    Raises:
-        InputError: if it is damaged.
-    """
-    path = folder / ENVIRONMENT
-    found: dict[str, Any] = read_stage(path) if is_there(path) else {}
-    return found
+        earlier, session = sessions_of(folder), describe_environment(world, arguments)
+        records.write(folder / ENVIRONMENT, records.EnvironmentRecord(**vars(session), earlier=earlier))
 
 
 def sessions_of(folder: RunFolder) -> tuple[Session, ...]:
-    """Return every session that computed something of the folder, the first first.
+    """Return every session that computed something of a folder, the first first.
 
     Raises:
-        InputError: if environment.json is damaged.
+        InputError: if its environment.json is damaged.
     """
     path = folder / ENVIRONMENT
     return records.read(path, records.EnvironmentRecord).sessions if is_there(path) else ()

@@ -40,8 +40,9 @@ from robust_nas.core.text import aligned, warnings
 from robust_nas.core.writing import write_json, write_text
 from robust_nas.datasets import DataForm, DataSource
 from robust_nas.proxies import Proxy
+from robust_nas.records import plain
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.environment import add_session, environment_of
+from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.spaces import Space, describe
 from robust_nas.tables import answers, skeletons
@@ -232,7 +233,7 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
                 {"name": name, **agreement(scores, table.values(**asdict(column))[chosen])} for name, column in compared
             ],
             "caveats": list(table.caveats),
-            "environment": environment_of(folder),
+            "environment": plain(sessions_of(folder)[-1]),
             "folder": str(folder.path),
         }
         write_json(folder / "ranking.json", result)
@@ -321,7 +322,7 @@ def _scores(
         for architecture, seed in wanted
     }
     todo = [pair for pair, names in missing.items() if names]
-    if todo:
+    if todo or not sessions_of(folder):
         add_session(folder, world, sys.argv[1:])
     built = scoring.built()
     form = DataForm.of(data)

@@ -37,8 +37,9 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.core.text import aligned, warnings
 from robust_nas.core.writing import atomic_path, write_json, write_text
+from robust_nas.records import plain
 from robust_nas.report.table_plots import search_plot
-from robust_nas.runtime.environment import add_session, environment_of
+from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.samplers import PATIENCE, Sampler, classes, num_weights, queries
@@ -185,7 +186,7 @@ def run(
             "curves": {label: _summary(curve, optimum, noise_floor) for label, curve in curves.items()},
             "comparisons": _comparisons({label: curve[:, -1].tolist() for label, curve in curves.items()}),
             "caveats": _caveats(table, objectives, dataset),
-            "environment": environment_of(folder),
+            "environment": plain(sessions_of(folder)[-1]),
         }
         _write_curves(folder / "curves.parquet", architectures, objectives, found, measured, curves)
         write_text(folder / "curves.svg", search_plot(result))
@@ -430,7 +431,7 @@ def _search(
     parts = [range(start, min(start + CHUNK, seeds)) for start in range(0, seeds, CHUNK)]
     chunks = [(label, part) for label in named for part in parts]
     todo = [chunk for chunk in chunks if not path(chunk).exists()]
-    if todo:
+    if todo or not sessions_of(folder):
         add_session(folder, world, sys.argv[1:])
     shown = (progress or Progress(quiet=True)).steps(
         finish(todo), "simulated searches", total=len(chunks), done=len(chunks) - len(todo)

@@ -30,7 +30,6 @@ from robust_nas.core.files import is_there, read_toml
 from robust_nas.core.writing import atomic_path, remove_leftovers
 from robust_nas.records import read
 from robust_nas.runtime.environment import differing
-from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.tables import skeletons
 from robust_nas.tables._schema import SCHEMA, Row
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from robust_nas.records.certification import Certified
     from robust_nas.records.evaluation import Attacked, Measured
     from robust_nas.records.run import DataSection
+    from robust_nas.runtime.run_folder import RunFolder
 
 _PLACES = ("root", "data_root", "path", "folder", "download", "workers", "memory")
 """Options of [data] that say where the images lie and how they are read, not which they are."""

@@ -21,6 +21,7 @@ from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
 from robust_nas.models.frozen import evaluating
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
+from robust_nas.records.training import Course
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
@@ -47,13 +48,13 @@ class TrainingResult:
         model: with the weights that are kept: of the best epoch by the validation split, or of the last one.
         best: the weights of the best epoch.
         last: the weights after the last epoch.
-        record: the model's entry in `train.json`.
+        record: the course of the training.
     """
 
     model: nn.Module
     best: dict[str, Tensor]
     last: dict[str, Tensor]
-    record: dict[str, Any]
+    record: Course
 
 
 def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> TrainingResult:
@@ -91,7 +92,7 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
         unmix(model, training.serve)
         if training.drop_path and isinstance(model, DropsPaths):
             model.drop_path = 0.0
-    model.load_state_dict(best if record["kept"] == "best" else last)
+    model.load_state_dict(best if record.kept == "best" else last)
     return TrainingResult(evaluating(model), best, last, record)
 
 
@@ -141,7 +142,7 @@ def _check_some_step_learns(training: Training, num_images: int) -> None:
 
 def _train(
     model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Course]:
     """Return the weights of the best and of the last epoch, and the record of the training."""
     world, watch = stage.world, training.method.watch
     is_certified = training.method.bounds_network
@@ -212,17 +213,17 @@ def _train(
         + (f", {chosen['certified']:.1%} certified by intervals" if "certified" in chosen else "")
         + f"; epoch {last['epoch']}, the last: {', '.join(f'{value:.1%}' for value in _accuracies(last).values())}"
     )
-    record = {
-        "epochs": training.epochs,
-        "kept": kept,
-        "best_epoch": best["epoch"],
-        "last_epoch": last["epoch"],
-        "validation": _accuracies(chosen),
-        "best": _accuracies(best),
-        "last": _accuracies(last),
-        "collapsed": collapsed,
-        "seconds": seconds,
-    }
+    record = Course(
+        epochs=training.epochs,
+        kept=kept,
+        best_epoch=best["epoch"],
+        last_epoch=last["epoch"],
+        validation=_accuracies(chosen),
+        best=_accuracies(best),
+        last=_accuracies(last),
+        collapsed=collapsed,
+        seconds=seconds,
+    )
     return best_weights, last_weights, record
 
 

@@ -89,7 +89,7 @@ def test_autoattack_leaves_out_what_needs_more_classes_and_results_name_it(
         (outcome,) = result.attacks
         assert list(outcome.left_out) == missing
         assert outcome.label == name_of(attack) + (f"[without={'+'.join(missing)}]" if missing else "")
-        assert outcome.label in str(result) and result.summary()["attacks"][0]["name"] == outcome.label
+        assert outcome.label in str(result) and result.summary().attacks[0].name == outcome.label
 
 
 def test_autoattack_takes_every_other_class_as_a_target_where_there_are_fewer_than_nine() -> None:

@@ -87,10 +87,11 @@ def test_what_is_said_of_a_boosted_network_is_its_own_and_what_all_do_together_i
     training = config.build(Training, {"epochs": 2, "batch_size": 32, "method": "standard", "selection_attack": "fgsm"})
     stage = Stage("train", 0, World(), Progress(quiet=True))
     fitted = fit_with([first.eval()], second, small, THREAT, training, stage)
-    for key, model in {"validation": second, "beside": Ensemble([first, second]).eval()}.items():
+    own, together = fitted.record.validation, fitted.record.beside
+    for accuracies, model in ((own, second), (together, Ensemble([first, second]).eval())):
         expected = rn.evaluate(model, small.validation, THREAT, attacks=["fgsm"])
-        assert fitted.record[key]["clean"] == expected.clean_accuracy
-        assert fitted.record[key]["robust"] == pytest.approx(expected.robust_accuracy, abs=0.05)
+        assert accuracies["clean"] == expected.clean_accuracy
+        assert accuracies["robust"] == pytest.approx(expected.robust_accuracy, abs=0.05)
     assert fitted.best.keys() == fitted.last.keys() == second.state_dict().keys()
 
 

@@ -112,7 +112,7 @@ def test_the_worst_case_is_taken_image_by_image(model: nn.Module) -> None:
     attacks = [Scripted(breaks=(420, 470)), Scripted(breaks=(470, 540))]
     result = evaluate(model, grey(SHADES), THREAT, attacks)
     assert [int(attack.correct.sum()) for attack in result.attacks] == [8, 8]
-    assert result.robust_accuracy == 0.7 and result.summary()["worst_case"]["accuracy"] == 0.7
+    assert result.robust_accuracy == 0.7 and result.summary().worst_case.accuracy == 0.7
 
 
 def test_only_correctly_classified_images_are_attacked_in_full_chunks(model: nn.Module) -> None:
@@ -188,16 +188,19 @@ def test_summary_and_rows_say_the_same(model: nn.Module) -> None:
     for row in rows:
         by_attack.setdefault(row["attack"], []).append(row)
     assert list(by_attack) == ["clean", "fgsm", "pgd[steps=2]", "pgd[steps=3]"]
-    for entry in [{"name": "clean", **summary["clean"]}, *summary["attacks"]]:
-        own = by_attack[entry["name"]]
+    for name, epsilon, entry in [
+        ("clean", 0.0, summary.clean),
+        *((entry.name, entry.epsilon, entry) for entry in summary.attacks),
+    ]:
+        own = by_attack[name]
         successes = sum(row["correct"] for row in own)
-        assert entry["count"] == 10 and entry["accuracy"] == successes / 10
-        assert (entry["low"], entry["high"]) == wilson_interval(successes, 10)
-        assert {row["epsilon"] for row in own} == {entry.get("epsilon", 0.0)}
+        assert entry.count == 10 and entry.accuracy == successes / 10
+        assert (entry.low, entry.high) == wilson_interval(successes, 10)
+        assert {row["epsilon"] for row in own} == {epsilon}
         assert [row["label"] for row in own] == grey(SHADES).labels.tolist()
     survivors = set(range(10)) - {row["image"] for row in rows if not row["correct"]}
-    assert summary["worst_case"]["accuracy"] == len(survivors) / 10
-    assert {"norm", "epsilon", "low", "high", "count", "seconds"} <= set(summary["worst_case"])
+    assert summary.worst_case.accuracy == len(survivors) / 10
+    assert (summary.worst_case.norm, summary.worst_case.epsilon) == (THREAT.norm, THREAT.epsilon)
 
 
 @pytest.mark.parametrize(("successes", "count"), [(0, 10), (10, 10), (7, 10), (1, 360), (250, 360), (9999, 10000)])
@@ -257,7 +260,7 @@ def test_a_model_that_is_always_wrong_has_accuracy_zero(model: nn.Module) -> Non
     data = grey([100, 900], [1, 0])
     result = evaluate(model, data, THREAT, ["pgd", "square"])
     assert result.clean_accuracy == result.robust_accuracy == 0
-    assert result.summary()["attacks"][0]["accuracy"] == 0
+    assert result.summary().attacks[0].accuracy == 0
     checks = masking_checks(model, data, THREAT)
     assert [check.passed for check in checks] == [False] and "0 of 2" in checks[0].detail
     examples = strongest_examples(model, data, THREAT, "pgd")
@@ -267,14 +270,14 @@ def test_a_model_that_is_always_wrong_has_accuracy_zero(model: nn.Module) -> Non
 def test_the_curve_falls_where_the_boundary_enters_the_balls(model: nn.Module) -> None:
     epsilons = [0.3, 0.0, 0.05, 0.1]
     curve = robustness_curve(model, grey(SHADES), THREAT, epsilons, PGD(steps=5), batch_size=4).points()
-    assert [point["epsilon"] for point in curve] == [0.0, 0.05, 0.1, 0.3]
-    assert [point["accuracy"] for point in curve] == [float((distance > e).sum()) / 10 for e in (0, 0.05, 0.1, 0.3)]
+    assert [point.epsilon for point in curve] == [0.0, 0.05, 0.1, 0.3]
+    assert [point.accuracy for point in curve] == [float((distance > e).sum()) / 10 for e in (0, 0.05, 0.1, 0.3)]
 
 
 def test_an_image_that_fell_at_a_smaller_radius_is_not_attacked_again(model: nn.Module) -> None:
     attack = Scripted(breaks=(470, 540))
     curve = robustness_curve(model, grey(SHADES), THREAT, [0.05, 0.1], attack).points()
-    assert [point["accuracy"] for point in curve] == [0.8, 0.8]
+    assert [point.accuracy for point in curve] == [0.8, 0.8]
     assert [470 in shades for shades, _ in attack.calls] == [True, False]
 
 
@@ -303,13 +306,13 @@ def test_several_threat_models_give_an_average_and_a_union(model: nn.Module) -> 
     assert torch.equal(result.worst_case, expected[2])
     assert result.average_accuracy == pytest.approx(sum(int(own.sum()) for own in expected) / 30)
     summary = result.summary()
-    assert [(entry["norm"], entry["epsilon"]) for entry in summary["threats"]] == [
+    assert [(entry.norm, entry.epsilon) for entry in summary.threats] == [
         (threat.norm, threat.epsilon) for threat in threats
     ]
-    assert [entry["accuracy"] for entry in summary["threats"]] == [int(own.sum()) / 10 for own in expected]
-    assert len(summary["attacks"]) == 6 and len(result.rows()) == 7 * 10
-    assert summary["worst_case"]["name"] == "worst-case union" and "norm" not in summary["worst_case"]
-    assert summary["average"] == result.average_accuracy
+    assert [entry.accuracy for entry in summary.threats] == [int(own.sum()) / 10 for own in expected]
+    assert len(summary.attacks) == 6 and len(result.rows()) == 7 * 10
+    assert summary.worst_case.name == "worst-case union" and summary.worst_case.norm is None
+    assert summary.average == result.average_accuracy
     with pytest.raises(InputError, match="several different ones"):
         evaluate(model, grey(SHADES), [THREAT, THREAT], ["fgsm"])
 

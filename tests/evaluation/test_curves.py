@@ -17,6 +17,7 @@ from robust_nas.attacks.sign_opt import SignOPT
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import Distortions, minimal_distortions, robustness_curve
+from robust_nas.records.evaluation import Point
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
@@ -72,10 +73,10 @@ def test_the_curve_of_a_linear_model_is_that_of_its_distances(
     ordered = exact[exact > 0].sort().values
     radii = [float(ordered[place : place + 2].mean()) for place in (3, 15, 30)]
     curve = robustness_curve(model, data, threat, [0.0, *radii], attack, batch_size=16).points()
-    assert [point["epsilon"] for point in curve] == [0.0, *radii]
-    assert [point["accuracy"] for point in curve] == [float((exact > radius).double().mean()) for radius in [0, *radii]]
-    assert all(point["low"] <= point["accuracy"] <= point["high"] and point["count"] == 40 for point in curve)
-    assert {point["norm"] for point in curve} == {norm}
+    assert [point.epsilon for point in curve] == [0.0, *radii]
+    assert [point.accuracy for point in curve] == [float((exact > radius).double().mean()) for radius in [0, *radii]]
+    assert all(point.low <= point.accuracy <= point.high and point.count == 40 for point in curve)
+    assert {point.norm for point in curve} == {norm}
 
 
 class Bends(nn.Module):
@@ -101,9 +102,9 @@ def test_over_all_radii_a_warm_start_finds_more_than_the_same_steps_from_cold() 
     attack = PGD(steps=3)
     assert isinstance(attack, Continuing)
     for seed in range(3):
-        warm = [point["accuracy"] for point in robustness_curve(model, data, LINF, radii, attack, seed=seed).points()]
+        warm = [point.accuracy for point in robustness_curve(model, data, LINF, radii, attack, seed=seed).points()]
         cold = [
-            robustness_curve(model, data, LINF, [radius], attack, seed=seed).points()[0]["accuracy"] for radius in radii
+            robustness_curve(model, data, LINF, [radius], attack, seed=seed).points()[0].accuracy for radius in radii
         ]
         assert warm[0] == cold[0] and sum(warm) < sum(cold) - 0.02
 
@@ -145,8 +146,8 @@ def test_quantiles_are_order_statistics_and_null_where_too_little_was_found() ->
     assert [found.quantile(share) for share in (0.2, 0.21, 0.6, 0.8)] == [0.0, 1.0, 2.0, 3.0]
     assert found.quantile(1) == math.inf and found.accuracy(1.5) == 0.6 and found.accuracy(3.0) == 0.2
     summary = found.summary()
-    assert summary["quantiles"] == {"0.1": 0.0, "0.25": 1.0, "0.5": 2.0, "0.75": 3.0, "0.9": None}
-    assert (summary["count"], summary["found"]) == (5, 4)
+    assert summary.quantiles == {"0.1": 0.0, "0.25": 1.0, "0.5": 2.0, "0.75": 3.0, "0.9": None}
+    assert (summary.count, summary.found) == (5, 4)
     with pytest.raises(InputError, match="share must be in"):
         found.quantile(0)
 
@@ -166,7 +167,7 @@ def test_a_killed_curve_continues_to_the_same_numbers(model: Linear, data: Image
                 raise KeyboardInterrupt
             return super().perturb(*args, **kwargs)  # type: ignore[arg-type]
 
-    def curve(folder: Path | None) -> list[dict[str, float]]:
+    def curve(folder: Path | None) -> tuple[Point, ...]:
         stage = Stage("curve", 0, World(), Progress(quiet=True), folder)
         curve = robustness_curve(model, data, LINF, [0.02, 0.05], Killed(steps=2), batch_size=10, stage=stage)
         return curve.points()

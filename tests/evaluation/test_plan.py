@@ -57,10 +57,8 @@ def test_the_worst_case_counts_what_the_curve_and_the_nearest_examples_broke(ben
         expected = torch.stack([attack.correct for attack in own]).all(0)
         assert torch.equal(found.evaluation.under(threat), expected)
         # The curve and the distances say the same as their outcomes, counted another way.
-        (at_radius,) = [
-            point for point in found.curve if point["norm"] == threat.norm and point["epsilon"] == threat.epsilon
-        ]
-        assert at_radius["accuracy"] == int(own[1].correct.sum()) / 80
+        (at_radius,) = [point for point in found.curve if point.norm == threat.norm and point.epsilon == threat.epsilon]
+        assert at_radius.accuracy == int(own[1].correct.sum()) / 80
         (nearest,) = [item for item in found.distortions if item.norm == threat.norm]
         assert nearest.accuracy(threat.epsilon) == int(own[2].correct.sum()) / 80
         assert int(expected.sum()) < int(own[0].correct.sum())

@@ -285,6 +285,7 @@ def run(tmp_path: Path, digits: Dataset) -> Path:
         "name": "robboost",
         "epsilon": 0.01,
         "objective": 0.4,
+        "least_objective": 0.4,
         "uniform_objective": 0.5,
         "best_single": "model-1",
         "seconds": 1.0,

@@ -93,7 +93,8 @@ def write_run(path: Path) -> RunFolder:
         "train": {"models": [_trained(index, digits) for index, digits in enumerate(CHOSEN)]},
         "ensemble": {
             "name": "robboost", "members": ["model-0", "model-1", "model-2"], "weights": [0.52, 0.31, 0.17],
-            "scales": [3.1, 2.7, 4.4], "epsilon": 0.002, "objective": 0.412, "uniform_objective": 0.437,
+            "scales": [3.1, 2.7, 4.4], "epsilon": 0.002, "objective": 0.412, "least_objective": 0.41,
+            "uniform_objective": 0.437,
             "uniform": {"weights": [1.0, 1.0, 1.0], "scales": [3.1, 2.7, 4.4]},
             "best_single": "model-0", "num_validation": 359, "seconds": 1.5,
         },
@@ -144,6 +145,7 @@ def _derive() -> dict[str, Any]:
                 "architecture": str(architecture), "canonical": architecture.canonical,
                 "log_posterior": -6.2 - 0.1 * rank,
                 "validation_clean": 0.91 - 0.01 * rank, "validation_robust": 0.46 - 0.015 * rank,
+                "validation_certified": None,
                 "rank": rank if rank <= 3 else None,
             }
         )  # fmt: skip
@@ -197,7 +199,12 @@ def _measured(path: Path, random: np.random.Generator) -> dict[str, Any]:
                 }
                 for attack, correct in attacks.items()
             ],
-            "worst_case": {"norm": "linf", "epsilon": 0.2, **wilson(int(worst.sum()), NUM_IMAGES)},
+            "worst_case": {
+                "name": "worst case",
+                "norm": "linf",
+                "epsilon": 0.2,
+                **wilson(int(worst.sum()), NUM_IMAGES),
+            },
             "masking": [
                 {"check": check, "passed": passed, "detail": detail, "norm": "linf", "epsilon": 0.2}
                 for check, passed, detail in checks

@@ -24,6 +24,7 @@ ACCURACY = '{"num_images": 9, "models": {"a": {"clean": {"accuracy": %s, "low": 
 
 ENSEMBLE = {
     "name": "robboost", "members": ["a", "b"], "weights": [1, 2], "scales": [1, 1], "epsilon": 0.1, "objective": 1,
+    "least_objective": 1,
     "uniform": {"weights": [1, 1], "scales": [1, 1]}, "uniform_objective": 1, "best_single": "a", "num_validation": 1,
     "seconds": 1,
 }  # fmt: skip
@@ -50,7 +51,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
         ("evaluation.json", DEEP, "nested too deeply"),
         ("certification.json", "9" * 5000, "too many digits"),
         ("ensemble.json", json.dumps({**ENSEMBLE, "members": ["a"]}), "as many as the members, 1"),
-        ("record.json", '{"rows": "many"}', "rows must be a valid integer, but is 'many'"),
+        ("record.json", '{"rows": "many", "table": null}', "rows must be a valid integer, but is 'many'"),
         ("environment.json", json.dumps({**ENVIRONMENT, "started": "now"}), "isoformat"),
         ("metrics.jsonl", '{"step": 1}\n', "line 1 must have a stage"),
         ("config.toml", "seed = 0\n", "it has no data"),

@@ -225,7 +225,7 @@ def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> Ru
     result = {
         "clean": entry(0.9),
         "attacks": [entry(0.6, name="pgd", **linf, seconds=1), entry(0.5, name="apgd", **linf, seconds=2)],
-        "worst_case": entry(0.4),
+        "worst_case": entry(0.4, name="worst case"),
         "masking": [],
         "curve": [],
     }

@@ -281,13 +281,13 @@ def test_certified_training_keeps_the_epoch_after_which_most_validation_images_a
     fitted = fit(_small(), data, threat, plan, _stage(folder=tmp_path))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     certified = [row["validation_certified"] for row in rows]
-    assert fitted.record["kept"] == "best"
-    assert certified[fitted.record["best_epoch"] - 1] == max(certified) > certified[0]
+    assert fitted.record.kept == "best"
+    assert certified[fitted.record.best_epoch - 1] == max(certified) > certified[0]
     # What is certified is counted here again, by interval bounds of the weights that were kept.
     images, labels = data.validation.images, data.validation.labels
     lower = Interval().margins(fitted.model, images, labels, threat).lower(threat)
     assert float((lower > 0).all(1).double().mean()) == pytest.approx(max(certified))
-    assert fitted.record["validation"]["certified"] == max(certified)
+    assert fitted.record.validation["certified"] == max(certified)
 
 
 def test_attacked_accuracy_decides_between_epochs_that_are_certified_alike() -> None:

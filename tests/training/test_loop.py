@@ -77,7 +77,7 @@ def test_equal_seeds_train_to_equal_bits_and_an_interrupted_run_resumes_to_them(
     resumed = fit(_model(), data, THREAT, QUICK, _stage(tmp_path))
     for one, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    assert {**whole.record, "seconds": 0} == {**resumed.record, "seconds": 0}
+    assert dataclasses.replace(whole.record, seconds=0) == dataclasses.replace(resumed.record, seconds=0)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
@@ -85,8 +85,8 @@ def test_the_best_epoch_by_validation_robust_accuracy_is_kept(data, tmp_path):
     fitted = fit(_model(), data, THREAT, dataclasses.replace(QUICK, epochs=6, learning_rate=0.3), _stage(tmp_path))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     best = max(rows, key=lambda row: (row["validation_robust"], row["validation_clean"], -row["step"]))
-    assert fitted.record["best_epoch"] == best["step"]
-    assert fitted.record["validation"] == {"clean": best["validation_clean"], "robust": best["validation_robust"]}
+    assert fitted.record.best_epoch == best["step"]
+    assert fitted.record.validation == {"clean": best["validation_clean"], "robust": best["validation_robust"]}
     # And the weights are those of that epoch: their clean validation accuracy is the logged one.
     with torch.no_grad():
         logits = fitted.model(data.validation.images)
@@ -98,10 +98,10 @@ def test_the_best_epoch_by_validation_robust_accuracy_is_kept(data, tmp_path):
 def test_the_last_epoch_is_kept_where_that_is_asked_for(data):
     fitted = fit(_model(), data, THREAT, dataclasses.replace(QUICK, keep="last"), _stage())
     assert all(torch.equal(value, fitted.model.state_dict()[name]) for name, value in fitted.last.items())
-    assert (fitted.record["kept"], fitted.record["last_epoch"]) == ("last", 3)
-    assert fitted.record["validation"] == fitted.record["last"]
+    assert (fitted.record.kept, fitted.record.last_epoch) == ("last", 3)
+    assert fitted.record.validation == fitted.record.last
     best = fit(_model(), data, THREAT, QUICK, _stage())
-    assert fitted.record["best"] == best.record["validation"]
+    assert fitted.record.best == best.record.validation
     assert all(torch.equal(value, best.model.state_dict()[name]) for name, value in fitted.best.items())
 
 
@@ -129,8 +129,8 @@ def test_one_step_of_standard_training_is_a_step_of_nesterov_sgd(data):
 def test_adversarial_training_is_more_robust_than_standard_training(data):
     threat, attack = ThreatModel(epsilon=0.2), PGD(steps=5, step_size=0.08)
     quick = dataclasses.replace(QUICK, epochs=15, padding=0, flip=False, method=PGDAT(attack=attack))
-    robust = fit(_model(), data, threat, quick, _stage()).record["validation"]
-    plain = fit(_model(), data, threat, dataclasses.replace(quick, method=Standard()), _stage()).record["validation"]
+    robust = fit(_model(), data, threat, quick, _stage()).record.validation
+    plain = fit(_model(), data, threat, dataclasses.replace(quick, method=Standard()), _stage()).record.validation
     assert robust["robust"] > plain["robust"] + 0.1
 
 
@@ -240,7 +240,7 @@ def test_whatever_a_training_remembers_an_interrupted_one_resumes_to_its_bits(da
     resumed = fit(_model(), data, THREAT, plan, _stage(tmp_path))
     for name, value in whole.last.items():
         assert torch.equal(value, resumed.last[name]), name
-    assert {**whole.record, "seconds": 0} == {**resumed.record, "seconds": 0}
+    assert dataclasses.replace(whole.record, seconds=0) == dataclasses.replace(resumed.record, seconds=0)
 
 
 def test_two_runs_with_a_memory_differ_from_one_whose_memory_is_lost(data, tmp_path):
@@ -313,13 +313,13 @@ def test_the_watch_stops_a_training_that_collapses_and_keeps_the_best_epoch(data
     plan = Training(method=Fast(watch=0.2), epochs=12, batch_size=32, schedule="linear", knots=knots)
     fitted = fit(_model(), data, THREAT, plan, _stage(tmp_path))
     rows = [row["validation_robust"] for row in read_metrics(tmp_path / "metrics.jsonl")]
-    assert fitted.record["collapsed"]
-    assert fitted.record["last_epoch"] == len(rows) < 12
+    assert fitted.record.collapsed
+    assert fitted.record.last_epoch == len(rows) < 12
     assert rows[-2] - rows[-1] >= 0.2
-    assert fitted.record["validation"]["robust"] == max(rows)
+    assert fitted.record.validation["robust"] == max(rows)
     # Resumed, it stays stopped; and what has collapsed is not kept, even where the last epoch is asked for.
     again = fit(_model(), data, THREAT, dataclasses.replace(plan, keep="last"), _stage(tmp_path))
-    assert (again.record["last_epoch"], again.record["kept"]) == (len(rows), "best")
+    assert (again.record.last_epoch, again.record.kept) == (len(rows), "best")
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in fitted.best.items())
 
 
@@ -357,22 +357,22 @@ def _collapse(start: str, watch: float) -> TrainingResult:
 def test_one_step_without_a_random_start_overfits_catastrophically_and_the_watch_catches_it():
     fitted = _collapse("none", watch=0.15)
     record = fitted.record
-    assert record["collapsed"]
-    assert record["last_epoch"] > record["best_epoch"]
-    assert record["validation"]["robust"] >= record["last"]["robust"] + 0.15
+    assert record.collapsed
+    assert record.last_epoch > record.best_epoch
+    assert record.validation["robust"] >= record.last["robust"] + 0.15
     # What was kept is the good state: attacked again, it has the robust accuracy that was recorded.
     images = _larger(datasets.load("digits").validation)
     threat = ThreatModel(epsilon=0.3)
     again = evaluate(fitted.model, images, threat, [PGD(steps=10)]).robust_accuracy
-    assert again == pytest.approx(record["validation"]["robust"], abs=0.03)
+    assert again == pytest.approx(record.validation["robust"], abs=0.03)
     # And what was stopped is an overfit to the one step, which it withstands while it falls to ten.
     fitted.model.load_state_dict(fitted.last)
-    assert evaluate(fitted.model, images, threat, [FGSM()]).robust_accuracy > record["last"]["robust"] + 0.2
+    assert evaluate(fitted.model, images, threat, [FGSM()]).robust_accuracy > record.last["robust"] + 0.2
 
 
 @pytest.mark.slow
 def test_from_a_random_start_the_same_training_does_not_collapse():
-    assert _collapse("uniform", watch=0.15).record["collapsed"] is False
+    assert _collapse("uniform", watch=0.15).record.collapsed is False
 
 
 def test_the_network_is_evaluated_with_its_average_weights(data, tmp_path):
@@ -404,11 +404,11 @@ def test_reduced_precision_trains_nearly_alike_and_crafts_in_the_ball(data, prec
         return crafted
 
     monkeypatch.setattr(PGDAT, "craft", checked)
-    full = fit(_model(), data, THREAT, QUICK, _stage()).record["last"]
+    full = fit(_model(), data, THREAT, QUICK, _stage()).record.last
     reduced = fit(_model(), data, THREAT, dataclasses.replace(QUICK, precision=precision), _stage())
     assert all(inside) and len(inside) == 2 * 3 * 8
     assert reduced.model[0].weight.dtype == torch.float32
-    assert reduced.record["last"]["robust"] == pytest.approx(full["robust"], abs=0.15)
+    assert reduced.record.last["robust"] == pytest.approx(full["robust"], abs=0.15)
 
 
 def test_phases_change_resolution_and_batch(data, monkeypatch):
