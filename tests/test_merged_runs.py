@@ -125,7 +125,7 @@ def test_the_report_says_where_the_networks_come_from_and_claims_no_search(joine
 def test_joining_that_fails_on_the_way_leaves_no_run(
     command: Command, narrow: Path, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robust_nas.jobs.merged_runs.write_json", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("robust_nas.jobs.merged_runs.write_text", mock.Mock(side_effect=KeyboardInterrupt))
     assert command("ensemble", "build", "--from", narrow, wide, "--out", tmp_path).returncode == 130
     assert not list(tmp_path.glob("*"))
 

@@ -310,5 +310,5 @@ def test_a_model_whose_logits_claim_a_gradient_and_have_none_is_attacked_as_the_
     with pytest.raises(InputError, match=r"nothing that has a gradient.*evaluation.curve_attack=square"):
         plan.assess(Model(), data, [THREAT], alone)
     found = replace(plan, curve_attack=Square(queries=5)).assess(Model(), data, [THREAT], alone)
-    failed = {check["check"] for check in found.masking if not check["passed"]}
+    failed = {check.check for check in found.masking if not check.passed}
     assert GRADIENTS in failed

@@ -60,6 +60,6 @@ def test_training_with_noise_gives_the_smoothed_classifier_larger_radii() -> Non
             )  # fmt: skip
         rn.train(model, data, rn.ThreatModel(epsilon=0.1), method=method, **options)
         found = rn.smooth(model, sigma=0.5, num_samples=500).certify(data.test[:60])
-        radii.append(found.summary(0.25)["average_radius"])
+        radii.append(found.summary(0.25).average_radius)
     # 0.12 and 0.27, when this was written.
     assert radii[1] > 1.5 * radii[0]
