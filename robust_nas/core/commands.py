@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from robust_nas.core.errors import InputError, suggest
-from robust_nas.core.registry import allowing_code
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -95,6 +94,8 @@ class Command:
         for names, options in (*self.arguments, _ALLOW_CODE):
             parser.add_argument(*names, **options)
         given = vars(parser.parse_intermixed_args(list(words)))
+        from robust_nas.core.registry import allowing_code  # no help needs it
+
         with allowing_code(given.pop("allow_code")):
             self.function(**given)
 

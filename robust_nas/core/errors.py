@@ -1,6 +1,5 @@
 """One exception for mistakes of users, and one for work that ends from outside; the command line prints a sentence."""
 
-import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -22,6 +21,8 @@ class Terminated(KeyboardInterrupt):
 
 def of_exit(error: SystemExit) -> InputError:
     """Return the error of a module that ended the program, which would otherwise look like success."""
+    import traceback
+
     *_, last = traceback.extract_tb(error.__traceback__)
     return InputError(
         f"{last.filename}, line {last.lineno}, ended the program ({error!r}), which a module that robust-nas runs must "
