@@ -269,9 +269,18 @@ def test_modules_of_the_current_folder_do_not_stand_in_for_installed_ones(gift: 
     assert not ran(gift)
 
 
-@pytest.mark.parametrize("place", ["on import", "in the making", "when called"])
-def test_a_models_file_that_ends_the_program_does_not_end_it_well(tmp_path: Path, command: Command, place: str) -> None:
-    ends = {key: "sys.exit(0)" if key == place else "pass" for key in ("on import", "in the making", "when called")}
+ENDINGS = {"sys.exit(0)": "SystemExit", "exit()": "SystemExit", "raise GeneratorExit": "GeneratorExit"}
+
+
+@pytest.mark.parametrize(
+    ("place", "ending"),
+    [("on import", "sys.exit(0)"), ("in the making", "raise GeneratorExit")]
+    + [("when called", ending) for ending in ENDINGS],
+)
+def test_a_models_file_that_ends_the_program_does_not_end_it_well(
+    tmp_path: Path, command: Command, place: str, ending: str
+) -> None:
+    ends = {key: ending if key == place else "pass" for key in ("on import", "in the making", "when called")}
     (tmp_path / "mine.py").write_text(
         f"""
 import sys
@@ -288,7 +297,38 @@ class Net(nn.Sequential):
     )
     done = command("attack", "mine.py:Net", "--data", "digits", "--threat", "linf:0.1", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "mine.py" in done.stderr and "SystemExit" in done.stderr
+    assert "mine.py" in done.stderr and ENDINGS[ending] in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+class Ends(nn.Module):
+    """A model whose pass ends the program."""
+
+    def __init__(self, end: type[BaseException]) -> None:
+        super().__init__()
+        self.end, self.weight = end, nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise self.end
+
+
+@pytest.mark.parametrize("end", [SystemExit, GeneratorExit])
+def test_a_model_that_ends_the_program_is_a_wrong_input_of_every_call(tmp_path: Path, end: type[BaseException]) -> None:
+    data, threat, model = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.1), Ends(end)
+    calls: list[Callable[[], object]] = [
+        lambda: rn.evaluate(model, data.test[:2], threat),
+        lambda: rn.certify(model, data.test[:2], threat),
+        lambda: rn.smooth(model, sigma=0.25).certify(data.test[:2]),
+        lambda: rn.smooth(model, sigma=0.25).predict(data.test[:2].images),
+        lambda: rn.train(model, data, threat, method="standard", epochs=1),
+        lambda: rn.build_ensemble([model], data.test[:2], threat),
+        lambda: rn.export_onnx(model, tmp_path / "model.onnx", data.image_shape),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=rf"test_trust\.py, line \d+, ended the program \({end.__name__}"):
+            call()
+    with pytest.raises(KeyboardInterrupt):
+        rn.certify(Ends(KeyboardInterrupt), data.test[:2], threat)
 
 
 def test_a_model_that_ends_a_worker_is_said_to() -> None:

@@ -40,6 +40,7 @@ from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import scores
 from robust_nas.records.certification import Smoothed
 from robust_nas.runtime.distributed import World
+from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, Pixels, check_pixels
@@ -235,6 +236,7 @@ class SmoothedClassifier:
     model: nn.Module
     smoothing: Smoothing
 
+    @unchanged_process()
     def predict(self, images: Tensor, *, seed: int = 0) -> Tensor:
         """Return the class of each of `images` [B, C, H, W], or `ABSTAIN`, [B] (the paper's PREDICT).
 
@@ -264,6 +266,7 @@ class SmoothedClassifier:
         # The last count is of samples that are of no class.
         return answer if by_chance <= self.smoothing.failure and answer < len(counts) - 1 else ABSTAIN
 
+    @unchanged_process()
     def certify(
         self, data: ImageSet, *, seed: int = 0, stage: Stage | None = None, chunk_size: int | None = None
     ) -> SmoothedCertification:

@@ -93,8 +93,6 @@ def _mistakes_said() -> Iterator[None]:
         _fail(str(error), error)
     except End:
         raise
-    except SystemExit as error:
-        _fail(str(of_exit(error)), error)
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`); Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,11 +103,15 @@ def _mistakes_said() -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "free some space and resume the run" if full else "check the path, and whether it may be used"
         _fail(f"{place}{error.strerror}; {advice}.", error)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # code of the user's, which ends the program
+        _fail(str(of_exit(error)), error)
 
 
 def _fail(message: str, error: BaseException) -> None:
     if os.environ.get("ROBUST_NAS_TRACEBACK"):
-        raise (RuntimeError(message) if isinstance(error, SystemExit) else error) from error.__cause__
+        raise (error if isinstance(error, Exception) else RuntimeError(message)) from error.__cause__
     # Under torchrun a mistake may be one rank's alone; mistakes that all ranks find are said by each.
     rank = os.environ.get("RANK", "0")
     print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{visible(_shortened(message))}", file=sys.stderr)

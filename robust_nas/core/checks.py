@@ -27,6 +27,7 @@ _MADE = {
     "ImageSet": "a part of a data set, such as data.test",
     "ThreatModel": "such as rn.ThreatModel(epsilon=0.03)",
     "Module": "a network",
+    "Tensor": "torch.as_tensor makes one of an array",
 }
 """The makers of the arguments of calls, for the messages."""
 

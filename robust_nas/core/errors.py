@@ -19,11 +19,16 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which clusters and launchers send some time before they kill; it is answered like Ctrl-C."""
 
 
-def of_exit(error: SystemExit) -> InputError:
-    """Return the error of a module that ended the program, which would otherwise look like success."""
+def of_exit(error: BaseException) -> InputError:
+    """Return the error of a module that ended the program, which would otherwise look like success or say nothing.
+
+    Args:
+        error: SystemExit, GeneratorExit, or another exception that is no `Exception`, and not Ctrl-C.
+    """
     import traceback
 
-    *_, last = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(error.__traceback__)
+    *_, last = [frame for frame in frames if "_sitebuiltins" not in frame.filename] or frames  # `exit()` is there
     return InputError(
         f"{last.filename}, line {last.lineno}, ended the program ({error!r}), which a module that robust-nas runs must "
         "not do; take that out of it."

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.pixels import WHITE, class_labels, stored_images
 from robust_nas.core.registry import Group, is_module_name, named, offered
@@ -367,7 +368,16 @@ def load(name: str, **options: Any) -> Dataset:
     """Load a data set by name: `datasets.load("cifar10", root="data", train_size=5000)`.
 
     Suspicious signs in its images are given as warnings.
+
+    Raises:
+        InputError: for a name that is none, or that of a folder; see `DataSource.load_splits`.
     """
+    check_type("The name of a data set", name, str, 'a text, such as "digits"')
+    if name not in names() and Path(name).expanduser().is_dir():
+        raise InputError(
+            f"'{name}' is a folder and no data set's name; a folder of class folders is "
+            f'rn.datasets.load("folder", root={name!r}).'
+        )
     from robust_nas.core import config
 
     source: DataSource = config.build(get(name), named(options), "data")

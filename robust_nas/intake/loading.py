@@ -222,7 +222,9 @@ def _imported(place: str) -> ModuleType:
     try:
         return _run_file(path.resolve()) if place.endswith(".py") else importlib.import_module(place)
     # Whatever a file of the user's raises; ROBUST_NAS_TRACEBACK shows where.
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         advice = "mend it" if place.endswith(".py") else "check its name, PYTHONPATH and the current folder"
         raise InputError(f"{place} cannot be imported ({type(error).__name__}: {error}); {advice}.") from error
 
@@ -265,9 +267,9 @@ def _made(value: Any, parts: ModelParts) -> nn.Module:
             ) from None
         try:
             made = value()
-        except InputError:
+        except (InputError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise InputError(f"{name} failed to make a model ({type(error).__name__}: {error}); mend it.") from error
     if not isinstance(made, nn.Module):
         verb = "is" if made is value else "returns"

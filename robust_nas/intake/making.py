@@ -80,7 +80,9 @@ def _of_class(kind: type[nn.Module]) -> nn.Module:
         inspect.signature(kind).bind()
         with seeded(0, "intake"):
             return kind()
-    except (Exception, SystemExit) as error:  # whatever a class of the user's raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a class of the user's raises
         raise InputError(
             f"the class {kind.__qualname__} cannot be made without arguments ({error}); load the model by the name of "
             "a function that makes it, rn.load_models('my_net.py:make')"

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from robust_nas import __version__, datasets
 from robust_nas.core import config
+from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.registry import named
@@ -74,6 +75,10 @@ def write_vnnlib(path: Path | str, image: Tensor, label: int, num_classes: int, 
     Raises:
         InputError: for a norm other than linf, an image of another form, or a label that is no class.
     """
+    check_path("path", path)
+    check_kinds("write_vnnlib", image=(image, Tensor), threat=(threat, ThreatModel))
+    check_type("label", label, int, "a whole number")
+    check_type("num_classes", num_classes, int, "a whole number")
     _check_box(threat)
     image = unit_images(image.unsqueeze(0)).squeeze(0)
     if not 0 <= label < num_classes or num_classes < 2:
@@ -155,13 +160,22 @@ def write_benchmark(
     Raises:
         InputError: for nothing to write, other norms, a folder with other files, or what `export_onnx` raises.
     """
-    packages, folder = require_packages(), Path(folder)
+    packages = require_packages()
+    check_type("models", models, Mapping, "a dictionary of networks by name, such as run.models")
+    for name in models:
+        check_type("A model's name", name, str, "a text")
+    check_kinds("write_benchmark", data=(data, ImageSet))
+    check_type("threats", threats, Sequence, "a list of threat models, such as [rn.ThreatModel(epsilon=0.03)]")
+    check_path("folder", folder)
+    check_type("timeout", timeout, int, "a whole number of seconds")
+    folder = Path(folder)
     if not (models and len(data) and threats) or timeout < 1:
         raise InputError(
             "An export needs at least one model, image and radius, and a timeout of at least 1 s, but got "
             f"{len(models)}, {len(data)}, {len(threats)} and {timeout}."
         )
     for threat in threats:
+        check_kinds("write_benchmark", threat=(threat, ThreatModel))
         _check_box(threat)
     names = {name: f"onnx/{file_name(name)}.onnx" for name in models}
     if len(set(names.values())) < len(names):

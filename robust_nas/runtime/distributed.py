@@ -86,10 +86,10 @@ def _work(function: Callable[[T], Tensor], items: Sequence[T], sender: Connectio
     torch.set_num_threads(1)
     try:
         sender.send([function(item).cpu().numpy() for item in items])
-    except SystemExit as error:
-        sender.send(of_exit(error))
     except Exception as error:
         sender.send(error)
+    except BaseException as error:
+        sender.send(of_exit(error))
     finally:
         sender.close()
 

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from robust_nas.core.errors import of_exit
+
 
 class Held(Protocol):
     """A folder that this process keeps other processes from."""
@@ -30,11 +32,22 @@ def unchanged_process() -> Iterator[None]:
     Put back are torch's threads, kernels, default type and gradient mode, the random states of Python, NumPy and torch,
     the filters of warnings, environment variables and signal handlers. A process group that was joined is left, and a
     folder that was locked is free again. Imported modules stay imported.
+
+    Raises:
+        InputError: if code of the user's in the block, such as a model's pass, ends the program.
     """
     restore = [*_of_python(), *_of_torch()]
     held, joined = list(HELD), _in_group()
     try:
         yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        from robust_nas.core.commands import End
+
+        if isinstance(error, End):
+            raise
+        raise of_exit(error) from error
     finally:
         for folder in list(HELD):
             if folder not in held:

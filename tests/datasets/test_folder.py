@@ -145,6 +145,17 @@ def test_a_mistake_is_refused_in_a_sentence(tmp_path: Path, message: str) -> Non
         datasets.load("folder", root=root)
 
 
+def test_a_folder_in_place_of_a_name_is_told_how_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imgs").mkdir()
+    for place in ("./imgs", "imgs", str(tmp_path)):
+        with pytest.raises(InputError, match=r'is a folder .*datasets\.load\("folder", root=') as refused:
+            datasets.load(place)
+        assert f"root={place!r})" in str(refused.value)
+
+
 @pytest.mark.parametrize("denied", ["", "a", "a/more"])
 def test_a_folder_that_cannot_be_read_is_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: str

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,6 +229,30 @@ def test_what_fails_leaves_the_export_that_was_there_and_other_files_are_not_rep
     with pytest.raises(InputError, match=r"such as thesis\.tex"):
         write_benchmark({"a": model}, digits.test[:2], [ThreatModel(epsilon=0.1)], tmp_path / "export")
     assert (tmp_path / "export" / "export.json").read_text() == "older"
+
+
+def test_arguments_in_another_order_are_refused_in_a_sentence(
+    model: nn.Module, digits: Dataset, tmp_path: Path
+) -> None:
+    models, data, threats, folder = {"a": model}, digits.test[:1], [ThreatModel(epsilon=0.1)], tmp_path / "export"
+    calls: list[tuple[Any, ...]] = [
+        (data, models, threats, folder),
+        (models, threats, data, folder),
+        (models, data, folder, threats),
+        (model, data, threats, folder),
+        (models, digits, threats, folder),
+        (models, data, threats[0], folder),
+        (models, data, [models], folder),
+        ({3: model}, data, threats, folder),
+    ]
+    for arguments in calls:
+        with pytest.raises(InputError, match=r", but got (one|3)"):
+            write_benchmark(*arguments)
+    image = data.images[0]
+    for arguments in [(image, folder, 0, 10, threats[0]), (folder, image, 0, threats[0], 10), (folder, data, 0, 10, 1)]:
+        with pytest.raises(InputError, match=", but got one"):
+            write_vnnlib(*arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_box_no_image_or_no_class_is_refused(model: nn.Module, digits: Dataset, tmp_path: Path) -> None:
