@@ -18,8 +18,10 @@ __version__ = "0.1.0"
 
 _FROM = {
     "Architecture": "architectures.cell",
+    "Dataset": "datasets",
     "Ensemble": "ensembles",
     "Genotype": "architectures.genotype",
+    "ImageSet": "datasets",
     "InputError": "core.errors",
     "ThreatModel": "threat",
     "build_ensemble": "api",
@@ -54,8 +56,10 @@ _MODULES = (
 
 __all__ = [
     "Architecture",
+    "Dataset",
     "Ensemble",
     "Genotype",
+    "ImageSet",
     "InputError",
     "ThreatModel",
     "__version__",
@@ -117,6 +121,7 @@ if TYPE_CHECKING:
     from robust_nas.architectures.cell import Architecture
     from robust_nas.architectures.genotype import Genotype
     from robust_nas.core.errors import InputError
+    from robust_nas.datasets import Dataset, ImageSet
     from robust_nas.ensembles import Ensemble
     from robust_nas.intake import load_models
     from robust_nas.integrations.onnx import export_onnx

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import derivation, evaluation, intake, pipeline, report, searches, spaces
+from robust_nas import datasets, derivation, evaluation, intake, pipeline, report, searches, spaces
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
@@ -24,7 +24,7 @@ from robust_nas.core.files import read_json
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
 from robust_nas.core.writing import make_folder
-from robust_nas.datasets import Dataset, ImageSet
+from robust_nas.datasets import Dataset
 from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.evaluation import Evaluation
 from robust_nas.models.complexity import within_memory
@@ -42,6 +42,7 @@ from robust_nas.training import Training
 if TYPE_CHECKING:
     from robust_nas.attacks import Attack
     from robust_nas.bounds import Bound
+    from robust_nas.datasets import Images
     from robust_nas.searches import SearchResult
     from robust_nas.spaces import Space
     from robust_nas.training import TrainingMethod
@@ -49,10 +50,20 @@ if TYPE_CHECKING:
 
 @unchanged_process()
 def search(
-    space: Space | str, data: Dataset, threat: ThreatModel, *, method: str = "dirichlet", seed: int = 0, **options: Any
+    space: Space | str,
+    data: Dataset | Images,
+    threat: ThreatModel,
+    *,
+    method: str = "dirichlet",
+    seed: int = 0,
+    **options: Any,
 ) -> SearchResult:
-    """Search `space`; `options` are the search's fields. The result's `best` is the most probable architecture."""
-    check_kinds("search", data=(data, Dataset), threat=(threat, ThreatModel))
+    """Search `space`; `options` are the search's fields. The result's `best` is the most probable architecture.
+
+    Data without splits is split as `rn.Dataset.from_torch` says.
+    """
+    data = datasets.dataset(data)
+    check_kinds("search", threat=(threat, ThreatModel))
     space = _space(space)
     chosen = config.build(searches.get(method), named(options), "search")
     found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data))
@@ -61,11 +72,18 @@ def search(
 
 @unchanged_process()
 def derive(
-    found: SearchResult, space: Space | str, data: Dataset, threat: ThreatModel, *, seed: int = 0, **options: Any
+    found: SearchResult,
+    space: Space | str,
+    data: Dataset | Images,
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    **options: Any,
 ) -> list[AnyArchitecture]:
     """Return functionally different architectures, best first; `options` are fields of the recipe's [derive]."""
     check_type("What derive takes", found, searches.SearchResult, "a search's result (rn.search gives it)")
-    check_kinds("derive", data=(data, Dataset), threat=(threat, ThreatModel))
+    data = datasets.dataset(data)
+    check_kinds("derive", threat=(threat, ThreatModel))
     plan = config.build(derivation.Derivation, named(options), "derive")
     candidates = derivation.derive(found, _space(space), data, threat, plan, _stage("derive", seed, data))
     return [candidate.architecture for candidate in candidates[: plan.count]]
@@ -74,7 +92,7 @@ def derive(
 @unchanged_process()
 def train(
     architecture: AnyArchitecture | str | nn.Module,
-    data: Dataset,
+    data: Dataset | Images,
     threat: ThreatModel,
     *,
     space: Space | str = "nasbench201",
@@ -92,6 +110,7 @@ def train(
     Args:
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
             of `data`. A module is trained in place, from the weights that it has.
+        data: the data set; without splits, it is split as `rn.Dataset.from_torch` says.
         method: the training method, with its examples and its loss; `pgd_at`, if neither it nor a recipe is given.
         frozen_members: trained models: the new one is trained for what it adds to an ensemble with them. Their
             parameters lose their gradients.
@@ -101,7 +120,8 @@ def train(
     Raises:
         InputError: for an unknown or wrong option, a module that cannot be trained, or what the training raises.
     """
-    check_kinds("train", data=(data, Dataset), threat=(threat, ThreatModel))
+    data = datasets.dataset(data)
+    check_kinds("train", threat=(threat, ThreatModel))
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
     given = named({**({} if method is None else {"method": method}), **options})
     plan = config.build(Training, {**section, **given}, "train")
@@ -129,7 +149,7 @@ def train(
 @overload
 def evaluate(
     model: nn.Module,
-    data: ImageSet,
+    data: Images,
     threat: ThreatModel | Sequence[ThreatModel],
     /,
     *,
@@ -172,10 +192,11 @@ def evaluate(
         rn.evaluate(model, images, labels, threat, attacks=["pgd", "autoattack"])
         rn.evaluate(model, data.test, [rn.ThreatModel(epsilon="8/255"), rn.ThreatModel(norm="l2", epsilon=0.5)])
 
-    `images` are [N, C, H, W] in [0, 1] (or bytes), `labels` [N]; several threat models are evaluated one by one, and
-    `robust_accuracy` is then their worst-case union. Suspicious signs in the model (logits that depend on more than the
-    image, gradients of another function, probabilities instead of logits, other pre-processing) are given as warnings,
-    and kept in the result's `notes`.
+    `images` are [N, C, H, W] in [0, 1] (or bytes), `labels` [N], in place of which a `torch.utils.data.Dataset` or a
+    `DataLoader` will do (`rn.Dataset.from_torch` says of which samples); several threat models are evaluated one by
+    one, and `robust_accuracy` is then their worst-case union. Suspicious signs in the model (logits that depend on more
+    than the image, gradients of another function, probabilities instead of logits, other pre-processing) are given as
+    warnings, and kept in the result's `notes`.
 
     Args:
         batch_size: images in a chunk; the outcome of an image depends on the chunk's number.
@@ -188,13 +209,13 @@ def evaluate(
     """
     if len(given) == 3:
         images, labels, threat = given
-        data = ImageSet.of(images, labels)
-    elif len(given) == 2 and isinstance(given[0], ImageSet):
-        data, threat = given
+        data = datasets.image_set((images, labels))
+    elif len(given) == 2:
+        data, threat = datasets.image_set(given[0]), given[1]
     else:
         raise InputError(
-            "evaluate takes a model, then images, labels and a threat model, or an image set and a threat model, but "
-            f"got {len(given)} arguments after the model."
+            "evaluate takes a model, then images, labels and a threat model, or data and a threat model, but got "
+            f"{len(given)} arguments after the model."
         )
     intake.check_model(model)
     check_type("name", name, str, "the model's name")
@@ -219,7 +240,7 @@ def evaluate(
 @unchanged_process()
 def certify(
     model: nn.Module,
-    data: ImageSet,
+    data: Images,
     threat: ThreatModel,
     *,
     bound: Bound | str = "auto",
@@ -234,7 +255,9 @@ def certify(
     if epsilons is not None and not isinstance(epsilons, Sequence):
         raise InputError(f"certify takes a list of radii as epsilons, but got {epsilons!r}; write [{epsilons!r}].")
     chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
-    return certify_model(model, data, threat, bound=chosen, epsilons=epsilons, batch_size=batch_size)
+    return certify_model(
+        model, datasets.image_set(data), threat, bound=chosen, epsilons=epsilons, batch_size=batch_size
+    )
 
 
 @unchanged_process()
@@ -254,7 +277,7 @@ def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedC
 @unchanged_process()
 def build_ensemble(
     models: Sequence[nn.Module],
-    validation: ImageSet,
+    validation: Images,
     threat: ThreatModel,
     *,
     rule: str = "robboost",
@@ -271,7 +294,11 @@ def build_ensemble(
             "build_ensemble takes a list of at least one model, such as list(run.models.values()), but got "
             f"{type(models).__name__}{' without models' if isinstance(models, Sequence) else ''}."
         )
-    return Ensemble(list(models)).fit(validation, threat, rule=rule, bound=bound, **options).eval()
+    return (
+        Ensemble(list(models))
+        .fit(datasets.image_set(validation, "validation"), threat, rule=rule, bound=bound, **options)
+        .eval()
+    )
 
 
 @unchanged_process()

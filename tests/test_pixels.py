@@ -120,11 +120,15 @@ def test_every_way_in_takes_the_same_images_for_the_same(entry: str) -> None:
 
 @pytest.mark.parametrize("entry", entries())
 def test_every_way_in_refuses_what_are_no_images_or_labels(entry: str) -> None:
-    call = entries()[entry]
+    call, arrays_too = entries()[entry], entry == "evaluate"
     for message, images in WRONG.items():
+        if arrays_too and isinstance(images, np.ndarray):
+            continue
         with pytest.raises(InputError, match=message):
             call(images, LABELS)
     for message, labels in WRONG_LABELS.items():
+        if arrays_too and isinstance(labels, list):
+            continue
         with pytest.raises(InputError, match=message):
             call(shaped(torch.tensor(UNIT)), labels)
 

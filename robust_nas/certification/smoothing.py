@@ -30,11 +30,11 @@ from scipy.special import betaincinv, ndtri
 from torch import Tensor, nn
 
 from robust_nas import intake
-from robust_nas.core.checks import check_at_least, check_kinds
+from robust_nas.core.checks import check_at_least
 from robust_nas.core.errors import InputError
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.seeds import generator_at
-from robust_nas.datasets import ImageSet
+from robust_nas.datasets import ImageSet, image_set
 from robust_nas.evaluation import wilson_interval
 from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import scores
@@ -284,7 +284,7 @@ class SmoothedClassifier:
             InputError: for no images, labels that are no classes, a model that is no classifier of single images, or a
                 saved state of other settings.
         """
-        check_kinds("certify", data=(data, ImageSet))
+        data = image_set(data)
         if len(data) == 0 or (chunk_size is not None and chunk_size < 1):
             raise InputError(
                 "certify needs at least one image and a chunk_size of at least 1, but got "

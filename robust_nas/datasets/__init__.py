@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError, suggest
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from robust_nas.datasets._batches import check_batch as check_batch
     from robust_nas.datasets._batches import epoch_batches as epoch_batches
+    from robust_nas.datasets._own import dataset as dataset
+    from robust_nas.datasets._own import image_set as image_set
+
+    Images: TypeAlias = "ImageSet | tuple[Any, Any] | torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]"
 
 
 class TrainingImages(Protocol):
@@ -291,6 +295,59 @@ class Dataset:
                     f"from 0 to {len(self.classes) - 1}, but are from {int(labels.min())} to {int(labels.max())}."
                 )
 
+    @classmethod
+    def from_torch(
+        cls,
+        train: object,
+        validation: object = None,
+        test: object = None,
+        *,
+        name: str = "own",
+        classes: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Return the splits that data sets or loaders of torch hold, whose samples are images and labels.
+
+            rn.Dataset.from_torch(torchvision.datasets.ImageFolder("train", transform=ToTensor()))
+
+        Every sample is read once, as it is given: leave out `Normalize`, as networks normalise their own input, and
+        random changes, which a training makes itself. Of validation and test images that are not given, each is a
+        tenth of the training images, in an order that depends on their number alone.
+
+        Args:
+            train: a `torch.utils.data.Dataset` or a `DataLoader`; an image is a tensor [C, H, W] in [0, 1] or of bytes,
+                an array [H, W, C], or one of Pillow's; all are of one size.
+            validation: of the same kind; it selects epochs and architectures.
+            test: of the same kind; it only measures.
+            name: the data set's name in results.
+            classes: the classes' names; those of `train.classes`, if not given, and without these the labels.
+
+        Raises:
+            InputError: for samples that are no images with labels, or splits that do not fit each other.
+        """
+        from robust_nas.datasets._own import dataset
+
+        return dataset(train, validation, test, name=name, classes=classes)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[Any, Any],
+        validation: tuple[Any, Any] | None = None,
+        test: tuple[Any, Any] | None = None,
+        *,
+        name: str = "own",
+        classes: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Return the splits that pairs of arrays or tensors hold, images [N, C, H, W] and labels [N].
+
+            rn.Dataset.from_arrays((images, labels), classes=["cat", "dog"])
+
+        Images are floats in [0, 1] or bytes. The rest is as for `from_torch`.
+        """
+        from robust_nas.datasets._own import dataset
+
+        return dataset(train, validation, test, name=name, classes=classes)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
@@ -391,6 +448,8 @@ __getattr__ = offered(
     __name__,
     {
         "check_batch": "_batches",
+        "dataset": "_own",
+        "image_set": "_own",
         "epoch_batches": "_batches",
     },
 )
