@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_weights_of_more_or_fewer_digits_are_taken(tmp_path: Path) -> None:
             {"linear.weight": torch.ones(3, 4), "linear.bias": torch.ones(3), "extra": torch.ones(1)},
             r"\(it has no 'extra'\)",
         ),
-        ({"module.linear.weight": torch.ones(3, 4)}, r"\('linear.weight' is missing, and 1 more\)"),
+        ({"net.linear.weight": torch.ones(3, 4)}, r"\('linear.weight' is missing, and 1 more\)"),
         (
             {"linear.weight": torch.ones(9, 4), "linear.bias": torch.ones(3)},
             r"\(size mismatch for linear.weight.*\[9, 4\].*\[3, 4\]\)\)",
@@ -338,16 +339,72 @@ class Bomb:
         return os.mkdir, ("unpickled",)
 
 
-def test_pickles_are_refused_unread(tmp_path: Path, nets: Path) -> None:
-    for name in ("net.pt", "net.pth", "net.ckpt", "net.bin", "net.pkl", "net"):
-        torch.save({"x": Bomb()}, tmp_path / name)
-        for spec in (name, f"{nets}:Small@{name}"):
-            with pytest.raises(InputError, match=r"nothing is unpickled.*safetensors.torch.save_file.torch.load"):
-                load_models(spec, device="cpu")
-    (tmp_path / "old.pth").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(InputError, match="nothing is unpickled"):
-        load_models("old.pth", device="cpu")
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.ckpt", "net.bin", "net.pkl"])
+def test_pickles_of_more_than_tensors_are_refused_and_run_nothing(tmp_path: Path, nets: Path, name: str) -> None:
+    for content in ({"x": Bomb()}, nn.Linear(4, 3), {"state_dict": Bomb()}):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match=r"more than tensors .*run code; .*torch.save\(model.state_dict\(\)"):
+            load_models(f"{nets}:Small@{name}", device="cpu")
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match="more than tensors"):
+        load_models(f"{nets}:Small@{name}", device="cpu")
+    with pytest.raises(InputError, match=r"package.module:attribute@"):
+        load_models(name, device="cpu")
     assert not (tmp_path / "unpickled").exists()
+
+
+STATE = {"linear.weight": torch.full((3, 4), 2.0), "linear.bias": torch.arange(3.0)}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (STATE, []),
+        ({"state_dict": STATE, "optimizer": {"lr": 0.1}, "epoch": 3}, ["under 'state_dict'"]),
+        ({"model": {f"module.{key}": value for key, value in STATE.items()}}, ["under 'model'", "without 'module.'"]),
+        (
+            {f"_orig_mod.module.{key}": value for key, value in STATE.items()},
+            ["without '_orig_mod.'", "without 'module.'"],
+        ),
+    ],
+)
+def test_what_torch_saves_is_loaded_and_what_is_taken_off_is_said(
+    tmp_path: Path, nets: Path, content: Any, said: list[str]
+) -> None:
+    torch.save(content, tmp_path / "net.pt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ((name, model),) = load_models(f"{nets}:Small@net.pt", device="cpu").items()
+    assert name == "Small@net" and torch.equal(model(torch.ones(1, 1, 2, 2)), torch.tensor([[8.0, 9.0, 10.0]]))
+    assert len(caught) == len(said) and all(text in str(each.message) for text, each in zip(said, caught, strict=True))
+
+
+def test_names_of_a_wrapped_network_are_its_own_in_safetensors_too(tmp_path: Path, nets: Path) -> None:
+    save_file({f"module.{key}": value for key, value in STATE.items()}, tmp_path / "net.safetensors")
+    with pytest.warns(UserWarning, match=r"without 'module\.'"):
+        ((_, model),) = load_models(f"{nets}:Small@net.safetensors", device="cpu").items()
+    assert torch.equal(model.linear.bias, torch.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3}, "'epoch' is no tensor"),
+        ({}, "no state dict"),
+        ([torch.ones(1)], "no state dict"),
+        (b"not a file of torch", "damaged or none that torch.save wrote|more than tensors"),
+        (b"", "damaged or none that torch.save wrote"),
+    ],
+)
+def test_other_files_by_these_names_are_refused_in_a_sentence(
+    tmp_path: Path, nets: Path, content: Any, message: str
+) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "net.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=message):
+        load_models(f"{nets}:Small@net.pt", device="cpu")
 
 
 # torchvision

@@ -109,8 +109,8 @@ def a_recipe_in_another_encoding_is_refused(folder: Path) -> None:
 
 
 @situation(KIND, "rasbt/LLMs-from-scratch#580")
-def pickled_weights_are_refused_with_the_way_out(folder: Path) -> None:
-    torch.save(linear(10, (1, 8, 8)).state_dict(), folder / "model.pth")
+def a_pickled_module_is_refused_with_the_way_out(folder: Path) -> None:
+    torch.save(linear(10, (1, 8, 8)), folder / "model.pth")
     (folder / "net.py").write_text("from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
     words = ["attack", f"{folder}/net.py:net@{folder}/model.pth", "--data", "digits", "--threat", "linf:0.1"]
-    refused_command(words, "safetensors")
+    refused_command(words, "torch.save(model.state_dict()")

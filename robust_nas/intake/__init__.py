@@ -4,6 +4,7 @@
     runs/RUN/checkpoints/model-1.safetensors        one of them
     package.module:attribute                        an nn.Module, or what returns one when called without arguments
     path/to/file.py:attribute@weights.safetensors   the same, with weights
+    path/to/file.py:attribute@checkpoint.pt         the same, with the tensors that torch.save wrote
     torchvision:resnet18@IMAGENET1K_V1              a classifier of torchvision's, with weights of its own or a file's
     torchvision:resnet18?num_classes=10             without
 

@@ -145,9 +145,7 @@ def test_a_mistake_is_refused_in_a_sentence(tmp_path: Path, message: str) -> Non
         datasets.load("folder", root=root)
 
 
-def test_a_folder_in_place_of_a_name_is_told_how_it_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_in_place_of_a_name_is_told_how_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imgs").mkdir()
     for place in ("./imgs", "imgs", str(tmp_path)):
