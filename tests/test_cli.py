@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -15,7 +16,7 @@ import torch
 
 from robust_nas import attacks, cli
 from robust_nas import recipes as recipe
-from robust_nas.cli import listing
+from robust_nas.cli import ending, listing
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.runtime.run_folder import RunFolder
@@ -344,3 +345,13 @@ def test_settings_are_text(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "images\udcff"
     sentence = refused(command("run", "folder", f"data.root={folder}"))
     assert "data.root must be UTF-8 text" in sentence and r"images\xff" in sentence
+
+
+def test_a_warning_is_a_line_without_a_place_in_our_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        show = warnings.showwarning
+        with ending.warnings_said():
+            warnings.warn("the images are dark", stacklevel=1)
+        assert warnings.showwarning is show
+    assert capsys.readouterr().err == "beware: the images are dark\n"

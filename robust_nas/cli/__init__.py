@@ -38,7 +38,7 @@ def main() -> None:
         # Names that the terminal's encoding lacks are written with escapes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with unchanged_process(), ending.answered():
+    with unchanged_process(), ending.warnings_said(), ending.answered():
         words = sys.argv[1:]
         if words == ["--version"]:
             print(f"robust-nas {__version__}")

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,24 @@ def answered() -> Iterator[None]:
     # The first is for a stop while another sentence is printed.
     with _stopping(""), _stopping("robust-nas: Stopped; nothing was half-written."), _mistakes_said():
         yield
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """Print a warning of the block as a line that begins with "beware", and not with a place in our code."""
+    show = warnings.showwarning
+
+    def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category is UserWarning:
+            print(f"beware: {visible(str(message))}", file=sys.stderr)
+        else:
+            show(message, category, *place, **more)
+
+    warnings.showwarning = say
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ PACKAGES = (
 
 
 def describe_environment(world: World, arguments: list[str]) -> Session:
-    """Return what this process works with."""
+    """Describe this process: its versions, its hardware, its arguments."""
     import torch
 
     from robust_nas.records.run import Session

@@ -131,7 +131,7 @@ class Trials:
 
 
 def _unless_gone(path: Path, reader: Callable[[Path], T]) -> T | None:
-    """Return what a file of the folder says, or None if it is not there any more."""
+    """Return the record in a file of the folder, or None if it is not there any more."""
     if not path.exists():
         return None
     try:
