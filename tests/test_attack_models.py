@@ -135,6 +135,25 @@ def test_a_users_own_model_is_attacked_from_the_command_to_the_report(
     assert "forward passes" in done.stderr and "expected for" in done.stderr
 
 
+def test_without_checks_for_gradient_masking_the_report_says_that_none_were_made(
+    folder: Path, tmp_path: Path, command: Command
+) -> None:
+    words = ["attack", MODEL, "--data", "digits", "--threat", "linf:0.05", "--attack", "fgsm", "--images", "20"]
+    checked = command(*words, "evaluation.masking_images=4", "--out", tmp_path / "checked", cwd=folder)
+    assert "checks for gradient masking on 4 images: 9/9" in checked.stderr
+    done = command(*words, "--no-checks", "--budget", "--out", tmp_path / "plain", cwd=folder)
+    assert done.returncode == 0 and "masking" not in done.stderr
+    found = [
+        json.loads((attacked(tmp_path / name) / "evaluation.json").read_text())["models"]
+        for name in ("checked", "plain")
+    ]
+    ((name, with_checks),), ((_, without),) = (models.items() for models in found)
+    assert len(with_checks["masking"]) == 9 and without["masking"] == []
+    assert without["attacks"][0]["accuracy"] == with_checks["attacks"][0]["accuracy"]
+    page = (attacked(tmp_path / "plain") / "report.html").read_text()
+    assert "The checks for gradient masking were not run." in page and f"Not looked for in {name}" in page
+
+
 def test_the_same_command_says_again_what_it_has_found_and_another_does_not(
     folder: Path, tmp_path: Path, command: Command
 ) -> None:

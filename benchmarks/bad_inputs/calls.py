@@ -16,7 +16,7 @@ def calls() -> Iterator[Case]:
         "rn.ThreatModel.parse(3)", "rn.ThreatModel.parse(None)", "threat.around(images * 3)", "threat.around(labels)",
         "threat.around('x')", "threat.around(images * float('nan'))", "threat.with_epsilon(None)",
         "rn.evaluate(net, images)", "rn.evaluate(net)", "rn.evaluate('net', images, labels, threat)",
-        "rn.evaluate(type(net), images, labels, threat)", "rn.evaluate(net, images.numpy(), labels, threat)",
+        "rn.evaluate(type(net), images, labels, threat)", "rn.evaluate(net, images.numpy().transpose(0, 2, 3, 1), labels, threat)",
         "rn.evaluate(net, images, labels.float(), threat)", "rn.evaluate(net, images[:0], labels[:0], threat)",
         "rn.evaluate(net, images, labels + 100, threat)", "rn.evaluate(net, images, labels - 3, threat)",
         "rn.evaluate(net, images * 255, labels, threat)", "rn.evaluate(net, images[0], labels, threat)",

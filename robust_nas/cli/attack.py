@@ -50,6 +50,13 @@ from robust_nas.core.text import visible
     argument("--images", type=int, help="test images to attack, the first ones (all)"),
     argument("--normalise", metavar="NAME", help="the pixels that the model expects: imagenet, cifar10, ..., MEAN/STD"),
     argument("--outputs", choices=["logits", "probabilities"], help="the kind of the model's outputs (logits)"),
+    argument(
+        "--no-checks",
+        action="store_const",
+        const=False,
+        dest="checks",
+        help="without the checks for gradient masking, which cost most of a small attack; the report says so",
+    ),
     argument("--budget", action="store_true", help="before it starts, print the expected cost"),
     OUT,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -74,7 +76,8 @@ def masking_checks(
         queries: forward passes per image of the black-box attack.
         stage: shares the work out among processes; nothing is kept.
     """
-    stage = stage_or_alone(stage, seed).within("masking")
+    whole = stage_or_alone(stage, seed)
+    stage = whole.within("masking")
     draw = generator_at("cpu", stage.seed if seed is None else seed, "masking")
     subset = torch.randperm(len(data), generator=draw)[:num_images].sort().values
     data = data[subset.to(data.labels.device)]
@@ -84,18 +87,20 @@ def masking_checks(
         detail = f"0 of {len(data)} images are classified correctly, so that no other check can be made"
         return [MaskingCheck("Some images are classified correctly.", False, detail)]
     sample = _Sample(run, left, threat)
-    return [
+    checks: tuple[Callable[[_Sample], MaskingCheck], ...] = (
         # Randomness makes every later number doubtful.
-        _same_logits(sample),
-        _unbounded(sample),
-        _larger_balls(sample),
-        _more_steps(sample),
-        _one_step(sample),
-        _black_box(sample, queries),
-        _noise(sample),
-        _gradients(sample),
-        _linearity(sample),
-    ]
+        _same_logits,
+        _unbounded,
+        _larger_balls,
+        _more_steps,
+        _one_step,
+        partial(_black_box, queries=queries),
+        _noise,
+        _gradients,
+        _linearity,
+    )
+    title = f"{whole.name}: checks for gradient masking on {len(data)} images"
+    return [check(sample) for check in whole.progress.steps(checks, title)]
 
 
 class _Attached(nn.Module):

@@ -84,7 +84,7 @@ class EvaluationPlan:
             given.
         num_images: test images to attack, the first ones; all, if not given.
         batch_size: images in a chunk.
-        masking_images: images of the gradient-masking checks.
+        masking_images: images of the gradient-masking checks; 0 makes none, which reports say.
     """
 
     attacks: tuple[Attack, ...] = field(default_factory=lambda: (FGSM(), PGD(steps=20, restarts=2), APGD()))
@@ -97,7 +97,8 @@ class EvaluationPlan:
     masking_images: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size", "masking_images"):
+        check_at_least("evaluation.masking_images", self.masking_images, 0)
+        for name in ("num_images", "batch_size"):
             if getattr(self, name) is not None:
                 check_at_least(f"evaluation.{name}", getattr(self, name), 1)
         if not self.attacks:
@@ -179,10 +180,9 @@ class EvaluationPlan:
             if self.distortion is not None:
                 at = parts(f"distortion-{threat.norm}")
                 distortions.append(minimal_distortions(model, data, threat, self.distortion, stage=at, **settings))
-        stage.progress.say(f"{stage.name}: checks for gradient masking")
         masking = tuple(
             Check(**vars(check), norm=threat.norm, epsilon=threat.epsilon)
-            for threat in threats
+            for threat in (threats if self.masking_images else ())
             for check in masking_checks(model, data, threat, num_images=self.masking_images, stage=stage)
         )
         # The worst case is over every example that was found, whatever it was looked for.
@@ -235,7 +235,7 @@ class EvaluationPlan:
             if self.distortion is not None:
                 nearest = partial(minimal_distortions, model, threat=threat, attack=self.distortion)
                 found.append(cost(f"{name_of(self.distortion)}, nearest examples", threat, nearest))
-        for threat in threats:
+        for threat in threats if self.masking_images else ():
             checks, count = partial(masking_checks, model, threat=threat), min(self.masking_images, len(data))
             found.append(cost("checks for gradient masking", threat, checks, count))
         return found

@@ -105,6 +105,7 @@ def from_words(
     images: int | None = None,
     normalise: str | None = None,
     outputs: str | None = None,
+    checks: bool = True,
 ) -> AttackedModels:
     """Read the words of `robust-nas attack`; the words are strings as people type them.
 
@@ -146,6 +147,8 @@ def from_words(
         table["evaluation"]["distortion"] = config.component(distances)
     if images is not None:
         table["evaluation"]["num_images"] = images
+    if not checks:
+        table["evaluation"]["masking_images"] = 0
     table |= {key: value for key, value in {"normalise": normalise, "outputs": outputs}.items() if value is not None}
     return config.build(AttackedModels, config.override(table, overrides))
 

@@ -255,6 +255,10 @@ def about_attacks(contents: Measurements) -> list[tuple[str, str]]:
         found.append(
             ("Gradient masking", f"{failed} {verb} failed (see above): the accuracies under attack may be too high.")
         )
+    unchecked = [contents.title_of(model) for model, result in contents.attacked.items() if not result.masking]
+    if unchecked:
+        text = f"Not looked for in {enumerate_in_words(unchecked)}: an attack that fails may have had no gradient."
+        found.append(("Gradient masking", text))
     return found
 
 
