@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,18 @@ def test_a_network_in_double_precision_learns_what_the_same_network_in_single_pr
     assert torch.allclose(double[1].weight, single[1].weight.double(), atol=1e-6)
 
 
+class AuxiliaryInTraining(nn.Module):
+    """Logits, and in training a second classifier's beside them, as those of GoogLeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        logits = self.linear(images.flatten(1))
+        return (logits, logits) if self.training else logits
+
+
 def test_a_root_may_be_given_as_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="MNIST is not"):
         rn.datasets.load("mnist", root=str(tmp_path), download=False)
@@ -84,6 +97,7 @@ def test_a_root_may_be_given_as_text(tmp_path: Path) -> None:
             "cannot take images of 1 x 8 x 8 pixels",
         ),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False), "nothing to train"),
+        (AuxiliaryInTraining(), "in training mode too, but for a batch of .* it returned one tuple"),
         (nn.Linear, "not its class"),
         (42, "but got 42"),
     ],

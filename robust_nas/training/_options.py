@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_nas.core.errors import InputError
 from robust_nas.models.mixture_norm import through
 from robust_nas.models.scores import logits_of
 from robust_nas.training import Batch
@@ -44,14 +45,25 @@ class Forward:
         self._features: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits [B, K], float32, of images [B, C, H, W]."""
+        """Return the logits [B, K], float32, of images [B, C, H, W].
+
+        Raises:
+            InputError: if the model returns something else, as some do in training mode only.
+        """
         for known, logits in self._known:
             if known is images:
                 return logits
         # Also a detached clean image is clean.
         clean = images.data_ptr() == self._clean.data_ptr()
         with through(self.model, "clean" if clean else "adversarial"), self._noted(images):
-            logits = logits_of(self._wrapped, images.contiguous(memory_format=self._format)).float()
+            found: Any = logits_of(self._wrapped, images.contiguous(memory_format=self._format))
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            got = list(found.shape) if isinstance(found, Tensor) else f"one {type(found).__name__}"
+            raise InputError(
+                f"The model must return logits [B, K] in training mode too, but for a batch of {len(images)} it "
+                f"returned {got}; leave out auxiliary classifiers (aux_logits=False), or wrap it so that it does."
+            )
+        logits = found.float()
         self._known.append((images, logits))
         return logits
 
