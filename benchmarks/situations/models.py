@@ -119,13 +119,22 @@ def a_model_inside_data_parallel_is_the_model(_: Path) -> None:
 
 
 @situation(KIND, "MadryLab/robustness#123")
-def weights_with_a_prefix_are_refused_by_their_key(folder: Path) -> None:
+def weights_with_a_wrappers_prefix_are_the_networks_own_and_others_are_refused_by_their_key(folder: Path) -> None:
     from safetensors.torch import save_file
 
-    model = small_network()
-    for prefix in ("module.", "_orig_mod."):
+    model, points = small_network(), images()
+    for prefix in ("module.", "_orig_mod.", "backbone."):
         save_file({f"{prefix}{key}": value for key, value in model.state_dict().items()}, folder / "w.safetensors")
-        refused(lambda: rn.intake.load_weights(small_network(), folder / "w.safetensors"), "0.weight", "do not fit")
+        other = small_network()
+        for parameter in other.parameters():
+            nn.init.zeros_(parameter)
+        if prefix == "backbone.":
+            refused(
+                lambda other=other: rn.intake.load_weights(other, folder / "w.safetensors"), "0.weight", "do not fit"
+            )
+        else:
+            rn.intake.load_weights(other, folder / "w.safetensors")
+            same(other(points), model(points), "the logits")
 
 
 @situation(KIND, "pytorch/pytorch#101107")
