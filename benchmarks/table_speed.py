@@ -76,7 +76,7 @@ def report(what: str, pairs: list[tuple[float, float]]) -> None:
 
 def main() -> None:
     """Print the ratios."""
-    if len(sys.argv) != 2 or not tables.place(NAME).is_file():
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-") or not tables.place(NAME).is_file():
         raise SystemExit(__doc__)
     folder = Path(sys.argv[1])
     question = ["-m", "robust_nas", "table", "query", NAME, "323133"]

@@ -254,7 +254,7 @@ def certify(
     """
     if epsilons is not None and not isinstance(epsilons, Sequence):
         raise InputError(f"certify takes a list of radii as epsilons, but got {epsilons!r}; write [{epsilons!r}].")
-    chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
+    chosen = config.made(bound_group.get, bound, "bound")
     return certify_model(
         model, datasets.image_set(data), threat, bound=chosen, epsilons=epsilons, batch_size=batch_size
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 import robust_nas as rn
 from robust_nas.attacks.fgsm import FGSM
+from robust_nas.attacks.pgd import PGD
 from robust_nas.core.errors import InputError
 from robust_nas.training.pgd_at import PGDAT
 
@@ -81,6 +82,21 @@ class AuxiliaryInTraining(nn.Module):
     def forward(self, images: torch.Tensor) -> Any:
         logits = self.linear(images.flatten(1))
         return (logits, logits) if self.training else logits
+
+
+def test_a_component_in_a_word_may_have_settings() -> None:
+    data, threat = rn.datasets.load("digits"), rn.ThreatModel(epsilon=0.05)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    words, objects = ["fgsm", "pgd[steps=3,loss=margin]"], [FGSM(), PGD(steps=3, loss="margin")]
+    found, expected = (rn.evaluate(model, data.test[:50], threat, attacks=given) for given in (words, objects))
+    assert found.rows() == expected.rows()
+    for wrong, message in {
+        "pgd[stps=3]": "attack pgd.* has no key 'stps'.*steps",
+        "pdg[steps=3]": "Did you mean 'pgd'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            rn.evaluate(model, data.test[:2], threat, attacks=[wrong])
 
 
 def test_a_root_may_be_given_as_text(tmp_path: Path) -> None:

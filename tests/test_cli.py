@@ -75,7 +75,10 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
         (["table", "tpo"], "has no command 'tpo'. Did you mean 'top'?"),
         (["rnu"], "has no command 'rnu'. Did you mean 'run'?"),
         (["--resume"], "has no option '--resume'"),
-        (["run", "digits", "--data", "x"], "Unrecognized arguments: --data"),
+        (
+            ["run", "digits", "--epochs", "3"],
+            "arguments: --epochs 3; settings are written KEY=VALUE, such as",
+        ),
         (["derive"], "arguments are required: RUN; 'robust-nas derive --help'"),
         (["info", "x" * 300 + "~0|"], "malformed"),
         (["run", "digits", "search.weight_decay=-1"], "search.weight_decay must not be negative"),

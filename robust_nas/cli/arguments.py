@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_nas.core.commands import argument
+from robust_nas.core.commands import SETTINGS, argument
 
-OVERRIDES = argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.epochs=3")
+OVERRIDES = argument("overrides", nargs="*", metavar=SETTINGS, help="settings, such as train.epochs=3")
 OUT = argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="folder for run folders (runs)")
 DATA_ROOT = argument("--data-root", type=Path, metavar="FOLDER", help="the folder of the data set's files")
 RUN = argument("run", type=Path, metavar="RUN", help="a run folder")

@@ -23,6 +23,9 @@ from typing import Any, NoReturn
 
 from robust_nas.core.errors import InputError, suggest
 
+SETTINGS = "KEY=VALUE"
+"""What stands for the settings of a job in the help of commands that take some."""
+
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
@@ -182,5 +185,7 @@ class _Parser(argparse.ArgumentParser):
         option = message.removeprefix("unrecognized arguments: ").partition(" ")[0]
         if other := self._elsewhere.get(option):
             raise InputError(f"{option} belongs to '{other.partition(' ')[2]}'; '{other} --help' says what it takes.")
+        if message.startswith("unrecognized") and any(action.metavar == SETTINGS for action in self._actions):
+            message += f"; settings are written {SETTINGS}, such as train.epochs=3"
         message = message[:1].upper() + message[1:]
         raise InputError(f"{message}; '{self.prog} --help' says what it takes.")

@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -287,6 +287,23 @@ def component(text: str) -> dict[str, Any]:
     if repeated := [key for key in keys if keys.count(key) > 1]:
         raise InputError(f"{name} has the setting {repeated[0]} twice; give it once.")
     return override({"name": Named(name)}, assignments)
+
+
+def made(get: Callable[[str], Any], value: Any, kind: str) -> Any:
+    """Return the component that a word stands for, such as "pgd[steps=100]"; what is no text is one already.
+
+    Args:
+        get: the class of a name, as a group's `get` gives it.
+        kind: the kind of component, for messages.
+
+    Raises:
+        InputError: for an unknown name or setting.
+    """
+    if not isinstance(value, str):
+        return value
+    table = component(value)
+    name = table.pop("name")
+    return build(get(name), table, f"{kind} {name}", name)
 
 
 def word(name: str, settings: Mapping[str, Any]) -> str:

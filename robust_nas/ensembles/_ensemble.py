@@ -133,7 +133,7 @@ class Ensemble(nn.Module):
                 check_outputs(member, validation[:8].images)
             except InputError as error:
                 raise InputError(f"Member {place}: {error}") from error
-        chosen = bound_group.get(bound)() if isinstance(bound, str) else bound
+        chosen = config.made(bound_group.get, bound, "bound")
         fits = config.build(ensembles.get(rule), named(options), "ensemble") if isinstance(rule, str) else rule
         shape = validation.image_shape
         self.fitted = fits.fit(

@@ -286,7 +286,7 @@ def evaluate(
     if isinstance(attacks, str):
         raise InputError(f"attacks is a list of attacks or their names, such as ['{attacks}'], but got '{attacks}'.")
     check_type("attacks", attacks, Iterable, "a list of attacks or their names")
-    chosen = [attack_group.get(attack)() if isinstance(attack, str) else attack for attack in attacks]
+    chosen = [config.made(attack_group.get, attack, "attack") for attack in attacks]
     for attack in chosen:
         if isinstance(attack, type):
             raise InputError(

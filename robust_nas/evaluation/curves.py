@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack, Continuing, Minimising, check_norm
+from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
@@ -82,7 +83,7 @@ def robustness_curve(
         threat: gives the norm.
         epsilons: radii in pixel units; 0 is the clean accuracy.
     """
-    chosen = attack_group.get(attack)() if isinstance(attack, str) else attack
+    chosen = config.made(attack_group.get, attack, "attack")
     check_norm(chosen, threat)
     chosen = chosen.stopping_early()
     stage, radii, name = stage_or_alone(stage, seed), sorted(set(epsilons)), name_of(chosen)
@@ -204,7 +205,7 @@ def minimal_distortions(
     Raises:
         InputError: for an attack that does not minimise.
     """
-    chosen = attack_group.get(attack)() if isinstance(attack, str) else attack
+    chosen = config.made(attack_group.get, attack, "attack")
     name, stage = name_of(chosen), stage_or_alone(stage, seed)
     check_norm(chosen, threat)
     minimising = check_minimises(chosen)

@@ -12,6 +12,7 @@ from torch import nn
 
 from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack
+from robust_nas.core import config
 from robust_nas.core.registry import name_of
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks
@@ -46,7 +47,7 @@ def strongest_examples(
         M <= `count`, on the CPU; the attack's name; norm and epsilon.
     """
     data = data[:num_images]
-    chosen: Attack = attack_group.get(attack)() if isinstance(attack, str) else attack
+    chosen: Attack = config.made(attack_group.get, attack, "attack")
     name, alone = name_of(chosen), Stage("examples", seed, World(), Progress(quiet=True))
     run = Chunks(model, data, BATCH_SIZE, seed, alone)
     left = run.clean().nonzero().squeeze(1)

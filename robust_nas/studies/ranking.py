@@ -107,11 +107,7 @@ class Scoring:
 
     def built(self) -> dict[str, Proxy]:
         """Return the proxies by their name as it is written."""
-        found = {}
-        for text in self.proxies:
-            table = config.component(text)
-            found[text] = config.build(proxies.get(table.pop("name")), table, f"proxy {text}")
-        return found
+        return {text: config.made(proxies.get, text, "proxy") for text in self.proxies}
 
     @property
     def place(self) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def run(
         raise InputError(f"A confidence band needs at least 2 seeds, but got {seeds}.")
     space, canonical, architectures, values = _objectives(table, objectives, dataset)
     _check_budget(budget, len(values))
-    named = {label_of(sampler): sampler for sampler in map(_sampler, samplers)}
+    made: list[Sampler] = [config.made(sampler_group.get, sampler, "sampler") for sampler in samplers]
+    named = {label_of(sampler): sampler for sampler in made}
     for sampler in named.values():
         # Objections come before the folder, and workers inherit a space's computed values.
         sampler.start(space, len(objectives), 0).ask()
@@ -262,7 +263,7 @@ def _able(num_objectives: int) -> list[str]:
     found = []
     for name in sampler_group.names():
         try:
-            _sampler(name).start(spaces.load("nasbench201"), num_objectives, 0)
+            sampler_group.get(name)().start(spaces.load("nasbench201"), num_objectives, 0)
         except InputError:
             continue
         found.append(name)
@@ -384,16 +385,6 @@ def _objectives(table: Table, objectives: Sequence[str], dataset: str | None) ->
     costs = [multiply_adds(space, space.parse(text)) / 1e6 for text in architectures] if "flops" in objectives else []
     values = [-np.array(costs) if label == "flops" else columns[label][known] for label in objectives]
     return _Objectives(space, canonical, architectures, np.stack(values, axis=1))
-
-
-def _sampler(sampler: str | Sampler) -> Sampler:
-    """Return the sampler that a name, or a name with options, stands for."""
-    if not isinstance(sampler, str):
-        return sampler
-    table = config.component(sampler)
-    name = table.pop("name")
-    built: Sampler = config.build(sampler_group.get(name), table, f"sampler {name}")
-    return built
 
 
 # Searching
