@@ -18,7 +18,7 @@ from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
 from robust_nas.core import config
-from robust_nas.core.checks import check_kinds, check_path, check_type
+from robust_nas.core.checks import check_kinds, check_path, check_type, check_utf8
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.files import read_json
 from robust_nas.core.registry import allowing_code, named
@@ -219,6 +219,7 @@ def evaluate(
         )
     intake.check_model(model)
     check_type("name", name, str, "the model's name")
+    check_utf8("name", name)
     if folder is not None:
         check_path("folder", folder)
     notes = tuple(evaluation.notes(model, data, seed))

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, get_args
 
 from robust_nas.core.errors import InputError
+from robust_nas.core.text import visible
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
@@ -53,3 +54,13 @@ def check_type(name: str, value: Any, kinds: type | tuple[type, ...], wanted: st
 def check_path(name: str, value: Any) -> None:
     """Raise InputError unless `value` is a path, or the text of one."""
     check_type(name, value, (str, os.PathLike), "a path, or the text of one")
+    if "\0" in str(value):
+        raise InputError(f"{name} must be a path, in which no null character is, but got {reprlib.repr(str(value))}.")
+
+
+def check_utf8(name: str, value: str) -> None:
+    """Raise InputError for text that is not UTF-8, as names of files may be."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name} must be UTF-8 text, but got '{visible(value)}'; rename the file or folder.") from None

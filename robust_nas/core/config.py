@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 
+from robust_nas.core.checks import check_utf8
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.files import DEEPEST, parse_toml
 from robust_nas.core.files import read_toml as read_toml
 from robust_nas.core.registry import Named, check_model_name, group_of, holds_models, named
-from robust_nas.core.text import visible
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -124,8 +124,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType) and type(None) in arguments:
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _convert(inner, value, where)
-    if isinstance(value, str) and not _is_utf8(value):
-        raise InputError(f"{where} must be UTF-8 text, but got '{visible(value)}'; rename the file or folder.")
+    if isinstance(value, str):
+        check_utf8(where, value)
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{where} must be a number of at most 19 digits, but got {_shown(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
@@ -149,15 +149,6 @@ def _shown(value: Any) -> str:
         return f"one of about {value.bit_length() * math.log10(2):.0f}"
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether text can be written: names of files may have bytes that are no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from robust_nas.bounds import Bound, check_arithmetic
 from robust_nas.core import config
 from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError
-from robust_nas.core.files import read_json
+from robust_nas.core.files import damaged, read_json
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.writing import atomic_path, write_json
@@ -217,9 +217,16 @@ class Ensemble(nn.Module):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{folder / 'config.json'} is damaged ({error!r}); save the ensemble again.") from None
+            raise InputError(damaged(folder / "config.json", _reason(error), again)) from None
         load_weights(ensemble, weights, "give the members that were saved")
         return ensemble.eval()
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with the tables of members, whose making raised an error."""
+    if isinstance(error, KeyError):
+        return f"a member has no entry {error}"
+    return str(error) if isinstance(error, ValueError) else "a member has an entry of another kind than is saved"
 
 
 def _describe(member: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -23,6 +24,9 @@ from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
 from robust_nas.runtime.states import save_state
 from robust_nas.threat import ThreatModel
+
+_LONGEST = 120
+"""Bytes of a file's name that are a model's; file systems take 255, with what stands before and after it."""
 
 
 def strongest_examples(
@@ -94,5 +98,10 @@ def save_examples(
 
 
 def file_name(model: str) -> str:
-    """Return a model's name as a part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", model).strip("-.")
+    """Return a model's name as a part of a file's name, with a digest for what is cut off of a long one."""
+    name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
+    if 0 < len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.blake2b(model.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    start = name.encode()[: _LONGEST - len(digest) - 1].decode(errors="ignore")
+    return f"{start}-{digest}" if start else digest

@@ -177,7 +177,7 @@ def classify(path: Path | str, images: Tensor) -> Tensor:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     singles = images.detach().cpu().float().split(1)
     return torch.cat([torch.from_numpy(session.run(None, {name: single.numpy()})[0]) for single in singles])

@@ -1,5 +1,7 @@
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +136,22 @@ def test_members_that_no_space_built_are_given_when_their_ensemble_is_loaded(tmp
     assert torch.equal(Ensemble.load(saved, others)(images), expected)
     with pytest.raises(InputError, match="do not fit the model"):
         Ensemble.load(saved, [nn.Linear(6, 3), nn.Linear(6, 3)])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([{"unknown": 1}], "a member has no entry 'data'"),
+        ([{"space": "cell", "architecture": "a", "data": {}}], "an entry of another kind than is saved"),
+        ([{"normalised": 3, "of": 3}], "an entry of another kind than is saved"),
+    ],
+)
+def test_a_member_of_another_form_is_refused_in_words(tmp_path: Path, members: list[Any], message: str) -> None:
+    saved = Ensemble(networks(1)).save(tmp_path)
+    table = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**table, "members": members}))
+    with pytest.raises(InputError, match=message):
+        Ensemble.load(saved)
 
 
 def test_what_is_no_saved_ensemble_is_refused(tmp_path: Path) -> None:

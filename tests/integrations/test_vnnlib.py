@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.writing import write_json, write_text
 from robust_nas.datasets import Dataset
 from robust_nas.ensembles import Ensemble
-from robust_nas.integrations.onnx import classify
+from robust_nas.evaluation import file_name
+from robust_nas.integrations.onnx import classify, export_onnx
 from robust_nas.integrations.vnnlib import export_ensemble, write_benchmark, write_vnnlib
 from robust_nas.recipes import load
 from robust_nas.runtime.states import save_state
@@ -229,6 +231,16 @@ def test_what_fails_leaves_the_export_that_was_there_and_other_files_are_not_rep
     with pytest.raises(InputError, match=r"such as thesis\.tex"):
         write_benchmark({"a": model}, digits.test[:2], [ThreatModel(epsilon=0.1)], tmp_path / "export")
     assert (tmp_path / "export" / "export.json").read_text() == "older"
+
+
+@pytest.mark.parametrize("name", ["é" * 126, "e" * 255, "é" * 5000, "\udcff", "a\0b", "/.", "$5_$ <script>\n"])
+def test_any_name_of_a_model_is_one_of_files(model: nn.Module, digits: Dataset, tmp_path: Path, name: str) -> None:
+    part = file_name(name)
+    assert part and len(part.encode()) <= 128 and file_name(f"{name}x") != part
+    (tmp_path / f".attack-{part}-curve-linf.state.safetensors.robust-nas-1.safetensors").touch()
+    path = tmp_path / os.fsdecode(b"m\xff.onnx")
+    export_onnx(model, path, digits.image_shape)
+    assert classify(path, digits.test[:2].images).shape == (2, 10)
 
 
 def test_arguments_in_another_order_are_refused_in_a_sentence(
