@@ -120,7 +120,9 @@ def _headline(contents: Contents, model: str) -> str:
         text += f" at {enumerate_in_words([format_threat(threat) for threat in contents.threats])} together"
     radius = contents.quoted_radius
     if radius is not None and (proved := contents.certificate_of(model, radius)):
-        text += f"; {with_interval(proved)} are proved robust at radius {format_pixels(radius)}"
+        # An accuracy on fewer images may be above one on all.
+        of = "" if proved.count == clean.count else f"of the first {proved.count} images, "
+        text += f"; {of}{with_interval(proved)} are proved robust at radius {format_pixels(radius)}"
     return f"{text}."
 
 

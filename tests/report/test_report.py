@@ -191,6 +191,20 @@ def test_a_search_without_distributions_shows_its_mean_weights_and_its_collapse(
     assert "collapsed in epoch 40 (it was said), after epoch 35, to which it went back" in text
 
 
+def test_certificates_of_fewer_images_than_were_attacked_are_said_to_be_of_these(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    assert "of the first" not in write_report(RunFolder.open(finished_run)).read_text(encoding="utf-8")
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    certification = read(run, "certification")
+    for entries in certification["models"].values():
+        for entry in entries:
+            entry["count"] = 10
+    (run / "certification.json").write_text(json.dumps(certification))
+    text = " ".join(Page(write_report(RunFolder.open(run)).read_text(encoding="utf-8")).text.split())
+    assert re.search(r"; of the first 10 images, [\d.]+ % \([^)]*\) are proved robust", text)
+
+
 def test_the_thicker_line_of_an_edge_is_its_heading_s_also_after_a_collapse(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
