@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.registry import allowing_code, named
-from robust_nas.core.writing import atomic_path, write_json
+from robust_nas.core.writing import atomic_path, make_folder, write_json
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
 from robust_nas.intake import LogProbabilities, Normalised, check_outputs, description, load_weights, made_by, make
@@ -152,11 +153,11 @@ class Ensemble(nn.Module):
         unknown, it has the reason.
 
         Raises:
-            InputError: if it is a file.
+            InputError: if it is a file, or cannot be made.
         """
         check_path("The folder of an ensemble", folder)
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
+        if os.path.isfile(folder):
             raise InputError(f"An ensemble is saved in a folder, but {folder} is a file; give another place.")
         used = [t for t, factor in enumerate(self.factors) if factor > 0]
         kept = Ensemble(
@@ -164,7 +165,7 @@ class Ensemble(nn.Module):
         )
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "give another place")
         state = {key: value.detach().cpu().contiguous().clone() for key, value in kept.state_dict().items()}
         with atomic_path(folder / "model.safetensors") as path:
             save_file(state, path)

@@ -216,3 +216,10 @@ def test_options_beside_a_rule_that_is_made_already_are_refused() -> None:
     cells, digits = _cells()
     with pytest.raises(InputError, match="Options such as members are for a rule that is given by its name"):
         Ensemble(cells).fit(digits.validation[:4], ThreatModel(epsilon=0.001), rule=RobBoost(), members=1)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/below"])
+def test_a_folder_that_cannot_be_made_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be made .*give another place"):
+        Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, 2))]).save(tmp_path / name)
