@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import textwrap
 from collections.abc import Sequence
 
 _ACTING = re.compile(
@@ -48,4 +47,6 @@ def aligned(lines: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
 
 def warnings(notes: Sequence[str]) -> list[str]:
     """Return warnings as lines."""
+    import textwrap
+
     return [line for note in notes for line in textwrap.wrap(f"beware: {note}", 118, subsequent_indent=" " * 8)]
