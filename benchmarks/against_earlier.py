@@ -1,4 +1,4 @@
-"""The time of attacks, certificates and commands, of this checkout beside an earlier one.
+"""The time of attacks, certificates and commands, and what is certified, of this checkout beside an earlier one.
 
     python benchmarks/against_earlier.py EARLIER        # a folder with the earlier checkout
 
@@ -39,12 +39,17 @@ def cell(data: rn.Dataset) -> nn.Module:
     return space.network(space.parse("333133"), data)
 
 
+def trained(weights: Path, data: rn.Dataset) -> nn.Module:
+    """Return the network with the weights that both checkouts get."""
+    network = cell(data)
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    return network.eval()
+
+
 def jobs(weights: Path) -> dict[str, Callable[[], object]]:
     """Return the calls that are measured, by name."""
     data = rn.datasets.load("digits")
-    network = cell(data)
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    network.eval()
+    network = trained(weights, data)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
     images, labels = data.test[:100].images, data.test[:100].labels
     pgd = rn.attacks.get("pgd")
@@ -79,6 +84,21 @@ def measured(weights: Path) -> dict[str, float]:
     return found
 
 
+def certified(weights: Path) -> dict[str, str]:
+    """Return how many images are proved right by each kind of bound, by how much, and what rounding takes of it."""
+    data, found = rn.datasets.load("digits"), {}
+    network = trained(weights, data)
+    for bound, count in (("interval", 200), ("crown", 40)):
+        for each in rn.certify(network, data.test[:count], THREAT, bound=bound, epsilons=RADII):
+            proved = each.certified
+            said = f"{int(proved.sum())} of {count}, median margin {float(each.margin[proved].median()):.2g}"
+            # Earlier checkouts take nothing for rounding.
+            rounding = getattr(each, "rounding", None)
+            said += "" if rounding is None else f", of which rounding may take {float(rounding[proved].median()):.1g}"
+            found[f"certified by {bound} at {each.epsilon:g}"] = said
+    return found
+
+
 def main() -> None:
     """Measure both checkouts in turns, or, as one of their processes, this one."""
     parser = argparse.ArgumentParser(description="This checkout beside an earlier one.")
@@ -87,21 +107,25 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.weights is not None:
-        print(json.dumps(measured(given.weights)))
+        print(json.dumps([measured(given.weights), certified(given.weights)]))
         return
     with tempfile.TemporaryDirectory() as folder:
         weights, data = Path(folder) / "weights.pt", rn.datasets.load("digits")
         torch.manual_seed(0)
         torch.save(rn.train(cell(data), data, THREAT, method="ibp", epochs=20, batch_size=64).state_dict(), weights)
 
-        def of(checkout: Path) -> dict[str, float]:
+        def of(checkout: Path) -> tuple[dict[str, float], dict[str, str]]:
             words = [sys.executable, "-P", __file__, str(checkout), "--weights", str(weights)]
             environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-            return dict(json.loads(subprocess.run(words, env=environment, capture_output=True, check=True).stdout))
+            seconds, proved = json.loads(subprocess.run(words, env=environment, capture_output=True, check=True).stdout)
+            return seconds, proved
 
         turns = [(of(given.earlier.resolve()), of(ROOT)) for _ in range(TURNS)]
-    for name in turns[0][0]:
-        report(name, [(before[name], now[name]) for before, now in turns])
+    ((seconds, proved), (_, proved_now)) = turns[0]
+    for name in seconds:
+        report(name, [(before[name], now[name]) for (before, _), (now, _) in turns])
+    for name in proved:
+        print(f"{name}: {proved[name]} before; {proved_now[name]} now")
     questions = {"--help": ["--help"], "a question to a table": ["table", "query", TABLE, "323133", "attack=pgd"]}
     for name, words in questions.items():
         if words[0] != "table" or rn.tables.place(TABLE).is_file():

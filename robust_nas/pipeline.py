@@ -419,7 +419,9 @@ def _attacked_images(job: Job) -> ImageSet:
 
 def _evaluation_so_far(job: Job) -> EvaluationRecord:
     """Return the contents of evaluation.json so far, or its start without any model."""
-    return job.so_far("evaluation.json", EvaluationRecord.begun(job.data, len(_attacked_images(job))))
+    data, count = job.data, len(_attacked_images(job))
+    begun = EvaluationRecord(models={}, num_images=count, data=data.name, classes=data.classes, notes=data.notes)
+    return job.so_far("evaluation.json", begun)
 
 
 def _other_epoch(job: Job, name: str) -> str | None:

@@ -254,7 +254,9 @@ def _test_only(source: DataSource) -> DataSource:
 
 def _results(folder: RunFolder, data: Dataset, test: ImageSet) -> EvaluationRecord:
     path = folder / "evaluation.json"
-    return records.read(path, EvaluationRecord) if is_there(path) else EvaluationRecord.begun(data, len(test))
+    if is_there(path):
+        return records.read(path, EvaluationRecord)
+    return EvaluationRecord(models={}, num_images=len(test), data=data.name, classes=data.classes, notes=data.notes)
 
 
 def _attack_one(

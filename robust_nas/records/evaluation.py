@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import Field
 
@@ -141,22 +141,6 @@ class SavedEvaluations(Record):
     models: dict[str, Attacked]
 
 
-class AttackedData(Protocol):
-    """The part of a data set that is recorded with attacks on its images."""
-
-    @property
-    def name(self) -> str:
-        """The name that results on it carry."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes' names, in the order of the labels."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Suspicious signs in the images."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord(SavedEvaluations):
     """The file of a run and of `robust-nas attack`."""
@@ -167,11 +151,6 @@ class EvaluationRecord(SavedEvaluations):
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     other_epochs: dict[str, OtherEpoch] = field(default_factory=dict)
-
-    @classmethod
-    def begun(cls, data: AttackedData, num_images: int) -> EvaluationRecord:
-        """Return the record before the first model, of the first test images of a data set."""
-        return cls(models={}, num_images=num_images, data=data.name, classes=data.classes, notes=data.notes)
 
     def with_model(self, name: str, result: Attacked) -> EvaluationRecord:
         """Return the record with one model more."""

@@ -37,7 +37,7 @@ class Relaxation(ABC):
         with seeded(seed, "alpha"):
             self.alpha = (1e-3 * torch.randn(num_edges, num_operations)).requires_grad_()
         self.active = torch.ones(num_edges, num_operations, dtype=torch.bool)
-        self.share = 0.0
+        self.progress = 0.0
         """The share of the search that is over, for schedules."""
 
     @abstractmethod
@@ -69,10 +69,10 @@ class Relaxation(ABC):
         self.active &= torch.zeros_like(self.active).scatter(-1, largest, True)
 
     def describe(self) -> dict[str, Any]:
-        """Return the record of a search's belief, beside the mean mixture."""
+        """Return the record of a search's state, beside the mean mixture."""
         return {}
 
     def scheduled(self, schedule: Schedule) -> float:
         """Return a schedule's value, going from its start to its end in equal ratios."""
         start, end = schedule
-        return float(start * (end / start) ** self.share)
+        return float(start * (end / start) ** self.progress)

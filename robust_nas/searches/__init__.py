@@ -64,7 +64,7 @@ class SearchResult:
         return self.measured is None and all(len(row) > 1 and min(row) == max(row) for row in rows)
 
     def log_probability(self, architecture: AnyArchitecture) -> float:
-        """Return an architecture's log-probability, the sum over the independent parts of the space's belief."""
+        """Return an architecture's log-probability, the sum over the independent parts of the space's posterior."""
         return self._logarithm(self._parts, architecture)
 
     def drawn(self, seed: int) -> Iterator[tuple[AnyArchitecture, float]]:

@@ -54,7 +54,7 @@ class Stages:
         """Set what follows how much of the search, and of its stage, is over."""
         settings, first = self._settings, self._settings.first_epoch(self.number)
         self.progress = (progress * settings.epochs - first) / (settings.first_epoch(self.number + 1) - first)
-        self._mixtures.relaxation.share = progress
+        self._mixtures.relaxation.progress = progress
         self._mixtures.supernet.add_skip(settings.auxiliary_skip * (1 - progress))
         if self.number and settings.partial_channels:
             passing = max(0.0, 1 - self.progress / settings.widening) if settings.widening else 0.0

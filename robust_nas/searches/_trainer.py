@@ -124,7 +124,7 @@ class SupernetTrainer:
             "alpha": self.relaxation.alpha,
             "active": self.relaxation.active,
             "number": self.stages.number,
-            "share": self.relaxation.share,
+            "share": self.relaxation.progress,
             "weight_optimiser": self.weights.optimiser.state_dict(),
             "memory": self.mixtures.state(),
         }

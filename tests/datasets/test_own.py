@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +186,9 @@ def test_splits_that_do_not_fit_are_refused_in_a_sentence(splits: dict[str, Any]
 
 def test_a_search_and_its_derivation_take_them() -> None:
     space = rn.spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1)
-    found = rn.search(space, HELD["pictures"], THREAT, epochs=1, batch_size=8, validation_images=2)
+    data = rn.Dataset.from_arrays(HELD["arrays"])
+    found, expected = (
+        rn.search(space, held, THREAT, epochs=1, batch_size=8, validation_images=2) for held in (HELD["pictures"], data)
+    )
+    assert found.probabilities == expected.probabilities
     assert rn.derive(found, space, HELD["pictures"], THREAT, count=1, pool=1, batch_size=8)
-    assert dataclasses.is_dataclass(found)

@@ -55,7 +55,7 @@ def test_sharp_dirichlet_samples_have_the_same_mean_and_are_nearer_to_single_ope
     sharp = _at_alpha(DirichletRelaxation, sharpness=(1.0, 10.0))
     samples = {}
     for share in (0.0, 1.0):
-        sharp.share = share
+        sharp.progress = share
         samples[share] = torch.stack([sharp.sample(seed).detach() for seed in range(4000)])
         torch.testing.assert_close(samples[share].mean(0), sharp.mean(), atol=0.03, rtol=0)
     # The variance of a Dirichlet is m (1 - m) / (total concentration + 1).
@@ -75,7 +75,7 @@ def test_a_sharp_sample_has_a_gradient_without_nan():
 def test_the_softmax_goes_by_its_temperature_from_start_to_end():
     relaxation = _at_alpha(SoftmaxRelaxation, temperature=(4.0, 0.25))
     for share, temperature in ((0.0, 4.0), (0.5, 1.0), (1.0, 0.25)):
-        relaxation.share = share
+        relaxation.progress = share
         torch.testing.assert_close(relaxation.sample(0).detach(), (ALPHA / temperature).softmax(-1))
 
 
