@@ -115,7 +115,7 @@ def from_words(
         InputError: for a mistake in them, or data or a threat model that are neither given nor known.
     """
     for model in models:
-        if model.endswith(".py"):
+        if model.endswith(".py") and ":" not in model:
             raise InputError(f"Name the model in {model}, a class or a function that makes one: {model}:NAME.")
         if ":" not in model and not Path(model).exists():
             raise InputError(
