@@ -21,8 +21,7 @@ from robust_nas import recipes as recipe
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal
-from robust_nas.certification import certify as certify_model
-from robust_nas.certification.smoothing import NORM, SmoothedCertification, SmoothedClassifier
+from robust_nas.certification.plan import Plan, leave_out
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there
@@ -34,10 +33,9 @@ from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.models.complexity import count_multiply_adds, count_parameters
-from robust_nas.recipes import CertificationPlan, Recipe, SmoothingPlan
+from robust_nas.recipes import Recipe
 from robust_nas.recipes.rehearsal import rehearse
 from robust_nas.records import Record, read_stage
-from robust_nas.records.certification import CertificationRecord, SmoothingRecord
 from robust_nas.records.ensemble import EnsembleRecord, Weighting
 from robust_nas.records.evaluation import EvaluationRecord, OtherEpoch
 from robust_nas.records.run import RecordedRows
@@ -46,7 +44,7 @@ from robust_nas.records.training import Trained, TrainingRecord
 from robust_nas.report import write_report
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, sessions_of
-from robust_nas.runtime.per_sample import add_outcomes, check_outcomes, compare_outcomes, read_outcomes
+from robust_nas.runtime.per_sample import check_outcomes, compare_outcomes
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.stages import Stage, check_states
@@ -347,6 +345,13 @@ def train(job: Job) -> None:
     job.write("train.json", TrainingRecord(models=tuple(trained)))
 
 
+def train_given(job: Job) -> None:
+    """Train the one model of a recipe that searches nothing, `recipes.for_model`."""
+    search(job)
+    derive(job)
+    train(job)
+
+
 def load_models(job: Job) -> dict[str, nn.Module]:
     """Return the trained models by name, in evaluation mode.
 
@@ -493,8 +498,7 @@ def certify(job: Job) -> None:
     for name, model in load_models(job).items():
         if reason := refusal(model, job.data.test):
             job.say(f"certify: {name} is left out: {reason}")
-            done = job.so_far("certification.json", CertificationRecord(models={}))
-            job.write("certification.json", replace(done, left_out={**done.left_out, name: reason}))
+            leave_out(job.folder.path, name, reason, job.world)
         else:
             _certify_one(job, name, model)
     check_proofs(job)
@@ -516,86 +520,24 @@ def check_proofs(job: Job) -> None:
     job.world.on_main(compare)
 
 
-def certify_with(job: Job, plan: CertificationPlan | SmoothingPlan) -> str:
+def certify_with(job: Job, plan: Plan) -> str:
     """Certify every model of a run, the ensembles too, by another plan than the recipe's, or its smoothed classifier.
 
     Returns:
         The folder in the run that has the results, named by the plan: the same plan goes on where it ended.
     """
-    table = config.to_dict(plan)
-    if isinstance(plan, SmoothingPlan):
-        del table["epsilons"]  # read off the images' radii: other ones cost nothing
-    folder = f"certify-{config.digest(table)}"
+    folder = f"certify-{config.digest(plan.fixed())}"
     for name, model in load_models_and_ensembles(job).items():
-        if isinstance(plan, SmoothingPlan):
-            _smooth_one(job, name, model, plan, folder)
-        else:
-            _certify_one(job, name, model, plan, folder)
+        _certify_one(job, name, model, plan, folder)
     check_proofs(job)
     return folder
 
 
-def _smooth_one(job: Job, name: str, model: nn.Module, plan: SmoothingPlan, folder: str) -> None:
-    """Certify one model's smoothed classifier, unless its rows are there; say in certification.json what they say."""
-    results, rows_file = f"{folder}/certification.json", job.folder / folder / "certificates.parquet"
-    stage, smoothing, images = job.stage(f"{folder}-{name}"), plan.smoothing, job.data.test[: plan.num_images]
-    begun = SmoothingRecord(
-        norm=NORM,
-        **vars(smoothing),
-        largest_radius=smoothing.largest_radius,
-        dtype="float32",
-        num_images=len(images),
-        models={},
-    )
-    done = job.so_far(results, begun)
-    if name in done.models:
-        columns = ("model", "image", "label", "selected", "agreeing", "seconds")
-        rows = [row for row in read_outcomes(rows_file, columns).to_pylist() if row["model"] == name]
-        found = SmoothedCertification.of_rows(smoothing, rows)
-    else:
-        job.begin()
-        found = SmoothedClassifier(model, smoothing).certify(images, stage=stage)
-        if job.world.is_main:
-            add_outcomes(rows_file, name, found.rows())
-    radii = tuple(found.summary(epsilon) for epsilon in plan.radii)
-    job.write(results, replace(done, models={**done.models, name: radii}))
-    stage.finish()
-
-
-def _certify_one(
-    job: Job, name: str, model: nn.Module, plan: CertificationPlan | None = None, folder: str = "."
-) -> None:
-    """Certify one model and add it to certification.json, unless it is there."""
-    results, plan = f"{folder}/certification.json", plan or job.recipe.certification
-    done = job.so_far(results, CertificationRecord(models={}))
+def _certify_one(job: Job, name: str, model: nn.Module, plan: Plan | None = None, folder: str = ".") -> None:
+    """Certify one model, or its smoothed classifier, and add it to certification.json, unless it is there."""
+    plan = plan or job.recipe.certification
     stage = job.stage(f"certify-{name}" if folder == "." else f"{folder}-{name}")
-    if name in done.models:
-        stage.finish()
-        return
-    job.begin()
-    images = job.data.test[: plan.num_images]
-    certificates = certify_model(
-        model,
-        images,
-        job.recipe.threat,
-        bound=plan.bound,
-        epsilons=plan.epsilons,
-        batch_size=plan.batch_size,
-        stage=stage,
-    )
-    if job.world.is_main:
-        rows = [row for certificate in certificates for row in certificate.rows()]
-        add_outcomes(job.folder / folder / "certificates.parquet", name, rows)
-    proved = tuple(certificate.summary() for certificate in certificates)
-    everything = replace(
-        done,
-        method=certificates[0].method,
-        dtype=certificates[0].dtype,
-        num_images=len(images),
-        models={**done.models, name: proved},
-    )
-    job.write(results, everything)
-    stage.finish()
+    plan.keep(job.folder / folder, name, model, job.data.test, job.recipe.threat, stage, job.begin)
 
 
 def ensemble(job: Job) -> None:

@@ -25,7 +25,7 @@ from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.writing import write_text
 from robust_nas.jobs import attack_models
-from robust_nas.jobs.attack_models import _test_only
+from robust_nas.jobs.given_models import few_training_images
 from robust_nas.recipes import load as load_recipe
 from robust_nas.runtime.per_sample import read_outcomes
 
@@ -282,10 +282,10 @@ def test_two_ranks_find_what_one_process_finds(folder: Path, tmp_path: Path, com
 
 def test_only_the_images_that_are_attacked_are_read(folder: Path, tmp_path: Path) -> None:
     source = datasets.get("folder")(root=tmp_path)
-    assert (_test_only(source).train_size, _test_only(source).validation_size) == (1, 1)
+    assert (few_training_images(source).train_size, few_training_images(source).validation_size) == (1, 1)
     # A set whose parts cannot be told to be small stays as it is.
     digits = datasets.get("digits")()
-    assert _test_only(digits) == digits
+    assert few_training_images(digits) == digits
 
 
 def test_a_folder_that_is_not_finished_says_how_to_go_on(folder: Path, tmp_path: Path, command: Command) -> None:
@@ -321,7 +321,7 @@ def test_a_saved_ensemble_is_attacked_on_the_images_and_in_the_ball_of_its_run_o
         chosen = attack_models.from_words([str(folder)], **given)
         assert [threat.norm for threat in chosen.threats] == [norm]
         assert chosen.data == datasets.get("digits")()
-        ((name, model),) = attack_models.load(chosen, torch.device("cpu")).items()
+        ((name, model),) = chosen.load(torch.device("cpu")).items()
         assert name == folder.name
         torch.testing.assert_close(model(data.test[:5].images), ensemble(data.test[:5].images))
     with pytest.raises(InputError, match="belongs to no run folder"):

@@ -164,7 +164,7 @@ def test_a_joined_run_adds_nothing_to_the_table_that_its_members_are_in(joined: 
         (["ensemble", "RUN", "--members", "2"], "--members belongs to 'ensemble build'"),
         (["ensemble", "build", "--from", "RUN"], "two trained models or more"),
         (["ensemble", "build", "--from", "RUN", "OTHER"], "was made with other data than"),
-        (["ensemble", "build", "--from", "RUN", "RUN"], "A run is joined once"),
+        (["ensemble", "build", "--from", "RUN", "RUN"], "A run is joined once, and so is a model"),
         (["ensemble", "build", "--from", "RUN", "AGAIN", "--members", "0"], "RobBoost.members must be at least 1"),
         (["ensemble", "build", "--from", "RUN", "AGAIN", "--epsilon", "8"], "did you mean 8/255"),
         (["ensemble", "build", "--from", "RUN", "AGAIN", "data.validation_size=500"], "cannot be set, but evaluation"),

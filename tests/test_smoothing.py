@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import robust_nas as rn
+from robust_nas.certification.plan import CertificationPlan, SmoothingPlan, plan_with
 from robust_nas.certification.smoothing import (
     ABSTAIN,
     SmoothedCertification,
@@ -24,7 +25,6 @@ from robust_nas.core.config import to_dict
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import wilson_interval
-from robust_nas.recipes import CertificationPlan, SmoothingPlan, certification_from
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
@@ -382,7 +382,7 @@ def test_images_outside_zero_to_one_and_none_at_all_are_refused(images: Tensor) 
 
 
 def plan(**options: object) -> SmoothingPlan:
-    made = certification_from(CertificationPlan(num_images=7), **options)  # type: ignore[arg-type]
+    made = plan_with(CertificationPlan(num_images=7), **options)  # type: ignore[arg-type]
     assert isinstance(made, SmoothingPlan)
     return made
 
@@ -394,7 +394,7 @@ def test_the_command_line_names_smoothing_with_its_settings_and_radii() -> None:
     # The run's own radii are of another norm, and of the network.
     without = plan(method="smoothing[sigma=0.25]")
     assert (without.radii, without.num_images) == ((0.125, 0.25, 0.5), 7)
-    assert isinstance(certification_from(CertificationPlan(), method="crown"), CertificationPlan)
+    assert isinstance(plan_with(CertificationPlan(), method="crown"), CertificationPlan)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_nas.cli import slow
-from robust_nas.cli.arguments import DATA_ROOT, OUT, given, parted
+from robust_nas.cli.arguments import DATA, DATA_ROOT, MODELS, NORMALISE, OUT, OUTPUTS, given, parted
 from robust_nas.cli.ending import SAME, going_on
 from robust_nas.cli.job import finish, is_main, progress, resumed
 from robust_nas.core.commands import argument, command
@@ -17,18 +17,8 @@ from robust_nas.core.text import visible
 
 
 @command(
-    argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help="a run folder, weights in one, a saved ensemble, module:attribute, torchvision:NAME; the last two may end "
-        "in @FILE.safetensors; or KEY=VALUE, such as evaluation.batch_size=100",
-    ),
-    argument(
-        "--data",
-        metavar="NAME",
-        help="a data set or a folder of class folders, for its test images (that of the first run)",
-    ),
+    MODELS,
+    DATA,
     DATA_ROOT,
     argument(
         "--threat",
@@ -48,8 +38,8 @@ from robust_nas.core.text import visible
     ),
     argument("--distances", metavar="NAME", help="attack that looks for the nearest adversarial examples, such as fab"),
     argument("--images", type=int, help="test images to attack, the first ones (all)"),
-    argument("--normalise", metavar="NAME", help="the pixels that the model expects: imagenet, cifar10, ..., MEAN/STD"),
-    argument("--outputs", choices=["logits", "probabilities"], help="the kind of the model's outputs (logits)"),
+    NORMALISE,
+    OUTPUTS,
     argument(
         "--no-checks",
         action="store_const",

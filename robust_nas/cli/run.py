@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from robust_nas.cli import slow
-from robust_nas.cli.arguments import DATA_ROOT, OUT, OVERRIDES, RUN, given
+from robust_nas.cli.arguments import (
+    DATA,
+    DATA_ROOT,
+    EPSILON,
+    MODELS,
+    NORMALISE,
+    OUT,
+    OUTPUTS,
+    OVERRIDES,
+    RUN,
+    given,
+    parted,
+)
 from robust_nas.cli.ending import SAME, going_on
-from robust_nas.cli.job import at_work, begun, finish, progress, resumed
+from robust_nas.cli.job import at_work, begun, finish, is_main, progress, resumed
 from robust_nas.core.commands import argument, command
 from robust_nas.core.errors import InputError
+from robust_nas.core.text import visible
 
 
 @command(
@@ -48,21 +62,37 @@ def derive(run: Path) -> None:
     finish(resumed(run), slow.pipeline.derive)
 
 
-@command(RUN)
-def train(run: Path) -> None:
-    """Train the chosen architectures from scratch."""
-    finish(resumed(run), slow.pipeline.train)
+@command(
+    argument("model", metavar="MODEL", help="a run folder; or module:attribute, torchvision:NAME, both maybe @WEIGHTS"),
+    OVERRIDES,
+    argument("--data", metavar="NAME", help="a data set with a recipe, which says how to train; or class folders"),
+    DATA_ROOT,
+    argument("--threat", metavar="NORM:EPSILON", help="such as linf:8/255 (the recipe's)"),
+    NORMALISE,
+    argument("--out", type=Path, metavar="FOLDER", help="folder for the run folder (runs)"),
+)
+def train(model: str, overrides: Sequence[str], out: Path | None, **options: Any) -> None:
+    """Train the chosen architectures of a run from scratch; or a model of one's own, in a run of its own."""
+    chosen = given(options)
+    if slow.run_folder.is_run(model) or (":" not in model and not chosen):
+        if chosen or out is not None:
+            raise InputError(f"{model} is a run folder, which has its data and threat model; leave the options out.")
+        finish(resumed(Path(model), overrides), slow.pipeline.train)
+        return
+    if "data" not in chosen:
+        raise InputError(f"Say on which images '{model}' is trained: --data digits, or a folder of class folders.")
+    recipe = slow.recipes.for_model(model, overrides, **chosen)
+    # The run's files name what was named here.
+    with slow.registry.allowing_code():
+        finish(
+            slow.pipeline.start(recipe, out or Path("runs"), progress(), sys.argv[1:]),
+            slow.pipeline.train_given,
+        )
 
 
 @command(
-    RUN,
-    argument(
-        "--epsilon",
-        dest="epsilons",
-        action="append",
-        metavar="EPSILON",
-        help="radius, such as 0.1 or 2/255; repeatable (the recipe's)",
-    ),
+    MODELS,
+    EPSILON,
     argument(
         "--method",
         metavar="NAME",
@@ -71,14 +101,37 @@ def train(run: Path) -> None:
     ),
     argument("--memory", type=float, metavar="GIB", help="memory that the bounds may take (2)"),
     argument("--images", type=int, help="test images to certify, the first ones (the recipe's)"),
+    argument("--norm", choices=["linf", "l2", "l1"], help="of the balls, for models of one's own (linf)"),
+    DATA,
+    DATA_ROOT,
+    NORMALISE,
+    OUTPUTS,
+    argument("--out", type=Path, metavar="FOLDER", help="folder for the certificates of one's own models (runs)"),
 )
-def certify(run: Path, **options: Any) -> None:
-    """Certify the trained models on the test images, by the recipe, or beside that by the options."""
-    job, chosen = resumed(run), given(options)
+def certify(models: Sequence[str], out: Path | None, **options: Any) -> None:
+    """Certify the trained models of a run by its recipe, or beside that by the options; or any models."""
+    chosen = given(options)
+    names, overrides = parted(models)
+    own = len(names) == 1 and slow.run_folder.is_run(names[0])
+    if own and not overrides and out is None and not {*chosen} - {"epsilons", "method", "memory", "images"}:
+        _certify_run(Path(names[0]), chosen)
+        return
+    if not names:
+        raise InputError("'robust-nas certify' takes a run folder or a model, such as package.module:attribute.")
+    with going_on(SAME):
+        settings = slow.certify_models.from_words(names, overrides, **chosen)
+        folder = slow.certify_models.run(settings, out or Path("runs"), progress(), sys.argv[1:])
+    if is_main():
+        print(visible(slow.results.of_certificates(folder)))
+
+
+def _certify_run(run: Path, chosen: dict[str, Any]) -> None:
+    """Certify a run's models by its recipe, or by another plan beside it."""
+    job = resumed(run)
     if not chosen:
         finish(job, slow.pipeline.certify)
         return
-    plan = slow.recipes.certification_from(job.recipe.certification, **chosen)
+    plan = slow.plan.plan_with(job.recipe.certification, **chosen)
     with at_work(job, SAME):
         folder = slow.pipeline.certify_with(job, plan)
     job.say(slow.results.of_certificates(run / folder))
@@ -94,31 +147,36 @@ def report(run: Path) -> None:
 
 
 @command(
-    argument("run", type=Path, metavar="FOLDER", help="a run folder, or that of a saved ensemble"),
-    argument(
-        "--epsilon",
-        dest="epsilons",
-        action="append",
-        metavar="EPSILON",
-        help="radius, such as 0.03 or 2/255; repeatable (those the recipe certifies)",
-    ),
+    MODELS,
+    EPSILON,
     argument("--images", type=int, help="test images, the first ones (those the recipe certifies)"),
-    argument("--data", metavar="NAME", help="for a saved ensemble: a data set or a folder of class folders"),
+    DATA,
+    DATA_ROOT,
+    NORMALISE,
+    OUTPUTS,
     argument("--timeout", type=int, metavar="SECONDS", help="time limit of a verifier for an instance (300)"),
-    argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export)"),
+    argument("--out", type=Path, metavar="FOLDER", help="folder to write (export in the run's or ensemble's folder)"),
 )
-def export(run: Path, out: Path | None, data: str | None, **options: Any) -> None:
-    """Write the trained models as ONNX and the balls around images as VNN-LIB, for other people's verifiers."""
-    folder = out or run / "export"
-    if slow.ensembles.is_saved(run):
-        print(slow.vnnlib.export_ensemble(run, folder, data=data, progress=progress(), **given(options)))
+def export(models: Sequence[str], out: Path | None, **options: Any) -> None:
+    """Write the trained models of a run, or any models, as ONNX and the balls around images as VNN-LIB.
+
+    Other people's verifiers read both.
+    """
+    chosen = given(options)
+    if len(models) == 1 and slow.run_folder.is_run(models[0]) and not {*chosen} - {"epsilons", "images", "timeout"}:
+        job = resumed(Path(models[0]))
+        with at_work(job, "Nothing was written."):
+            written = slow.vnnlib.export_run(job, out or Path(models[0]) / "export", **chosen)
+        job.say(written)
         return
-    if data is not None:
-        raise InputError(f"--data is for the folder of a saved ensemble; {run} has images of its own.")
-    job = resumed(run)
-    with at_work(job, "Nothing was written."):
-        written = slow.vnnlib.export_run(job, folder, **given(options))
-    job.say(written)
+    names, overrides = parted(models)
+    if not names:
+        raise InputError("'robust-nas export' takes a run folder or a model, such as package.module:attribute.")
+    if out is None and not Path(names[0]).is_dir():
+        raise InputError(f"Say where the export of '{names[0]}' is written: --out FOLDER.")
+    folder = out or Path(names[0]) / "export"
+    with going_on("Nothing was written."):
+        print(slow.vnnlib.export_models(names, overrides, folder, progress=progress(), **chosen))
 
 
 @command(RUN)

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from robust_nas import searches as searches
     from robust_nas import spaces as spaces
     from robust_nas import tables as tables
+    from robust_nas.certification import plan as plan
     from robust_nas.cli import listing as listing
     from robust_nas.cli import results as results
     from robust_nas.core import config as config
+    from robust_nas.core import registry as registry
     from robust_nas.integrations import vnnlib as vnnlib
     from robust_nas.jobs import attack_models as attack_models
+    from robust_nas.jobs import certify_models as certify_models
     from robust_nas.jobs import merged_runs as merged_runs
     from robust_nas.report import explorer as explorer
     from robust_nas.report import table_plots as table_plots
@@ -36,12 +39,15 @@ _PACKAGES = {
     "answers": "tables",
     "attack_models": "jobs",
     "cards": "tables",
+    "certify_models": "jobs",
     "config": "core",
     "distributed": "runtime",
     "explorer": "report",
     "listing": "cli",
     "merged_runs": "jobs",
+    "plan": "certification",
     "ranking": "studies",
+    "registry": "core",
     "results": "cli",
     "run_folder": "runtime",
     "simulation": "studies",

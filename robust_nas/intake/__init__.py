@@ -19,12 +19,14 @@ from robust_nas.intake.loading import (
     chosen_networks,
     files_of,
     load_models,
-    made_by,
+    own_model,
+    short_name,
     trained_network,
 )
 from robust_nas.intake.making import description, make
-from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised, prepared
-from robust_nas.intake.weights import check_weights_file, load_weights
+from robust_nas.models.named import made_by
+from robust_nas.models.preparation import NORMALISATIONS, LogProbabilities, Normalised, prepared
+from robust_nas.models.weights import check_weights_file, load_weights
 
 __all__ = [
     "NORMALISATIONS",
@@ -45,6 +47,8 @@ __all__ = [
     "load_weights",
     "made_by",
     "make",
+    "own_model",
     "prepared",
+    "short_name",
     "trained_network",
 ]

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from robust_nas.core.errors import InputError
 from robust_nas.intake.gradients import gradient_note
 from robust_nas.intake.independence import dependence
-from robust_nas.intake.preparation import NORMALISATIONS, LogProbabilities, Normalised
 from robust_nas.models.frozen import check_values, frozen
+from robust_nas.models.preparation import NORMALISATIONS, LogProbabilities, Normalised
 from robust_nas.models.scores import logits_of, scores, taking
 
 _IN_WORDS = {

@@ -14,7 +14,8 @@ from torch import nn
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import check_model_name, model_parts
 from robust_nas.core.seeds import seeded
-from robust_nas.intake.loading import MADE_BY, load_models, made_by
+from robust_nas.intake.loading import load_models
+from robust_nas.models.named import MADE_BY, made_by
 
 _OWN = {*vars(nn.Module()), MADE_BY, "built_from"}
 """The attributes that torch and we keep in a module: not its maker's choice, or compared in another way."""

@@ -23,7 +23,6 @@ import io
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -33,23 +32,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nas import __version__, datasets
-from robust_nas.core import config
+from robust_nas import __version__
+from robust_nas.certification.plan import plan_with
 from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.pixels import unit_images
-from robust_nas.core.registry import named
 from robust_nas.core.seeds import generator_at
 from robust_nas.core.writing import write_json, write_text
-from robust_nas.datasets import DataSource, ImageSet
-from robust_nas.ensembles import Ensemble
+from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import file_name
 from robust_nas.integrations.onnx import TOLERANCE, classify, export_onnx, require_packages
+from robust_nas.jobs import certify_models
 from robust_nas.pipeline import Job, load_models_and_ensembles
-from robust_nas.recipes import CertificationPlan, certification_from
+from robust_nas.runtime.distributed import World
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import is_run
 from robust_nas.threat import ThreatModel
 
 TIMEOUT = 300
@@ -270,7 +267,7 @@ def export_run(
     Raises:
         InputError: for what is no radius or number of images, and what `write_benchmark` raises.
     """
-    plan = certification_from(job.recipe.certification, epsilons=epsilons, images=images)
+    plan = plan_with(job.recipe.certification, epsilons=epsilons, images=images)
     threats = [job.recipe.threat.with_epsilon(epsilon) for epsilon in plan.epsilons]
     models, data = load_models_and_ensembles(job), job.data.test[: plan.num_images]
     about = {"run": job.folder.path.resolve().name, "data": job.data.name, "split": "test"}
@@ -280,60 +277,35 @@ def export_run(
     return _written(found, data, folder)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sections:
-    """The sections of a run's configuration that an export needs."""
-
-    data: DataSource
-    threat: ThreatModel
-    certification: CertificationPlan = field(default_factory=CertificationPlan)
-
-
-def export_ensemble(
-    saved: Path,
+def export_models(
+    names: Sequence[str],
+    overrides: Sequence[str],
     folder: Path,
     *,
-    data: str | None = None,
-    epsilons: Sequence[str] | None = None,
-    images: int | None = None,
     timeout: int = TIMEOUT,
     progress: Progress | None = None,
+    **words: Any,
 ) -> str:
-    """Write a saved ensemble, and the properties that its run certifies, if it lies in one; return a summary.
+    """Write any models, and the properties of balls around test images; return a summary.
+
+    Images and radii that are not given are those of the first model's run, in which a saved ensemble may lie too.
 
     Args:
-        saved: the folder that `Ensemble.save` wrote.
+        names: of models, as `certify_models.from_words` takes them.
+        overrides: settings KEY=VALUE.
         folder: as in `write_benchmark`.
-        data: other images than the run's: a data set, or a folder of class folders.
-        epsilons: other radii than the run certifies, as text.
-        images: another number of test images.
         timeout: seconds per instance.
+        words: the other words of `certify_models.from_words`.
 
     Raises:
-        InputError: for an ensemble outside of a run without data or radii, and what `Ensemble.load` and
-            `write_benchmark` raise.
+        InputError: for models, images or radii that are not known, and what `write_benchmark` raises.
     """
-    ensemble, run = Ensemble.load(saved), saved.resolve().parent
-    if is_run(run):
-        table = config.read_toml(run / "config.toml")
-    elif data is None or not epsilons:
-        raise InputError(
-            f"{saved} lies in no run folder that would say its images and radii; give both, such as --data digits "
-            "--epsilon 0.03."
-        )
-    else:
-        table = {"threat": {"epsilon": epsilons[0]}}
-    if data is not None:
-        table["data"] = named(datasets.section(data))
-    known = {field.name for field in fields(_Sections)}
-    settings = config.build(_Sections, {key: value for key, value in table.items() if key in known})
-    plan = certification_from(settings.certification, epsilons=epsilons, images=images)
-    threats = [settings.threat.with_epsilon(epsilon) for epsilon in plan.epsilons]
-    splits = settings.data.load_splits()
-    about = {"ensemble": saved.resolve().name, "data": splits.name, "split": "test"}
-    test = splits.test[: plan.num_images]
-    models = {saved.resolve().name: ensemble}
-    found = write_benchmark(models, test, threats, folder, timeout=timeout, about=about, progress=progress)
+    progress = progress or Progress(quiet=True)
+    chosen = certify_models.from_words(names, overrides, **words)
+    data = chosen.read(World())
+    models, test = chosen.checked(data, chosen.certification.num_images, progress)
+    about = {"models": ", ".join(chosen.models), "data": data.name, "split": "test"}
+    found = write_benchmark(models, test, chosen.threats, folder, timeout=timeout, about=about, progress=progress)
     return _written(found, test, folder)
 
 

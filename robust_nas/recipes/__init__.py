@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from robust_nas import spaces
+from robust_nas import intake, spaces
 from robust_nas.bounds import Bound
-from robust_nas.bounds.interval import Interval
-from robust_nas.certification.smoothing import NORM, Smoothing
+from robust_nas.certification.plan import CertificationPlan
 from robust_nas.core import catalogue, config
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.checks import check_at_least, check_path, check_type
 from robust_nas.core.errors import InputError, suggest
-from robust_nas.core.pixels import parse_pixels
-from robust_nas.core.registry import name_of
+from robust_nas.core.registry import name_of, named
 from robust_nas.datasets import DataSource
 from robust_nas.derivation import Derivation
 from robust_nas.ensembles import EnsembleRule
@@ -36,100 +34,6 @@ VERSION = 2
 
 LARGEST_WORKERS = 1024
 """The number of processes that a run may fork on one machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CertificationPlan:
-    """The plan of certification on the test images.
-
-    Args:
-        bound: the kind of bound.
-        epsilons: radii, in pixel units.
-        batch_size: images in a chunk.
-        num_images: test images to certify, the first ones; all, if not given.
-    """
-
-    bound: Bound = field(default_factory=Interval)
-    epsilons: tuple[Pixels, ...] = (0.5 / 255, 1 / 255, 2 / 255)
-    batch_size: int = 128
-    num_images: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.epsilons:
-            raise InputError("certification.epsilons must name at least one radius, but got none.")
-        check_at_least("certification.batch_size", self.batch_size, 1)
-        if self.num_images is not None:
-            check_at_least("certification.num_images", self.num_images, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmoothingPlan:
-    """The plan of smoothing on the test images, in l2 whatever the run's own threat model is.
-
-    Args:
-        smoothing: the noise and the samples.
-        epsilons: l2 radii, in pixel units, of the certified accuracies; sigma's half, itself and its double, if there
-            are none. The computation does not depend on them: an image has a radius of its own.
-        num_images: test images to certify, the first ones; all, if not given.
-    """
-
-    smoothing: Smoothing
-    epsilons: tuple[Pixels, ...] = ()
-    num_images: int | None = None
-
-    def __post_init__(self) -> None:
-        for epsilon in self.epsilons:
-            ThreatModel(norm=NORM, epsilon=epsilon)
-        if self.num_images is not None:
-            check_at_least("certification.num_images", self.num_images, 1)
-
-    @property
-    def radii(self) -> tuple[float, ...]:
-        """The radii, ascending."""
-        return tuple(sorted(set(self.epsilons))) or tuple(share * self.smoothing.sigma for share in (0.5, 1.0, 2.0))
-
-
-def certification_from(
-    plan: CertificationPlan,
-    *,
-    epsilons: Sequence[str] | None = None,
-    method: str | None = None,
-    memory: float | None = None,
-    images: int | None = None,
-) -> CertificationPlan | SmoothingPlan:
-    """Return a plan with what the command line says in place of its own.
-
-    Args:
-        epsilons: radii as text.
-        method: a kind of bound, with settings as in "auto[memory=4]"; or "smoothing[sigma=0.25]", which is no bound of
-            the network: the plan is one for its smoothed classifier, and takes only the number of images from `plan`.
-        memory: GiB that the bound may take.
-        images: number of test images.
-
-    Raises:
-        InputError: for what is no radius, kind of bound or setting.
-    """
-    named = {} if method is None else config.component(method)
-    if named.get("name") == "smoothing":
-        if memory is not None:
-            raise InputError("--memory is what bounds may take, but smoothing has none; set its batch_size instead.")
-        given = {key: value for key, value in named.items() if key != "name"}
-        return SmoothingPlan(
-            smoothing=config.build(Smoothing, given, "smoothing"),
-            epsilons=tuple(parse_pixels(epsilon) for epsilon in epsilons or ()),
-            num_images=plan.num_images if images is None else images,
-        )
-    table = config.to_dict(plan)
-    if epsilons is not None:
-        table["epsilons"] = [parse_pixels(epsilon) for epsilon in epsilons]
-    if method is not None:
-        table["bound"] = named
-    if memory is not None:
-        bound = table["bound"]
-        table["bound"] = {**({"name": bound} if isinstance(bound, str) else bound), "memory": memory}
-    if images is not None:
-        table["num_images"] = images
-    return config.build(CertificationPlan, table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +145,9 @@ def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = N
 
 
 def _loaded(
-    name: str, overrides: Sequence[str], data_root: Path | None, search: dict[str, Any] | None = None
+    name: str, overrides: Sequence[str], data_root: Path | None, keys: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Return a recipe as `load` does, with another [search] section than its own, if one is given."""
+    """Return a recipe as `load` does, with some keys' values in place of its own."""
     check_path("A recipe's name", name)
     for override in overrides:
         check_type("An override", override, str, "written as key=value")
@@ -264,8 +168,8 @@ def _loaded(
             f"There is no recipe '{name}'. {suggest(name, names())} A path to a .toml file or to a folder of class "
             "folders works too."
         )
-    if search is not None:
-        table["search"] = search
+    for key, value in (keys or {}).items():
+        config.set_key(table, key, value)
     if data_root is not None:
         config.set_key(table, "data.root", str(expanded(data_root).resolve()))
     return from_table(config.override({"name": path.stem, **table}, overrides), name)
@@ -320,29 +224,61 @@ def for_space(
     relaxation = relaxation or "dirichlet"
     if relaxation not in RELAXATIONS:
         raise InputError(f"There is no relaxation '{relaxation}'. {suggest(relaxation, RELAXATIONS)}")
-    if data not in names() and not Path(data).is_dir():
-        _check_folder(data)
-        raise InputError(
-            f"There is no recipe for the data set '{data}', which says how to train and attack. "
-            f"{suggest(data, names())} A folder of class folders works too."
-        )
+    _check_data(data)
     # The recipe's sizes are of its own kind of space.
     own = load(data, data_root=data_root)
     given = [f"space.name={space}" if type(declared) is type(own.space) else f"space={space}"]
-    search: dict[str, Any] | None = None
+    keys: dict[str, Any] = {}
     if isinstance(declared, MixedSpace):
         given.append(f"search.name={RELAXATIONS[relaxation]}")
     else:
-        named = any(override.startswith(("search=", "search.name=")) for override in overrides)
-        search = {} if named else {"name": "sampled", "training": _trial_of(own.train)}
+        searched = any(override.startswith(("search=", "search.name=")) for override in overrides)
+        keys["search"] = {} if searched else {"name": "sampled", "training": _trial_of(own.train)}
     if threat is not None:
-        model = ThreatModel.parse(threat)
-        given += [f"threat.norm={model.norm}", f"threat.epsilon={model.epsilon!r}"]
+        keys["threat"] = config.to_dict(ThreatModel.parse(threat))
     if progressive and isinstance(declared, MixedSpace):
         count = len(declared.operations)
         given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", "search.partial_channels=[4, 2]"]
         given += ["search.alpha_frozen=0.2"]
-    return _loaded(data, [*given, *overrides], data_root, search)
+    return _loaded(data, [*given, *overrides], data_root, keys)
+
+
+def for_model(
+    model: str,
+    overrides: Sequence[str] = (),
+    *,
+    data: str,
+    threat: str | None = None,
+    normalise: str | None = None,
+    data_root: Path | None = None,
+) -> Recipe:
+    """Return the recipe of a run with a model of one's own: the data set's, with this model in place of a search.
+
+    Args:
+        model: its name, package.module:attribute, path/to/file.py:attribute or torchvision:NAME. Weights of a file,
+            behind an @, are those that the training starts from.
+        data: a data set that has a recipe, or a folder of class folders.
+        threat: such as "linf:8/255"; the data set's recipe's, if not given.
+        normalise: the pixels that the model expects, if it does not normalise them itself.
+
+    Raises:
+        InputError: for a name that is none, a model that cannot be made, or what `load` raises.
+    """
+    _check_data(data)
+    name, weights = intake.own_model(model)
+    keys: dict[str, Any] = {
+        "name": intake.short_name(name),
+        "space": {"kind": "module", "name": "own", "models": named([name])},
+        "search": {"name": "given", "architecture": name},
+        "derive": {"count": 1},
+    }
+    if normalise is not None:
+        keys["space.normalise"] = normalise
+    if threat is not None:
+        keys["threat"] = config.to_dict(ThreatModel.parse(threat))
+    if weights is not None:
+        keys["train.start_from"] = str(weights)
+    return _loaded(data, overrides, data_root, keys)
 
 
 def from_table(table: dict[str, Any], source: str) -> Recipe:
@@ -358,6 +294,16 @@ def from_table(table: dict[str, Any], source: str) -> Recipe:
             + ("upgrade robust-nas." if isinstance(version, int) and version > VERSION else "start a new run with it.")
         )
     return config.build(Recipe, table)
+
+
+def _check_data(data: str) -> None:
+    """Raise InputError unless a data set has a recipe, or is a folder."""
+    if data not in names() and not Path(data).is_dir():
+        _check_folder(data)
+        raise InputError(
+            f"There is no recipe for the data set '{data}', which says how to train and attack. "
+            f"{suggest(data, names())} A folder of class folders works too."
+        )
 
 
 def _check_folder(data: str) -> None:

@@ -180,6 +180,8 @@ def test_workers_end_on_ctrl_c_though_the_traceback_is_kept(files: ImageFiles) -
             os.kill(os.getpid(), signal.SIGINT)
 
     many = ImageFiles(files.paths, files.labels, 256, workers=2)
+    # A shell that starts tests in the background has them ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
     caught = None
     try:
@@ -188,6 +190,8 @@ def test_workers_end_on_ctrl_c_though_the_traceback_is_kept(files: ImageFiles) -
     except KeyboardInterrupt as error:
         stopped.set()
         caught = error
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught is not None and caught.__traceback__ is not None
     assert not multiprocessing.active_children()
 

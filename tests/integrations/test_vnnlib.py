@@ -28,7 +28,7 @@ from robust_nas.datasets import Dataset
 from robust_nas.ensembles import Ensemble
 from robust_nas.evaluation import file_name
 from robust_nas.integrations.onnx import classify, export_onnx
-from robust_nas.integrations.vnnlib import export_ensemble, write_benchmark, write_vnnlib
+from robust_nas.integrations.vnnlib import export_models, write_benchmark, write_vnnlib
 from robust_nas.recipes import load
 from robust_nas.runtime.states import save_state
 from robust_nas.threat import ThreatModel
@@ -364,17 +364,17 @@ def test_a_saved_ensemble_is_exported_on_the_images_of_its_run_or_on_those_that_
     within, alone = ensemble.save(run / "ensemble"), ensemble.save(tmp_path / "mine")
     expected = ensemble(digits.test[:3].images)
     for folder, options in ((within, {}), (alone, {"data": "digits", "epsilons": ["0.01"]})):
-        text = export_ensemble(folder, tmp_path / "out", images=3, **options)
+        text = export_models([str(folder)], [], tmp_path / "out", images=3, **options)
         assert f"{folder.name}: onnx/{folder.name}.onnx" in text
         found = classify(tmp_path / "out" / "onnx" / f"{folder.name}.onnx", digits.test[:3].images)
         torch.testing.assert_close(found, expected)
         record = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
-        assert (record["ensemble"], record["data"], record["epsilons"]) == (folder.name, "digits", [0.01])
-    with pytest.raises(InputError, match="--data digits --epsilon"):
-        export_ensemble(alone, tmp_path / "no", epsilons=["0.01"])
+        assert (record["models"], record["data"], record["epsilons"]) == (str(folder), "digits", [0.01])
+    with pytest.raises(InputError, match="--data digits"):
+        export_models([str(alone)], [], tmp_path / "no", epsilons=["0.01"])
     with pytest.raises(InputError, match="no ensemble of version"):
         (alone / "config.json").write_text("{}")
-        export_ensemble(alone, tmp_path / "no", data="digits", epsilons=["0.01"])
+        export_models([str(alone)], [], tmp_path / "no", data="digits", epsilons=["0.01"])
 
 
 NETWORKS = ("model-0", "model-1", "uniform", "ensemble")
