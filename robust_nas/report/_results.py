@@ -118,7 +118,7 @@ def _cell(item: Rated | None, shared: int | None, among: str | None = None, *, s
         return element("td", element("span", DASH, title="not run", aria_label="not run"))
     below = [element("small", interval_of(item))]
     if shared is None:
-        below.append(element("small", f"n = {item.count}"))
+        below.append(element("small", f"n = {item.count}".replace(" ", "\N{NO-BREAK SPACE}")))
     if among:
         below.append(element("small", among))
     value = percent(item.accuracy)

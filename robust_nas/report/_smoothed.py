@@ -13,6 +13,9 @@ from robust_nas.report.findings import percent
 if TYPE_CHECKING:
     from robust_nas.records import SmoothingRecord
 
+_MOST_UPRIGHT = 6
+"""The radii that a printed page takes upright; with more, it is a broad one."""
+
 
 def smoothed(contents: Contents) -> Content:
     """Return a table for each noise that smoothed classifiers were certified with; nothing if there is none."""
@@ -50,5 +53,5 @@ def _table(contents: Contents, found: SmoothingRecord) -> Html:
         element("caption", caption),
         element("thead", element("tr", [column_head(head) for head in heads])),
         element("tbody", rows),
-        class_="named",
+        class_="named" if len(radii) <= _MOST_UPRIGHT else "named broadest",
     )

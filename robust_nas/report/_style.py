@@ -121,8 +121,11 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--rule
   /* Boxes in lines, since a heading is not kept with the first row of a grid. */
   .grid, .examples { display: block; }
   .grid > *, .examples > * { display: inline-block; vertical-align: top; width: 47%; margin: 0 2% 1rem 0; }
-  .broad > div { width: 100%; }
-  pre { font-size: 7.5pt; padding: 0; }
+  .broad > div, .grid > :only-child { width: 100%; }
+  pre { font-size: 7.5pt; padding: 0; line-height: 1.35; }
+  .two { display: block; }
+  .setup pre { columns: 2; }
+  footer { break-before: avoid; margin-top: 1.5rem; }
   thead { display: table-header-group; }
   caption { break-before: avoid; max-width: 46rem; }
   .scroll { overflow: visible; }
@@ -130,7 +133,9 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--rule
   th, td { padding: .25rem .3rem; white-space: normal; }
   tbody th, .broadest th, .broadest td, table code { overflow-wrap: anywhere; }
   tbody th { position: static; }
-  .wide { font-size: 7.5pt; }
+  .wide { font-size: 7.5pt; line-height: 1.3; }
+  .wide td, .wide tbody th { padding: .15rem .3rem; }
+  .wide small { line-height: 1.2; }
   .wide tbody th, .named tbody th { min-width: 5rem; }
   summary { list-style: none; }
   .setup::details-content { content-visibility: visible; display: block; height: auto; }
