@@ -13,6 +13,9 @@ from robust_nas.report.findings import check_consistency, failed_checks, format_
 if TYPE_CHECKING:
     from robust_nas.records.evaluation import Check
 
+_MOST_UPRIGHT = 7
+"""The models for which a printed page takes the table upright; with more, it is a broad one."""
+
 
 def warnings(contents: Measurements) -> Content:
     """Return the warnings about images and models, to stand at the top; nothing if there are none."""
@@ -76,6 +79,7 @@ def _masking(contents: Measurements) -> Content:
         element("caption", "Signs of gradient masking, where attacks fail because gradients mislead them."),
         element("thead", element("tr", heads)),
         element("tbody", rows),
+        class_="broadest" if len(results) > _MOST_UPRIGHT else None,
     )
     failures, details = (
         [

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robust_nas.report._contents import Measurements, Rated
-from robust_nas.report._elements import Content, Html, element, security_policy
+from robust_nas.report._elements import Content, Html, element, join, security_policy
 from robust_nas.report._style import STYLE
-from robust_nas.report.findings import percent
+from robust_nas.report.findings import enumerate_in_words, percent
 from robust_nas.runtime.environment import differing
 
 if TYPE_CHECKING:
@@ -91,15 +91,19 @@ def _earlier(found: Sequence[Session]) -> dict[str, str]:
 
 
 def setup(contents: Measurements, file: str, facts: dict[str, str], seconds: dict[str, float]) -> Html:
-    """Return the settings, word for word, beside the environment and how long everything took."""
+    """Return the settings, word for word, beside the environment and how long everything took; all folded away."""
     times = {what.capitalize(): duration(value) for what, value in seconds.items()}
     spent = [element("h3", "Time", style="margin-top:1.6rem"), definitions(times)] if times else None
-    return element(
+    within = [f"All settings ({file}, {len(contents.config_text.splitlines())} lines)"]
+    within += ["versions and hardware"] if facts else []
+    within += [f"the time of {'each stage' if len(times) > 1 else 'the attacks'}"] if times else []
+    inside = element(
         "div",
         element("div", element("h3", f"Configuration ({file})"), element("pre", contents.config_text)),
         element("div", element("h3", "Environment"), definitions(facts), spent),
         class_="two",
     )
+    return element("details", element("summary", enumerate_in_words(within)), inside, class_="setup")
 
 
 def attack_seconds(contents: Measurements) -> float:
@@ -127,9 +131,9 @@ def column_head(text: str, *, left: bool = False) -> Html:
     return element("th" if text else "td", text, scope="col" if text else None, class_="left" if left else None)
 
 
-def interval_of(item: Rated) -> str:
-    """Return an accuracy's interval in percent, its ends joined by a dash."""
-    return f"{percent(item.low)}{DASH}{percent(item.high)}"
+def interval_of(item: Rated) -> Html:
+    """Return an accuracy's interval in percent, its ends joined by a dash, after which a printed line may end."""
+    return join([f"{percent(item.low)}{DASH}", element("wbr"), percent(item.high)])
 
 
 def definitions(facts: dict[str, str]) -> Content:

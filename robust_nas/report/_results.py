@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from robust_nas.core.pixels import format_pixels
 from robust_nas.report import attack_plots, plots
 from robust_nas.report._contents import Measurements, Rated, Threat, format_attack
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import DASH, EPSILON, column_head, interval_of, scroll
+from robust_nas.report._palette import variable
 from robust_nas.report.findings import enumerate_in_words, format_threat, percent
+
+_MOST_UPRIGHT = 13
+"""The columns under a second head that a printed page takes upright; with more, it is a broad one."""
 
 
 def results(contents: Measurements, method: str | None = None) -> Content:
@@ -26,25 +32,27 @@ def _table(contents: Measurements, method: str | None) -> Html:
     kinds = {item.count for item in _all_measurements(contents)}
     shared = kinds.pop() if len(kinds) == 1 else None
     several, radii = len(contents.threats) > 1, contents.certified_epsilons
+    # What a telephone shows without scrolling comes first: the worst case and the certificates before each attack.
     first: list[Content] = [element("th", "Model", scope="col", rowspan=2)]
     second: list[Content] = []
     if contents.attacked:
         first.append(element("th", element("span", "Clean", class_="clean"), scope="col", rowspan=2))
     if several:
-        span = element("span", "All threat models", class_="attacked")
-        first.append(element("th", span, scope="colgroup", colspan=2))
+        first.append(_group("All threats", "attacked", 2))
         second += [_head("Union", "worst case"), _head("Average", "of worst cases")]
+    elif contents.threats:
+        span = element("span", "Worst case", class_="attacked")
+        below = element("small", format_threat(contents.threats[0]))
+        first.append(element("th", span, below, scope="col", rowspan=2))
+    if radii:
+        first.append(_group("Certified", "certified", len(radii), f"by {method} bounds"))
+        second += [_head(f"{EPSILON} = {format_pixels(epsilon)}") for epsilon in radii]
     for threat in contents.threats:
-        span = element("span", f"Under attack, {format_threat(threat)}", class_="attacked")
         attacks = _attacks_at(contents, threat)
-        first.append(element("th", span, scope="colgroup", colspan=len(attacks) + 1))
+        first.append(_group(f"Under attack, {format_threat(threat)}", "attacked", len(attacks) + several))
+        second += [_head("Worst case")] if several else []
         # "PGD over epsilon" in two lines, to keep the column narrow.
         second += [_head(*format_attack(name).split(" ", 1)) for name, *_ in attacks]
-        second.append(_head("Worst case", "of the attacks run"))
-    if radii:
-        span = element("span", f"Certified by {method} bounds", class_="certified")
-        first.append(element("th", span, scope="colgroup", colspan=len(radii)))
-        second += [_head(f"{EPSILON} = {format_pixels(epsilon)}") for epsilon in radii]
     over = f"Every number is over {shared} images" if shared else "n is the number of images"
     caption = (
         f"Accuracy in % with its 95 % Wilson interval. {over}; {DASH} marks a missing measurement. The worst case "
@@ -56,12 +64,20 @@ def _table(contents: Measurements, method: str | None) -> Html:
         element("caption", caption),
         element("thead", element("tr", first), element("tr", second)),
         element("tbody", [_row(contents, model, shared) for model in contents.models]),
-        class_="wide",
+        class_="wide" if len(second) <= _MOST_UPRIGHT else "wide broadest",
     )
 
 
+def _group(text: str, kind: str, count: int, below: str | None = None) -> Html:
+    """Return the head of several columns."""
+    span = element("span", text, class_=kind)
+    return element("th", span, element("small", below) if below else None, scope="colgroup", colspan=count)
+
+
 def _head(text: str, below: str | None = None) -> Html:
-    return element("th", text, element("small", below) if below else None, scope="col")
+    # A line may end between an attack's settings.
+    parts = [[part, element("wbr")] for part in re.split(r"(?<=[\[,=])", text)]
+    return element("th", parts, element("small", below) if below else None, scope="col")
 
 
 def _attacks_at(contents: Measurements, threat: Threat) -> list[tuple[str, str, float]]:
@@ -78,16 +94,20 @@ def _all_measurements(contents: Measurements) -> list[Rated]:
 def _row(contents: Measurements, model: str, shared: int | None) -> Html:
     result = contents.attacked.get(model)
     cells = [_cell(result.clean if result else None, shared)] if contents.attacked else []
-    if len(contents.threats) > 1:
+    several = len(contents.threats) > 1
+    if several:
         cells.append(_cell(contents.union_of(model), shared, strong=True))
         average = result.average if result and contents.union_of(model) else None
         cells.append(element("td", DASH if average is None else percent(average)))
+    proved = [_cell(contents.certificate_of(model, epsilon), shared) for epsilon in contents.certified_epsilons]
+    attacked: list[Html] = []
     for threat in contents.threats:
         measured = [contents.attack_on(model, attack) for attack in _attacks_at(contents, threat)]
-        cells += [_cell(item, shared) for item in measured]
         among = f"of {sum(item is not None for item in measured)} attacks"
-        cells.append(_cell(contents.worst_case_of(model, threat), shared, among, strong=True))
-    cells += [_cell(contents.certificate_of(model, epsilon), shared) for epsilon in contents.certified_epsilons]
+        worst = _cell(contents.worst_case_of(model, threat), shared, among, strong=True)
+        (attacked if several else cells).append(worst)
+        attacked += [_cell(item, shared) for item in measured]
+    cells += [*proved, *attacked]
     digits = contents.digits_of(model)
     head = element("th", contents.title_of(model), element("small", digits) if digits else None, scope="row")
     return element("tr", head, cells, class_="joined" if contents.is_combined(model) else None)
@@ -98,7 +118,7 @@ def _cell(item: Rated | None, shared: int | None, among: str | None = None, *, s
         return element("td", element("span", DASH, title="not run", aria_label="not run"))
     below = [element("small", interval_of(item))]
     if shared is None:
-        below.append(element("small", f"n = {item.count}"))
+        below.append(element("small", f"n = {item.count}".replace(" ", "\N{NO-BREAK SPACE}")))
     if among:
         below.append(element("small", among))
     value = percent(item.accuracy)
@@ -134,7 +154,7 @@ def legend(named: dict[str, str]) -> Html:
     items = []
     for kind, text in named.items():
         colour, marker = plots.MARKERS[kind]
-        swatch = element("svg", Html(shapes[marker]), viewBox="0 0 12 12", fill=colour, aria_hidden="true")
+        swatch = element("svg", Html(shapes[marker]), viewBox="0 0 12 12", fill=variable(colour), aria_hidden="true")
         items.append(element("li", swatch, text))
     return element("ul", items, class_="legend")
 

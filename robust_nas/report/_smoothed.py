@@ -13,6 +13,9 @@ from robust_nas.report.findings import percent
 if TYPE_CHECKING:
     from robust_nas.records import SmoothingRecord
 
+_MOST_UPRIGHT = 6
+"""The radii that a printed page takes upright; with more, it is a broad one."""
+
 
 def smoothed(contents: Contents) -> Content:
     """Return a table for each noise that smoothed classifiers were certified with; nothing if there is none."""
@@ -29,15 +32,16 @@ def _table(contents: Contents, found: SmoothingRecord) -> Html:
     rows = []
     for model, items in found.models.items():
         at, first = {item.epsilon: item for item in items}, items[0]
-        cells = [percent(first.correct), percent(first.abstained), f"{first.average_radius:.3f}"]
         certified = [
             [percent(at[epsilon].certified), element("small", interval_of(at[epsilon]))] if epsilon in at else ""
             for epsilon in radii
         ]
         head = element("th", contents.title_of(model), scope="row")
-        rows.append(element("tr", head, [element("td", cell) for cell in (*cells, *certified)]))
-    heads = ["Model, smoothed", "Right", "Abstained", "Average radius"]
-    heads += [f"Certified, {EPSILON} = {format_pixels(epsilon)}" for epsilon in radii]
+        # The certificates come before what a telephone shows only by scrolling.
+        cells = [percent(first.correct), *certified, percent(first.abstained), f"{first.average_radius:.3f}"]
+        rows.append(element("tr", head, [element("td", cell) for cell in cells]))
+    proved = [f"Certified, {EPSILON} = {format_pixels(epsilon)}" for epsilon in radii]
+    heads = ["Model, smoothed", "Right", *proved, "Abstained", "Average radius"]
     caption = (
         f"Randomised smoothing with \N{GREEK SMALL LETTER SIGMA} = {format_pixels(found.sigma)}: "
         f"{found.num_samples:,} samples of each of {found.num_images} test images, failure "
@@ -49,5 +53,5 @@ def _table(contents: Contents, found: SmoothingRecord) -> Html:
         element("caption", caption),
         element("thead", element("tr", [column_head(head) for head in heads])),
         element("tbody", rows),
-        class_="named",
+        class_="named" if len(radii) <= _MOST_UPRIGHT else "named broadest",
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from robust_nas.core.pixels import format_pixels
 from robust_nas.report._elements import Html
+from robust_nas.report._palette import HUES, LIGHT
 from robust_nas.report.plots import (
     ATTACKED,
     CLEAN,
-    FAINT,
+    DIM,
     INK,
     MARKERS,
     MUTED,
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from robust_nas.records.evaluation import Point
     from robust_nas.report._contents import Rated
 
-# Those of Paul Tol's muted palette that stand out from white, for models: not clean's, attacked's or certified's.
-_MODEL_COLOURS = ("#332288", "#CC6677", "#44AA99", "#882255", "#999933", "#AA4499", "#117733")
+_MODEL_COLOURS = tuple(HUES[index] for index in (2, 4, 5, 0, 3, 7, 8))
 _MODEL_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _WIDTH = 420  # as much as a telephone shows, so that letters stay legible there
 _LONGEST_LABEL = 20  # letters beside a line's end or a row
@@ -54,7 +54,7 @@ def overview_plot(rows: Sequence[tuple[str, Mapping[str, Rated]]], key: str, nam
         for shift, (kind, (colour, marker)) in zip((0.1, 0, -0.1), MARKERS.items(), strict=True):
             if item := values.get(kind):
                 height = shift - index  # so that clean and certified stay apart where they are equal
-                axes.plot([item.low, item.high], [height, height], color=colour, linewidth=3, alpha=0.3)
+                axes.plot([item.low, item.high], [height, height], color=colour, linewidth=1.4)
                 axes.plot([item.accuracy], [height], color=colour, marker=marker, markersize=6.5, linestyle="none")
     axes.set_yticks([-index for index in range(len(rows))], [""] * len(rows))
     axes.set_ylim(-len(rows) + 0.65, 0.5)
@@ -206,7 +206,7 @@ def epsilon_plot(
     # Certified radii are a hundredth of attacked ones: logarithmic from the smallest on, and linear from there to 0.
     axes.set_xscale("symlog", linthresh=radii[0], linscale=0.35)
     axes.set_xlim(-0.08 * radii[0], radii[-1] * 1.15)
-    axes.axvline(threat_epsilon, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+    axes.axvline(threat_epsilon, color=DIM, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
     if clean is not None:
         axes.axhline(clean, color=CLEAN, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1)
         axes.plot([0], [clean], marker="o", color=CLEAN, markersize=6, clip_on=False, zorder=4)
@@ -262,21 +262,22 @@ def confusion_plot(counts: Sequence[Sequence[int]], classes: Sequence[str], key:
     aside, above = 26 + 6 * longest, 30 + (4.5 * longest if turned else 10)
     figure, axes = figure_of(aside + size * cell, above + size * cell)
     for (label, read), share in np.ndenumerate(shares):
-        colour, edge = _shade(CLEAN if label == read else ATTACKED, share), FAINT if label == read else RULE
+        colour, edge = (LIGHT["right"], DIM) if label == read else (LIGHT["wrong"], RULE)
+        # The shade is the colour's opacity, which does for white and for dark paper; an edge has no opacity.
+        if share > 0:
+            axes.add_patch(Rectangle((read, label), 1, 1, facecolor=colour, alpha=share, linewidth=0, zorder=0.5))
         axes.add_patch(
-            Rectangle((read, label), 1, 1, facecolor=colour, edgecolor=edge, linewidth=0.8, zorder=1 + (label == read))
+            Rectangle((read, label), 1, 1, fill=False, edgecolor=edge, linewidth=0.8, zorder=1 + (label == read))
         )
         if size <= _MOST_NUMBERED and counts[label][read]:
             text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
-            # On the strongest shades white is easier to read.
-            ink = PAPER if share > 0.85 else INK
             axes.text(
                 read + 0.5,
                 label + 0.52,
                 text,
                 ha="center",
                 va="center",
-                color=ink,
+                color=INK,
                 fontsize=9.5,
                 zorder=3,
                 gid=f"cell-{label}-{read}",
@@ -296,9 +297,3 @@ def confusion_plot(counts: Sequence[Sequence[int]], classes: Sequence[str], key:
     axes.set_xlabel("read as")
     axes.set_ylabel("class")
     return to_svg(figure, key, name)
-
-
-def _shade(colour: str, share: float) -> tuple[float, float, float]:
-    """Return a colour that goes from white at 0 to `colour` at 1."""
-    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    return 1 - share * (1 - red), 1 - share * (1 - green), 1 - share * (1 - blue)

@@ -9,7 +9,7 @@ from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import CELLS, Genotype
 from robust_nas.report._elements import Html, element
-from robust_nas.report.plots import FAINT, INK, PAPER, figure_of, operation_colours, shortened, styled, to_svg
+from robust_nas.report.plots import DIM, INK, MUTED, PAPER, figure_of, operation_colours, shortened, styled, to_svg
 
 if TYPE_CHECKING:
     import networkx
@@ -83,7 +83,8 @@ def _draw(
     for source, target, operation in edges:
         bend = _bend(source, target)
         is_none = operation == "none"
-        colour = colours[operation] if (source, target) in live else FAINT
+        is_live = (source, target) in live
+        colour = colours[operation] if is_live else DIM
         start, end = place[source], place[target]
         # A quadratic curve whose middle is `bend` above the line: arc3 puts its control point at twice that.
         arrow = FancyArrowPatch(
@@ -93,7 +94,7 @@ def _draw(
             arrowstyle="-|>,head_length=5,head_width=2.6",
             shrinkA=_RADIUS * 132,
             shrinkB=_RADIUS * 132,
-            color=FAINT if is_none else colour,
+            color=DIM if is_none else colour,
             linewidth=0.8 if is_none else 1.8,
             linestyle=(0, (1, 3)) if is_none else "-",
             zorder=1,
@@ -109,7 +110,7 @@ def _draw(
                 ha="center",
                 va="center",
                 fontsize=11,
-                color=_darker(colour),
+                color=colour if is_live else MUTED,
                 zorder=3,
             )
             text.set_bbox({"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none"})
@@ -152,12 +153,3 @@ def _bend(source: int, target: int) -> float:
     if span == 1:
         return 0.0
     return (0.28 * (span - 1) + 0.06 * (span - 2)) * (1 if source % 2 == 0 else -1)
-
-
-def _darker(colour: str) -> str:
-    """Return a colour dark enough to be read as text on paper."""
-    from matplotlib.colors import to_hex, to_rgb
-
-    red, green, blue = to_rgb(colour)
-    scale = min(1.0, 0.4 / max(0.2126 * red + 0.7152 * green + 0.0722 * blue, 1e-6))
-    return str(to_hex((red * scale, green * scale, blue * scale)))

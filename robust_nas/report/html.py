@@ -35,8 +35,10 @@ from robust_nas.report._page import (
     setup,
     unbroken,
 )
+from robust_nas.report._palette import variable
 from robust_nas.report._pictures import confusion, examples, over_epsilon
 from robust_nas.report._results import distances, results
+from robust_nas.report._size import over_size
 from robust_nas.report._smoothed import smoothed
 from robust_nas.report.drawing import draw
 from robust_nas.report.findings import Difference, compare_ensemble, enumerate_in_words, limits, percent, summary
@@ -65,6 +67,7 @@ def page(contents: Contents) -> Html:
     method = contents.certification.method if contents.certification else None
     sections = (
         ("Results", results(contents, method)),
+        ("Accuracy over size", over_size(contents)),
         ("Architectures", _architectures(contents)),
         ("Search", _search(contents)),
         ("Training", _training(contents)),
@@ -310,7 +313,7 @@ def _operation_legend(operations: Sequence[str]) -> Html:
             y1="6",
             x2="30",
             y2="6",
-            stroke=colours[operation],
+            stroke=variable(colours[operation]),
             stroke_width="2.5",
             stroke_dasharray=pattern,
         )
@@ -328,7 +331,14 @@ def _curve_legend(kinds: Iterable[str]) -> Html:
     for kind in kinds:
         text, colour, pattern, _ = plots.CURVES[kind]
         line = element(
-            "line", x1="0", y1="6", x2="30", y2="6", stroke=colour, stroke_width="2.5", stroke_dasharray=pattern or None
+            "line",
+            x1="0",
+            y1="6",
+            x2="30",
+            y2="6",
+            stroke=variable(colour),
+            stroke_width="2.5",
+            stroke_dasharray=pattern or None,
         )
         lines.append(element("li", element("svg", line, viewBox="0 0 30 12", aria_hidden="true"), text))
     return element("ul", lines, class_="legend")

@@ -7,19 +7,20 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from robust_nas.core.text import visible
 from robust_nas.report._elements import Html, element, identifier
+from robust_nas.report._palette import HUES, LIGHT, with_variables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
-# Okabe and Ito's palette, which people with colour-blindness can tell apart; the marker differs as well.
-CLEAN, ATTACKED, CERTIFIED = "#0072B2", "#C44E00", "#00805E"
+CLEAN, ATTACKED, CERTIFIED = LIGHT["clean"], LIGHT["attacked"], LIGHT["certified"]  # the marker differs as well
 MARKERS = {"clean": (CLEAN, "o"), "attacked": (ATTACKED, "s"), "certified": (CERTIFIED, "^")}
 CURVES: dict[str, tuple[str, str, str, Any]] = {
     "clean": ("clean", CLEAN, "", "-"),
@@ -27,10 +28,8 @@ CURVES: dict[str, tuple[str, str, str, Any]] = {
     "certified": ("certified by intervals", CERTIFIED, "2 2", (0, (1.2, 1.2))),
 }
 """The legend's name of each validation accuracy, its colour, and its dashes for SVG and for matplotlib."""
-INK, MUTED, FAINT, RULE, PAPER = "#1c2430", "#5b6573", "#b3bac4", "#e3e7ec", "#ffffff"
+INK, MUTED, DIM, RULE, PAPER = LIGHT["ink"], LIGHT["muted"], LIGHT["dim"], LIGHT["rule"], LIGHT["paper"]
 
-# Paul Tol's muted palette for operations, so that they are not taken for clean, attacked or certified.
-_OPERATION_COLOURS = ("#882255", "#88CCEE", "#332288", "#999933", "#CC6677", "#44AA99", "#DDCC77", "#AA4499", "#117733")
 _OPERATION_DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (7, 2)))
 
 _STYLE: Any = {
@@ -41,7 +40,7 @@ _STYLE: Any = {
     "font.sans-serif": ["DejaVu Sans"],  # for the layout only; the page sets the font
     "font.size": 10.5,
     "text.color": INK,
-    "axes.edgecolor": FAINT,
+    "axes.edgecolor": DIM,
     "axes.labelcolor": MUTED,
     "axes.labelsize": 10.5,
     "axes.linewidth": 0.8,
@@ -67,8 +66,8 @@ _STYLE: Any = {
 def operation_colours(operations: Sequence[str]) -> dict[str, str]:
     """Return a colour for each operation; `none` is grey."""
     named = [name for name in operations if name != "none"]
-    colours = {name: _OPERATION_COLOURS[index % len(_OPERATION_COLOURS)] for index, name in enumerate(named)}
-    return {**colours, "none": "#8a939e"}
+    colours = {name: HUES[index % len(HUES)] for index, name in enumerate(named)}
+    return {**colours, "none": DIM}
 
 
 def operation_dashes(operations: Sequence[str]) -> dict[str, Any]:
@@ -78,11 +77,11 @@ def operation_dashes(operations: Sequence[str]) -> dict[str, Any]:
     return {**dashes, "none": (0, (1, 2))}
 
 
-def styled(draw: Callable[P, Html]) -> Callable[P, Html]:
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Make a function draw in the page's style, and leave matplotlib's settings as they were."""
 
     @functools.wraps(draw)
-    def in_style(*args: P.args, **kwargs: P.kwargs) -> Html:
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> R:
         import matplotlib
 
         with matplotlib.rc_context(), warnings.catch_warnings():
@@ -106,7 +105,7 @@ def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def to_svg(figure: Figure, key: str, name: str) -> Html:
-    """Return a figure as inline SVG.
+    """Return a figure as inline SVG. Its colours are those of the palette, and become the page's variables.
 
     Args:
         figure: the figure to draw.
@@ -137,8 +136,8 @@ def to_svg(figure: Figure, key: str, name: str) -> Html:
 
 
 def _with_own_ids(tag: re.Match[str], key: str) -> str:
-    """Return a tag whose ids, and what refers to ids, begin with `key`."""
-    text = tag[0].replace(' id="', f' id="{key}-').replace('xlink:href="#', f'href="#{key}-')
+    """Return a tag whose ids, and what refers to ids, begin with `key`, and whose colours are the page's."""
+    text = with_variables(tag[0]).replace(' id="', f' id="{key}-').replace('xlink:href="#', f'href="#{key}-')
     return text.replace("url(#", f"url(#{key}-")
 
 
@@ -229,7 +228,7 @@ def curve_plot(
                 clip_on=False,
             )
     if best_epoch is not None:
-        axes.axvline(best_epoch, color=FAINT, linewidth=1, zorder=0)
+        axes.axvline(best_epoch, color=DIM, linewidth=1, zorder=0)
         near_the_end = best_epoch > (epochs[0] + epochs[-1]) / 2
         axes.annotate(
             f"kept: epoch {best_epoch}",

@@ -17,7 +17,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.text import visible
 from robust_nas.core.writing import write_text
 from robust_nas.report._elements import Html
-from robust_nas.report.plots import ATTACKED, CLEAN, FAINT, INK, MUTED, PAPER, figure_of, styled
+from robust_nas.report.plots import ATTACKED, CLEAN, DIM, INK, MUTED, PAPER, figure_of, styled
 from robust_nas.tables import Column, Table, non_dominated
 from robust_nas.tables.statistics import TOP, MainEffects, main_effects, names_of, rank_correlations
 
@@ -182,7 +182,7 @@ def _heat_map(
     """Draw a matrix as coloured cells with numbers; the shades go from -1, orange, over 0, white, to 1, blue."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("diverging", [ATTACKED, PAPER, CLEAN]).with_extremes(bad=FAINT)
+    colours = LinearSegmentedColormap.from_list("diverging", [ATTACKED, PAPER, CLEAN]).with_extremes(bad=DIM)
     axes.imshow(shades, cmap=colours, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     for (row, column), number in np.ndenumerate(numbers):
         if not np.isnan(number):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robust_nas.architectures.cell import OPERATIONS, Architecture, edges_of
+from robust_nas.report import write_report
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.states import save_state
 
@@ -263,3 +266,26 @@ def _examples(random: np.random.Generator) -> dict[str, Any]:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run; copy it to change it."""
     return write_run(tmp_path_factory.mktemp("runs") / "20260102-digits-1a2b3c").path
+
+
+@pytest.fixture(scope="session")
+def finished_page(finished_run: Path) -> Path:
+    """The report of the finished run."""
+    return write_report(RunFolder.open(finished_run))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A browser without a window, from which the pages' own facts can be read."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    service = shutil.which("chromedriver")
+    if not binary or not service:
+        pytest.skip("there is no chromium or no chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
+    yield driver
+    driver.quit()
