@@ -105,19 +105,38 @@ def report(run: Path) -> None:
     argument("--images", type=int, help="test images, the first ones (those the recipe certifies)"),
     argument("--data", metavar="NAME", help="for a saved ensemble: a data set or a folder of class folders"),
     argument("--timeout", type=int, metavar="SECONDS", help="time limit of a verifier for an instance (300)"),
-    argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export)"),
+    argument("--python", action="store_true", help="a readable Python file of each network, and its weights, instead"),
+    argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export, FOLDER/python)"),
 )
-def export(run: Path, out: Path | None, data: str | None, **options: Any) -> None:
-    """Write the trained models as ONNX and the balls around images as VNN-LIB, for other people's verifiers."""
+def export(run: Path, out: Path | None, data: str | None, python: bool, **options: Any) -> None:
+    """Write the trained models for other tools: ONNX and VNN-LIB for verifiers, or, by --python, plain torch."""
+    chosen = given(options)
+    if python:
+        _export_python(run, out or run / "python", [*chosen, *(["data"] if data else [])])
+        return
     folder = out or run / "export"
     if slow.ensembles.is_saved(run):
-        print(slow.vnnlib.export_ensemble(run, folder, data=data, progress=progress(), **given(options)))
+        print(slow.vnnlib.export_ensemble(run, folder, data=data, progress=progress(), **chosen))
         return
     if data is not None:
         raise InputError(f"--data is for the folder of a saved ensemble; {run} has images of its own.")
     job = resumed(run)
     with at_work(job, "Nothing was written."):
-        written = slow.vnnlib.export_run(job, folder, **given(options))
+        written = slow.vnnlib.export_run(job, folder, **chosen)
+    job.say(written)
+
+
+def _export_python(run: Path, folder: Path, others: Sequence[str]) -> None:
+    """Write the trained models as Python modules."""
+    if others:
+        raise InputError(
+            f"--{others[0].replace('epsilons', 'epsilon')} is for verifiers, and --python writes none of it."
+        )
+    if slow.ensembles.is_saved(run):
+        raise InputError(f"--python is for run folders, but {run} is a saved ensemble; give the run of its networks.")
+    job = resumed(run)
+    with at_work(job, "Nothing was written."):
+        written = slow.python_module.export_run(job, folder)
     job.say(written)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from robust_nas.cli import listing as listing
     from robust_nas.cli import results as results
     from robust_nas.core import config as config
+    from robust_nas.integrations import python_module as python_module
     from robust_nas.integrations import vnnlib as vnnlib
     from robust_nas.jobs import attack_models as attack_models
     from robust_nas.jobs import merged_runs as merged_runs
@@ -41,6 +42,7 @@ _PACKAGES = {
     "explorer": "report",
     "listing": "cli",
     "merged_runs": "jobs",
+    "python_module": "integrations",
     "ranking": "studies",
     "results": "cli",
     "run_folder": "runtime",
