@@ -48,7 +48,8 @@ from robust_nas.spaces import BuiltFrom, NetworkSource, WritesSource
 TOLERANCE = 1e-9
 """The largest error of logits in double precision, as a share of the largest."""
 
-_NUM_POINTS = 32
+_NUM_POINTS = 8
+"""Images that both networks are given: functions that differ do so on any, and double precision takes its time."""
 
 _WIDTH = 120
 
@@ -124,7 +125,7 @@ def export_python(
         model: from a run, `rn.train` or a space; used in evaluation mode and left as it was.
         path: the module, such as model_0.py; the weights are in model_0.pt. Files that are there stay: one that differs
             is a mistake.
-        points: images [N, C, H, W] in [0, 1] to compare the networks on; 32 random ones, if not given.
+        points: images [N, C, H, W] in [0, 1] to compare the networks on; 8 random ones, if not given.
         about: further facts for the module's docstring.
 
     Raises:
