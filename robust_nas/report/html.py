@@ -145,14 +145,21 @@ def _as_python(contents: Contents) -> Content:
     module = name.replace("-", "_")
     command = f"robust-nas export {shlex.quote(contents.path.resolve().name)} --python"
     lines = (
+        "import torch",
         f"from {module} import Network",
         "network = Network().eval()",
-        f'network.load_state_dict(torch.load("{module}.pt", weights_only=True))',
+        f'weights = torch.load("{module}.pt", weights_only=True)',
+        "network.load_state_dict(weights)",
     )
     return element(
         "div",
         element("h3", "In plain torch"),
-        element("p", element("code", command), " writes each network as one readable file, which needs torch alone:"),
+        element(
+            "p",
+            element("code", command),
+            " writes each network as one readable file, which needs torch alone:",
+            class_="note",
+        ),
         element("pre", "\n".join(lines)),
     )
 
