@@ -29,6 +29,7 @@ _FROM = {
     "derive": "api",
     "evaluate": "api",
     "export_onnx": "integrations.onnx",
+    "export_python": "integrations.python_module",
     "load_models": "intake",
     "load_run": "api",
     "run": "api",
@@ -73,6 +74,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "export_onnx",
+    "export_python",
     "intake",
     "load_models",
     "load_run",
@@ -125,6 +127,7 @@ if TYPE_CHECKING:
     from robust_nas.ensembles import Ensemble
     from robust_nas.intake import load_models
     from robust_nas.integrations.onnx import export_onnx
+    from robust_nas.integrations.python_module import export_python
     from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib
     from robust_nas.threat import ThreatModel
 

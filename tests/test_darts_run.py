@@ -1,6 +1,7 @@
 """A whole run in the DARTS space, as a user starts it."""
 
 import pytest
+import torch
 
 import robust_nas as rn
 from robust_nas.core.errors import InputError
@@ -63,6 +64,22 @@ def test_the_trained_network_is_read_back_with_its_final_width_and_no_head(run):
     assert network.stem[0].out_channels == 3 * 4
     assert sum(parameter.numel() for parameter in network.parameters()) == model["parameters"]
     assert not any("head" in name for name, _ in network.named_modules())
+
+
+def test_the_trained_network_is_exported_as_python_with_its_accuracies(run, command, tmp_path):
+    folder, _ = run
+    done = command("export", folder, "--python", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model_0.pt", "model_0.py"]
+    text, network = (tmp_path / "model_0.py").read_text(), rn.load_run(folder).models["model-0"]
+    clean = read_json(folder / "evaluation.json")["models"]["model-0"]["clean"]
+    assert f"{100 * clean['accuracy']:.1f} % of 16 test images" in text and f"{folder.name}, model-0, seed 0" in text
+    (loaded,) = rn.load_models(f"{tmp_path}/model_0.py:Network@{tmp_path}/model_0.pt", device="cpu").values()
+    images = rn.datasets.load("digits").test[:8].images
+    torch.testing.assert_close(loaded.eval()(images), network.eval()(images), atol=1e-5, rtol=1e-5)
+    assert f"robust-nas export {folder.name} --python" in (folder / "report.html").read_text()
+    refused = command("export", folder, "--python", "--epsilon", "0.1")
+    assert refused.returncode == 2 and "--epsilon is for verifiers" in refused.stderr
 
 
 def test_genotypes_are_not_put_into_a_table_of_cells(run):

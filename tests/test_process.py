@@ -114,6 +114,7 @@ def _write_benchmark(run: Run, path: Path) -> Any:
 CALLS: dict[str, Call] = {
     "derive": _derive,
     "export_onnx": lambda run, path: rn.export_onnx(run.models["model-0"], path / "model.onnx", (1, 8, 8)),
+    "export_python": lambda run, path: rn.export_python(run.models["model-0"], path / "model_0.py"),
     "write_benchmark": _write_benchmark,
     "write_vnnlib": lambda run, path: rn.write_vnnlib(
         path / "image.vnnlib", run.data.test.images[0], 1, 10, run.threat

@@ -155,28 +155,43 @@ def report(run: Path) -> None:
     NORMALISE,
     OUTPUTS,
     argument("--timeout", type=int, metavar="SECONDS", help="time limit of a verifier for an instance (300)"),
-    argument("--out", type=Path, metavar="FOLDER", help="folder to write (export in the run's or ensemble's folder)"),
+    argument("--python", action="store_true", help="a readable Python file of each network, and its weights, instead"),
+    argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export, FOLDER/python)"),
 )
-def export(models: Sequence[str], out: Path | None, **options: Any) -> None:
-    """Write the trained models of a run, or any models, as ONNX and the balls around images as VNN-LIB.
-
-    Other people's verifiers read both.
-    """
-    chosen = given(options)
-    if len(models) == 1 and slow.run_folder.is_run(models[0]) and not {*chosen} - {"epsilons", "images", "timeout"}:
-        job = resumed(Path(models[0]))
-        with at_work(job, "Nothing was written."):
-            written = slow.vnnlib.export_run(job, out or Path(models[0]) / "export", **chosen)
-        job.say(written)
-        return
-    names, overrides = parted(models)
+def export(models: Sequence[str], out: Path | None, python: bool, **options: Any) -> None:
+    """Write models for other tools: ONNX and VNN-LIB for verifiers, or, by --python, a run's as plain torch."""
+    chosen, (names, overrides) = given(options), parted(models)
     if not names:
         raise InputError("'robust-nas export' takes a run folder or a model, such as package.module:attribute.")
+    if python:
+        _export_python(names, out, [*chosen, *overrides])
+        return
     if out is None and not Path(names[0]).is_dir():
         raise InputError(f"Say where the export of '{names[0]}' is written: --out FOLDER.")
     folder = out or Path(names[0]) / "export"
+    if slow.run_folder.is_run(names[0]) and not names[1:] and not {*chosen} - {"epsilons", "images", "timeout"}:
+        job = resumed(Path(names[0]), overrides)
+        with at_work(job, "Nothing was written."):
+            written = slow.vnnlib.export_run(job, folder, **chosen)
+        job.say(written)
+        return
     with going_on("Nothing was written."):
         print(slow.vnnlib.export_models(names, overrides, folder, progress=progress(), **chosen))
+
+
+def _export_python(names: Sequence[str], out: Path | None, others: Sequence[str]) -> None:
+    """Write the trained models of a run as Python modules."""
+    if others:
+        raise InputError(
+            f"--{others[0].replace('epsilons', 'epsilon')} is for verifiers, and --python writes none of it."
+        )
+    run = Path(names[0])
+    if names[1:] or not slow.run_folder.is_run(run):
+        raise InputError(f"--python is for a run folder, whose networks a space wrote, but got {', '.join(names)}.")
+    job = resumed(run)
+    with at_work(job, "Nothing was written."):
+        written = slow.python_module.export_run(job, out or run / "python")
+    job.say(written)
 
 
 @command(RUN)

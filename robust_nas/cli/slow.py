@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from robust_nas.cli import results as results
     from robust_nas.core import config as config
     from robust_nas.core import registry as registry
+    from robust_nas.integrations import python_module as python_module
     from robust_nas.integrations import vnnlib as vnnlib
     from robust_nas.jobs import attack_models as attack_models
     from robust_nas.jobs import certify_models as certify_models
@@ -46,6 +47,7 @@ _PACKAGES = {
     "listing": "cli",
     "merged_runs": "jobs",
     "plan": "certification",
+    "python_module": "integrations",
     "ranking": "studies",
     "registry": "core",
     "results": "cli",

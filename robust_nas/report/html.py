@@ -7,6 +7,7 @@ section is left out.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +116,7 @@ def _architectures(contents: Contents) -> Content:
         "and its output is all of its other nodes, joined."
     )
     head = element("p", note, class_="note") if drawn else None
-    return [head, element("div", cards, _candidates(contents), class_="grid broad")]
+    return [head, element("div", cards, _candidates(contents), _as_python(contents), class_="grid broad")]
 
 
 def _architecture_card(contents: Contents, name: str, text: str) -> Html:
@@ -136,6 +137,33 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
             ),
         ),
         definitions(facts),
+    )
+
+
+def _as_python(contents: Contents) -> Content:
+    """Say how to use the networks without this package; nothing of architectures of others' kinds."""
+    name = next((name for name, model in contents.trained.items() if contents.parse(model.architecture)), None)
+    if name is None:
+        return None
+    module = name.replace("-", "_")
+    command = f"robust-nas export {shlex.quote(contents.path.resolve().name)} --python"
+    lines = (
+        "import torch",
+        f"from {module} import Network",
+        "network = Network().eval()",
+        f'weights = torch.load("{module}.pt", weights_only=True)',
+        "network.load_state_dict(weights)",
+    )
+    return element(
+        "div",
+        element("h3", "In plain torch"),
+        element(
+            "p",
+            element("code", command),
+            " writes each network as one readable file, which needs torch alone:",
+            class_="note",
+        ),
+        element("pre", "\n".join(lines)),
     )
 
 

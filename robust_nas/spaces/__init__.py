@@ -60,6 +60,31 @@ class Site:
     stride: int = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkSource:
+    """A network as Python code that needs torch alone, for `integrations.python_module`.
+
+    The code may use `nn`, `Tensor`, `torch`, `F` (torch.nn.functional) and `math`. It leaves out branches that have no
+    effect, and has no names of classes or data in it, which are others' text.
+
+    Args:
+        classes: the classes of the network's blocks, each with what it uses before it.
+        layers: the lines of the network's `__init__` that make its layers.
+        forward: those of its `forward`, from the normalised images x [B, C, H, W] to `return` of the logits [B, K].
+        names: of modules that have other names in the code than in `network`: {"cells.0.edges.1": "cells.0.edge_0_2"}.
+    """
+
+    classes: str
+    layers: tuple[str, ...]
+    forward: tuple[str, ...]
+    names: Mapping[str, str]
+
+    def renamed(self, key: str) -> str:
+        """Return the name in the code of one of the network's weights."""
+        found = next((name for name in self.names if key.startswith(f"{name}.")), None)
+        return key if found is None else self.names[found] + key.removeprefix(found)
+
+
 @runtime_checkable
 class Space(Protocol):
     """A search space."""
@@ -99,6 +124,14 @@ class Space(Protocol):
 
         Its attribute `built_from` says its origin.
         """
+
+
+@runtime_checkable
+class WritesSource(Space, Protocol):
+    """A space that writes its networks as Python code."""
+
+    def source(self, architecture: AnyArchitecture, data: DataForm) -> NetworkSource:
+        """Return what `network` builds, as code."""
 
 
 @runtime_checkable

@@ -15,7 +15,8 @@ from robust_nas.spaces._limits import check_sizes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from robust_nas.datasets import Dataset, NetworkData
+    from robust_nas.datasets import DataForm, Dataset, NetworkData
+    from robust_nas.spaces import NetworkSource
     from robust_nas.spaces.cell.network import CellNetwork
     from robust_nas.spaces.cell.supernet import CellSupernet
 
@@ -154,6 +155,13 @@ class CellSpace:
         network = CellNetwork(self, data, cell, affine)
         network.built_from = BuiltFrom.of(self, architecture, data)
         return network
+
+    def source(self, architecture: AnyArchitecture, data: DataForm) -> NetworkSource:
+        """Return what `network` builds, as code."""
+        from robust_nas.spaces.cell.source import source
+
+        assert isinstance(architecture, Architecture)
+        return source(self, architecture, data)
 
     def supernet(self, data: Dataset, *, partial: int = 1) -> CellSupernet:
         """Return the supernet: the skeleton with a mixture of all operations on every edge, batch norm not affine."""

@@ -16,7 +16,8 @@ from robust_nas.spaces._limits import check_sizes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from robust_nas.datasets import Dataset, NetworkData
+    from robust_nas.datasets import DataForm, Dataset, NetworkData
+    from robust_nas.spaces import NetworkSource
     from robust_nas.spaces.darts.network import CellForm, DartsCell, DartsNetwork
     from robust_nas.spaces.darts.supernet import DartsSupernet
 
@@ -233,6 +234,13 @@ class DartsSpace:
         network = DartsNetwork(self, data, cell, channels, num_cells, affine)
         network.built_from = BuiltFrom.of(self, architecture, data)
         return network
+
+    def source(self, architecture: AnyArchitecture, data: DataForm) -> NetworkSource:
+        """Return what `network` builds, as code."""
+        from robust_nas.spaces.darts.source import source
+
+        assert isinstance(architecture, Genotype)
+        return source(self, architecture, data)
 
     def supernet(self, data: Dataset, *, partial: int = 1) -> DartsSupernet:
         """Return the network with a mixture of all operations on every edge, batch norm not affine."""

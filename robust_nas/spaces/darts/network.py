@@ -124,6 +124,25 @@ class CellForm:
         return 2 if self.reduces and source < 2 else 1
 
 
+def cell_forms(space: DartsSpace, channels: int, num_cells: int) -> list[CellForm]:
+    """Return the places of the cells, of which those at 1/3 and 2/3 of the depth reduce.
+
+    Args:
+        space: gives the skeleton.
+        channels: of the first cells' nodes; every cell that reduces doubles them.
+        num_cells: cells.
+    """
+    is_small = space.skeleton == "cifar"
+    outputs = 3 * channels if is_small else channels
+    inputs, after_reduction, forms = (outputs, outputs), not is_small, []
+    for number in range(num_cells):
+        reduces = number in (num_cells // 3, 2 * num_cells // 3)
+        channels = 2 * channels if reduces else channels
+        forms.append(CellForm(inputs, channels, reduces, after_reduction))
+        inputs, after_reduction = (inputs[1], space.num_nodes * channels), reduces
+    return forms
+
+
 class Inputs(nn.Module):
     """Bring the outputs of the two cells before to a cell's channels and to the size of the later one."""
 
@@ -225,18 +244,11 @@ class DartsNetwork(ImageNetwork):
             half = _convolved(image_channels, channels // 2, 2, affine)
             self.stem = nn.Sequential(*half, nn.ReLU(), *_convolved(channels // 2, channels, 2, affine))
             self.second_stem = nn.Sequential(nn.ReLU(), *_convolved(channels, channels, 2, affine))
-        outputs = 3 * channels if is_small else channels
-        inputs, after_reduction = (outputs, outputs), not is_small
-        self.cells = nn.ModuleList()
-        self.reductions = (num_cells // 3, 2 * num_cells // 3)
-        for number in range(num_cells):
-            reduces = number in self.reductions
-            channels = 2 * channels if reduces else channels
-            self.cells.append(make_cell(CellForm(inputs, channels, reduces, after_reduction)))
-            inputs, after_reduction = (inputs[1], space.num_nodes * channels), reduces
-            if number == self.reductions[1]:
-                self.auxiliary_channels = inputs[1]
-        self.classifier = nn.Linear(inputs[1], len(data.classes))
+        forms = cell_forms(space, channels, num_cells)
+        self.cells = nn.ModuleList(make_cell(form) for form in forms)
+        self.reductions = tuple(number for number, form in enumerate(forms) if form.reduces)
+        self.auxiliary_channels = space.num_nodes * forms[self.reductions[1]].channels
+        self.classifier = nn.Linear(space.num_nodes * forms[-1].channels, len(data.classes))
 
     @property
     def auxiliary_at(self) -> nn.Module:

@@ -20,7 +20,8 @@ from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces._decided import Decisions, check_options
 
 if TYPE_CHECKING:
-    from robust_nas.datasets import NetworkData
+    from robust_nas.datasets import DataForm, NetworkData
+    from robust_nas.spaces import NetworkSource
     from robust_nas.spaces.residual.network import ResidualNetwork
 
 
@@ -131,3 +132,10 @@ class ResidualSpace(Decisions):
         network = ResidualNetwork(architecture, data, self.se_reduction, affine)
         network.built_from = BuiltFrom.of(self, architecture, data)
         return network
+
+    def source(self, architecture: AnyArchitecture, data: DataForm) -> NetworkSource:
+        """Return what `network` builds, as code."""
+        from robust_nas.spaces.residual.source import source
+
+        assert isinstance(architecture, ResidualArchitecture)
+        return source(architecture, data, self.se_reduction)

@@ -15,7 +15,8 @@ from robust_nas.spaces._decided import Decisions, check_options
 from robust_nas.spaces._limits import check_sizes
 
 if TYPE_CHECKING:
-    from robust_nas.datasets import NetworkData
+    from robust_nas.datasets import DataForm, NetworkData
+    from robust_nas.spaces import NetworkSource
     from robust_nas.spaces.size.network import SizeNetwork
 
 
@@ -93,3 +94,10 @@ class SizeSpace(Decisions):
         network = SizeNetwork(self, architecture, data, affine)
         network.built_from = BuiltFrom.of(self, architecture, data)
         return network
+
+    def source(self, architecture: AnyArchitecture, data: DataForm) -> NetworkSource:
+        """Return what `network` builds, as code."""
+        from robust_nas.spaces.size.source import source
+
+        assert isinstance(architecture, ChannelConfiguration)
+        return source(self, architecture, data)
