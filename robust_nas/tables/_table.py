@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,7 +20,9 @@ from robust_nas.architectures.cell import OPERATIONS, Architecture
 from robust_nas.core import catalogue
 from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.pixels import format_pixels, parse_pixels
+from robust_nas.tables import costs
 from robust_nas.tables._arrays import IDENTITY, Column, read_arrays
+from robust_nas.tables._recipes import Settings
 from robust_nas.tables._schema import CLASSES_KEY, INDEX_KEY
 from robust_nas.tables._store import place, read
 
@@ -124,7 +126,10 @@ class Table:
     """A robust-accuracy table in memory; `rn.tables.load` opens one.
 
     Criteria select a `Column` by the fields of that class: `dataset="cifar10", attack="pgd", epsilon="8/255"`. They
-    must leave exactly one: there are no defaults. A column's label may stand for some of them: `"pgd@8/255"`.
+    must leave exactly one: there are no defaults. A column's label may stand for some of them: `"pgd@8/255"`. `recipe`
+    is a training method's name, or a recipe's (`recipe_name`); settings of own runs, `train.epochs`, are criteria too.
+
+    The labels `flops` and `params` stand for costs, in millions (`tables.costs`); `where=["flops<50"]` is a limit.
 
     An architecture may be given in the string or digits form, as an `Architecture`, or by its place in the source's
     numbering; any equivalent one finds the same class.
@@ -149,6 +154,7 @@ class Table:
         self._chosen: dict[Any, int] = {}
         self._class_of_text: dict[str, int] = {}
         self._floors: dict[int, NoiseFloor | None] = {}
+        self._costs: dict[tuple[str, str, str], Floats] = {}
         self._of_number: dict[int, Floats] = {}
 
     def __repr__(self) -> str:
@@ -262,7 +268,12 @@ class Table:
         return found
 
     def values(self, label: str | None = None, /, **criteria: Any) -> Floats:
-        """Return the mean accuracy of every class in one column, [classes]; NaN where a class was not measured."""
+        """Return the mean accuracy of every class in one column, [classes]; NaN where a class was not measured.
+
+        For the labels `flops` and `params`: the cost of every class's architecture, in millions; NaN if not known.
+        """
+        if label in costs.COSTS:
+            return self._cost_values(criteria)[costs.COSTS.index(label)].copy()
         return self._means[self._place(label, criteria)].copy()
 
     def stds(self, label: str | None = None, /, **criteria: Any) -> Floats:
@@ -273,23 +284,66 @@ class Table:
         """Return over how many trainings every class's mean is in one column, [classes]; NaN if not known."""
         return self._arrays.trainings[self._place(label, criteria)].astype(np.float64)
 
-    def top(self, count: int = 10, label: str | None = None, /, **criteria: Any) -> list[Result]:
-        """Return the `count` most accurate classes of one column, best first."""
+    def cost(self, architecture: str | int | Architecture, /, **criteria: Any) -> costs.Cost:
+        """Return the cost of an architecture's class, as it was trained, in millions; NaN is not known.
+
+        Raises:
+            ArchitectureNotInTable: if neither it nor an equivalent one was measured.
+            InputError: if the architecture cannot be read, or columns fit whose networks have several costs.
+        """
+        flops, params = self._cost_values(criteria)[:, self._class(architecture)].tolist()
+        return costs.Cost(flops, params)
+
+    def top(
+        self, count: int = 10, label: str | None = None, /, *, where: Sequence[str] = (), **criteria: Any
+    ) -> list[Result]:
+        """Return the `count` most accurate classes of one column, best first; their ranks are among all classes.
+
+        Args:
+            count: number of classes.
+            label: the column's label.
+            where: limits on the cost: `["flops<50", "params<=0.5"]`, in millions.
+            criteria: the column.
+
+        Raises:
+            InputError: if the criteria do not leave one column, or no class is within the limits.
+        """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"top takes a number of classes, at least 1, and then a label, but got {count!r}.")
         column = self._place(label, criteria)
-        order = np.argsort(-self._means[column], kind="stable")[: min(count, self._num_ranked[column])]
+        means = (
+            np.where(self.within(where, **asdict(self.columns[column])), self._means[column], np.nan)
+            if where
+            else (self._means[column])
+        )
+        num_known = int(np.count_nonzero(means == means)) if where else self._num_ranked[column]
+        if not num_known:
+            raise self._beyond(where, column)
+        order = np.argsort(-means, kind="stable")[: min(count, num_known)]
         return [self._result(column, int(place)) for place in order]
+
+    def within(self, where: Sequence[str], /, **criteria: Any) -> NDArray[np.bool_]:
+        """Return which classes are within limits on the cost, such as "flops<50", [classes]."""
+        found = np.ones(len(self), dtype=bool)
+        for limit in costs.conditions(where):
+            found &= limit.holds(self.values(limit.name, **criteria))
+        return found
 
     def rank(self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any) -> int:
         """Return the architecture's rank in one column, 1 for the most accurate."""
         return self.query(architecture, label, **criteria).rank
 
-    def pareto(self, labels: Sequence[str], **criteria: Any) -> list[tuple[Result, ...]]:
+    def pareto(self, labels: Sequence[str], *, where: Sequence[str] = (), **criteria: Any) -> list[tuple[Result, ...]]:
         """Return the classes that no other class beats in every one of several columns, best in the first one first.
 
         A class is on the front if no other is at least as accurate in all columns and more accurate in one. Classes
         that are not in all of the columns are left out. Each tuple is one class: its results in the order of `labels`.
+        Of `flops` and `params`, of which fewer are better, there are no results: `cost` has them.
+
+        Args:
+            labels: the columns' labels, one of them at least of accuracies.
+            where: limits on the cost: `["flops<50"]`, in millions.
+            criteria: what else tells the columns from others.
 
         Raises:
             InputError: if fewer than two labels are given, or one of them does not leave one column.
@@ -299,9 +353,17 @@ class Table:
             raise InputError(
                 f"A Pareto front needs at least two columns, such as clean and pgd@8/255, but got {given or 'none'}."
             )
-        columns = [self._place(label, criteria) for label in labels]
-        front = non_dominated(self._means[columns].T)
-        order = sorted(front, key=lambda place: tuple(-self._means[columns, place]))
+        columns = [self._place(label, criteria) for label in labels if label not in costs.COSTS]
+        if not columns:
+            raise InputError("A Pareto front needs a column of accuracies, such as pgd@8/255, beside flops and params.")
+        of = asdict(self.columns[columns[0]])
+        accuracies = iter(self._means[columns])
+        values = np.array([-self.values(label, **of) if label in costs.COSTS else next(accuracies) for label in labels])
+        if where:
+            values[:, ~self.within(where, **of)] = np.nan
+            if np.isnan(values).any(axis=0).all():
+                raise self._beyond(where, columns[0])
+        order = sorted(non_dominated(values.T), key=lambda place: tuple(-values[:, place]))
         return [tuple(self._result(column, int(place)) for column in columns) for place in order]
 
     def noise_floor(self, label: str | None = None, /, **criteria: Any) -> NoiseFloor | None:
@@ -312,23 +374,88 @@ class Table:
         """
         return self._floor(self._place(label, criteria))
 
-    def rows(self, **filters: Any) -> pa.Table:
-        """Return the rows as they are stored, in long form; the filters are those of `tables.read`.
+    def rows(self, *, where: Sequence[str] = (), **filters: Any) -> pa.Table:
+        """Return the rows in long form, with their costs, and with `digits` and `published_index`.
+
+        Args:
+            where: limits on the cost: `["flops<50"]`, in millions.
+            filters: those of `tables.read`.
 
         Raises:
             InputError: if no row is left.
         """
-        rows = read(self.path, **filters)
+        rows = costs.completed(read(self.path, **filters), self._recorded, self.index)
+        for limit in costs.conditions(where):
+            held = limit.holds(np.array(rows[limit.name].to_pylist(), dtype=np.float64))
+            rows = rows.take(np.flatnonzero(held).tolist())
         if not len(rows):
-            wanted = " ".join(f"{name}={value}" for name, value in filters.items())
+            wanted = " ".join([*(f"{name}={value}" for name, value in filters.items()), *where])
             raise InputError(
                 f"No row of the table {self.name} has {wanted}; 'robust-nas table info {self.name}' says what it has."
             )
         return rows
 
-    def dataframe(self, **filters: Any) -> pandas.DataFrame:
-        """Return the rows as a pandas data frame, in long form, for everything else."""
-        return self.rows(**filters).to_pandas()
+    def dataframe(self, *, where: Sequence[str] = (), **filters: Any) -> pandas.DataFrame:
+        """Return the rows (`rows`) as a pandas data frame, for everything else."""
+        return self.rows(where=where, **filters).to_pandas()
+
+    # Recipes and costs
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return Settings(self.path)
+
+    @cached_property
+    def _recorded(self) -> costs.Recorded:
+        return costs.Recorded(self.path)
+
+    def recipe_name(self, column: Column) -> str | None:
+        """Return the name by which the recipe of a column of own runs goes in this table; None for other software's."""
+        return None if column.recipe_hash is None else self._settings.names.get(column.recipe_hash)
+
+    @cached_property
+    def evaluation_names(self) -> dict[str | None, str]:
+        """For each evaluation's hash, the settings in which it differs from the table's others; "" for a single one."""
+        found: dict[str | None, str] = {}
+        for certified in (False, True):
+            own = {column.evaluation_hash for column in self.columns if _is_certified(column) == certified}
+            found |= self._settings.evaluation_names(own) if len(own) > 1 else dict.fromkeys(own, "")
+        return found
+
+    def _cost_values(self, criteria: Mapping[str, Any]) -> Floats:
+        """Return the costs of all classes under the one training that fits, [2, classes]."""
+        places = {
+            (column.space, column.skeleton, column.dataset)
+            for column in map(self.columns.__getitem__, self._places(None, criteria))
+        }
+        if len(places) > 1:
+            differing = ", ".join(
+                f"{name} ({', '.join(sorted(values))})"
+                for name, values in zip(
+                    ("space", "skeleton", "dataset"), map(set, zip(*places, strict=True)), strict=True
+                )
+                if len(values) > 1
+            )
+            raise InputError(f"The costs of the networks of the table {self.name} depend on {differing}; say which.")
+        (place,) = places
+        if place not in self._costs:
+            self._costs[place] = costs.values(self._recorded, place, self._canonical, self.architectures)
+        return self._costs[place]
+
+    def _beyond(self, where: Sequence[str], column: int) -> InputError:
+        """Return the error that says that no class of a column is within limits, and what there is."""
+        of = asdict(self.columns[column])
+        said = []
+        for name in dict.fromkeys(limit.name for limit in costs.conditions(where)):
+            values = self.values(name, **of)[~np.isnan(self._means[column])]
+            known = values[~np.isnan(values)]
+            said.append(
+                f"{name} from {known.min():.4g} to {known.max():.4g}" if len(known) else f"no {name} that are known"
+            )
+        return InputError(
+            f"No class of the table {self.name} has {' and '.join(where)}: its networks have {' and '.join(said)} "
+            "(in millions)."
+        )
 
     # Columns
 
@@ -345,21 +472,63 @@ class Table:
             ) from None
         fitting = self._places(label, criteria)
         if len(fitting) > 1:
-            differing = [
-                f"{name} ({', '.join(values)})"
-                for name in IDENTITY
-                if len(values := _written({getattr(self.columns[place], name) for place in fitting}, name)) > 1
-            ]
+            differing, example = self._differing([self.columns[place] for place in fitting])
             wanted = " ".join([*([label] if label else []), *(f"{key}={value}" for key, value in criteria.items())])
             found = f"{len(fitting)} columns fit '{wanted}'" if wanted else f"there are {len(fitting)} columns"
-            raise InputError(f"In the table {self.name} {found}: they differ in {', '.join(differing)}; say which.")
+            raise InputError(
+                f"In the table {self.name} {found}: they differ in {', '.join(differing)}; say which{example}."
+            )
         self._chosen[key] = fitting[0]
         return fitting[0]
+
+    def _differing(self, columns: Sequence[Column]) -> tuple[list[str], str]:
+        """Return in what columns differ, hashes by the settings behind them, and words that choose by these."""
+        found, example = [], ""
+        for name in IDENTITY:
+            values = {getattr(column, name): None for column in columns}
+            if name == "evaluation_hash":
+                # Attacks and certificates have settings of their own: between the two, the attack's name tells.
+                alike = [
+                    {column.evaluation_hash: None for column in columns if _is_certified(column) == certified}
+                    for certified in (False, True)
+                ]
+                values = max(alike, key=len)
+            if len(values) < 2:
+                continue
+            if name in ("recipe_hash", "evaluation_hash") and None not in values:
+                tell = self._settings.recipes_in_words if name == "recipe_hash" else self._settings.evaluations_in_words
+                words, choice = tell(self._settings.in_order(values))
+                found.append(words)
+                example = example or f", such as {choice}"
+            else:
+                found.append(f"{name} ({', '.join(_written(values, name))})")
+        return found, example
 
     def _places(self, label: str | None, criteria: Mapping[str, Any]) -> list[int]:
         """Return the places of the columns that fit, at least one."""
         places = list(range(len(self.columns)))
         for name, wanted in criteria.items():
+            if "." in name:
+                hashes = self._settings.having(name, wanted)
+                fitting = [
+                    place
+                    for place in places
+                    if hashes & {self.columns[place].recipe_hash, self.columns[place].evaluation_hash}
+                ]
+                if not fitting:
+                    raise InputError(
+                        f"The table {self.name} has no column with {name}={wanted} and the other criteria."
+                    )
+                places = fitting
+                continue
+            if name == "recipe" and wanted not in (methods := {self.columns[place].recipe for place in places}):
+                names = {self.recipe_name(self.columns[place]): self.columns[place].recipe_hash for place in places}
+                if wanted not in names:
+                    named = [own for own in (*methods, *names) if own is not None]
+                    raise InputError(
+                        f"The table {self.name} has no column with recipe={wanted}. {suggest(str(wanted), named)}"
+                    )
+                name, wanted = "recipe_hash", names[wanted]
             if name not in IDENTITY:
                 raise InputError(f"A table's columns are not told apart by '{name}'. {suggest(name, IDENTITY)}")
             if isinstance(wanted, str) and name == "epsilon":
@@ -576,6 +745,10 @@ def non_dominated(values: Floats) -> list[int]:
         if not dominates.any():
             front.append(point)
     return front
+
+
+def _is_certified(column: Column) -> bool:
+    return column.attack.startswith("certified:")
 
 
 def _equal(own: Any, wanted: Any) -> bool:
