@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,12 @@ import pyarrow as pa
 from robust_nas.architectures.cell import OPERATIONS, Architecture
 from robust_nas.core import catalogue
 from robust_nas.core.errors import InputError, suggest
-from robust_nas.core.pixels import format_pixels, parse_pixels
 from robust_nas.tables import costs
-from robust_nas.tables._arrays import IDENTITY, Column, read_arrays
+from robust_nas.tables._arrays import Column, read_arrays
+from robust_nas.tables._noise import NoiseFloor, measured_noise
 from robust_nas.tables._recipes import Settings
 from robust_nas.tables._schema import CLASSES_KEY, INDEX_KEY
+from robust_nas.tables._selection import Selection
 from robust_nas.tables._store import place, read
 
 if TYPE_CHECKING:
@@ -78,27 +79,6 @@ class Result(NamedTuple):
         return self.mean
 
 
-@dataclass(frozen=True)
-class NoiseFloor:
-    """By how much a column's means differ by chance, as standard deviations of accuracies in [0, 1].
-
-    Args:
-        std: pooled over all groups.
-        robust: the same from medians, which a few failed trainings do not move: of the standard errors of the classes'
-            means; or 1.4826 times the median absolute deviation, of identical functions.
-        method: "seeds" (trainings of one class) or "identical functions" (classes that differ by chance alone,
-            `Architecture.function`).
-        num_groups: number of groups of at least two.
-        num_members: number of means or trainings in them.
-    """
-
-    std: float
-    robust: float
-    method: Literal["seeds", "identical functions"]
-    num_groups: int
-    num_members: int
-
-
 def load(source: Path | str) -> Table:
     """Open a published table by its name, or the folder or file of one's own.
 
@@ -151,7 +131,7 @@ class Table:
 
         self._arrays = arrays
         self._canonical, self._means = arrays.canonical, arrays.means
-        self._chosen: dict[Any, int] = {}
+        self._selection = Selection(self.name, self.columns, lambda: self._settings)
         self._class_of_text: dict[str, int] = {}
         self._floors: dict[int, NoiseFloor | None] = {}
         self._costs: dict[tuple[str, str, str], Floats] = {}
@@ -206,7 +186,7 @@ class Table:
         Raises:
             InputError: for an unknown criterion or value, or if no column fits.
         """
-        return [self.columns[place] for place in self._places(label, criteria)]
+        return [self.columns[place] for place in self._selection.places(label, criteria)]
 
     def column(self, label: str | None = None, /, **criteria: Any) -> Column:
         """Return the one column that fits.
@@ -214,7 +194,7 @@ class Table:
         Raises:
             InputError: if none fits, or several do; the message says in what they differ.
         """
-        return self.columns[self._place(label, criteria)]
+        return self.columns[self._selection.place(label, criteria)]
 
     # Answers
 
@@ -225,7 +205,7 @@ class Table:
             ArchitectureNotInTable: if neither it nor an equivalent one was measured in that column.
             InputError: if the architecture cannot be read, or the criteria do not leave one column.
         """
-        return self._result(self._place(label, criteria), self._class(architecture), architecture)
+        return self._result(self._selection.place(label, criteria), self._class(architecture), architecture)
 
     def results(
         self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any
@@ -237,7 +217,7 @@ class Table:
             InputError: if the architecture cannot be read, or no column fits.
         """
         place = self._class(architecture)
-        fitting = self._places(label, criteria)
+        fitting = self._selection.places(label, criteria)
         columns = [column for column in fitting if not np.isnan(self._means[column, place])]
         if not columns:
             raise self._not_in_table(architecture, fitting)
@@ -255,7 +235,7 @@ class Table:
             ArchitectureNotInTable: if one of them is not in the column.
             InputError: as `query`.
         """
-        column = self._place(label, criteria)
+        column = self._selection.place(label, criteria)
         given = np.asarray(architectures)
         if given.ndim != 1:
             raise InputError(f"query_many takes a list of architectures, but got an array of shape {given.shape}.")
@@ -274,15 +254,15 @@ class Table:
         """
         if label in costs.COSTS:
             return self._cost_values(criteria)[costs.COSTS.index(label)].copy()
-        return self._means[self._place(label, criteria)].copy()
+        return self._means[self._selection.place(label, criteria)].copy()
 
     def stds(self, label: str | None = None, /, **criteria: Any) -> Floats:
         """Return the standard deviation over trainings of every class in one column, [classes]; NaN if not known."""
-        return self._arrays.stds[self._place(label, criteria)].copy()
+        return self._arrays.stds[self._selection.place(label, criteria)].copy()
 
     def trainings(self, label: str | None = None, /, **criteria: Any) -> Floats:
         """Return over how many trainings every class's mean is in one column, [classes]; NaN if not known."""
-        return self._arrays.trainings[self._place(label, criteria)].astype(np.float64)
+        return self._arrays.trainings[self._selection.place(label, criteria)].astype(np.float64)
 
     def cost(self, architecture: str | int | Architecture, /, **criteria: Any) -> costs.Cost:
         """Return the cost of an architecture's class, as it was trained, in millions; NaN is not known.
@@ -310,7 +290,7 @@ class Table:
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"top takes a number of classes, at least 1, and then a label, but got {count!r}.")
-        column = self._place(label, criteria)
+        column = self._selection.place(label, criteria)
         means = (
             np.where(self.within(where, **asdict(self.columns[column])), self._means[column], np.nan)
             if where
@@ -353,7 +333,7 @@ class Table:
             raise InputError(
                 f"A Pareto front needs at least two columns, such as clean and pgd@8/255, but got {given or 'none'}."
             )
-        columns = [self._place(label, criteria) for label in labels if label not in costs.COSTS]
+        columns = [self._selection.place(label, criteria) for label in labels if label not in costs.COSTS]
         if not columns:
             raise InputError("A Pareto front needs a column of accuracies, such as pgd@8/255, beside flops and params.")
         of = asdict(self.columns[columns[0]])
@@ -372,7 +352,7 @@ class Table:
         From the spread over seeds where every training is a row, divided by the root of their number; else from classes
         that compute the same functions and were trained independently.
         """
-        return self._floor(self._place(label, criteria))
+        return self._floor(self._selection.place(label, criteria))
 
     def rows(self, *, where: Sequence[str] = (), **filters: Any) -> pa.Table:
         """Return the rows in long form, with their costs, and with `digits` and `published_index`.
@@ -411,22 +391,18 @@ class Table:
 
     def recipe_name(self, column: Column) -> str | None:
         """Return the name by which the recipe of a column of own runs goes in this table; None for other software's."""
-        return None if column.recipe_hash is None else self._settings.names.get(column.recipe_hash)
+        return self._selection.recipe_name(column)
 
     @cached_property
     def evaluation_names(self) -> dict[str | None, str]:
         """For each evaluation's hash, the settings in which it differs from the table's others; "" for a single one."""
-        found: dict[str | None, str] = {}
-        for certified in (False, True):
-            own = {column.evaluation_hash for column in self.columns if _is_certified(column) == certified}
-            found |= self._settings.evaluation_names(own) if len(own) > 1 else dict.fromkeys(own, "")
-        return found
+        return self._selection.evaluation_names()
 
     def _cost_values(self, criteria: Mapping[str, Any]) -> Floats:
         """Return the costs of all classes under the one training that fits, [2, classes]."""
         places = {
             (column.space, column.skeleton, column.dataset)
-            for column in map(self.columns.__getitem__, self._places(None, criteria))
+            for column in map(self.columns.__getitem__, self._selection.places(None, criteria))
         }
         if len(places) > 1:
             differing = ", ".join(
@@ -444,118 +420,18 @@ class Table:
 
     def _beyond(self, where: Sequence[str], column: int) -> InputError:
         """Return the error that says that no class of a column is within limits, and what there is."""
-        of = asdict(self.columns[column])
+        of, limits = asdict(self.columns[column]), costs.conditions(where)
         said = []
-        for name in dict.fromkeys(limit.name for limit in costs.conditions(where)):
+        for name in dict.fromkeys(limit.name for limit in limits):
             values = self.values(name, **of)[~np.isnan(self._means[column])]
             known = values[~np.isnan(values)]
             said.append(
                 f"{name} from {known.min():.4g} to {known.max():.4g}" if len(known) else f"no {name} that are known"
             )
         return InputError(
-            f"No class of the table {self.name} has {' and '.join(where)}: its networks have {' and '.join(said)} "
-            "(in millions)."
+            f"No class of the table {self.name} has {' and '.join(map(str, limits))}: its networks have "
+            f"{' and '.join(said)} (in millions)."
         )
-
-    # Columns
-
-    def _place(self, label: str | None, criteria: Mapping[str, Any]) -> int:
-        """Return the place of the one column that fits."""
-        key = (label, *criteria.items())
-        try:
-            return self._chosen[key]
-        except KeyError:
-            pass
-        except TypeError:  # a value that cannot be hashed
-            raise InputError(
-                f"The table {self.name} selects one value per criterion, but got {dict(criteria)}."
-            ) from None
-        fitting = self._places(label, criteria)
-        if len(fitting) > 1:
-            differing, example = self._differing([self.columns[place] for place in fitting])
-            wanted = " ".join([*([label] if label else []), *(f"{key}={value}" for key, value in criteria.items())])
-            found = f"{len(fitting)} columns fit '{wanted}'" if wanted else f"there are {len(fitting)} columns"
-            raise InputError(
-                f"In the table {self.name} {found}: they differ in {', '.join(differing)}; say which{example}."
-            )
-        self._chosen[key] = fitting[0]
-        return fitting[0]
-
-    def _differing(self, columns: Sequence[Column]) -> tuple[list[str], str]:
-        """Return in what columns differ, hashes by the settings behind them, and words that choose by these."""
-        found, example = [], ""
-        for name in IDENTITY:
-            values = {getattr(column, name): None for column in columns}
-            if name == "evaluation_hash":
-                # Attacks and certificates have settings of their own: between the two, the attack's name tells.
-                alike = [
-                    {column.evaluation_hash: None for column in columns if _is_certified(column) == certified}
-                    for certified in (False, True)
-                ]
-                values = max(alike, key=len)
-            if len(values) < 2:
-                continue
-            if name in ("recipe_hash", "evaluation_hash") and None not in values:
-                tell = self._settings.recipes_in_words if name == "recipe_hash" else self._settings.evaluations_in_words
-                words, choice = tell(self._settings.in_order(values))
-                found.append(words)
-                example = example or f", such as {choice}"
-            else:
-                found.append(f"{name} ({', '.join(_written(values, name))})")
-        return found, example
-
-    def _places(self, label: str | None, criteria: Mapping[str, Any]) -> list[int]:
-        """Return the places of the columns that fit, at least one."""
-        places = list(range(len(self.columns)))
-        for name, wanted in criteria.items():
-            if "." in name:
-                hashes = self._settings.having(name, wanted)
-                fitting = [
-                    place
-                    for place in places
-                    if hashes & {self.columns[place].recipe_hash, self.columns[place].evaluation_hash}
-                ]
-                if not fitting:
-                    raise InputError(
-                        f"The table {self.name} has no column with {name}={wanted} and the other criteria."
-                    )
-                places = fitting
-                continue
-            if name == "recipe" and wanted not in (methods := {self.columns[place].recipe for place in places}):
-                names = {self.recipe_name(self.columns[place]): self.columns[place].recipe_hash for place in places}
-                if wanted not in names:
-                    named = [own for own in (*methods, *names) if own is not None]
-                    raise InputError(
-                        f"The table {self.name} has no column with recipe={wanted}. {suggest(str(wanted), named)}"
-                    )
-                name, wanted = "recipe_hash", names[wanted]
-            if name not in IDENTITY:
-                raise InputError(f"A table's columns are not told apart by '{name}'. {suggest(name, IDENTITY)}")
-            if isinstance(wanted, str) and name == "epsilon":
-                wanted = parse_pixels(wanted)
-            fitting = [place for place in places if _equal(getattr(self.columns[place], name), wanted)]
-            if not fitting:
-                values = {getattr(self.columns[place], name) for place in places}
-                shown, hint = wanted, ""
-                if isinstance(wanted, int | float):
-                    shown = format_pixels(wanted) if name == "epsilon" else wanted
-                    in_bytes = any(value is not None and _equal(value, wanted / 255) for value in values)
-                    hint = f"Did you mean {wanted:g}/255? " if name == "epsilon" and in_bytes else ""
-                known = _written(values, name)
-                others = " and the other criteria" if len(places) < len(self.columns) else ""
-                raise InputError(
-                    f"The table {self.name} has no column with {name}={shown}{others}. "
-                    + (suggest(wanted, known) if isinstance(wanted, str) else f"{hint}Available: {', '.join(known)}.")
-                )
-            places = fitting
-        if label is None:
-            return places
-        labels = [self.columns[place].label for place in places]
-        fitting = [place for place, own in zip(places, labels, strict=True) if _same_label(own, label)]
-        if not fitting:
-            others = " that fits the other criteria" if criteria else ""
-            raise InputError(f"The table {self.name} has no column '{label}'{others}. {suggest(label, labels)}")
-        return fitting
 
     # Classes
 
@@ -689,45 +565,8 @@ class Table:
 
     def _floor(self, column: int) -> NoiseFloor | None:
         if column not in self._floors:
-            self._floors[column] = self._measure_noise(column)
+            self._floors[column] = measured_noise(self._arrays, column)
         return self._floors[column]
-
-    def _measure_noise(self, column: int) -> NoiseFloor | None:
-        arrays = self._arrays
-        means, stds, trainings = arrays.means[column], arrays.stds[column], arrays.trainings[column]
-        repeated = ~np.isnan(stds)
-        if repeated.any():
-            freedom = trainings[repeated] - 1
-            # The mean of n trainings varies by the root of n less than one does.
-            per_mean = stds[repeated] / np.sqrt(trainings[repeated])
-            return NoiseFloor(
-                std=float(np.sqrt((freedom * per_mean**2).sum() / freedom.sum())),
-                robust=float(np.median(per_mean)),
-                method="seeds",
-                num_groups=int(repeated.sum()),
-                num_members=int(trainings[repeated].sum()),
-            )
-        known = ~np.isnan(means)
-        is_known = np.array([name is not None for name in arrays.functions])[arrays.function_of]
-        known &= is_known
-        if not known.any():
-            return None
-        groups = arrays.function_of[known]
-        sizes = np.bincount(groups)
-        shared = sizes[groups] > 1
-        if not shared.any():
-            return None
-        group_means = np.bincount(groups, means[known]) / np.maximum(sizes, 1)
-        deviations = (means[known] - group_means[groups])[shared]
-        members = sizes[groups][shared]
-        num_groups = int((sizes > 1).sum())
-        return NoiseFloor(
-            std=float(np.sqrt((deviations**2).sum() / (len(deviations) - num_groups))),
-            robust=float(1.4826 * np.median(np.abs(deviations) * np.sqrt(members / (members - 1)))),
-            method="identical functions",
-            num_groups=num_groups,
-            num_members=len(deviations),
-        )
 
 
 def non_dominated(values: Floats) -> list[int]:
@@ -745,43 +584,6 @@ def non_dominated(values: Floats) -> list[int]:
         if not dominates.any():
             front.append(point)
     return front
-
-
-def _is_certified(column: Column) -> bool:
-    return column.attack.startswith("certified:")
-
-
-def _equal(own: Any, wanted: Any) -> bool:
-    """Return whether a column's value is the wanted one; radii need only agree to 1e-9."""
-    if isinstance(own, float) and isinstance(wanted, int | float):
-        return abs(own - wanted) <= 1e-9
-    return bool(own == wanted)
-
-
-def _same_label(own: str, asked: str) -> bool:
-    """Return whether two labels say the same: "pgd@8/255" and "pgd@0.03137254901960784" do."""
-    if own == asked:
-        return True
-    (name, _, radius), (asked_name, _, asked_radius) = own.rpartition("@"), asked.rpartition("@")
-    (norm, _, length), (asked_norm, _, asked_length) = radius.rpartition(":"), asked_radius.rpartition(":")
-    if name != asked_name or asked_norm not in (norm, norm or "linf"):
-        return False
-    try:
-        return abs(parse_pixels(length) - parse_pixels(asked_length)) <= 1e-9
-    except InputError:
-        return False
-
-
-def _written(values: Iterable[Any], name: str) -> list[str]:
-    """Return values as people write them, sorted."""
-
-    def written(value: Any) -> str:
-        if value is None:
-            return "not stated"
-        return format_pixels(value) if name == "epsilon" else str(value)
-
-    ordered = sorted(values, key=lambda value: (value is None, value if value is not None else 0))
-    return [written(value) for value in ordered]
 
 
 def _or_none(value: float) -> float | None:
