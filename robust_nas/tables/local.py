@@ -116,7 +116,7 @@ def rows_from_run(run: RunFolder) -> list[Row]:
             "dataset": _dataset(settings.data),
             "recipe": model.method,
             "recipe_hash": recipe_hash(table),
-            "recipe_name": table.get("name"),
+            "recipe_name": settings.name,
             "recipe_settings": _as_json(trained_by(table)),
             "flops": model.multiply_adds / 1e6,
             "params": model.parameters / 1e6,
