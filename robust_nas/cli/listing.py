@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +14,11 @@ from robust_nas import architectures
 from robust_nas.cli import slow
 from robust_nas.core import catalogue
 from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.text import aligned, warnings
 from robust_nas.runtime.run_folder import is_run
 
 if TYPE_CHECKING:
-    pass
+    from robust_nas.runtime.run_list import RunRow
 
 GROUPS = {
     "attacks": "attacks",
@@ -49,9 +52,46 @@ def names(what: str) -> list[str]:
     if what in CATALOGUES:
         return sorted(catalogue.files(CATALOGUES[what]))
     if what not in GROUPS:
-        raise InputError(f"There is nothing called '{what}' to list. {suggest(what, [*GROUPS, *CATALOGUES])}")
+        raise InputError(f"There is nothing called '{what}' to list. {suggest(what, [*GROUPS, *CATALOGUES, 'runs'])}")
     found: list[str] = import_module(f"robust_nas.{GROUPS[what]}").names()
     return found
+
+
+def kinds() -> str:
+    """Return the kinds that can be listed, with the names of each, as text."""
+    found = {"runs": "the runs in the folder runs, or --out FOLDER"}
+    found |= {kind: ", ".join(names(kind)) for kind in sorted([*GROUPS, *CATALOGUES])}
+    width = max(map(len, found)) + 2
+    lines = [
+        textwrap.fill(
+            text, 118, initial_indent=f"{kind:{width}}", subsequent_indent=" " * width, break_on_hyphens=False
+        )
+        for kind, text in found.items()
+    ]
+    return "\n".join([*lines, "", "'robust-nas list KIND' lists one kind; 'robust-nas info NAME' describes one name."])
+
+
+def of_runs(folder: Path, rows: Sequence[RunRow]) -> str:
+    """Return the folders with results in `folder` as text, a line each."""
+    if not rows:
+        return f"There are no runs in {folder} yet; 'robust-nas run digits' makes one."
+    heads = ["name", "recipe", "data", "started (UTC)", "not done yet", "clean %", "robust %"]
+    lines = [
+        [
+            row.name,
+            row.recipe or {"attack": "(attack)", "study": "(study)", "table": "(table)"}.get(row.kind, "-"),
+            row.data or "-",
+            row.started[:16].replace("T", " "),
+            "damaged" if row.damage else ", ".join(row.missing) or "-",
+            *("-" if share is None else f"{100 * share:.1f}" for share in (row.clean, row.robust)),
+        ]
+        for row in rows
+    ]
+    damage = [f"{row.name}: {row.damage}" for row in rows if row.damage]
+    note = (
+        "% of the best model; robust is the worst case over the attacks of its run, whose radius 'robust-nas info' says"
+    )
+    return "\n".join([*aligned([heads, *lines], left=5), *warnings(damage), note])
 
 
 def describe(thing: str) -> str:

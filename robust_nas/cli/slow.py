@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from robust_nas.report import table_plots as table_plots
     from robust_nas.runtime import distributed as distributed
     from robust_nas.runtime import run_folder as run_folder
+    from robust_nas.runtime import run_list as run_list
     from robust_nas.studies import ranking as ranking
     from robust_nas.studies import simulation as simulation
     from robust_nas.tables import answers as answers
@@ -52,6 +53,7 @@ _PACKAGES = {
     "registry": "core",
     "results": "cli",
     "run_folder": "runtime",
+    "run_list": "runtime",
     "simulation": "studies",
     "table_plots": "report",
     "transfer": "tables",

@@ -20,7 +20,11 @@ app = Commands("robust-nas table", "Ask a table of robust accuracies, or bring o
 TABLE = argument("table", metavar="TABLE", help="a published table, such as nas-robbench-201, or a folder: runs/table")
 WORDS = argument("words", nargs="*", default=(), metavar="COLUMN=VALUE", help="such as dataset=cifar10 attack=pgd")
 LABEL = argument(
-    "words", nargs="*", default=(), metavar="COLUMN=VALUE", help="and a column's label: pgd@8/255 dataset=cifar10"
+    "words",
+    nargs="*",
+    default=(),
+    metavar="COLUMN=VALUE",
+    help="and a column's label: pgd@8/255 dataset=cifar10, or 'flops<50'",
 )
 JSON = argument("--json", action="store_true", help="print JSON, with fractions and every column")
 CSV = argument("--csv", action="store_true", help="print CSV, with fractions and every column")
@@ -76,7 +80,9 @@ def top(table: str, words: Sequence[str], count: int, json: bool, csv: bool) -> 
 
 @app.command(
     TABLE,
-    argument("words", nargs="*", default=(), metavar="LABEL|COLUMN=VALUE", help="clean pgd@8/255 dataset=cifar10"),
+    argument(
+        "words", nargs="*", default=(), metavar="LABEL|COLUMN=VALUE", help="clean pgd@8/255 flops dataset=cifar10"
+    ),
     JSON,
     CSV,
 )
@@ -126,8 +132,7 @@ def explore(table: str, out: Path) -> None:
 @app.command(TABLE, argument("out", type=Path, metavar="FILE", help="FILE.parquet, FILE.csv or FILE.json"), WORDS)
 def export(table: str, out: Path, words: Sequence[str]) -> None:
     """Write a table's rows, or those with some values, to a file."""
-    filters, _ = slow.answers.parse(words, labels=0)
-    rows = slow.tables.load(table).rows(**filters)
+    rows = slow.tables.load(table).rows(**slow.answers.rows_asked(words))
     slow.transfer.export(rows, out)
     print(f"{len(rows)} rows are in {out}.")
 

@@ -173,14 +173,14 @@ class NASBench201API:
         Args:
             dataset: the data set's name.
             metric_on_set: the measured quantity, such as "pgd@8/255".
-            FLOP_max: None: robust-accuracy tables have no costs.
-            Param_max: None, likewise.
+            FLOP_max: most multiply-adds, in millions.
+            Param_max: most parameters, in millions.
             hp: None.
         """
         self._check(hp)
-        if FLOP_max is not None or Param_max is not None:
-            raise InputError("find_best cannot limit FLOPs or parameters: the table has none; leave both limits out.")
-        (best,) = self.table.top(1, metric_on_set, dataset=self._dataset(dataset))
+        limits = {"flops": FLOP_max, "params": Param_max}
+        where = [f"{name}<={limit:f}" for name, limit in limits.items() if limit is not None]
+        (best,) = self.table.top(1, metric_on_set, where=where, dataset=self._dataset(dataset))
         assert best.published_index is not None
         return best.published_index, 100 * best.mean
 

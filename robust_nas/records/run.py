@@ -120,6 +120,7 @@ class RecordedSettings(Record):
     threat: ThreatSection
     space: SpaceSection
     train: dict[str, Any]
+    name: str | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     certification: dict[str, Any] = field(default_factory=dict)
 

@@ -104,8 +104,9 @@
     column.sorted = column.mean.filter((value) => !Number.isNaN(value)).sort();
   }
 
-  /** 1 for the most accurate class of a column; equal accuracies share the better rank. */
+  /** 1 for the most accurate class of a column, or the cheapest; equal numbers share the better rank. */
   function rankIn(column, place) {
+    if (column.cost) return 1 + column.sorted.filter((value) => value < column.mean[place]).length;
     let low = 0;
     let high = column.sorted.length;
     while (low < high) {
@@ -116,7 +117,15 @@
     return column.sorted.length - low + 1;
   }
 
-  const percent = (value) => (Number.isNaN(value) ? "–" : (100 * value).toFixed(2));
+  // Accuracies are fractions in the table and percent on the page; costs are in millions, and the fewer the better.
+  const scaleOf = (column) => (column.cost ? 1 : 100);
+  const unitOf = (column) => (column.cost ? "M" : "%");
+  const signOf = (column) => (column.cost ? -1 : 1);
+  const digitsOf = (column) => (column.cost === "params" ? 3 : 2);
+  const written = (column, value) =>
+    Number.isNaN(value) ? "–" : (scaleOf(column) * value).toFixed(digitsOf(column));
+  const headOf = (column) => `${column.name}, ${unitOf(column)}`;
+  const UNITS_SAID = "flops are millions of multiply-adds, params millions of parameters (M)";
   const grouped = (count) => count.toLocaleString("en");
 
   // What is shown: kept in the address, so that a view can be shared --------------------------------------------------
@@ -124,7 +133,7 @@
   const edgeName = ([source, target]) => `edge ${source}-${target}`;
   const state = {};
 
-  const bestIn = ({ mean, sorted }) => classes[mean.indexOf(sorted[sorted.length - 1])];
+  const bestIn = ({ cost, mean, sorted }) => classes[mean.indexOf(sorted[cost ? 0 : sorted.length - 1])];
 
   /** The columns of the axes: two, or one that is on both. */
   const axes = () => [...new Set([state.x, state.y])].map((place) => columns[place]);
@@ -166,6 +175,11 @@
     const found = given.has("cell") ? find(given.get("cell")) : bestIn(columns[state.y]);
     if (found.problem) problems.push(found.problem);
     state.chosen = found.problem ? bestIn(columns[state.y]) : found;
+    const kept = given.has("kept") ? find(given.get("kept")) : null;
+    if (kept?.problem) problems.push(kept.problem);
+    state.kept = kept && !kept.problem ? kept : null;
+    const [by, way] = [(given.get("sort") ?? "").slice(0, -1), (given.get("sort") ?? "").slice(-1)];
+    state.sort = "+-".includes(way) && way && by ? { by, down: way === "-" } : null;
     element("problem").textContent = problems.join(" ");
   }
 
@@ -179,6 +193,8 @@
         given.append("where", `${edgeName(mostEdges[condition.edge])}=${condition.operation}`);
       else given.append("where", `${columns[condition.column].name}=${condition.low}..${condition.high}`);
     given.set("cell", textOf(state.chosen));
+    if (state.kept) given.set("kept", textOf(state.kept));
+    if (state.sort) given.set("sort", `${state.sort.by}${state.sort.down ? "-" : "+"}`);
     const address = `#${given}`;
     if (address !== location.hash) history.replaceState(null, "", address);
   }
@@ -287,14 +303,15 @@
         );
       // In fractions: 100 times a fraction need not be the percentage that was typed.
       const value = columns[condition.column].mean[place];
+      const scale = scaleOf(columns[condition.column]);
       const { low, high } = condition;
-      return !Number.isNaN(value) && (low === "" || value >= low / 100) && (high === "" || value <= high / 100);
+      return !Number.isNaN(value) && (low === "" || value >= low / scale) && (high === "" || value <= high / scale);
     });
   }
 
-  /** The classes that no other one is at least as accurate as in both columns and more accurate than in one. */
+  /** The classes that no other one is at least as good as in both columns and better than in one. */
   function paretoFront(places) {
-    const [xs, ys] = [columns[state.x].mean, columns[state.y].mean];
+    const [xs, ys] = [columns[state.x], columns[state.y]].map((column) => column.mean.map((v) => signOf(column) * v));
     const known = places.filter(isOnAxes);
     known.sort((a, b) => xs[b] - xs[a] || ys[b] - ys[a] || a - b);
     const kept = [];
@@ -319,17 +336,20 @@
   const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
   const REACH = 12; // how far from a point the pointer may be, in pixels
   const box = { left: 46, top: 8, right: 0, bottom: 0 }; // where the points are, in pixels
-  let view = [0, 100, 0, 100]; // x from, x to, y from, y to, in %
+  let view = [0, 100, 0, 100]; // x from, x to, y from, y to, in the axes' units
   let radius = 2.5;
 
-  const across = (value) => box.left + ((100 * value - view[0]) / (view[1] - view[0])) * (box.right - box.left);
-  const down = (value) => box.bottom - ((100 * value - view[2]) / (view[3] - view[2])) * (box.bottom - box.top);
+  const across = (value) => box.left + ((value - view[0]) / (view[1] - view[0])) * (box.right - box.left);
+  const down = (value) => box.bottom - ((value - view[2]) / (view[3] - view[2])) * (box.bottom - box.top);
   const inside = (x, y) => x >= box.left && x <= box.right && y >= box.top && y <= box.bottom;
-  const screen = ({ place }) => [across(columns[state.x].mean[place]), down(columns[state.y].mean[place])];
+  const onAxis = (column, place) => scaleOf(column) * column.mean[place];
+  const screen = ({ place }) => [across(onAxis(columns[state.x], place)), down(onAxis(columns[state.y], place))];
 
-  /** The range of a column with a margin, in %. */
-  function rangeOf({ sorted }) {
-    const [low, high] = sorted.length ? [100 * sorted[0], 100 * sorted[sorted.length - 1]] : [0, 100];
+  /** The range of a column with a margin, in its unit. */
+  function rangeOf(column) {
+    const { sorted } = column;
+    const ends = sorted.length ? [sorted[0], sorted[sorted.length - 1]] : [0, 100 / scaleOf(column)];
+    const [low, high] = ends.map((value) => scaleOf(column) * value);
     const margin = high - low > 1e-6 ? (high - low) * 0.04 : 1;
     return [low - margin, high + margin];
   }
@@ -418,7 +438,7 @@
     points.textBaseline = "top";
     points.beginPath();
     for (const [value, text] of ticksOf(view[0], view[1], right - left, 70)) {
-      const x = Math.round(across(value / 100)) + 0.5;
+      const x = Math.round(across(value)) + 0.5;
       points.moveTo(x, top);
       points.lineTo(x, bottom);
       points.fillText(text, x, bottom + 6);
@@ -426,7 +446,7 @@
     points.textAlign = "right";
     points.textBaseline = "middle";
     for (const [value, text] of ticksOf(view[2], view[3], bottom - top, 50)) {
-      const y = Math.round(down(value / 100)) + 0.5;
+      const y = Math.round(down(value)) + 0.5;
       points.moveTo(left, y);
       points.lineTo(right, y);
       points.fillText(text, left - 6, y);
@@ -434,11 +454,11 @@
     points.stroke();
     points.textAlign = "center";
     points.fillStyle = variable("--ink");
-    points.fillText(`${columns[state.x].name}, %`, (left + right) / 2, bottom + 30, right - left);
+    points.fillText(headOf(columns[state.x]), (left + right) / 2, bottom + 30, right - left);
     points.save();
     points.translate(9, (top + bottom) / 2);
     points.rotate(-Math.PI / 2);
-    points.fillText(`${columns[state.y].name}, %`, 0, 0, bottom - top);
+    points.fillText(headOf(columns[state.y]), 0, 0, bottom - top);
     points.restore();
   }
 
@@ -493,6 +513,11 @@
     marks.stroke();
     marks.globalAlpha = 1;
     ring(state.chosen, 9, accent, 2.5);
+    if (state.kept) {
+      marks.setLineDash([4, 3]);
+      ring(state.kept, 9, ink, 2);
+      marks.setLineDash([]);
+    }
     if (hovered) ring(hovered, 6, ink, 2);
     marks.restore();
     if (drag?.toX !== undefined && !drag.view) {
@@ -524,7 +549,8 @@
     tip.hidden = !hovered;
     if (!hovered) return;
     const lines = [shortOf(hovered)];
-    for (const { name, mean } of axes()) lines.push(`${name}: ${percent(mean[hovered.place])} %`);
+    for (const column of axes())
+      lines.push(`${column.name}: ${written(column, column.mean[hovered.place])} ${unitOf(column)}`);
     const { cell } = hovered;
     if (state.colour >= 0 && cell !== null && state.colour < cell.length)
       lines.push(`${edgeName(mostEdges[state.colour])}: ${operationAt(cell, state.colour)}`);
@@ -658,6 +684,7 @@
   /** Count and draw everything anew: the axes, conditions or colours are others. */
   function refresh() {
     hovered = null;
+    numShown = STEP;
     entries = state.strings ? allStrings() : classes;
     matches = state.where.length ? entries.filter(fits) : entries;
     drawn = [...new Map(matches.map((entry) => [entry.place, entry])).values()];
@@ -669,6 +696,7 @@
     showLegend();
     showCount();
     showFront();
+    showList();
     showChosen();
     draw();
     writeAddress();
@@ -717,10 +745,10 @@
         "tr",
         {},
         make("th", { scope: "row" }, button),
-        ...axes().map(({ mean }) => make("td", {}, percent(mean[place]))),
+        ...axes().map((column) => make("td", {}, written(column, column.mean[place]))),
       );
     });
-    const heads = ["Architecture", ...axes().map(({ name }) => `${name}, %`)].map((text) =>
+    const heads = ["Architecture", ...axes().map(headOf)].map((text) =>
       make("th", { scope: "col" }, text),
     );
     element("front").replaceChildren(
@@ -747,7 +775,9 @@
         strings ? grouped(strings.filter((entry) => entry.place === place).length) : "not counted",
       );
     }
-    const accuracies = axes().map(({ name, mean }) => `${name} ${percent(mean[place])} %`);
+    const accuracies = axes().map(
+      (column) => `${column.name} ${written(column, column.mean[place])} ${unitOf(column)}`,
+    );
     element("summary").textContent = [shortOf(state.chosen), ...accuracies].join(" \u00b7 ");
     const figure =
       cell === null
@@ -756,14 +786,185 @@
     element("chosen").replaceChildren(figure, make("dl", {}, ...facts), numbersOf(place));
     const edges = cell ?? table.cells.find((other) => other !== null);
     if (edges) showEdges(edges);
+    showBeside();
   }
+
+  // Two cells side by side --------------------------------------------------------------------------------------------
+
+  /** The cell that was kept beside the one that is chosen, with their numbers and the differences. */
+  function showBeside() {
+    const { kept, chosen } = state;
+    const isPair = kept !== null && textOf(kept) !== textOf(chosen);
+    element("beside-note").textContent = isPair
+      ? `Differences are the second minus the first.${table.costs ? ` ${UNITS_SAID}.` : ""}`
+      : kept
+        ? "Choose another architecture: in the plot, the lists or by its operations."
+        : "Keep an architecture, or write one here, then choose another: both are shown side by side.";
+    element("swap").disabled = !isPair;
+    element("let-go").disabled = kept === null;
+    if (kept) element("other").value = shortOf(kept);
+    if (!kept) return element("beside-cells").replaceChildren();
+    const pair = isPair ? [kept, chosen] : [kept];
+    const drawings = pair.map((entry, place) =>
+      make(
+        "figure",
+        {},
+        make("figcaption", {}, `${["First", "Second"][place]}: `, make("code", {}, shortOf(entry))),
+        entry.cell === null ? make("p", { class: "note" }, "This architecture is no cell.") : drawCell(entry.cell),
+      ),
+    );
+    element("beside-cells").replaceChildren(
+      make("div", { class: "pair" }, ...drawings),
+      ...(isPair ? [differencesOf(kept, chosen)] : []),
+    );
+  }
+
+  /** The operations and numbers of two entries, a row each, with what differs in bold type. */
+  function differencesOf(first, second) {
+    const row = (name, ...cells) =>
+      make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((text) => make("td", {}, text)));
+    const group = (text) => make("tr", { class: "group" }, make("th", { colspan: 4, scope: "rowgroup" }, text));
+    const rows = [];
+    if (first.cell !== null && second.cell?.length === first.cell.length) {
+      rows.push(group("Operations"));
+      edgesOf(nodesOf(first.cell)).forEach((edge, place) => {
+        const [one, other] = [operationAt(first.cell, place), operationAt(second.cell, place)];
+        rows.push(row(edgeName(edge), one, other, one === other ? "same" : make("b", {}, "differs")));
+      });
+    }
+    for (const dataset of new Set(columns.map((column) => column.dataset))) {
+      rows.push(group(dataset));
+      for (const column of columns.filter((other) => other.dataset === dataset)) {
+        const [one, other] = [column.mean[first.place], column.mean[second.place]];
+        const difference = other - one;
+        const sign = difference > 0 ? "+" : "";
+        const isNoise = column.floor && Math.abs(difference) < 2 * Math.SQRT2 * column.floor.std;
+        const text = Number.isNaN(difference) ? "–" : `${sign}${written(column, difference)}`;
+        const name = `${column.name.slice(dataset.length + 1)}, ${unitOf(column)}`;
+        rows.push(row(name, written(column, one), written(column, other), isNoise ? `${text} ≈` : text));
+      }
+    }
+    const caption = "≈: less than twice what two such numbers differ by chance (the noise of the table above).";
+    const heads = ["", shortOf(first), shortOf(second), "Difference"].map((text) => make("th", { scope: "col" }, text));
+    return make(
+      "div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of both architectures" },
+      make(
+        "table",
+        {},
+        ...(columns.some(({ floor }) => floor) ? [make("caption", {}, caption)] : []),
+        make("thead", {}, make("tr", {}, ...heads)),
+        make("tbody", {}, ...rows),
+      ),
+    );
+  }
+
+  function keep(entry) {
+    state.kept = entry;
+    showBeside();
+    mark();
+    writeAddress();
+  }
+
+  element("keep").addEventListener("click", () => keep(state.chosen));
+  element("let-go").addEventListener("click", () => {
+    element("other").value = "";
+    keep(null);
+  });
+  element("swap").addEventListener("click", () => {
+    [state.kept, state.chosen] = [state.chosen, state.kept];
+    showChosen();
+    mark();
+    writeAddress();
+  });
+  element("beside-find").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const found = find(element("other").value);
+    element("beside-sentence").textContent = found.problem ?? "";
+    if (!found.problem) keep(found);
+  });
+
+  // The list of matches -----------------------------------------------------------------------------------------------
+
+  const STEP = 50; // rows more at a time
+  let numShown = STEP;
+
+  /** The columns of the list, by what `sort` says in the address: a value to sort by, and a text. */
+  function listColumns() {
+    const dataset = columns[state.y].dataset;
+    const costs = columns.filter((column) => column.cost && column.dataset === dataset && !axes().includes(column));
+    return [
+      { by: "architecture", head: "Architecture", value: textOf, text: shortOf },
+      ...(numbering.length
+        ? [
+            {
+              by: "number",
+              head: "Index",
+              value: ({ cell }) => numberOf.get(cell) ?? NaN,
+              text: ({ cell }) => String(numberOf.get(cell) ?? "–"),
+            },
+          ]
+        : []),
+      ...[...axes(), ...costs].map((column) => ({
+        by: column.name,
+        head: headOf(column),
+        value: ({ place }) => column.mean[place],
+        text: ({ place }) => written(column, column.mean[place]),
+        down: !column.cost,
+      })),
+    ];
+  }
+
+  /** A table of the matches; a head sorts by its column, and the other way round when it is pressed again. */
+  function showList(focused) {
+    const heads = listColumns();
+    const first = heads.find(({ by }) => by === columns[state.y].name);
+    const chosen = heads.find(({ by }) => by === state.sort?.by);
+    const sorted = chosen ?? first;
+    const down = chosen ? state.sort.down : Boolean(first.down);
+    const order = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+    const keyed = matches.map((entry) => [sorted.value(entry), entry]);
+    const [known, unknown] = [keyed.filter(([key]) => key === key), keyed.filter(([key]) => key !== key)];
+    known.sort(([a], [b]) => (down ? order(b, a) : order(a, b)));
+    const rows = [...known, ...unknown].slice(0, numShown).map(([, entry]) => {
+      const button = make("button", { type: "button" }, shortOf(entry));
+      button.addEventListener("click", () => choose(entry));
+      const [, ...others] = heads;
+      const cells = others.map(({ text }) => make("td", {}, text(entry)));
+      return make("tr", {}, make("th", { scope: "row" }, button), ...cells);
+    });
+    const cells = heads.map((head) => {
+      const button = make("button", { type: "button", class: "sort" }, head.head);
+      const isSorted = head === sorted;
+      if (isSorted) button.append(down ? " ▼" : " ▲");
+      button.addEventListener("click", () => {
+        state.sort = { by: head.by, down: isSorted ? !down : Boolean(head.down) };
+        showList(head.by);
+        writeAddress();
+      });
+      if (head.by === focused) setTimeout(() => button.focus());
+      return make("th", { scope: "col", "aria-sort": isSorted ? (down ? "descending" : "ascending") : "none" }, button);
+    });
+    element("list").replaceChildren(
+      make("table", {}, make("thead", {}, make("tr", {}, ...cells)), make("tbody", {}, ...rows)),
+    );
+    const left = matches.length - rows.length;
+    element("more").hidden = left <= 0;
+    element("more").textContent = `Show ${grouped(Math.min(STEP, left))} more of ${grouped(left)}`;
+  }
+
+  element("more").addEventListener("click", () => {
+    numShown += STEP;
+    showList();
+  });
 
   /** A class's numbers in every column, as a table. */
   function numbersOf(place) {
     const hasStd = columns.some(({ std }) => !Number.isNaN(std[place]));
     const numRanked = new Set(columns.map(({ sorted }) => sorted.length));
     const among = numRanked.size === 1 ? ` of ${grouped([...numRanked][0])} classes` : "";
-    const heads = ["Column", "%", ...(hasStd ? ["Std"] : []), "Rank", "Percentile", "Seeds", "Noise"];
+    const unit = table.costs ? "% or M" : "%";
+    const heads = ["Column", unit, ...(hasStd ? ["Std"] : []), "Rank", "Percentile", "Seeds", "Noise"];
     const methods = new Set();
     const rows = [];
     const addRow = (column) => {
@@ -772,12 +973,12 @@
       const rank = known ? rankIn(column, place) : NaN;
       if (known && floor) methods.add(floor.method);
       const cells = [
-        percent(mean[place]),
-        ...(hasStd ? [percent(std[place])] : []),
+        written(column, mean[place]),
+        ...(hasStd ? [written(column, std[place])] : []),
         known ? (among ? grouped(rank) : `${grouped(rank)} / ${grouped(sorted.length)}`) : "–",
         known ? ((100 * (sorted.length - rank + 1)) / sorted.length).toFixed(2) : "–",
         known && !Number.isNaN(seeds[place]) ? String(seeds[place]) : "–",
-        known && floor ? `±${percent(floor.std)}` : "–",
+        known && floor ? `±${written(column, floor.std)}` : "–",
       ];
       const name = column.name.slice(column.dataset.length + 1);
       rows.push(
@@ -794,6 +995,7 @@
       columns.filter((column) => column.dataset === dataset).forEach(addRow);
     }
     const caption = [`Accuracy in %; rank 1 is the most accurate${among}.`];
+    if (table.costs) caption.push(`${UNITS_SAID}, and rank 1 has the fewest.`);
     if (methods.size)
       caption.push(
         "Noise is the standard deviation, in points, by which such a number differs by chance",
@@ -943,8 +1145,8 @@
       );
       if (condition.edge === undefined)
         for (const [key, name] of [
-          ["low", "at least, %"],
-          ["high", "at most, %"],
+          ["low", `at least, ${unitOf(columns[condition.column])}`],
+          ["high", `at most, ${unitOf(columns[condition.column])}`],
         ]) {
           const input = make("input", { type: "number", step: "any", id: `${key}-${index}`, value: condition[key] });
           input.addEventListener("input", () => {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from robust_nas.core.writing import write_text
 from robust_nas.report._elements import Html, element, security_policy
 from robust_nas.report._style import STYLE
 from robust_nas.report.plots import operation_colours
+from robust_nas.tables.costs import COSTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,6 +73,7 @@ arrow keys go to the next point, + and &minus; zoom, and 0 shows all.</p>
 <p id="sentence" class="problem" role="alert"></p>
 <div id="edges" class="edges" role="group" aria-label="Operations on the edges"></div>
 <p id="summary" role="status"></p>
+<p><button type="button" id="keep">Keep to compare</button></p>
 <div id="chosen"></div>
 </section>
 <section aria-labelledby="filter-title" class="filter">
@@ -83,9 +86,28 @@ arrow keys go to the next point, + and &minus; zoom, and 0 shows all.</p>
 </section>
 <section aria-labelledby="front-title" class="front">
 <h2 id="front-title">Pareto front</h2>
-<p class="note">The classes among the matches that no other match beats in both columns: at least as accurate in both
-and more accurate in one.</p>
+<p class="note">The classes among the matches that no other match beats in both columns: at least as good in both and
+better in one. Of accuracies more are better, of costs fewer.</p>
 <div id="front" class="scroll" tabindex="0" role="region" aria-labelledby="front-title"></div>
+</section>
+<section aria-labelledby="beside-title" class="beside">
+<h2 id="beside-title">Side by side</h2>
+<form id="beside-find">
+<label for="other">The first; the second is the architecture that is chosen</label>
+<span class="line"><input id="other" autocomplete="off" spellcheck="false" aria-describedby="beside-sentence">
+<button>Keep</button></span>
+</form>
+<p id="beside-sentence" class="problem" role="alert"></p>
+<p class="buttons"><button type="button" id="swap">Swap</button>
+<button type="button" id="let-go">Let go</button></p>
+<p id="beside-note" class="note" role="status"></p>
+<div id="beside-cells"></div>
+</section>
+<section aria-labelledby="list-title" class="list">
+<h2 id="list-title">List</h2>
+<p class="note">The matches, in the plot's columns. A head sorts by its column; pressed again, the other way round.</p>
+<div id="list" class="scroll" tabindex="0" role="region" aria-labelledby="list-title"></div>
+<p><button type="button" id="more"></button></p>
 </section>
 </main>
 """)
@@ -159,14 +181,14 @@ def _content(table: Table) -> dict[str, Any]:
     colours = operation_colours(operations)
     named = [name for name in operations if name != "none"]
     dark = {name: _DARK_COLOURS[index % len(_DARK_COLOURS)] for index, name in enumerate(named)}
-    columns = []
+    columns: list[dict[str, Any]] = []
     for column in table.columns:
         criteria = asdict(column)
         floor = table.noise_floor(**criteria)
         columns.append(
             {
                 **criteria,
-                "name": _name(column, table.columns),
+                "name": _name(column, table),
                 "mean": _packed(table.values(**criteria)),
                 "std": _packed(table.stds(**criteria)),
                 "seeds": _packed(table.trainings(**criteria)),
@@ -174,7 +196,10 @@ def _content(table: Table) -> dict[str, Any]:
             }
         )
     x, y = _first_axes(table)
+    costs = _costs(table)
+    columns += costs
     return {
+        "costs": bool(costs),
         "operations": operations,
         "digits": is_ours,
         "colours": {
@@ -217,35 +242,68 @@ def _packed(values: NDArray[np.float64]) -> str | float | None:
     return base64.b64encode(gzip.compress(values.astype("<f8").tobytes(), mtime=0)).decode()
 
 
-def _name(column: Column, columns: Sequence[Column]) -> str:
+def _costs(table: Table) -> list[dict[str, Any]]:
+    """Return the columns of costs, as far as they are known: flops and params of each training."""
+    names = ("space", "skeleton", "dataset")
+    places = list(dict.fromkeys(tuple(str(getattr(column, name)) for name in names) for column in table.columns))
+    found = []
+    for place in places:
+        criteria = dict(zip(names, place, strict=True))
+        alike = [other for other in places if other[2] == place[2]]
+        further = [
+            f"{name} {own}"
+            for name, own in criteria.items()
+            if len({dict(zip(names, other, strict=True))[name] for other in alike}) > 1
+        ]
+        for cost in COSTS:
+            values = table.values(cost, **criteria)
+            if not np.isnan(values).all():
+                name = ", ".join([f"{criteria['dataset']} {cost}", *further])
+                unknown = {"std": None, "seeds": None, "floor": None}
+                found.append({**criteria, "cost": cost, "name": name, "mean": _packed(values), **unknown})
+    return found
+
+
+def _name(column: Column, table: Table) -> str:
     """Return a column's name: data set, what was measured, and whatever else tells it from the other columns."""
-    alike = [other for other in columns if (other.dataset, other.label) == (column.dataset, column.label)]
-    further = [
-        f"{name.replace('_', ' ')} {'not stated' if value is None else value}"
-        for name, value in asdict(column).items()
-        if len({getattr(other, name) for other in alike}) > 1
-    ]
+    alike = [other for other in table.columns if (other.dataset, other.label) == (column.dataset, column.label)]
+    said = {
+        "recipe_hash": ("recipe", table.recipe_name(column)),
+        "evaluation_hash": ("", table.evaluation_names[column.evaluation_hash]),
+    }
+    further = []
+    for name, value in asdict(column).items():
+        if len({getattr(other, name) for other in alike}) > 1:
+            head, known = said.get(name, (name, value))
+            head, known = (head, known) if known else (name, value)
+            further.append(f"{head.replace('_', ' ')} {'not stated' if known is None else known}".strip())
     if column.norm is not None and column.epsilon is None:
         further.insert(0, "epsilon not stated")
     return ", ".join([f"{column.dataset} {column.label}", *further])
 
 
 def _first_axes(table: Table) -> tuple[int, int]:
-    """Return the columns to begin with: a clean one, and on its data set one of many classes and a large epsilon."""
+    """Return the columns to begin with: two that have the most points in common.
+
+    Among those a clean one, and one attack (not the worst of several) on the same networks, with a large epsilon.
+    """
     columns = table.columns
-    x = next((place for place, column in enumerate(columns) if column.attack == "clean"), 0)
-    others = [place for place in range(len(columns)) if place != x] or [x]
-    filled = {place: int((~np.isnan(table.values(**asdict(columns[place])))).sum()) for place in others}
-    y = max(
-        others,
-        key=lambda place: (
-            columns[place].dataset == columns[x].dataset,
-            filled[place],
-            columns[place].epsilon or 0,
-            place,
-        ),
-    )
-    return x, y
+    known = [~np.isnan(table.values(**asdict(column))) for column in columns]
+    training = [(column.space, column.skeleton, column.dataset, column.split, column.recipe_hash) for column in columns]
+
+    def worth(pair: tuple[int, int]) -> tuple[Any, ...]:
+        x, y = pair
+        return (
+            int((known[x] & known[y]).sum()),
+            columns[x].attack == "clean",
+            training[x] == training[y],
+            columns[y].attack.isidentifier(),
+            -x,
+            columns[y].epsilon or 0,
+            y,
+        )
+
+    return max(itertools.permutations(range(len(columns)), 2), key=worth, default=(0, 0))
 
 
 def _beside(name: str) -> str:

@@ -44,7 +44,7 @@ def write_plots(table: Table, folder: Path, label: str | None = None, /, **crite
         InputError: for an unknown criterion or value, or if no column fits.
     """
     columns = table.select(label, **criteria)
-    named = list(zip(names_of(columns), columns, strict=True))
+    named = list(zip(names_of(columns, table), columns, strict=True))
     figures: dict[str, Html] = {}
     for name, column in named:
         cleans = [(other, clean) for other, clean in named if clean.attack == "clean" and _same_training(clean, column)]
@@ -115,7 +115,7 @@ def correlation_plot(table: Table, columns: Sequence[Column], *, top: float | No
         columns: of the table, two or more.
         top: if given, each row looks only at this share of classes, the best in its own column.
     """
-    names = names_of(columns)
+    names = names_of(columns, table)
     matrix = rank_correlations(table, columns, top=top)
     size = 38 * len(names)
     figure, axes = figure_of(size + 7 * max(map(len, names)), size + 6 * max(map(len, names)))

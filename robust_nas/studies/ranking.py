@@ -215,7 +215,7 @@ def run(table: Table, columns: Sequence[Column], scoring: Scoring, out: Path, pr
     try:
         progress.say(f"folder: {folder.path}")
         scores, seconds = _scores(folder, architectures, scoring, data, world, progress)
-        compared = progress.steps(list(zip(names_of(columns), columns, strict=True)), "columns compared")
+        compared = progress.steps(list(zip(names_of(columns, table), columns, strict=True)), "columns compared")
         result = {
             **settings,
             "proxies": list(scoring.proxies),

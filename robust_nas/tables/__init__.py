@@ -9,9 +9,10 @@ Importing this package imports pyarrow, but neither torch nor pandas.
 """
 
 from robust_nas.tables._arrays import IDENTITY, Column
+from robust_nas.tables._noise import NoiseFloor
 from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, Row
 from robust_nas.tables._store import place, read
-from robust_nas.tables._table import ArchitectureNotInTable, NoiseFloor, Result, Table, load, non_dominated
+from robust_nas.tables._table import ArchitectureNotInTable, Result, Table, load, non_dominated
 from robust_nas.tables.local import append, rows_from_run
 
 __all__ = [

@@ -23,8 +23,11 @@ import pyarrow as pa
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version that this package writes."""
+
+DERIVED = ("digits", "published_index")
+"""Columns of exported rows that follow from the architecture; a reader leaves them out."""
 
 VERSION_KEY = b"robust_nas.table.version"
 """The key of the version in a Parquet file's metadata."""
@@ -65,6 +68,18 @@ class Row:
     skeleton: str = _column(
         pa.string(), "what surrounds the cell, as 'key=value' pairs in alphabetical order: width, depth"
     )
+    flops: float | None = _column(
+        pa.float64(),
+        "multiply-adds of the network for one image, in millions; null if the row does not say",
+        nullable=True,
+        default=None,
+    )
+    params: float | None = _column(
+        pa.float64(),
+        "the network's trainable parameters, in millions; null if the row does not say",
+        nullable=True,
+        default=None,
+    )
     dataset: str = _column(pa.string(), "the data set's name; 'folder:NAME' for a folder of images")
     split: str = _column(pa.string(), "the split that was measured: 'test' or 'validation'")
     recipe: str = _column(pa.string(), "the training method's name")
@@ -73,6 +88,15 @@ class Row:
         "of the whole training recipe: [data] without its place on disk, [threat] and [train]; null if it was trained "
         "by other software",
         nullable=True,
+    )
+    recipe_name: str | None = _column(
+        pa.string(), "the recipe's own name; null if the row does not say", nullable=True, default=None
+    )
+    recipe_settings: str | None = _column(
+        pa.string(),
+        "the settings behind recipe_hash, as JSON; null if the row does not say",
+        nullable=True,
+        default=None,
     )
     seed: int | None = _column(pa.int64(), "the training's seed; null for a mean, or if not stated", nullable=True)
     num_seeds: int | None = _column(
@@ -104,6 +128,12 @@ class Row:
         "of the settings of the measurement: [evaluation], or [certification] for certified rows; null if it was "
         "measured by other software",
         nullable=True,
+    )
+    evaluation_settings: str | None = _column(
+        pa.string(),
+        "the settings behind evaluation_hash, as JSON; null if the row does not say",
+        nullable=True,
+        default=None,
     )
     accuracy: float = _column(
         pa.float64(), "fraction in [0, 1] of the images that are classified correctly, or proved so"

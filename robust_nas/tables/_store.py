@@ -16,12 +16,15 @@ import pyarrow.parquet as pq
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError, reason_of, suggest
 from robust_nas.core.pixels import parse_pixels
-from robust_nas.tables._schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY
+from robust_nas.tables._schema import DERIVED, SCHEMA, SCHEMA_VERSION, VERSION_KEY
 
 _STRINGS = [field.name for field in SCHEMA if field.type == pa.string()]
 
-_SINCE_VERSION_2 = {"function": None, "num_seeds": 1, "is_mean": False, "severity": None}
-"""The values of these columns in every row of version 1."""
+_SINCE: dict[int, dict[str, Any]] = {
+    2: {"function": None, "num_seeds": 1, "is_mean": False, "severity": None},
+    3: dict.fromkeys(["recipe_name", "recipe_settings", "evaluation_settings", "flops", "params"]),
+}
+"""The columns that a version added, with their values in every row of an older one."""
 
 
 def home() -> Path:
@@ -99,6 +102,19 @@ def read_varying(path: Path, identity: Sequence[str], facts: Sequence[str]) -> t
         return _checked(path, rows), constant
 
 
+def has_values(path: Path, columns: Sequence[str]) -> bool:
+    """Return whether one of these columns may have a value: no, if a file's footer says so.
+
+    Raises:
+        InputError: as `read_rows` does.
+    """
+    if not path.is_file():
+        return True
+    with _opened(path) as (_, footer):
+        constant = _constants(footer, columns)
+        return any(constant.get(name, name) is not None for name in columns if name not in _later(footer))
+
+
 def _constants(footer: pq.FileMetaData, columns: Sequence[str]) -> dict[str, Any]:
     """Return the value of each of these columns of which the footer says that it has one in the whole file."""
     places = {name: place for place, name in enumerate(footer.schema.names)}
@@ -136,7 +152,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], pq.FileMetaData]]:
                     f"{path} has version {version} of the table's schema, but this robust-nas reads up to "
                     f"{SCHEMA_VERSION}; install a newer robust-nas."
                 )
-            if set(footer.schema.names) != set(SCHEMA.names) - _later(footer):
+            if set(footer.schema.names) - set(DERIVED) != set(SCHEMA.names) - set(_later(footer)):
                 raise InputError(_damaged(path, f"its columns are not those of version {version}"))
             _check_types(path, footer)
             yield file, footer
@@ -148,9 +164,10 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], pq.FileMetaData]]:
         ) from error
 
 
-def _later(footer: pq.FileMetaData) -> set[str]:
-    """Return the columns that the file's version did not have yet."""
-    return set(_SINCE_VERSION_2) if int(footer.metadata[VERSION_KEY]) < 2 else set()
+def _later(footer: pq.FileMetaData) -> dict[str, Any]:
+    """Return the columns that the file's version did not have yet, with their values."""
+    own = int(footer.metadata[VERSION_KEY])
+    return {name: value for version, columns in _SINCE.items() if own < version for name, value in columns.items()}
 
 
 def _rows(file: IO[bytes], footer: pq.FileMetaData, columns: Sequence[str] | None) -> pa.Table:
@@ -159,11 +176,11 @@ def _rows(file: IO[bytes], footer: pq.FileMetaData, columns: Sequence[str] | Non
     dictionaries = [name for name in _STRINGS if name not in later] if columns is not None else None
     with pq.ParquetFile(file, metadata=footer, read_dictionary=dictionaries) as content:
         table = content.read([name for name in columns or SCHEMA.names if name not in later])
-    for name in later.intersection(columns or SCHEMA.names):
+    for name in set(later).intersection(columns or SCHEMA.names):
         kind = SCHEMA.field(name).type
         if columns is not None and kind == pa.string():
             kind = pa.dictionary(pa.int32(), kind)
-        values = pa.array([_SINCE_VERSION_2[name]] * len(table), kind)
+        values = pa.array([later[name]] * len(table), kind)
         table = table.append_column(pa.field(name, kind), values)
     if columns is not None:
         return table.select(columns)
@@ -175,6 +192,8 @@ def _check_types(path: Path, footer: pq.FileMetaData) -> None:
     """Raise InputError for a column of another type than the schema's, or with values that it cannot have."""
     schema = footer.schema.to_arrow_schema()
     for field in schema:
+        if field.name in DERIVED:
+            continue
         wanted = SCHEMA.field(field.name)
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if kind != wanted.type:

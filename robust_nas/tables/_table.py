@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,12 @@ import pyarrow as pa
 from robust_nas.architectures.cell import OPERATIONS, Architecture
 from robust_nas.core import catalogue
 from robust_nas.core.errors import InputError, suggest
-from robust_nas.core.pixels import format_pixels, parse_pixels
-from robust_nas.tables._arrays import IDENTITY, Column, read_arrays
+from robust_nas.tables import costs
+from robust_nas.tables._arrays import Column, read_arrays
+from robust_nas.tables._noise import NoiseFloor, measured_noise
+from robust_nas.tables._recipes import Settings
 from robust_nas.tables._schema import CLASSES_KEY, INDEX_KEY
+from robust_nas.tables._selection import Selection
 from robust_nas.tables._store import place, read
 
 if TYPE_CHECKING:
@@ -76,27 +79,6 @@ class Result(NamedTuple):
         return self.mean
 
 
-@dataclass(frozen=True)
-class NoiseFloor:
-    """By how much a column's means differ by chance, as standard deviations of accuracies in [0, 1].
-
-    Args:
-        std: pooled over all groups.
-        robust: the same from medians, which a few failed trainings do not move: of the standard errors of the classes'
-            means; or 1.4826 times the median absolute deviation, of identical functions.
-        method: "seeds" (trainings of one class) or "identical functions" (classes that differ by chance alone,
-            `Architecture.function`).
-        num_groups: number of groups of at least two.
-        num_members: number of means or trainings in them.
-    """
-
-    std: float
-    robust: float
-    method: Literal["seeds", "identical functions"]
-    num_groups: int
-    num_members: int
-
-
 def load(source: Path | str) -> Table:
     """Open a published table by its name, or the folder or file of one's own.
 
@@ -124,7 +106,10 @@ class Table:
     """A robust-accuracy table in memory; `rn.tables.load` opens one.
 
     Criteria select a `Column` by the fields of that class: `dataset="cifar10", attack="pgd", epsilon="8/255"`. They
-    must leave exactly one: there are no defaults. A column's label may stand for some of them: `"pgd@8/255"`.
+    must leave exactly one: there are no defaults. A column's label may stand for some of them: `"pgd@8/255"`. `recipe`
+    is a training method's name, or a recipe's (`recipe_name`); settings of own runs, `train.epochs`, are criteria too.
+
+    The labels `flops` and `params` stand for costs, in millions (`tables.costs`); `where=["flops<50"]` is a limit.
 
     An architecture may be given in the string or digits form, as an `Architecture`, or by its place in the source's
     numbering; any equivalent one finds the same class.
@@ -146,9 +131,10 @@ class Table:
 
         self._arrays = arrays
         self._canonical, self._means = arrays.canonical, arrays.means
-        self._chosen: dict[Any, int] = {}
+        self._selection = Selection(self.name, self.columns, lambda: self._settings)
         self._class_of_text: dict[str, int] = {}
         self._floors: dict[int, NoiseFloor | None] = {}
+        self._costs: dict[tuple[str, str, str], Floats] = {}
         self._of_number: dict[int, Floats] = {}
 
     def __repr__(self) -> str:
@@ -200,7 +186,7 @@ class Table:
         Raises:
             InputError: for an unknown criterion or value, or if no column fits.
         """
-        return [self.columns[place] for place in self._places(label, criteria)]
+        return [self.columns[place] for place in self._selection.places(label, criteria)]
 
     def column(self, label: str | None = None, /, **criteria: Any) -> Column:
         """Return the one column that fits.
@@ -208,7 +194,7 @@ class Table:
         Raises:
             InputError: if none fits, or several do; the message says in what they differ.
         """
-        return self.columns[self._place(label, criteria)]
+        return self.columns[self._selection.place(label, criteria)]
 
     # Answers
 
@@ -219,7 +205,7 @@ class Table:
             ArchitectureNotInTable: if neither it nor an equivalent one was measured in that column.
             InputError: if the architecture cannot be read, or the criteria do not leave one column.
         """
-        return self._result(self._place(label, criteria), self._class(architecture), architecture)
+        return self._result(self._selection.place(label, criteria), self._class(architecture), architecture)
 
     def results(
         self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any
@@ -231,7 +217,7 @@ class Table:
             InputError: if the architecture cannot be read, or no column fits.
         """
         place = self._class(architecture)
-        fitting = self._places(label, criteria)
+        fitting = self._selection.places(label, criteria)
         columns = [column for column in fitting if not np.isnan(self._means[column, place])]
         if not columns:
             raise self._not_in_table(architecture, fitting)
@@ -249,7 +235,7 @@ class Table:
             ArchitectureNotInTable: if one of them is not in the column.
             InputError: as `query`.
         """
-        column = self._place(label, criteria)
+        column = self._selection.place(label, criteria)
         given = np.asarray(architectures)
         if given.ndim != 1:
             raise InputError(f"query_many takes a list of architectures, but got an array of shape {given.shape}.")
@@ -262,34 +248,82 @@ class Table:
         return found
 
     def values(self, label: str | None = None, /, **criteria: Any) -> Floats:
-        """Return the mean accuracy of every class in one column, [classes]; NaN where a class was not measured."""
-        return self._means[self._place(label, criteria)].copy()
+        """Return the mean accuracy of every class in one column, [classes]; NaN where a class was not measured.
+
+        For the labels `flops` and `params`: the cost of every class's architecture, in millions; NaN if not known.
+        """
+        if label in costs.COSTS:
+            return self._cost_values(criteria)[costs.COSTS.index(label)].copy()
+        return self._means[self._selection.place(label, criteria)].copy()
 
     def stds(self, label: str | None = None, /, **criteria: Any) -> Floats:
         """Return the standard deviation over trainings of every class in one column, [classes]; NaN if not known."""
-        return self._arrays.stds[self._place(label, criteria)].copy()
+        return self._arrays.stds[self._selection.place(label, criteria)].copy()
 
     def trainings(self, label: str | None = None, /, **criteria: Any) -> Floats:
         """Return over how many trainings every class's mean is in one column, [classes]; NaN if not known."""
-        return self._arrays.trainings[self._place(label, criteria)].astype(np.float64)
+        return self._arrays.trainings[self._selection.place(label, criteria)].astype(np.float64)
 
-    def top(self, count: int = 10, label: str | None = None, /, **criteria: Any) -> list[Result]:
-        """Return the `count` most accurate classes of one column, best first."""
+    def cost(self, architecture: str | int | Architecture, /, **criteria: Any) -> costs.Cost:
+        """Return the cost of an architecture's class, as it was trained, in millions; NaN is not known.
+
+        Raises:
+            ArchitectureNotInTable: if neither it nor an equivalent one was measured.
+            InputError: if the architecture cannot be read, or columns fit whose networks have several costs.
+        """
+        flops, params = self._cost_values(criteria)[:, self._class(architecture)].tolist()
+        return costs.Cost(flops, params)
+
+    def top(
+        self, count: int = 10, label: str | None = None, /, *, where: Sequence[str] = (), **criteria: Any
+    ) -> list[Result]:
+        """Return the `count` most accurate classes of one column, best first; their ranks are among all classes.
+
+        Args:
+            count: number of classes.
+            label: the column's label.
+            where: limits on the cost: `["flops<50", "params<=0.5"]`, in millions.
+            criteria: the column.
+
+        Raises:
+            InputError: if the criteria do not leave one column, or no class is within the limits.
+        """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"top takes a number of classes, at least 1, and then a label, but got {count!r}.")
-        column = self._place(label, criteria)
-        order = np.argsort(-self._means[column], kind="stable")[: min(count, self._num_ranked[column])]
+        column = self._selection.place(label, criteria)
+        means = (
+            np.where(self.within(where, **asdict(self.columns[column])), self._means[column], np.nan)
+            if where
+            else (self._means[column])
+        )
+        num_known = int(np.count_nonzero(means == means)) if where else self._num_ranked[column]
+        if not num_known:
+            raise self._beyond(where, column)
+        order = np.argsort(-means, kind="stable")[: min(count, num_known)]
         return [self._result(column, int(place)) for place in order]
+
+    def within(self, where: Sequence[str], /, **criteria: Any) -> NDArray[np.bool_]:
+        """Return which classes are within limits on the cost, such as "flops<50", [classes]."""
+        found = np.ones(len(self), dtype=bool)
+        for limit in costs.conditions(where):
+            found &= limit.holds(self.values(limit.name, **criteria))
+        return found
 
     def rank(self, architecture: str | int | Architecture, label: str | None = None, /, **criteria: Any) -> int:
         """Return the architecture's rank in one column, 1 for the most accurate."""
         return self.query(architecture, label, **criteria).rank
 
-    def pareto(self, labels: Sequence[str], **criteria: Any) -> list[tuple[Result, ...]]:
+    def pareto(self, labels: Sequence[str], *, where: Sequence[str] = (), **criteria: Any) -> list[tuple[Result, ...]]:
         """Return the classes that no other class beats in every one of several columns, best in the first one first.
 
         A class is on the front if no other is at least as accurate in all columns and more accurate in one. Classes
         that are not in all of the columns are left out. Each tuple is one class: its results in the order of `labels`.
+        Of `flops` and `params`, of which fewer are better, there are no results: `cost` has them.
+
+        Args:
+            labels: the columns' labels, one of them at least of accuracies.
+            where: limits on the cost: `["flops<50"]`, in millions.
+            criteria: what else tells the columns from others.
 
         Raises:
             InputError: if fewer than two labels are given, or one of them does not leave one column.
@@ -299,9 +333,17 @@ class Table:
             raise InputError(
                 f"A Pareto front needs at least two columns, such as clean and pgd@8/255, but got {given or 'none'}."
             )
-        columns = [self._place(label, criteria) for label in labels]
-        front = non_dominated(self._means[columns].T)
-        order = sorted(front, key=lambda place: tuple(-self._means[columns, place]))
+        columns = [self._selection.place(label, criteria) for label in labels if label not in costs.COSTS]
+        if not columns:
+            raise InputError("A Pareto front needs a column of accuracies, such as pgd@8/255, beside flops and params.")
+        of = asdict(self.columns[columns[0]])
+        accuracies = iter(self._means[columns])
+        values = np.array([-self.values(label, **of) if label in costs.COSTS else next(accuracies) for label in labels])
+        if where:
+            values[:, ~self.within(where, **of)] = np.nan
+            if np.isnan(values).any(axis=0).all():
+                raise self._beyond(where, columns[0])
+        order = sorted(non_dominated(values.T), key=lambda place: tuple(-values[:, place]))
         return [tuple(self._result(column, int(place)) for column in columns) for place in order]
 
     def noise_floor(self, label: str | None = None, /, **criteria: Any) -> NoiseFloor | None:
@@ -310,83 +352,86 @@ class Table:
         From the spread over seeds where every training is a row, divided by the root of their number; else from classes
         that compute the same functions and were trained independently.
         """
-        return self._floor(self._place(label, criteria))
+        return self._floor(self._selection.place(label, criteria))
 
-    def rows(self, **filters: Any) -> pa.Table:
-        """Return the rows as they are stored, in long form; the filters are those of `tables.read`.
+    def rows(self, *, where: Sequence[str] = (), **filters: Any) -> pa.Table:
+        """Return the rows in long form, with their costs, and with `digits` and `published_index`.
+
+        Args:
+            where: limits on the cost: `["flops<50"]`, in millions.
+            filters: those of `tables.read`.
 
         Raises:
             InputError: if no row is left.
         """
-        rows = read(self.path, **filters)
+        rows = costs.completed(read(self.path, **filters), self._recorded, self.index)
+        for limit in costs.conditions(where):
+            held = limit.holds(np.array(rows[limit.name].to_pylist(), dtype=np.float64))
+            rows = rows.take(np.flatnonzero(held).tolist())
         if not len(rows):
-            wanted = " ".join(f"{name}={value}" for name, value in filters.items())
+            wanted = " ".join([*(f"{name}={value}" for name, value in filters.items()), *where])
             raise InputError(
                 f"No row of the table {self.name} has {wanted}; 'robust-nas table info {self.name}' says what it has."
             )
         return rows
 
-    def dataframe(self, **filters: Any) -> pandas.DataFrame:
-        """Return the rows as a pandas data frame, in long form, for everything else."""
-        return self.rows(**filters).to_pandas()
+    def dataframe(self, *, where: Sequence[str] = (), **filters: Any) -> pandas.DataFrame:
+        """Return the rows (`rows`) as a pandas data frame, for everything else."""
+        return self.rows(where=where, **filters).to_pandas()
 
-    # Columns
+    # Recipes and costs
 
-    def _place(self, label: str | None, criteria: Mapping[str, Any]) -> int:
-        """Return the place of the one column that fits."""
-        key = (label, *criteria.items())
-        try:
-            return self._chosen[key]
-        except KeyError:
-            pass
-        except TypeError:  # a value that cannot be hashed
-            raise InputError(
-                f"The table {self.name} selects one value per criterion, but got {dict(criteria)}."
-            ) from None
-        fitting = self._places(label, criteria)
-        if len(fitting) > 1:
-            differing = [
-                f"{name} ({', '.join(values)})"
-                for name in IDENTITY
-                if len(values := _written({getattr(self.columns[place], name) for place in fitting}, name)) > 1
-            ]
-            wanted = " ".join([*([label] if label else []), *(f"{key}={value}" for key, value in criteria.items())])
-            found = f"{len(fitting)} columns fit '{wanted}'" if wanted else f"there are {len(fitting)} columns"
-            raise InputError(f"In the table {self.name} {found}: they differ in {', '.join(differing)}; say which.")
-        self._chosen[key] = fitting[0]
-        return fitting[0]
+    @cached_property
+    def _settings(self) -> Settings:
+        return Settings(self.path)
 
-    def _places(self, label: str | None, criteria: Mapping[str, Any]) -> list[int]:
-        """Return the places of the columns that fit, at least one."""
-        places = list(range(len(self.columns)))
-        for name, wanted in criteria.items():
-            if name not in IDENTITY:
-                raise InputError(f"A table's columns are not told apart by '{name}'. {suggest(name, IDENTITY)}")
-            if isinstance(wanted, str) and name == "epsilon":
-                wanted = parse_pixels(wanted)
-            fitting = [place for place in places if _equal(getattr(self.columns[place], name), wanted)]
-            if not fitting:
-                values = {getattr(self.columns[place], name) for place in places}
-                shown, hint = wanted, ""
-                if isinstance(wanted, int | float):
-                    shown = format_pixels(wanted) if name == "epsilon" else wanted
-                    in_bytes = any(value is not None and _equal(value, wanted / 255) for value in values)
-                    hint = f"Did you mean {wanted:g}/255? " if name == "epsilon" and in_bytes else ""
-                known = _written(values, name)
-                others = " and the other criteria" if len(places) < len(self.columns) else ""
-                raise InputError(
-                    f"The table {self.name} has no column with {name}={shown}{others}. "
-                    + (suggest(wanted, known) if isinstance(wanted, str) else f"{hint}Available: {', '.join(known)}.")
+    @cached_property
+    def _recorded(self) -> costs.Recorded:
+        return costs.Recorded(self.path)
+
+    def recipe_name(self, column: Column) -> str | None:
+        """Return the name by which the recipe of a column of own runs goes in this table; None for other software's."""
+        return self._selection.recipe_name(column)
+
+    @cached_property
+    def evaluation_names(self) -> dict[str | None, str]:
+        """For each evaluation's hash, the settings in which it differs from the table's others; "" for a single one."""
+        return self._selection.evaluation_names()
+
+    def _cost_values(self, criteria: Mapping[str, Any]) -> Floats:
+        """Return the costs of all classes under the one training that fits, [2, classes]."""
+        places = {
+            (column.space, column.skeleton, column.dataset)
+            for column in map(self.columns.__getitem__, self._selection.places(None, criteria))
+        }
+        if len(places) > 1:
+            differing = ", ".join(
+                f"{name} ({', '.join(sorted(values))})"
+                for name, values in zip(
+                    ("space", "skeleton", "dataset"), map(set, zip(*places, strict=True)), strict=True
                 )
-            places = fitting
-        if label is None:
-            return places
-        labels = [self.columns[place].label for place in places]
-        fitting = [place for place, own in zip(places, labels, strict=True) if _same_label(own, label)]
-        if not fitting:
-            others = " that fits the other criteria" if criteria else ""
-            raise InputError(f"The table {self.name} has no column '{label}'{others}. {suggest(label, labels)}")
-        return fitting
+                if len(values) > 1
+            )
+            raise InputError(f"The costs of the networks of the table {self.name} depend on {differing}; say which.")
+        (place,) = places
+        if place not in self._costs:
+            self._costs[place] = costs.values(self._recorded, place, self._canonical, self.architectures)
+        return self._costs[place]
+
+    def _beyond(self, where: Sequence[str], column: int) -> InputError:
+        """Return the error that says that no class of a column is within limits, and what there is."""
+        of, limits = asdict(self.columns[column]), costs.conditions(where)
+        said = []
+        for name in dict.fromkeys(limit.name for limit in limits):
+            values = self.values(name, **of)[~np.isnan(self._means[column])]
+            known = values[~np.isnan(values)]
+            said.append(
+                f"{name} from {known.min():.4g} to {known.max():.4g}" if len(known) else f"no {name} that are known"
+            )
+        return InputError(
+            f"No class of the table {self.name} has {' and '.join(map(str, limits))}: its networks have "
+            f"{' and '.join(said)} (in millions)."
+        )
 
     # Classes
 
@@ -520,45 +565,8 @@ class Table:
 
     def _floor(self, column: int) -> NoiseFloor | None:
         if column not in self._floors:
-            self._floors[column] = self._measure_noise(column)
+            self._floors[column] = measured_noise(self._arrays, column)
         return self._floors[column]
-
-    def _measure_noise(self, column: int) -> NoiseFloor | None:
-        arrays = self._arrays
-        means, stds, trainings = arrays.means[column], arrays.stds[column], arrays.trainings[column]
-        repeated = ~np.isnan(stds)
-        if repeated.any():
-            freedom = trainings[repeated] - 1
-            # The mean of n trainings varies by the root of n less than one does.
-            per_mean = stds[repeated] / np.sqrt(trainings[repeated])
-            return NoiseFloor(
-                std=float(np.sqrt((freedom * per_mean**2).sum() / freedom.sum())),
-                robust=float(np.median(per_mean)),
-                method="seeds",
-                num_groups=int(repeated.sum()),
-                num_members=int(trainings[repeated].sum()),
-            )
-        known = ~np.isnan(means)
-        is_known = np.array([name is not None for name in arrays.functions])[arrays.function_of]
-        known &= is_known
-        if not known.any():
-            return None
-        groups = arrays.function_of[known]
-        sizes = np.bincount(groups)
-        shared = sizes[groups] > 1
-        if not shared.any():
-            return None
-        group_means = np.bincount(groups, means[known]) / np.maximum(sizes, 1)
-        deviations = (means[known] - group_means[groups])[shared]
-        members = sizes[groups][shared]
-        num_groups = int((sizes > 1).sum())
-        return NoiseFloor(
-            std=float(np.sqrt((deviations**2).sum() / (len(deviations) - num_groups))),
-            robust=float(1.4826 * np.median(np.abs(deviations) * np.sqrt(members / (members - 1)))),
-            method="identical functions",
-            num_groups=num_groups,
-            num_members=len(deviations),
-        )
 
 
 def non_dominated(values: Floats) -> list[int]:
@@ -576,39 +584,6 @@ def non_dominated(values: Floats) -> list[int]:
         if not dominates.any():
             front.append(point)
     return front
-
-
-def _equal(own: Any, wanted: Any) -> bool:
-    """Return whether a column's value is the wanted one; radii need only agree to 1e-9."""
-    if isinstance(own, float) and isinstance(wanted, int | float):
-        return abs(own - wanted) <= 1e-9
-    return bool(own == wanted)
-
-
-def _same_label(own: str, asked: str) -> bool:
-    """Return whether two labels say the same: "pgd@8/255" and "pgd@0.03137254901960784" do."""
-    if own == asked:
-        return True
-    (name, _, radius), (asked_name, _, asked_radius) = own.rpartition("@"), asked.rpartition("@")
-    (norm, _, length), (asked_norm, _, asked_length) = radius.rpartition(":"), asked_radius.rpartition(":")
-    if name != asked_name or asked_norm not in (norm, norm or "linf"):
-        return False
-    try:
-        return abs(parse_pixels(length) - parse_pixels(asked_length)) <= 1e-9
-    except InputError:
-        return False
-
-
-def _written(values: Iterable[Any], name: str) -> list[str]:
-    """Return values as people write them, sorted."""
-
-    def written(value: Any) -> str:
-        if value is None:
-            return "not stated"
-        return format_pixels(value) if name == "epsilon" else str(value)
-
-    ordered = sorted(values, key=lambda value: (value is None, value if value is not None else 0))
-    return [written(value) for value in ordered]
 
 
 def _or_none(value: float) -> float | None:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from robust_nas import tables
-from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.pixels import format_pixels, parse_pixels
 from robust_nas.core.text import aligned, warnings
-from robust_nas.tables import Result, Table
+from robust_nas.tables import Result, Table, costs
+from robust_nas.tables._arrays import Column
 
 _IN_PERCENT = (
     *("accuracy", "std", "noise_floor", "mean", "median", "max"),
@@ -35,6 +35,10 @@ _HEADS = {
     "num_ranked": "of",
     "num_classes": "classes",
     "is_distinguishable": "different",
+    "recipe_name": "recipe",
+    "evaluation_name": "evaluation",
+    "flops": "flops M",
+    "params": "params M",
     **{name: f"{name.replace('_accuracy', '').replace('_', ' ')} %" for name in _IN_PERCENT},
 }
 
@@ -77,61 +81,87 @@ class Answer:
 
 def query(table: Table, architecture: str, words: Sequence[str]) -> Answer:
     """Answer with a table's values of an architecture, in every column that fits `COLUMN=VALUE` words."""
-    criteria, labels = parse(words, labels=1)
-    results = table.results(architecture, *labels, **criteria)
+    asked = _asked(words, labels=1)
+    if asked.where:
+        raise InputError(f"One architecture has one cost, so that a query takes no limit, but got {asked.where[0]}.")
+    results = table.results(architecture, *asked.labels, **asked.criteria)
     form = results[0].architecture
     number = "" if results[0].published_index is None else f", number {results[0].published_index}"
-    is_other = architecture.strip() not in (form, _digits(form), str(results[0].published_index))
-    asked = f"{architecture.strip()} is equivalent to " if is_other else ""
+    is_other = architecture.strip() not in (form, costs.digits_of(form), str(results[0].published_index))
+    said = f"{architecture.strip()} is equivalent to " if is_other else ""
+    records = [{**_record(table, result), **_cost(table, result)} for result in results]
+    shown = [name for name in costs.COSTS if any(record[name] is not None for record in records)]
     return Answer(
-        f"{table.name}: {asked}{form} ({_digits(form)}{number})",
-        [_record(result) for result in results],
-        (*_differing(table), "accuracy", *_known(results), "rank", "num_ranked", "percentile", "noise_floor"),
+        f"{table.name}: {said}{form} ({costs.digits_of(form)}{number})",
+        records,
+        (
+            *(*_differing(table), "accuracy", *_known(results), "rank", "num_ranked", "percentile", "noise_floor"),
+            *shown,
+        ),
     )
 
 
 def top(table: Table, words: Sequence[str], count: int) -> Answer:
-    """Answer which architectures are the most accurate in one column: its label, `COLUMN=VALUE` words, or both."""
-    criteria, labels = parse(words, labels=1)
-    results = table.top(count, *labels, **criteria)
+    """Answer which architectures are the most accurate in one column: its label, `COLUMN=VALUE` words, or both.
+
+    `flops` or `params` among the words shows the cost; a limit such as flops<50 leaves out others, and shows it too.
+    """
+    asked = _asked(words, labels=1)
+    results = table.top(count, *asked.labels, where=asked.where, **asked.criteria)
     column = results[0].column
     floor = results[0].noise_floor
     noise = (
         "" if floor is None else f"; by chance alone a value differs by {100 * floor:.2f} points (standard deviation)"
     )
+    records = [{**_record(table, result), **(_cost(table, result) if asked.costs else {})} for result in results]
     return Answer(
         f"{table.name}: {column.label} on {column.dataset}, the best {len(results)} of {results[0].num_ranked} classes"
-        f"{noise}",
-        (records := [_record(result) for result in results]),
-        ("rank", "accuracy", *_known(results), _form(records)),
+        f"{asked.limits}{noise}",
+        records,
+        ("rank", "accuracy", *_known(results), *asked.costs, _form(records)),
         table.caveats[:1],
     )
 
 
 def pareto(table: Table, words: Sequence[str]) -> Answer:
-    """Answer which architectures no other beats in every one of the columns whose labels are among the words."""
-    criteria, labels = parse(words)
+    """Answer which architectures no other beats in every one of the columns whose labels are among the words.
+
+    Of `flops` and `params`, fewer are better.
+    """
+    asked = _asked(words)
+    labels = [word for word in words if word in (*asked.labels, *costs.COSTS)]
     if len({*labels}) < len(labels):
         raise InputError(f"Name different columns, but got {', '.join(labels)}; name each once.")
-    front = table.pareto(labels, **criteria)
-    records = [
-        {
-            **{label: result.mean for label, result in zip(labels, results, strict=True)},
-            "digits": _digits(results[0].architecture),
-            "architecture": results[0].architecture,
-            "published_index": results[0].published_index,
-            "dataset": results[0].column.dataset,
+    front = table.pareto(labels, where=asked.where, **asked.criteria)
+    records = []
+    for results in front:
+        found = {
+            **{label: result.mean for label, result in zip(asked.labels, results, strict=True)},
+            **(_cost(table, results[0]) if asked.costs else {}),
         }
-        for results in front
-    ]
+        records.append(
+            {
+                **{label: found[label] for label in dict.fromkeys([*labels, *asked.costs])},
+                "digits": costs.digits_of(results[0].architecture),
+                "architecture": results[0].architecture,
+                "published_index": results[0].published_index,
+                "dataset": results[0].column.dataset,
+            }
+        )
     if not records:
         raise InputError(f"No architecture of the table {table.name} is in all of {', '.join(labels)}; name others.")
-    lacking = int(np.isnan([table.values(label, **criteria) for label in labels]).any(axis=0).sum())
+    of = asdict(front[0][0].column)
+    lacking = int(
+        np.isnan([table.values(label, **(of if label in costs.COSTS else asked.criteria)) for label in labels])
+        .any(axis=0)
+        .sum()
+    )
     where = front[0][0].column.dataset
     return Answer(
-        f"{table.name}: the classes that no other beats in {' and '.join(labels)} on {where}, in %",
+        f"{table.name}: the classes{asked.limits} that no other beats in {' and '.join(labels)} on {where}, "
+        f"{'accuracies in %' if asked.costs else 'in %'}",
         records,
-        (*labels, _form(records)),
+        (*labels, *(name for name in asked.costs if name not in labels), _form(records)),
         (
             *table.caveats[:1],
             *([f"{lacking} classes are not in all of these columns, and left out."] if lacking else []),
@@ -148,7 +178,7 @@ def overview(table: Table) -> Answer:
         floor = table.noise_floor(**asdict(column))
         records.append(
             {
-                **asdict(column),
+                **_of_column(table, column),
                 "num_classes": len(known),
                 "mean": float(known.mean()),
                 "median": float(np.median(known)),
@@ -172,9 +202,9 @@ def compare(table: Table, architectures: Sequence[str], words: Sequence[str]) ->
     found = statistics.compare(table, architectures, *labels, **criteria)
     records = [
         {
-            "first": _digits(item.first) or item.first,
-            "second": _digits(item.second) or item.second,
-            **asdict(item.column),
+            "first": costs.digits_of(item.first) or item.first,
+            "second": costs.digits_of(item.second) or item.second,
+            **_of_column(table, item.column),
             **{
                 key: getattr(item, key)
                 for key in ("first_accuracy", "second_accuracy", "difference", "standard_error", "test")
@@ -217,6 +247,34 @@ def stats(table: Table, words: Sequence[str], *, as_json: bool = False) -> str:
     if as_json:
         return json.dumps({**statistics.summarise(table, *labels, **criteria), "caveats": table.caveats}, indent=1)
     return "\n".join([statistics.describe(table, *labels, **criteria), "", *warnings(table.caveats)])
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What words ask for: columns by criteria and labels, limits on the cost, and costs to show."""
+
+    criteria: dict[str, Any]
+    labels: list[str]
+    where: list[str]
+    costs: tuple[str, ...]
+
+    @property
+    def limits(self) -> str:
+        return f" with {' and '.join(self.where)}" if self.where else ""
+
+
+def _asked(words: Sequence[str], *, labels: int | None = None) -> _Asked:
+    """Read words, which may have `flops`, `params`, and limits on them among them; see `parse`."""
+    limits = [limit for word in words if (limit := costs.condition(word))]
+    others = [word for word in words if word not in costs.COSTS and not costs.condition(word)]
+    named = {*(word for word in words if word in costs.COSTS), *(limit.name for limit in limits)}
+    return _Asked(*parse(others, labels=labels), list(map(str, limits)), tuple(n for n in costs.COSTS if n in named))
+
+
+def rows_asked(words: Sequence[str]) -> dict[str, Any]:
+    """Read words that choose rows, as the arguments of `Table.rows`."""
+    asked = _asked(words, labels=0)
+    return {"where": asked.where, **asked.criteria}
 
 
 def parse(words: Sequence[str], *, labels: int | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -264,14 +322,28 @@ def _value(name: str, text: str) -> Any:
     return text
 
 
-def _record(result: Result) -> dict[str, Any]:
-    """Return a result as a record with every fact in it."""
-    column = asdict(result.column)
+def _of_column(table: Table, column: Column) -> dict[str, Any]:
+    """Return the facts of a column, with names for its hashes."""
+    return {
+        **asdict(column),
+        "recipe_name": table.recipe_name(column),
+        "evaluation_name": table.evaluation_names[column.evaluation_hash] or None,
+    }
+
+
+def _cost(table: Table, result: Result) -> dict[str, float | None]:
+    """Return the cost of a result's network, by name."""
+    found = table.cost(result.architecture, **asdict(result.column))
+    return {name: None if value != value else value for name, value in zip(costs.COSTS, found, strict=True)}
+
+
+def _record(table: Table, result: Result) -> dict[str, Any]:
+    """Return a result as a record with every fact in it but the cost."""
     return {
         "architecture": result.architecture,
-        "digits": _digits(result.architecture),
+        "digits": costs.digits_of(result.architecture),
         "published_index": result.published_index,
-        **column,
+        **_of_column(table, result.column),
         "accuracy": result.mean,
         "std": result.std,
         "num_seeds": result.num_seeds,
@@ -293,11 +365,12 @@ def _known(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def _differing(table: Table) -> tuple[str, ...]:
-    """Return the criteria that a table's columns differ in, and always the data set and the attack."""
-    columns = [asdict(column) for column in table.columns]
+    """Return the criteria that a table's columns differ in, hashes by name, always with the data set and the attack."""
+    columns = [_of_column(table, column) for column in table.columns]
+    names = {"recipe_hash": "recipe_name", "evaluation_hash": "evaluation_name"}
     return tuple(
         name
-        for name in tables.IDENTITY
+        for name in (names.get(name, name) for name in tables.IDENTITY)
         if name in ("dataset", "attack") or (len({column[name] for column in columns}) > 1 and name != "norm")
     )
 
@@ -307,18 +380,13 @@ def _form(records: Sequence[Mapping[str, Any]]) -> str:
     return "digits" if all(record["digits"] for record in records) else "architecture"
 
 
-def _digits(form: str) -> str:
-    try:
-        return Architecture.parse(form).digits()
-    except InputError:  # of a space with other operations
-        return ""
-
-
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if key == "epsilon":
         return format_pixels(value)
+    if key in costs.COSTS:
+        return f"{value:.2f}" if key == "flops" else f"{value:.3f}"
     if key == "percentile":
         return f"{value:.2f}"
     if key.startswith("p_"):

@@ -76,13 +76,12 @@ def append(path: Path | str, rows: Iterable[Row]) -> int:
 def _part_name(source: str, model: str) -> str:
     """Return the file name of a network's rows: readable, and different for different networks."""
     readable = re.sub(r"[^\w.-]+", "_", f"{source}-{model}")[:80]
-    return f"part-{readable}-{_hash([source, model], 8)}.parquet"
+    return f"part-{readable}-{settings_hash([source, model], 8)}.parquet"
 
 
-def _hash(value: Any, length: int = 12) -> str:
+def settings_hash(value: Any, length: int = 12) -> str:
     """Return the first `length` hexadecimal digits of the SHA-256 of `value`, written as JSON with sorted keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(_as_json(value).encode()).hexdigest()[:length]
 
 
 def rows_from_run(run: RunFolder) -> list[Row]:
@@ -116,7 +115,11 @@ def rows_from_run(run: RunFolder) -> list[Row]:
             "skeleton": skeletons.written(table["space"]),
             "dataset": _dataset(settings.data),
             "recipe": model.method,
-            "recipe_hash": _recipe_hash(table),
+            "recipe_hash": recipe_hash(table),
+            "recipe_name": settings.name,
+            "recipe_settings": _as_json(trained_by(table)),
+            "flops": model.multiply_adds / 1e6,
+            "params": model.parameters / 1e6,
             "seed": settings.seed,
             "version": "; then ".join(dict.fromkeys(session.version for session in made_in)),
             "hardware": "; then ".join(differing(made_in)),
@@ -128,13 +131,13 @@ def rows_from_run(run: RunFolder) -> list[Row]:
         split = evaluation.split if evaluation else certification.split if certification else "test"
         measured = []
         if evaluation and model.name in evaluation.models:
-            measured += _attacked(evaluation.models[model.name], _hash(settings.evaluation))
+            measured += _attacked(evaluation.models[model.name], settings.evaluation)
         if certification:
             measured += _certified(
                 certification.models.get(model.name, ()),
                 f"certified:{certification.method}",
                 settings.threat.norm,
-                _hash(settings.certification),
+                settings.certification,
             )
         rows += [Row(**provenance, split=split, **item) for item in measured]
     if not rows:
@@ -151,7 +154,7 @@ def _cell(text: str, operations: tuple[str, ...] | None) -> Architecture | None:
     return found if isinstance(found, Architecture) else None
 
 
-def _attacked(result: Attacked, evaluation_hash: str) -> list[dict[str, Any]]:
+def _attacked(result: Attacked, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the measured columns of a network's entry in evaluation.json."""
     first, worst = result.attacks[0], result.worst_case
     measured: list[tuple[str, str | None, float | None, Measured]] = [("clean", None, None, result.clean)]
@@ -166,13 +169,15 @@ def _attacked(result: Attacked, evaluation_hash: str) -> list[dict[str, Any]]:
             "epsilon": epsilon,
             "accuracy": item.accuracy,
             "num_images": item.count,
-            "evaluation_hash": evaluation_hash,
+            **_measured_by(settings),
         }
         for name, norm, epsilon, item in [*measured, (name, *place, worst)]
     ]
 
 
-def _certified(results: Iterable[Certified], attack: str, norm: str, evaluation_hash: str) -> list[dict[str, Any]]:
+def _certified(
+    results: Iterable[Certified], attack: str, norm: str, settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Return the measured columns of a network's entries in certification.json."""
     return [
         {
@@ -181,7 +186,7 @@ def _certified(results: Iterable[Certified], attack: str, norm: str, evaluation_
             "epsilon": item.epsilon,
             "accuracy": item.certified,
             "num_images": item.count,
-            "evaluation_hash": evaluation_hash,
+            **_measured_by(settings),
         }
         for item in results
     ]
@@ -192,10 +197,24 @@ def _dataset(data: DataSection) -> str:
     return f"{data.name}:{Path(data.root or '').name}" if data.name == "folder" else data.name
 
 
-def _recipe_hash(settings: Mapping[str, Any]) -> str:
-    """Return the digest of the settings that a network was trained by."""
+def _measured_by(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns that say with which settings an accuracy was measured."""
+    return {"evaluation_hash": settings_hash(settings), "evaluation_settings": _as_json(settings)}
+
+
+def trained_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's settings that a network is trained by."""
     data = {key: value for key, value in settings["data"].items() if key not in _PLACES}
-    return _hash({"data": data, "threat": settings["threat"], "train": settings["train"]})
+    return {"data": data, "threat": settings["threat"], "train": settings["train"]}
+
+
+def recipe_hash(settings: Mapping[str, Any]) -> str:
+    """Return the digest of the settings that a network was trained by."""
+    return settings_hash(trained_by(settings))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def _moment(text: str) -> datetime:

@@ -37,15 +37,29 @@ _TRAINED = ("space", "skeleton", "split", "recipe", "recipe_hash")
 _MAX_ARCHITECTURES = 100_000
 
 
-def names_of(columns: Sequence[Column]) -> list[str]:
-    """Return a name for each column, "cifar10 pgd@8/255", with whatever else tells it from the others before it."""
+def names_of(columns: Sequence[Column], table: Table | None = None) -> list[str]:
+    """Return a name for each column, "cifar10 pgd@8/255", with whatever else tells it from the others before it.
+
+    Args:
+        columns: the columns.
+        table: their table, which has names for recipes and evaluations.
+    """
+
+    def said(column: Column, name: str) -> str:
+        found = None
+        if table is not None and name == "recipe_hash":
+            found = table.recipe_name(column)
+        if table is not None and name == "evaluation_hash":
+            found = table.evaluation_names[column.evaluation_hash]
+        return str(found or getattr(column, name) or "not stated")
+
     names = []
     for column in columns:
         alike = [other for other in columns if other.label == column.label]
         # Every attack's settings differ from every other's: they are named only where the label does not tell.
         asked = [(columns, name) for name in _TRAINED] + [(alike, "norm"), (alike, "evaluation_hash")]
         differing = [name for others, name in asked if len({getattr(other, name) for other in others}) > 1]
-        own = [str(getattr(column, name) or "not stated") for name in differing]
+        own = [said(column, name) for name in differing]
         names.append(" ".join([*own, column.dataset, column.label]))
     return names
 
@@ -427,7 +441,7 @@ def summarise(table: Table, label: str | None = None, /, **criteria: Any) -> dic
     columns = table.select(label, **criteria)
     described: list[dict[str, Any]] = []
     effects: list[dict[str, Any]] = []
-    for name, column in zip(names_of(columns), columns, strict=True):
+    for name, column in zip(names_of(columns, table), columns, strict=True):
         values = table.values(**asdict(column))
         floor = table.noise_floor(**asdict(column))
         described.append(

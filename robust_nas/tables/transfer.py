@@ -80,15 +80,16 @@ def import_published(
 
     Args:
         source: the folder with the files.
-        format: the files' format; enough if only one card has this format.
-        name: the table's card, or a file with a card (`cards.load`); enough without `format`.
+        format: the files' format.
+        name: the table's card, or a file with a card (`cards.load`); not needed, if only one card has files of these
+            names, or this format.
         check: whether files must be the ones that the card describes, as far as it states their SHA-256.
         progress: the display of its progress.
 
     Raises:
         InputError: if no card or more than one fits, or a file is missing, damaged or another.
     """
-    card, progress = _card_of(format, name), progress or Progress()
+    card, progress = _card_of(format, name, source), progress or Progress()
     if not source.is_dir():
         raise InputError(f"There is no folder {source}; give the one with the files of '{card.name}'.")
     with _storing(home()):
@@ -103,19 +104,25 @@ def import_published(
         return _convert(source, card, Named(format) if format and "." in format else card.format, progress)
 
 
-def _card_of(format: str | None, name: str | None) -> Card:
-    """Return the card that is meant by a format, a name, or both."""
+def _card_of(format: str | None, name: str | None, source: Path) -> Card:
+    """Return the card that is meant by a format, a name, or both, or else by the files that there are."""
     wanted = format if format and "." in format else format and format.replace("_", "-")
     if wanted and wanted not in formats.names() and "." not in wanted:
         raise InputError(f"There is no format '{format}'. {suggest(wanted, formats.names())}")
-    fitting = [cards.load(item) for item in ([name] if name else cards.names())]
-    fitting = [card for card in fitting if wanted in (None, card.format)]
-    if len(fitting) != 1:
-        raise InputError(
-            f"It must be clear which table the files are, but format '{format or 'any'}' and name '{name or 'any'}' "
-            f"fit {len(fitting)} cards; give the name of one: {', '.join(cards.names())}."
-        )
-    return fitting[0]
+    if name:
+        card = cards.load(name)
+        if wanted not in (None, card.format):
+            raise InputError(
+                f"The table '{name}' is of the format '{card.format}', but got '{format}'; leave --format out."
+            )
+        return card
+    fitting = [card for card in map(cards.load, cards.names()) if wanted in (None, card.format)]
+    present = [card for card in fitting if all((source / file.name).is_file() for file in card.files)]
+    if len(present) == 1 or (len(fitting) == 1 and not present):
+        return (present or fitting)[0]
+    names = ", ".join(card.name for card in present or fitting)
+    found = f"The files in {source} may be" if present else f"{source} has not all files of any table; they may be"
+    raise InputError(f"{found} those of {names}; say which: --name {(present or fitting)[0].name}.")
 
 
 def _convert(folder: Path, card: Card, format: str, progress: Progress) -> Path:

@@ -627,3 +627,108 @@ def test_dark_paper_has_light_ink(quiet: Any, own_page: Path) -> None:
     luminance = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert luminance[0] > 600
     assert luminance[1] < 100
+
+
+# Costs, two cells side by side, and the list
+
+
+def test_the_page_opens_on_the_columns_with_the_most_points(tmp_path: Path) -> None:
+    # The clean column that comes first is of another recipe than all that was attacked.
+    rows = [make_row("000100", "cifar10", "clean", 0.9, recipe="standard")]
+    for digits in ("323133", "333133"):
+        rows += [make_row(digits, "cifar10", attack, 0.5) for attack in ("clean", "worst_case:a+b", "fgsm", "pgd")]
+        rows += [make_row(digits, "cifar10", "certified:ibp", 0.1, epsilon=0.1)]
+    rows += [make_row(digits, "cifar10", "square", 0.4) for digits in MEASURED[:1]]
+    tables.append(tmp_path / "table", rows)
+    table = Table(tmp_path / "table")
+    page = write_explorer(table, tmp_path / "page.html").read_text(encoding="utf-8")
+    content = json.loads(page.split('id="table">')[1].split("</script>")[0])
+    x, y = (table.columns[content[axis]] for axis in ("x", "y"))
+    assert (x.recipe, x.attack, y.recipe, y.attack) == ("pgd_at", "clean", "pgd_at", "pgd")
+
+
+def test_costs_are_axes_of_which_fewer_are_better(published: Page, robbench: Table) -> None:
+    published.open(x="cifar10 flops", y="cifar10 pgd@8/255", cell="323133")
+    front = published.run("return window.explorer.shown().front")
+    expected = robbench.pareto(["pgd@8/255", "flops"], dataset="cifar10")
+    assert sorted(robbench.architectures[place] for place in front) == sorted(row[0].architecture for row in expected)
+    cost = robbench.cost("323133", dataset="cifar10")
+    assert published.numbers()["cifar10 flops"][0] == f"{cost.flops:.2f}" == "153.27"
+    assert published.numbers()["cifar10 params"][0] == f"{cost.params:.3f}"
+    published.find("#add").click()
+    published.choose("#where-0", "cifar10 flops")
+    published.type("#high-0", "50")
+    count = int((robbench.values("flops", dataset="cifar10") <= 50).sum())
+    assert published.text("#count") == f"{count:,} of 6,466 classes match."
+
+
+def test_two_architectures_are_shown_side_by_side_with_their_differences(published: Page, robbench: Table) -> None:
+    published.open(x="cifar10 clean", y="cifar10 pgd@8/255", cell="303123")
+    published.find("#keep").click()
+    published.look_up("323133")
+    assert published.run("return document.querySelectorAll('#beside-cells svg').length") == 2
+    rows = published.run(
+        "return [...document.querySelectorAll('#beside-cells tbody tr')].map((r) => "
+        "[...r.cells].map((c) => c.textContent))"
+    )
+    assert ["edge 0-2", "none", "nor_conv_1x1", "differs"] in rows and [
+        "edge 2-3",
+        *["nor_conv_3x3"] * 2,
+        "same",
+    ] in rows
+    values = [100 * robbench.query(form, "pgd@8/255", dataset="cifar10").mean for form in ("303123", "323133")]
+    (found,) = [row for row in rows[:15] if row[0] == "pgd@8/255, %"]
+    assert found[1:3] == [f"{value:.2f}" for value in values]
+    assert found[3] == f"+{values[1] - values[0]:.2f} ≈"
+    address = published.run("return location.href")
+    published.find("#swap").click()
+    assert published.chosen()["Digits"] == "303123"
+    published.go(address)
+    assert published.run("return document.getElementById('other').value") == "303123", "the address keeps both"
+    published.type("#other", "nonsense")
+    published.find("#beside-find button").click()
+    assert "malformed" in published.text("#beside-sentence")
+    published.find("#let-go").click()
+    assert published.run("return document.querySelectorAll('#beside-cells svg').length") == 0
+
+
+def test_a_head_sorts_the_list_by_mouse_and_by_keyboard(published: Page, robbench: Table) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def listed(cell: int) -> list[str]:
+        return list(
+            published.run(
+                "return [...document.querySelectorAll('#list tbody tr')].map((r) => r.cells[arguments[0]].textContent)",
+                cell,
+            )
+        )
+
+    published.open(x="cifar10 clean", y="cifar10 pgd@8/255")
+    best = robbench.top(50, "pgd@8/255", dataset="cifar10")
+    assert [float(text) for text in listed(3)] == [round(100 * result.mean, 2) for result in best]
+    heads = published.driver.find_elements("css selector", "#list thead button")
+    assert [head.text for head in heads] == [
+        "Architecture", "Index", "cifar10 clean, %", "cifar10 pgd@8/255, % ▼", "cifar10 flops, M", "cifar10 params, M",
+    ]  # fmt: skip
+    heads[1].click()
+    assert listed(1) == [
+        str(number) for number in robbench.rows(dataset="cifar10", attack="clean")["published_index"][:50]
+    ]
+    time.sleep(0.05)
+    published.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    numbers = list(map(int, listed(1)))
+    assert numbers == sorted(numbers, reverse=True) and "sort=number-" in published.run("return location.hash")
+    assert published.find("#list [aria-sort=descending]").text == "Index ▼"
+    published.find("#more").click()
+    assert len(listed(0)) == 100
+    published.find("#list tbody button").click()
+    assert published.chosen()["Published index"] == str(numbers[0])
+
+
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(published: Page) -> None:
+    published.driver.set_window_size(500, 900)  # the narrowest that this browser's window can be
+    try:
+        published.open(kept="303123", cell="323133")
+        assert published.run("return document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        published.driver.set_window_size(1280, 1000)

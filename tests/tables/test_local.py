@@ -174,13 +174,13 @@ def test_a_newer_version_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
     (part,) = tmp_path.iterdir()
     content = pq.read_table(part)
     pq.write_table(content.replace_schema_metadata({b"robust_nas.table.version": b"99"}), part)
-    with pytest.raises(InputError, match=r"version 99 .* reads up to 2; install a newer robust-nas"):
+    with pytest.raises(InputError, match=r"version 99 .* reads up to 3; install a newer robust-nas"):
         tables.read(tmp_path)
     pq.write_table(pa.table({"attack": ["pgd"]}), part)
     with pytest.raises(InputError, match="no robust-accuracy table"):
         tables.read(tmp_path)
     pq.write_table(content.drop_columns("accuracy"), part)
-    with pytest.raises(InputError, match="columns are not those of version 2"):
+    with pytest.raises(InputError, match="columns are not those of version 3"):
         tables.read(tmp_path)
 
 
@@ -232,7 +232,7 @@ def make_run(path: Path, *, root: str = "/data", architecture: str = CELL) -> Ru
     validation = {"clean": 0.9, "robust": 0.5}
     trained = {
         "name": "model-0", "architecture": architecture, "validation": validation,
-        "method": "pgd_at", "parameters": 1, "multiply_adds": 1, "epochs": 1, "seconds": 1.0,
+        "method": "pgd_at", "parameters": 20_000, "multiply_adds": 2_500_000, "epochs": 1, "seconds": 1.0,
     }  # fmt: skip
     certified = {
         "epsilon": 0.001,
@@ -278,8 +278,27 @@ def test_a_runs_trained_network_gives_one_row_per_measurement(tmp_path: Path) ->
         "digits", "nasbench201", "pgd_at", 3, "run-a",
     )  # fmt: skip
     assert first.skeleton == "cells_per_stage=1,channels=8,stages=2"
+    assert (first.flops, first.params) == (2.5, 0.02), "in millions, of what train.json says"
+    assert json.loads(first.recipe_settings or "")["train"] == {"name": "pgd_at", "epochs": 5}
+    assert [json.loads(row.evaluation_settings or "") for row in (first, rows[-1])] == [
+        {"batch_size": 64}, {"epsilons": [0.001]},
+    ]  # fmt: skip
     assert first.hardware == "cpu, EPYC, 2 cores, 2 processes"
     assert first.started == datetime(2026, 1, 2, 2, 4, 5, tzinfo=UTC)
+
+
+def test_costs_are_those_of_the_run_also_where_rows_do_not_have_them_yet(tmp_path: Path) -> None:
+    tables.append(tmp_path / "table", tables.rows_from_run(make_run(tmp_path / "run-a")))
+    assert tables.load(tmp_path / "table").cost(CELL, attack="clean") == (2.5, 0.02)
+    (part,) = (tmp_path / "table").iterdir()
+    later = ["flops", "params", "recipe_name", "recipe_settings", "evaluation_settings"]
+    old = {b"robust_nas.table.version": b"2"}
+    pq.write_table(pq.read_table(part).drop_columns(later).replace_schema_metadata(old), part)
+    assert tables.load(tmp_path / "table").cost(CELL) == (2.5, 0.02)
+    frame = tables.load(tmp_path / "table").rows()
+    assert {*frame["flops"].to_pylist()} == {2.5} and {*frame["digits"].to_pylist()} == {"031002"}
+    (tmp_path / "run-a" / "train.json").unlink()
+    assert tables.load(tmp_path / "table").rows()["flops"].null_count == len(frame)
 
 
 def test_recording_the_same_run_twice_changes_nothing(tmp_path: Path) -> None:

@@ -289,17 +289,26 @@ def test_another_file_than_the_card_describes_is_refused(extract: Path, own_home
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, "format 'any' and name 'any' fit 4 cards; give the name of one: nas-robbench-201, "),
-        ({"name": "nas-robbench-201", "format": "robustness-dataset"}, "fit 0 cards; give the name of one"),
+        ({"name": "nas-robbench-201", "format": "robustness-dataset"}, "of the format 'nas-robbench-201-web', but got"),
         ({"format": "nas-robbench"}, "There is no format 'nas-robbench'. Did you mean 'nas-robbench-201'"),
         ({"name": "nas-robbench"}, "There is no card of a table 'nas-robbench'"),
     ],
 )
-def test_a_format_or_a_name_must_tell_the_card(
+def test_a_wrong_format_or_name_is_told(
     extract: Path, own_home: Path, arguments: dict[str, str], sentence: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
         transfer.import_published(extract, **arguments)
+
+
+def test_the_files_themselves_tell_which_table_they_are_of_or_the_sentence_names_those_that_may_be(
+    extract: Path, own_home: Path, tmp_path: Path
+) -> None:
+    assert transfer.import_published(extract, check=False).stem == "nas-robbench-201"
+    (tmp_path / "empty").mkdir()
+    sentence = "not all files of any table; they may be those of nas-robbench-201, .*; say which: --name nas-robbench"
+    with pytest.raises(InputError, match=sentence):
+        transfer.import_published(tmp_path / "empty")
 
 
 def test_an_import_says_what_it_leaves_out(
