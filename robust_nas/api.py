@@ -28,8 +28,10 @@ from robust_nas.datasets import Dataset
 from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.evaluation import Evaluation
 from robust_nas.models.complexity import within_memory
+from robust_nas.models.pace import settle_threads
 from robust_nas.recipes import from_table
 from robust_nas.recipes import load as load_recipe
+from robust_nas.recipes.rehearsal import any_network
 from robust_nas.records import KINDS, read_stage
 from robust_nas.runtime.distributed import World, losses_said
 from robust_nas.runtime.process import unchanged_process
@@ -66,6 +68,7 @@ def search(
     check_kinds("search", threat=(threat, ThreatModel))
     space = _space(space)
     chosen = config.build(searches.get(method), named(options), "search")
+    settle_threads(any_network(space, data, seed), data.some(max(chosen.batch_sizes, default=1)))
     found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data))
     return found
 
@@ -134,6 +137,7 @@ def train(
     stage = _stage("train", seed, data)
     if isinstance(architecture, nn.Module):
         _check_trainable(architecture, data)
+        settle_threads(architecture, data.some(plan.batch_size))
         return fit_with(frozen_members, architecture, data, threat, plan, stage).model
     space = _space(space)
     if not isinstance(architecture, str | AnyArchitecture):
@@ -143,6 +147,7 @@ def train(
     architecture = space.parse(str(architecture))  # also of one, which may be another space's
     with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
         model = space.network(architecture, data).to(data.train.device)
+    settle_threads(model, data.some(plan.batch_size))
     return fit_with(frozen_members, model, data, threat, plan, stage).model
 
 
@@ -226,6 +231,8 @@ def evaluate(
     for note in notes:
         warnings.warn(note, stacklevel=3)  # the caller's line; between are this function and its decorator
     if folder is None:
+        if len(data) >= batch_size:  # what is less takes no longer than this
+            settle_threads(model, data.images[:batch_size])
         return replace(evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed), notes=notes)
     place = RunFolder(Path(folder))
     make_folder(place.path, "give another folder")

@@ -34,7 +34,7 @@ from robust_nas.ensembles.uniform import Uniform
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.models.complexity import count_multiply_adds, count_parameters
 from robust_nas.recipes import Recipe
-from robust_nas.recipes.rehearsal import rehearse
+from robust_nas.recipes.rehearsal import rehearse, settle_threads
 from robust_nas.records import Record, read_stage
 from robust_nas.records.ensemble import EnsembleRecord, Weighting
 from robust_nas.records.evaluation import EvaluationRecord, OtherEpoch
@@ -49,6 +49,7 @@ from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.stages import Stage, check_states
 from robust_nas.runtime.states import load_state, save_state
+from robust_nas.runtime.threads import recorded
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import TrialSearch
 from robust_nas.spaces import MixedSpace, Space, mixed
@@ -659,6 +660,7 @@ def start(
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
     data = load_data(chosen, world)
+    tried = settle_threads(chosen, data, world)
     warnings = rehearse(chosen, data, world, trains=fill is None)
     for warning in warnings if world.is_main else ():
         progress.say(f"beware: {warning}")
@@ -673,6 +675,8 @@ def start(
         return folder.path
 
     job = _job(chosen, world.on_main(make_folder), world, progress)
+    if tried:
+        job.say(tried)
     job.loaded, job.noted = data, True
     return job
 
@@ -687,7 +691,8 @@ def resume(path: Path, overrides: list[str], progress: Progress) -> Job:
     table = config.read_toml(folder / "config.toml")
     saved = recipe.from_table(table, str(folder / "config.toml"))
     folder.check_unchanged(saved.to_dict(), recipe.from_table(config.override(table, overrides), "").to_dict())
-    return _job(saved, path, World.start(saved.device, saved.threads, saved.workers, saved.patience), progress)
+    threads = saved.threads or recorded(sessions_of(folder))
+    return _job(saved, path, World.start(saved.device, threads, saved.workers, saved.patience), progress)
 
 
 def _job(chosen: Recipe, path: Path, world: World, progress: Progress) -> Job:

@@ -9,6 +9,7 @@ from robust_nas import __version__
 from robust_nas.cli import attack, ending, ensemble, info, proxies, run, search, table
 from robust_nas.core.commands import Commands
 from robust_nas.runtime.process import unchanged_process
+from robust_nas.runtime.threads import wait_passively
 
 app = Commands(
     "robust-nas",
@@ -38,6 +39,7 @@ def main() -> None:
         # Names that the terminal's encoding lacks are written with escapes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    wait_passively()
     with unchanged_process(), ending.warnings_said(), ending.answered():
         words = sys.argv[1:]
         if words == ["--version"]:

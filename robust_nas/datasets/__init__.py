@@ -358,6 +358,12 @@ class Dataset:
         """Mean and standard deviation of each channel over the training images, [C] each, in [0, 1] units."""
         return self.train.channel_statistics
 
+    def some(self, count: int) -> Tensor:
+        """Return the first training images, [min(count, N), C, H, W]."""
+        import torch
+
+        return self.train[torch.arange(min(count, len(self.train)))].images
+
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on another device."""
         splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}

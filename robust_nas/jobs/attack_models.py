@@ -31,7 +31,7 @@ from robust_nas.jobs.given_models import GivenModels, about, check_different, ch
 from robust_nas.records.evaluation import EvaluationRecord
 from robust_nas.report import write_attack_report
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.environment import add_session
+from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.stages import Stage
@@ -115,6 +115,7 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     path = out / f"attack-{chosen.digest(data, contents, world.device)}"
     folder = RunFolder.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=chosen.free)
     try:
+        chosen.settle_threads(sessions_of(folder), models, test, world, progress)
         progress.say(f"folder: {folder.path}")
         left = {name: model for name, model in models.items() if name not in _results(folder, data, test).models}
         if left:

@@ -27,7 +27,7 @@ from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import digest_of, file_name
 from robust_nas.jobs.given_models import GivenModels, about, check_given, read_words
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.environment import add_session
+from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.stages import Stage
@@ -125,6 +125,7 @@ def run(chosen: CertifiedModels, out: Path, progress: Progress, arguments: list[
         begun.append(True)
 
     try:
+        chosen.settle_threads(sessions_of(folder), models, test, world, progress)
         progress.say(f"folder: {folder.path}")
         for name, model in models.items():
             stage = Stage(f"certify-{file_name(name)}", chosen.seed, world, progress, folder.path)

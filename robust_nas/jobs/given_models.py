@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,11 +20,15 @@ from robust_nas.core.registry import ModelName, named
 from robust_nas.datasets import Dataset, DataSource, ImageSet
 from robust_nas.ensembles import Ensemble, is_saved
 from robust_nas.evaluation import notes
+from robust_nas.models.complexity import count_parameters
 from robust_nas.models.frozen import evaluating
+from robust_nas.models.pace import settle_threads
 from robust_nas.pipeline import check_same_data, read_data
+from robust_nas.records.run import Session
 from robust_nas.runtime.distributed import PATIENCE, World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import is_run
+from robust_nas.runtime.threads import recorded, sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,28 @@ class GivenModels:
                 for note in notes(model, test, self.seed):
                     progress.say(f"beware: {name}: {note}")
         return models, test
+
+    def settle_threads(
+        self,
+        sessions: Sequence[Session],
+        models: Mapping[str, nn.Module],
+        test: ImageSet,
+        world: World,
+        progress: Progress,
+    ) -> None:
+        """Give torch the threads that the job was begun with; at its start, those that are fastest for its models.
+
+        Args:
+            sessions: of the job.
+            models: of which the largest is measured.
+        """
+        if self.threads is not None or world.size > 1:
+            return
+        if (before := recorded(sessions)) is not None:
+            torch.set_num_threads(before)
+            return
+        if tried := settle_threads(max(models.values(), key=count_parameters), test[:32].images):
+            progress.say(sentence(tried))
 
     def digest(self, data: Dataset, contents: Sequence[Any], device: torch.device) -> str:
         """Return the digest of the settings, the models and the images.

@@ -12,10 +12,13 @@ from robust_nas.certification import certify as certify_model
 from robust_nas.certification import refusal
 from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset
+from robust_nas.models import pace
 from robust_nas.models.complexity import within_memory
 from robust_nas.recipes import Recipe
+from robust_nas.runtime import threads
 from robust_nas.runtime.distributed import World
 from robust_nas.searches import SearchResult
+from robust_nas.spaces import Space
 from robust_nas.threat import ThreatModel
 from robust_nas.training import rehearse as rehearse_training
 
@@ -43,6 +46,17 @@ def rehearse(chosen: Recipe, data: Dataset, world: World, *, trains: bool) -> li
         with seeded(chosen.seed, "rehearsal"):
             chosen.search.rehearse(chosen.space, data)
     return found
+
+
+def settle_threads(chosen: Recipe, data: Dataset, world: World) -> str | None:
+    """Give torch the number of threads that is fastest for a recipe's networks, if it says none; return what was tried.
+
+    Several processes share the cores evenly, and so does a group of forked ones.
+    """
+    if chosen.threads is not None or world.size > 1:
+        return None
+    tried = pace.settle_threads(any_network(chosen.space, data, chosen.seed), data.some(chosen.train.batch_size))
+    return threads.sentence(tried) if tried else None
 
 
 def _rehearse_bounds(chosen: Recipe, data: Dataset, model: nn.Module, world: World) -> str | None:
@@ -88,10 +102,14 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
     """Return an untrained network; raise InputError now for what the training would only refuse after the search."""
     if chosen.train.start_from is not None:
         intake.check_weights_file(chosen.train.start_from)
-    rows = [[1 / len(options)] * len(options) for options in chosen.space.choices.values()]
-    uniform = SearchResult(chosen.space, rows, None, {})
-    any_architecture = derivation.distinct(uniform, 1)[0].architecture
-    with seeded(chosen.seed, "rehearsal"), within_memory(f"A network of {chosen.space.name}"):
-        model = chosen.space.network(any_architecture, data).to(data.train.device)
+    model = any_network(chosen.space, data, chosen.seed)
     rehearse_training(model, data, chosen.threat, chosen.train)
     return model.eval()
+
+
+def any_network(space: Space, data: Dataset, seed: int) -> nn.Module:
+    """Return an untrained network of a space, on the device of the data."""
+    rows = [[1 / len(options)] * len(options) for options in space.choices.values()]
+    any_architecture = derivation.distinct(SearchResult(space, rows, None, {}), 1)[0].architecture
+    with seeded(seed, "rehearsal"), within_memory(f"A network of {space.name}"):
+        return space.network(any_architecture, data).to(data.train.device)
