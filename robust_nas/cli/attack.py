@@ -49,6 +49,10 @@ from robust_nas.core.text import visible
     ),
     argument("--budget", action="store_true", help="before it starts, print the expected cost"),
     OUT,
+    examples=[
+        "robust-nas attack runs/RUN --budget",
+        "robust-nas attack my_net.py:Net@weights.pt --data digits --threat linf:0.1 --images 100",
+    ],
 )
 def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
     """Attack the trained models of a run by its recipe, or any models by the options."""

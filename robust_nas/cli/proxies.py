@@ -34,6 +34,7 @@ app = Commands("robust-nas proxies", "Score untrained networks; 'robust-nas list
     argument("--seeds", type=int, help="initialisations and batches (3)"),
     argument("--batch-size", type=int, metavar="N", help="images that a score sees (32)"),
     OUT,
+    examples=["robust-nas proxies rank nas-robbench-201 pgd@8/255 dataset=cifar10 --data digits --proxy snip"],
 )
 def rank(table: str, words: Sequence[str], out: Path, **options: Any) -> None:
     """Score random architectures of a table, and print how well the scores rank them."""

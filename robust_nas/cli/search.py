@@ -57,6 +57,10 @@ OF_TABLE = (
     *OF_SPACE,
     argument("--on", metavar="table:NAME", help="simulate searches of a table instead, by queries"),
     *OF_TABLE,
+    examples=[
+        "robust-nas search robust-resnet-small --data digits --threat linf:0.1",
+        "robust-nas search --on table:nas-robbench-201 --dataset cifar10 --objective pgd@8/255",
+    ],
 )
 def search(
     recipe: str | None,
