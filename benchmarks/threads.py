@@ -2,10 +2,10 @@
 
     python benchmarks/threads.py --out FILE.json       # about five minutes on two cores
 
-Each row is a network of `nasbench201` and a batch. Torch's own choice is one thread for each core, which turn in circles
-while they wait; ours sleep while they wait, and their number is measured at the start. In a busy machine there is a
-process for each core that computes all the time. The settings take turns, each in a process of its own, and what is
-compared is the median over the rounds of a step's mean wall time; the measuring itself is not in it, and is a column.
+Each row is a network of `nasbench201` and a batch. Torch's own choice is one thread for each core, which turn in
+circles while they wait; ours sleep while they wait, and their number is measured at the start. In a busy machine there
+is a process for each core that computes all the time. The settings take turns, each in a process of its own, and what
+is compared is the median over the rounds of a step's mean wall time; the measuring is not in it, and is a column.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def main() -> None:
             for setting, runs in found.items():
                 row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
                 rows.append({"busy processes": load, "network": name, "setting": setting, **row})
-                usual = next(each["seconds"] for each in rows if each["busy processes"] == load and each["network"] == name)
+                usual = next(
+                    each["seconds"] for each in rows if each["busy processes"] == load and each["network"] == name
+                )
                 print(
                     f"{load} busy | {name} | {setting} | {1000 * row['seconds']:.1f} ms a step | "
                     f"{usual / row['seconds']:.2f} times as fast | {row['threads']:g} threads | "

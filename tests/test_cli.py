@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,7 @@ import torch
 from robust_nas import attacks, cli
 from robust_nas import recipes as recipe
 from robust_nas.cli import ending, listing
+from robust_nas.core import commands
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.runtime.run_folder import RunFolder
@@ -262,6 +264,20 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(command: Comm
     (tmp_path / "file").write_text("")
     sentence = refused(command("run", "digits", "--out", tmp_path / "file"))
     assert "--out" in sentence
+
+
+@pytest.mark.parametrize(("program", "part"), list(cli.app), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_help_ends_with_examples_that_its_command_takes(
+    program: str, part: commands.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert part.examples
+    for example in part.examples:
+        words = shlex.split(example.removeprefix(f"{program} "))
+        assert example != " ".join(words) and part.parsed(program, words)
+    with pytest.raises(commands.End):
+        part.run(program, ["--help"])
+    shown = capsys.readouterr().out.rstrip().splitlines()
+    assert [line.strip() for line in shown[-len(part.examples) :]] == list(part.examples)
 
 
 def test_help_and_lists_import_nothing_slow() -> None:

@@ -10,10 +10,9 @@ from typing import Any
 from robust_nas.cli import slow
 from robust_nas.cli.arguments import DATA, DATA_ROOT, MODELS, NORMALISE, OUT, OUTPUTS, given, parted
 from robust_nas.cli.ending import SAME, going_on
-from robust_nas.cli.job import finish, is_main, progress, resumed
+from robust_nas.cli.job import finish, progress, resumed
 from robust_nas.core.commands import argument, command
 from robust_nas.core.errors import InputError
-from robust_nas.core.text import visible
 
 
 @command(
@@ -49,6 +48,10 @@ from robust_nas.core.text import visible
     ),
     argument("--budget", action="store_true", help="before it starts, print the expected cost"),
     OUT,
+    examples=[
+        "robust-nas attack runs/RUN --budget",
+        "robust-nas attack my_net.py:Net@weights.pt --data digits --threat linf:0.1 --images 100",
+    ],
 )
 def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> None:
     """Attack the trained models of a run by its recipe, or any models by the options."""
@@ -62,5 +65,5 @@ def attack(models: Sequence[str], budget: bool, out: Path, **options: Any) -> No
     with going_on(SAME):
         settings = slow.attack_models.from_words(names, overrides, **chosen)
         folder = slow.attack_models.run(settings, out, progress(), sys.argv[1:], budget=budget)
-    if is_main():
-        print(visible(slow.listing.describe(str(folder))))
+    results = slow.results
+    slow.answer.answer(lambda: results.of_attacked(folder), lambda: results.facts_of_attacked(folder))

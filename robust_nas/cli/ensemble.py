@@ -17,6 +17,7 @@ from robust_nas.core.errors import InputError
 @command(
     argument("run", type=Path, metavar="RUN", help="a run folder; or build: 'robust-nas ensemble build --help'"),
     OVERRIDES,
+    examples=["robust-nas ensemble runs/RUN"],
 )
 def ensemble(run: Path, overrides: Sequence[str]) -> None:
     """Join the trained models of a run, attack and certify the ensemble; or build one from several runs."""
@@ -41,6 +42,7 @@ def ensemble(run: Path, overrides: Sequence[str]) -> None:
     argument("--threat", metavar="NORM:EPSILON", help="without a run: such as linf:8/255 (the recipe's)"),
     NORMALISE,
     OUT,
+    examples=["robust-nas ensemble build --from runs/A runs/B --epsilon 0.03 --members 5"],
 )
 def build(overrides: Sequence[str], models: Sequence[str] | None, out: Path, **options: Any) -> None:
     """Join trained models of runs, and of one's own, in a run of their own, attack and certify the ensemble."""

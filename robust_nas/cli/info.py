@@ -7,7 +7,6 @@ from pathlib import Path
 from robust_nas.cli import slow
 from robust_nas.core.commands import argument, command
 from robust_nas.core.errors import InputError
-from robust_nas.core.text import visible
 
 
 @command(
@@ -15,22 +14,28 @@ from robust_nas.core.text import visible
         "what", nargs="?", metavar="KIND", help="runs, recipes, spaces, attacks, tables, ...; none, for all kinds"
     ),
     argument("--out", type=Path, metavar="FOLDER", help="with runs: the folder of the run folders (runs)"),
+    examples=["robust-nas list runs", "robust-nas list attacks"],
 )
 def list_(what: str | None, out: Path | None) -> None:
     """List the runs there are, or the components of a kind."""
     if out is not None and what != "runs":
         raise InputError(f"--out is for 'robust-nas list runs', but got {what or 'no kind'}; leave it out.")
+    listing = slow.listing
     if what is None:
-        print(slow.listing.kinds())
+        slow.answer.answer(listing.kinds, listing.names_by_kind)
     elif what == "runs":
         folder = out or Path("runs")
-        print(visible(slow.listing.of_runs(folder, slow.run_list.list_runs(folder))))
+        rows = slow.run_list.list_runs(folder)
+        slow.answer.answer(lambda: listing.of_runs(folder, rows), rows)
     else:
-        for name in slow.listing.names(what):
-            print(name)
+        names = listing.names(what)
+        slow.answer.answer("\n".join(names), names)
 
 
-@command(argument("thing", metavar="THING", help="an architecture, a run folder, a component or a table"))
+@command(
+    argument("thing", metavar="THING", help="an architecture, a run folder, a component or a table"),
+    examples=["robust-nas info pgd", "robust-nas info runs/RUN"],
+)
 def info(thing: str) -> None:
     """Describe an architecture, a run folder, a component or a table."""
-    print(visible(slow.listing.describe(thing)))
+    slow.answer.answer(lambda: slow.listing.describe(thing), lambda: slow.listing.facts(thing))

@@ -52,4 +52,5 @@ def finish(job: Job, stage: Callable[[Job], object]) -> None:
     """Do a stage, or the whole pipeline, and print the run's results."""
     with at_work(job, job.how_to_go_on):
         stage(job)
-    job.say(slow.results.of_run(job.folder.path))
+    path = job.folder.path
+    slow.answer.answer(lambda: slow.results.of_run(path), lambda: slow.results.facts_of_run(path))

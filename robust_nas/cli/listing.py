@@ -57,10 +57,15 @@ def names(what: str) -> list[str]:
     return found
 
 
+def names_by_kind() -> dict[str, list[str]]:
+    """Return the names of all things, by kind."""
+    return {kind: names(kind) for kind in sorted([*GROUPS, *CATALOGUES])}
+
+
 def kinds() -> str:
     """Return the kinds that can be listed, with the names of each, as text."""
     found = {"runs": "the runs in the folder runs, or --out FOLDER"}
-    found |= {kind: ", ".join(names(kind)) for kind in sorted([*GROUPS, *CATALOGUES])}
+    found |= {kind: ", ".join(names) for kind, names in names_by_kind().items()}
     width = max(map(len, found)) + 2
     lines = [
         textwrap.fill(
@@ -128,6 +133,32 @@ def describe(thing: str) -> str:
         return "\n\n".join(found)
     known = [*SECTIONS, *(name for kind in [*GROUPS, *CATALOGUES] for name in names(kind))]
     raise InputError(f"'{thing}' is neither an architecture nor a run folder nor a component. {suggest(thing, known)}")
+
+
+def facts(thing: str) -> Any:
+    """Describe the same as data: results by their records, and other things by their settings and their text.
+
+    Raises:
+        InputError: as `describe` does.
+    """
+    if architectures.kind_of(thing) is not None:
+        parsed = architectures.parse(thing)
+        return {"architecture": str(parsed), "canonical": parsed.canonical, "parts": parsed.parts}
+    if is_run(thing):
+        return slow.results.facts_of_run(Path(thing))
+    if (Path(thing) / "attack.toml").is_file():
+        return slow.results.facts_of_attacked(Path(thing))
+    if any(Path(thing).glob("part-*.parquet")):
+        return slow.answers.overview(slow.tables.load(thing)).facts()
+    text = describe(thing)
+    kinds = [kind for kind, known in names_by_kind().items() if thing in known]
+    recipe = catalogue.files("recipes").get(thing)
+    return {
+        "name": thing,
+        "kinds": kinds or ["settings"],
+        "text": text,
+        **({} if recipe is None else {"recipe": slow.files.read_toml(recipe)}),
+    }
 
 
 def _describe_component(kind: str, component: Any, name: str) -> str:

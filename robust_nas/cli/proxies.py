@@ -34,6 +34,7 @@ app = Commands("robust-nas proxies", "Score untrained networks; 'robust-nas list
     argument("--seeds", type=int, help="initialisations and batches (3)"),
     argument("--batch-size", type=int, metavar="N", help="images that a score sees (32)"),
     OUT,
+    examples=["robust-nas proxies rank nas-robbench-201 pgd@8/255 dataset=cifar10 --data digits --proxy snip"],
 )
 def rank(table: str, words: Sequence[str], out: Path, **options: Any) -> None:
     """Score random architectures of a table, and print how well the scores rank them."""
@@ -41,4 +42,5 @@ def rank(table: str, words: Sequence[str], out: Path, **options: Any) -> None:
     columns, overrides = slow.ranking.asked(opened, words)
     with going_on(SAME):
         scoring = slow.ranking.from_words(opened, columns, overrides, **given(options))
-        print(slow.ranking.text(slow.ranking.run(opened, columns, scoring, out, progress())))
+        found = slow.ranking.run(opened, columns, scoring, out, progress())
+    slow.answer.answer(lambda: slow.ranking.text(found), found)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robust_nas import records
 from robust_nas.cli import slow
 from robust_nas.core.files import is_there, read_toml
 from robust_nas.core.pixels import format_pixels
 from robust_nas.core.text import aligned, warnings
-from robust_nas.records import read, read_certificates
-from robust_nas.runtime.run_folder import unfinished_stages
+from robust_nas.records import plain, read, read_certificates, read_stage
+from robust_nas.runtime.run_folder import STAGE_FILES, unfinished_stages
 
 if TYPE_CHECKING:
     from robust_nas.records import EvaluationRecord, SearchRecord, SmoothingRecord
@@ -40,6 +40,36 @@ def of_run(path: Path) -> str:
     if (path / "report.html").is_file():
         lines.append(f"report: {path / 'report.html'}")
     return "\n".join(lines)
+
+
+def facts_of_run(path: Path) -> dict[str, Any]:
+    """Return a run's results so far as data: the records of its stages, by name."""
+    found = {stage: read_stage(path / file) for stage, file in STAGE_FILES.items() if is_there(path / file)}
+    report = path / "report.html"
+    return {
+        "run": path,
+        "missing": unfinished_stages(path),
+        **{stage: plain(record) for stage, record in found.items() if stage != "report"},
+        **({"report": report} if report.is_file() else {}),
+    }
+
+
+def facts_of_attacked(path: Path) -> dict[str, Any]:
+    """Return what attacks found on models, in a folder of their own, as data."""
+    settings = read(path / "attack.toml", records.AttackSettings, "begin anew", read_toml)
+    evaluation = path / "evaluation.json"
+    report = path / "report.html"
+    return {
+        "folder": path,
+        "attacked": list(settings.models),
+        **(plain(read(evaluation, records.EvaluationRecord)) if is_there(evaluation) else {}),
+        **({"report": report} if report.is_file() else {}),
+    }
+
+
+def facts_of_certificates(path: Path) -> dict[str, Any]:
+    """Return the certificates of a folder as data."""
+    return {"folder": path, **plain(read_certificates(path / "certification.json"))}
 
 
 def _searched(found: SearchRecord) -> list[str]:

@@ -22,10 +22,9 @@ from robust_nas.cli.arguments import (
     parted,
 )
 from robust_nas.cli.ending import SAME, going_on
-from robust_nas.cli.job import at_work, begun, finish, is_main, progress, resumed
+from robust_nas.cli.job import at_work, begun, finish, progress, resumed
 from robust_nas.core.commands import argument, command
 from robust_nas.core.errors import InputError
-from robust_nas.core.text import visible
 
 
 @command(
@@ -34,6 +33,7 @@ from robust_nas.core.text import visible
     argument("--resume", type=Path, metavar="RUN", help="go on with this run folder"),
     OUT,
     DATA_ROOT,
+    examples=["robust-nas run digits", "robust-nas run digits train.epochs=5 seed=1"],
 )
 def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: Path, data_root: Path | None) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
@@ -49,14 +49,14 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
     finish(job, slow.pipeline.run)
 
 
-@command(RUN)
+@command(RUN, examples=["robust-nas work runs/RUN"])
 def work(run: Path) -> None:
     """Measure trials of a search=sampled that runs elsewhere, beside it; with search.num_parallel above 1."""
     with going_on("The trial under way is measured by another process."):
         slow.pipeline.work(run, progress())
 
 
-@command(RUN)
+@command(RUN, examples=["robust-nas derive runs/RUN"])
 def derive(run: Path) -> None:
     """Choose architectures by the search's probabilities."""
     finish(resumed(run), slow.pipeline.derive)
@@ -70,6 +70,10 @@ def derive(run: Path) -> None:
     argument("--threat", metavar="NORM:EPSILON", help="such as linf:8/255 (the recipe's)"),
     NORMALISE,
     argument("--out", type=Path, metavar="FOLDER", help="folder for the run folder (runs)"),
+    examples=[
+        "robust-nas train runs/RUN",
+        "robust-nas train my_net.py:Net --data digits --threat linf:0.1 train.epochs=5",
+    ],
 )
 def train(model: str, overrides: Sequence[str], out: Path | None, **options: Any) -> None:
     """Train the chosen architectures of a run from scratch; or a model of one's own, in a run of its own."""
@@ -107,6 +111,10 @@ def train(model: str, overrides: Sequence[str], out: Path | None, **options: Any
     NORMALISE,
     OUTPUTS,
     argument("--out", type=Path, metavar="FOLDER", help="folder for the certificates of one's own models (runs)"),
+    examples=[
+        "robust-nas certify runs/RUN --epsilon 0.03 --method auto",
+        "robust-nas certify my_net.py:Net@weights.pt --data digits --epsilon 0.01 --images 50",
+    ],
 )
 def certify(models: Sequence[str], out: Path | None, **options: Any) -> None:
     """Certify the trained models of a run by its recipe, or beside that by the options; or any models."""
@@ -121,8 +129,7 @@ def certify(models: Sequence[str], out: Path | None, **options: Any) -> None:
     with going_on(SAME):
         settings = slow.certify_models.from_words(names, overrides, **chosen)
         folder = slow.certify_models.run(settings, out or Path("runs"), progress(), sys.argv[1:])
-    if is_main():
-        print(visible(slow.results.of_certificates(folder)))
+    _answer_certificates(folder)
 
 
 def _certify_run(run: Path, chosen: dict[str, Any]) -> None:
@@ -134,14 +141,23 @@ def _certify_run(run: Path, chosen: dict[str, Any]) -> None:
     plan = slow.plan.plan_with(job.recipe.certification, **chosen)
     with at_work(job, SAME):
         folder = slow.pipeline.certify_with(job, plan)
-    job.say(slow.results.of_certificates(run / folder))
+    _answer_certificates(run / folder)
 
 
-@command(argument("run", type=Path, metavar="FOLDER", help="a run folder, or one of attacked models"))
+def _answer_certificates(folder: Path) -> None:
+    results = slow.results
+    slow.answer.answer(lambda: results.of_certificates(folder), lambda: results.facts_of_certificates(folder))
+
+
+@command(
+    argument("run", type=Path, metavar="FOLDER", help="a run folder, or one of attacked models"),
+    examples=["robust-nas report runs/RUN"],
+)
 def report(run: Path) -> None:
     """Write report.html from the results so far of a run, or of a folder of attacked models."""
     if (run / "attack.toml").is_file():
-        print(slow.api.write_report(run))
+        page = slow.api.write_report(run)
+        slow.answer.answer(str(page), {"report": page})
     else:
         finish(resumed(run), slow.pipeline.report)
 
@@ -157,6 +173,7 @@ def report(run: Path) -> None:
     argument("--timeout", type=int, metavar="SECONDS", help="time limit of a verifier for an instance (300)"),
     argument("--python", action="store_true", help="a readable Python file of each network, and its weights, instead"),
     argument("--out", type=Path, metavar="FOLDER", help="folder to write (FOLDER/export, FOLDER/python)"),
+    examples=["robust-nas export runs/RUN --epsilon 0.03 --images 20", "robust-nas export runs/RUN --python"],
 )
 def export(models: Sequence[str], out: Path | None, python: bool, **options: Any) -> None:
     """Write models for other tools: ONNX and VNN-LIB for verifiers, or, by --python, a run's as plain torch."""
@@ -173,10 +190,10 @@ def export(models: Sequence[str], out: Path | None, python: bool, **options: Any
         job = resumed(Path(names[0]), overrides)
         with at_work(job, "Nothing was written."):
             written = slow.vnnlib.export_run(job, folder, **chosen)
-        job.say(written)
-        return
-    with going_on("Nothing was written."):
-        print(slow.vnnlib.export_models(names, overrides, folder, progress=progress(), **chosen))
+    else:
+        with going_on("Nothing was written."):
+            written = slow.vnnlib.export_models(names, overrides, folder, progress=progress(), **chosen)
+    slow.answer.answer(written, lambda: {"folder": folder, **slow.files.read_json(folder / "export.json")})
 
 
 def _export_python(names: Sequence[str], out: Path | None, others: Sequence[str]) -> None:
@@ -189,12 +206,15 @@ def _export_python(names: Sequence[str], out: Path | None, others: Sequence[str]
     if names[1:] or not slow.run_folder.is_run(run):
         raise InputError(f"--python is for a run folder, whose networks a space wrote, but got {', '.join(names)}.")
     job = resumed(run)
+    folder = out or run / "python"
     with at_work(job, "Nothing was written."):
-        written = slow.python_module.export_run(job, out or run / "python")
-    job.say(written)
+        written = slow.python_module.export_run(job, folder)
+    slow.answer.answer(
+        written, lambda: {"folder": folder, "modules": sorted(path.name for path in folder.glob("*.py"))}
+    )
 
 
-@command(RUN)
+@command(RUN, examples=["robust-nas record runs/RUN"])
 def record(run: Path) -> None:
     """Add the trained networks to the table beside the run folder."""
     finish(resumed(run), slow.pipeline.record)

@@ -11,7 +11,7 @@ from robust_nas.cli import slow
 from robust_nas.cli.arguments import DATA_ROOT, OUT, OVERRIDES, given
 from robust_nas.cli.ending import SAME, going_on
 from robust_nas.cli.job import begun, finish, progress, resumed
-from robust_nas.core.commands import Argument, argument, command
+from robust_nas.core.commands import Argument, argument, command, json_asked
 from robust_nas.core.errors import InputError
 
 OF_SPACE = (
@@ -57,6 +57,10 @@ OF_TABLE = (
     *OF_SPACE,
     argument("--on", metavar="table:NAME", help="simulate searches of a table instead, by queries"),
     *OF_TABLE,
+    examples=[
+        "robust-nas search robust-resnet-small --data digits --threat linf:0.1",
+        "robust-nas search --on table:nas-robbench-201 --dataset cifar10 --objective pgd@8/255",
+    ],
 )
 def search(
     recipe: str | None,
@@ -102,8 +106,13 @@ def _first(options: Sequence[Argument], chosen: Mapping[str, Any]) -> str | None
 
 def _search_table(on: str, out: Path, chosen: Mapping[str, Any]) -> None:
     with going_on(SAME):
-        for found in slow.simulation.in_turn(on, out, **chosen, progress=progress()):
-            print(found, end="\n\n")
+        found = []
+        for text, facts in slow.simulation.in_turn(on, out, **chosen, progress=progress()):
+            found.append(facts)
+            if not json_asked():
+                slow.answer.answer(f"{text}\n", facts)
+        if json_asked():
+            slow.answer.answer("", found)
 
 
 def _search_space(space: str, overrides: Sequence[str], out: Path, chosen: Mapping[str, Any]) -> None:

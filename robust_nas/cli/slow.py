@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from robust_nas import spaces as spaces
     from robust_nas import tables as tables
     from robust_nas.certification import plan as plan
+    from robust_nas.cli import answer as answer
     from robust_nas.cli import listing as listing
     from robust_nas.cli import results as results
     from robust_nas.core import config as config
+    from robust_nas.core import files as files
     from robust_nas.core import registry as registry
     from robust_nas.integrations import python_module as python_module
     from robust_nas.integrations import vnnlib as vnnlib
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from robust_nas.tables import transfer as transfer
 
 _PACKAGES = {
+    "answer": "cli",
     "answers": "tables",
     "attack_models": "jobs",
     "cards": "tables",
@@ -45,6 +48,7 @@ _PACKAGES = {
     "config": "core",
     "distributed": "runtime",
     "explorer": "report",
+    "files": "core",
     "listing": "cli",
     "merged_runs": "jobs",
     "plan": "certification",

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from robust_nas.core.errors import InputError, suggest
@@ -45,6 +46,17 @@ _ALLOW_CODE = argument(
 """Every command has it: what a new one reads is refused as long as it is not given."""
 
 
+_JSON = argument("--json", action="store_true", help="print the answer as JSON, with fractions for accuracies")
+"""Every command has it that has none of its own."""
+
+_json_asked: ContextVar[bool] = ContextVar("the answer is wanted as JSON", default=False)
+
+
+def json_asked() -> bool:
+    """Whether the command under way is to print its answer as JSON."""
+    return _json_asked.get()
+
+
 class Command:
     """A command of the command line.
 
@@ -53,10 +65,13 @@ class Command:
     Args:
         function: the function that runs it; it gets the arguments by name.
         arguments: the arguments.
+        examples: what one types, in full; its help ends with them.
     """
 
-    def __init__(self, function: Callable[..., None], arguments: tuple[Argument, ...]) -> None:
-        self.function, self.arguments = function, arguments
+    def __init__(
+        self, function: Callable[..., None], arguments: tuple[Argument, ...], examples: Sequence[str] = ()
+    ) -> None:
+        self.function, self.arguments, self.examples = function, arguments, tuple(examples)
         self.variants: dict[str, Command] = {}
         """Commands that a first word of their own chooses, such as `build` in `ensemble build`."""
 
@@ -65,11 +80,13 @@ class Command:
         """Its purpose, in a sentence."""
         return str(self.function.__doc__).strip().splitlines()[0]
 
-    def variant(self, name: str, *arguments: Argument) -> Callable[[Callable[..., None]], Command]:
+    def variant(
+        self, name: str, *arguments: Argument, examples: Sequence[str] = ()
+    ) -> Callable[[Callable[..., None]], Command]:
         """Make a command of a function, called where `name` is the first word."""
 
         def add(function: Callable[..., None]) -> Command:
-            return self.variants.setdefault(name, Command(function, arguments))
+            return self.variants.setdefault(name, Command(function, arguments, examples))
 
         return add
 
@@ -86,25 +103,42 @@ class Command:
         if words and words[0] in self.variants:
             self.variants[words[0]].run(f"{program} {words[0]}", words[1:])
             return
+        given = self.parsed(program, words)
+        from robust_nas.core.registry import allowing_code  # no help needs it
+
+        asked = _json_asked.set(given["json"] if self._has_json else given.pop("json"))
+        try:
+            with allowing_code(given.pop("allow_code")):
+                self.function(**given)
+        finally:
+            _json_asked.reset(asked)
+
+    @property
+    def _has_json(self) -> bool:
+        """Whether the command has an option --json of its own."""
+        return any("--json" in names for names, _ in self.arguments)
+
+    def parsed(self, program: str, words: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments in the words, by name.
+
+        Raises:
+            InputError: for words that do not fit.
+        """
         elsewhere = {
             option: f"{program} {name}"
             for name, variant in self.variants.items()
             for names, _ in variant.arguments
             for option in names
         }
-        parser = _Parser(elsewhere, prog=program, description=self.function.__doc__, allow_abbrev=False)
-        for names, options in (*self.arguments, _ALLOW_CODE):
+        parser = _Parser(elsewhere, self.examples, prog=program, description=self.function.__doc__, allow_abbrev=False)
+        for names, options in (*self.arguments, *([] if self._has_json else [_JSON]), _ALLOW_CODE):
             parser.add_argument(*names, **options)
-        given = vars(parser.parse_intermixed_args(list(words)))
-        from robust_nas.core.registry import allowing_code  # no help needs it
-
-        with allowing_code(given.pop("allow_code")):
-            self.function(**given)
+        return vars(parser.parse_intermixed_args(list(words)))
 
 
-def command(*arguments: Argument) -> Callable[[Callable[..., None]], Command]:
+def command(*arguments: Argument, examples: Sequence[str] = ()) -> Callable[[Callable[..., None]], Command]:
     """Make a command of a function; the arguments are given to it by name."""
-    return lambda function: Command(function, arguments)
+    return lambda function: Command(function, arguments, examples)
 
 
 class Commands:
@@ -120,13 +154,22 @@ class Commands:
         self.program, self.about, self.epilog = program, about, epilog
         self._commands: dict[str, Command | Commands] = {}
 
+    def __iter__(self) -> Iterator[tuple[str, Command]]:
+        """Iterate over all commands, each with the words before its arguments."""
+        for name, part in self._commands.items():
+            if isinstance(part, Commands):
+                yield from part
+            else:
+                yield f"{self.program} {name}", part
+                yield from ((f"{self.program} {name} {word}", variant) for word, variant in part.variants.items())
+
     def command(
-        self, *arguments: Argument, name: str | None = None
+        self, *arguments: Argument, examples: Sequence[str] = (), name: str | None = None
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Make a command of a function; the arguments are given to it by name."""
 
         def add(function: Callable[..., None]) -> Callable[..., None]:
-            self.add(name or function.__name__, Command(function, arguments))
+            self.add(name or function.__name__, Command(function, arguments, examples))
             return function
 
         return add
@@ -170,12 +213,18 @@ class _Parser(argparse.ArgumentParser):
 
     Args:
         elsewhere: the command that an option belongs to, for options of others.
+        examples: what one types; help ends with them.
         settings: those of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, elsewhere: Mapping[str, str], **settings: Any) -> None:
+    def __init__(self, elsewhere: Mapping[str, str], examples: Sequence[str], **settings: Any) -> None:
         super().__init__(**settings)
-        self._elsewhere = elsewhere
+        self._elsewhere, self._examples = elsewhere, examples
+
+    def format_help(self) -> str:
+        # argparse would join the lines of an epilog.
+        lines = [f"  {example}" for example in self._examples]
+        return super().format_help() + "\n".join(["", "examples:" if len(lines) > 1 else "example:", *lines, ""])
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise End(status)

@@ -208,8 +208,8 @@ def run_in(
     *,
     workers: int = 1,
     progress: Progress | None = None,
-) -> str:
-    """Do `run` in a folder of its own in `out`, named by the settings, and return the result and the folder as text.
+) -> tuple[str, dict[str, Any]]:
+    """Do `run` in a folder of its own in `out`, named by the settings, and return the result as text, and as data.
 
     The same question finds the same folder: one that was interrupted is completed.
 
@@ -228,14 +228,15 @@ def run_in(
     asked = [table.name, list(objectives), dataset, chosen, budget, seeds, __version__]
     folder = out / f"search-{Path(table.name).name}-{dataset.replace(':', '-')}-{config.digest(asked)}"
     result = run(table, objectives, dataset, chosen, budget, seeds, folder, workers=workers, progress=progress)
-    return f"{describe(result)}\nin {folder}: curves.svg, curves.parquet (every query), simulation.json"
+    text = f"{describe(result)}\nin {folder}: curves.svg, curves.parquet (every query), simulation.json"
+    return text, {"folder": folder, **result}
 
 
 def in_turn(
     on: str, out: Path, *, objective: Sequence[str] = (), dataset: str | None = None, sampler: Sequence[str] = (),
     budget: int = 50, seeds: int = 100, workers: int = 1, progress: Progress | None = None,
-) -> Iterator[str]:  # fmt: skip
-    """Simulate the searches of `robust-nas search --on table:NAME`, and yield the result on each data set as text.
+) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
+    """Simulate the searches of `robust-nas search --on table:NAME`, and yield each data set's result as `run_in` does.
 
     Args:
         on: "table:" and the name of a table.

@@ -66,9 +66,13 @@ class Answer:
         title = textwrap.wrap(self.title, 118, break_long_words=False, break_on_hyphens=False)
         return "\n".join([*title, "", *aligned([heads, *body]), *warnings(self.notes)])
 
+    def facts(self) -> dict[str, Any]:
+        """Return the answer as data, with `records` and `caveats`."""
+        return {"title": self.title, "records": self.records, "caveats": self.notes}
+
     def json(self) -> str:
-        """Return the answer as a JSON object with `records` and `caveats`."""
-        return json.dumps({"title": self.title, "records": self.records, "caveats": self.notes}, indent=1)
+        """Return the answer as a JSON object."""
+        return json.dumps(self.facts(), indent=1)
 
     def csv(self) -> str:
         """Return the records as CSV, with a line of names; a missing value is empty."""
