@@ -84,7 +84,7 @@ def of_runs(folder: Path, rows: Sequence[RunRow]) -> str:
     lines = [
         [
             row.name,
-            row.recipe or {"attack": "(attack)", "study": "(study)", "table": "(table)"}.get(row.kind, "-"),
+            row.recipe or (f"({row.kind})" if row.kind != "run" else "-"),
             row.data or "-",
             row.started[:16].replace("T", " "),
             "damaged" if row.damage else ", ".join(row.missing) or "-",
@@ -111,6 +111,8 @@ def describe(thing: str) -> str:
         return slow.results.of_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
         return slow.results.of_attacked(Path(thing))
+    if (Path(thing) / "certify.toml").is_file():
+        return slow.results.of_certificates(Path(thing))
     if any(Path(thing).glob("part-*.parquet")):
         return slow.answers.overview(slow.tables.load(thing)).text()
     if thing in SECTIONS:
@@ -148,6 +150,8 @@ def facts(thing: str) -> Any:
         return slow.results.facts_of_run(Path(thing))
     if (Path(thing) / "attack.toml").is_file():
         return slow.results.facts_of_attacked(Path(thing))
+    if (Path(thing) / "certify.toml").is_file():
+        return slow.results.facts_of_certificates(Path(thing))
     if any(Path(thing).glob("part-*.parquet")):
         return slow.answers.overview(slow.tables.load(thing)).facts()
     text = describe(thing)

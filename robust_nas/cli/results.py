@@ -56,7 +56,7 @@ def facts_of_run(path: Path) -> dict[str, Any]:
 
 def facts_of_attacked(path: Path) -> dict[str, Any]:
     """Return what attacks found on models, in a folder of their own, as data."""
-    settings = read(path / "attack.toml", records.AttackSettings, "begin anew", read_toml)
+    settings = read(path / "attack.toml", records.ModelSettings, "begin anew", read_toml)
     evaluation = path / "evaluation.json"
     report = path / "report.html"
     return {
@@ -95,7 +95,7 @@ def _resource_note(found: SearchRecord) -> list[str]:
 
 def of_attacked(path: Path) -> str:
     """Describe the models that were attacked in a folder of their own, a line per model."""
-    settings = read(path / "attack.toml", records.AttackSettings, "begin anew", read_toml)
+    settings = read(path / "attack.toml", records.ModelSettings, "begin anew", read_toml)
     lines = [f"attacked models {path}: {', '.join(settings.models)}"]
     if not (path / "report.html").is_file():
         lines.append("not finished: repeat the command 'robust-nas attack ...' that began it")

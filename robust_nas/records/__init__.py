@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from robust_nas.records.evaluation import EvaluationRecord as EvaluationRecord
     from robust_nas.records.evaluation import SavedEvaluations as SavedEvaluations
     from robust_nas.records.evaluation import SavedExamples as SavedExamples
-    from robust_nas.records.run import AttackSettings as AttackSettings
     from robust_nas.records.run import EnvironmentRecord as EnvironmentRecord
+    from robust_nas.records.run import ModelSettings as ModelSettings
     from robust_nas.records.run import RecordedRows as RecordedRows
     from robust_nas.records.run import RecordedSettings as RecordedSettings
     from robust_nas.records.run import RunSettings as RunSettings
@@ -57,7 +57,7 @@ __getattr__ = offered(
     __name__,
     {
         "Asked": "trials",
-        "AttackSettings": "run",
+        "ModelSettings": "run",
         "CertificationRecord": "certification",
         "DataRecord": "run",
         "DerivationRecord": "derivation",

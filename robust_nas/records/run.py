@@ -126,8 +126,8 @@ class RecordedSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackSettings(Settings):
-    """Of attack.toml, what a report reads."""
+class ModelSettings(Settings):
+    """Of attack.toml and certify.toml, what a report or a list reads."""
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
 

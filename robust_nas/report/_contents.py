@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from robust_nas.records import (
-        AttackSettings,
         CertificationRecord,
         DerivationRecord,
         EnsembleRecord,
         EnvironmentRecord,
         EvaluationRecord,
+        ModelSettings,
         RecordedRows,
         RunSettings,
         SavedExamples,
@@ -354,7 +354,7 @@ class Contents(Measurements):
 class AttackContents(Measurements):
     """The files of a folder that `robust-nas attack MODEL ...` made."""
 
-    settings: AttackSettings
+    settings: ModelSettings
 
     @classmethod
     def read(cls, folder: Path) -> AttackContents:
@@ -368,7 +368,7 @@ class AttackContents(Measurements):
                 f"{folder} has no attack.toml, so it is not the folder of an attack; give one made by "
                 "'robust-nas attack MODEL'."
             )
-        config_text, settings = _read_settings(folder / "attack.toml", records.AttackSettings)
+        config_text, settings = _read_settings(folder / "attack.toml", records.ModelSettings)
         return cls(
             path=folder,
             config_text=config_text,

@@ -16,9 +16,14 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, read_json, read_toml
 from robust_nas.runtime.run_folder import STAGE_FILES, unfinished_stages
 
-Kind = Literal["run", "attack", "study", "table"]
+Kind = Literal["run", "attack", "certify", "study", "table"]
 
-_MARKS: dict[Kind, str] = {"run": "config.toml", "attack": "attack.toml", "study": "settings.json"}
+_MARKS: dict[Kind, str] = {
+    "run": "config.toml",
+    "attack": "attack.toml",
+    "certify": "certify.toml",
+    "study": "settings.json",
+}
 """The file by which a folder of each kind is known; a table is known by its parts."""
 
 _STUDIES = {"simulation": "simulation.json", "ranking": "ranking.json"}
@@ -81,7 +86,7 @@ def _kind_of(path: Path) -> Kind | None:
 
 def _row(kind: Kind, path: Path) -> RunRow:
     readers: dict[Kind, Callable[[Path], Mapping[str, Any]]] = {
-        "run": _of_run, "attack": _of_attack, "study": _of_study, "table": lambda _: {},
+        "run": _of_run, "attack": _of_attack, "certify": _of_certify, "study": _of_study, "table": lambda _: {},
     }  # fmt: skip
     try:
         return RunRow(name=path.name, kind=kind, started=_started(path), **readers[kind](path))
@@ -116,11 +121,21 @@ def _of_run(path: Path) -> dict[str, Any]:
 
 
 def _of_attack(path: Path) -> dict[str, Any]:
-    settings = records.read(path / "attack.toml", records.AttackSettings, "begin anew", read_toml)
+    settings = records.read(path / "attack.toml", records.ModelSettings, "begin anew", read_toml)
     stages = {"attack": "evaluation.json", "report": "report.html"}
     done = tuple(stage for stage, file in stages.items() if is_there(path / file))
     missing = tuple(stage for stage in stages if stage not in done)
     return {"data": settings.data.name, "done": done, "missing": missing, **_accuracies(path)}
+
+
+def _of_certify(path: Path) -> dict[str, Any]:
+    settings = records.read(path / "certify.toml", records.ModelSettings, "begin anew", read_toml)
+    ended = is_there(path / "certification.json")
+    return {
+        "data": settings.data.name,
+        "done": ("certify",) if ended else (),
+        "missing": () if ended else ("certify",),
+    }
 
 
 def _of_study(path: Path) -> dict[str, Any]:
