@@ -107,7 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (together / "run").exists():
             done = robust_nas("run", "digits", *TINY, "--out", together / "making")
-            assert "report:" in done.stderr
+            assert "report:" in done.stdout
             (together / "making").rename(together / "run")
     return only_run(shutil.copytree(together / "run", tmp_path_factory.mktemp("runs"), dirs_exist_ok=True))
 
@@ -344,7 +344,7 @@ def test_smoothed_classifiers_are_certified_beside_the_run_and_compared_with_no_
     shutil.copytree(finished, run)
     smoothing, before = "smoothing[sigma=0.25,num_samples=100]", Contents.read(RunFolder.open(run))
     done = in_process(command, "certify", run, "--method", smoothing, "--images", 6, "--epsilon", 0.1)
-    assert "certified in l2" in done.stderr and "model-1, smoothed:" in done.stderr
+    assert "certified in l2" in done.stdout and "model-1, smoothed:" in done.stdout
     (folder,) = run.glob("certify-*")
     rows = read_outcomes(folder / "certificates.parquet").to_pandas()
     models = {"model-0", "model-1", "uniform", "ensemble"}
