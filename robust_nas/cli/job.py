@@ -53,4 +53,6 @@ def finish(job: Job, stage: Callable[[Job], object]) -> None:
     with at_work(job, job.how_to_go_on):
         stage(job)
     path = job.folder.path
-    slow.answer.answer(lambda: slow.results.of_run(path), lambda: slow.results.facts_of_run(path))
+    # What its files name was named, or allowed, when the job began.
+    with slow.registry.allowing_code():
+        slow.answer.answer(lambda: slow.results.of_run(path), lambda: slow.results.facts_of_run(path))
