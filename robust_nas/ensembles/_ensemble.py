@@ -24,7 +24,16 @@ from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.writing import atomic_path, make_folder, write_json
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
-from robust_nas.intake import LogProbabilities, Normalised, check_outputs, description, load_weights, made_by, make
+from robust_nas.intake import (
+    LogProbabilities,
+    Normalised,
+    check_model,
+    check_outputs,
+    description,
+    load_weights,
+    made_by,
+    make,
+)
 from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.process import unchanged_process
@@ -159,6 +168,7 @@ class Ensemble(nn.Module):
         folder = Path(folder)
         if os.path.isfile(folder):
             raise InputError(f"An ensemble is saved in a folder, but {folder} is a file; give another place.")
+        check_model(self)
         used = [t for t, factor in enumerate(self.factors) if factor > 0]
         kept = Ensemble(
             [self.members[t] for t in used], [self.weights[t] for t in used], [self.scales[t] for t in used]

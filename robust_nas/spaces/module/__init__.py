@@ -80,15 +80,14 @@ class ModuleSpace(Decisions):
         from robust_nas.models.frozen import copied, evaluating
         from robust_nas.models.named import named_model
         from robust_nas.models.preparation import prepared
-        from robust_nas.models.scores import logits_of
+        from robust_nas.models.scores import probed
 
         parts = model_parts(str(self.parse(str(architecture))))
         assert parts is not None
         # A module that its file made already would be one and the same for all who ask.
         network = copied(prepared(named_model(parts), normalise=self.normalise))
-        with torch.no_grad():
-            logits = logits_of(evaluating(copied(network)), torch.full((2, *data.image_shape), 0.5))
-        if logits.ndim != 2 or logits.shape[1] != len(data.classes):
+        logits = probed(evaluating(copied(network)), torch.full((2, *data.image_shape), 0.5))
+        if logits.shape[1] != len(data.classes):
             raise InputError(
                 f"{architecture} must give a logit for each of the {len(data.classes)} classes of {data.name}, but "
                 f"gives {list(logits.shape[1:])} for an image; name a model that is made for them."
