@@ -112,7 +112,7 @@ class Ensemble(nn.Module):
     def fit(
         self,
         validation: ImageSet,
-        threat: ThreatModel,
+        threat: ThreatModel | str,
         *,
         rule: EnsembleRule | str = "robboost",
         bound: Bound | str = "crown",
@@ -130,7 +130,8 @@ class Ensemble(nn.Module):
             InputError: for an unknown rule, bound or option, members that the bound cannot handle, or limits that no
                 member is within.
         """
-        check_kinds("fit", validation=(validation, ImageSet), threat=(threat, ThreatModel))
+        check_kinds("fit", validation=(validation, ImageSet))
+        threat = ThreatModel.of(threat)
         if options and not isinstance(rule, str):
             raise InputError(
                 f"Options such as {next(iter(options))} are for a rule that is given by its name; set them in {rule}."

@@ -123,8 +123,8 @@ def _hooks(module: nn.Module) -> tuple[list[Any], set[str]]:
 
     Those are `weight_norm` and `spectral_norm` of `torch.nn.utils`: the weight is anew with every pass.
     """
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return hooks, {hook.name for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")}
+    hooks: list[Any] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return hooks, {str(hook.name) for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")}
 
 
 def _not_saved(module: nn.Module) -> dict[str, Any]:

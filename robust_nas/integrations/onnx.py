@@ -10,6 +10,7 @@ as few kinds of operations as possible (`_onnx_graph` says why). Needs the packa
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,15 +128,17 @@ def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> ModelProto:
     # cannot differentiate; after a first one it starts none.
     torch.ones(1, requires_grad=True).sum().backward()
     try:
-        program = torch.onnx.export(
-            network,
-            (torch.zeros(1, *image_shape, dtype=torch.float32),),
-            dynamo=True,
-            opset_version=_TRACED_OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            verbose=False,
-        )
+        # The file is compared with the network, so that what may be amiss in it shows.
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(1, *image_shape, dtype=torch.float32),),
+                dynamo=True,
+                opset_version=_TRACED_OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                verbose=False,
+            )
         assert program is not None
         model = in_common_operations(program.model_proto)
         if {node.op_type for node in model.graph.node} <= COMMON:

@@ -87,6 +87,8 @@ def probed(model: nn.Module, images: Tensor) -> Tensor:
         with taking(images):
             found: Any = logits_of(model, images)
         logits = checked_logits(found, len(images))
+        if len(images) == 1:
+            return logits
         try:
             alone = logits_of(model, images[:1])
         except torch.OutOfMemoryError:
@@ -106,7 +108,7 @@ def checked_logits(found: Any, num_images: int) -> Tensor:
     is_tensor = isinstance(found, Tensor)
     if is_tensor and found.ndim == 2 and found.shape[0] == num_images and found.shape[1] > 1:
         if found.is_floating_point():
-            return found  # type: ignore[no-any-return]
+            return found
         got, advice = f"whole numbers ({found.dtype})", "return them as floats"
     elif is_tensor:
         got, advice = f"{list(found.shape)}", "wrap it so that it does"
