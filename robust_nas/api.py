@@ -18,7 +18,7 @@ from robust_nas.certification import Certification
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
 from robust_nas.core import config
-from robust_nas.core.checks import check_kinds, check_path, check_type, check_utf8
+from robust_nas.core.checks import check_path, check_type, check_utf8
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.files import read_json
 from robust_nas.core.registry import allowing_code, named
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 def search(
     space: Space | str,
     data: Dataset | Images,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     *,
     method: str = "dirichlet",
     seed: int = 0,
@@ -65,7 +65,7 @@ def search(
     Data without splits is split as `rn.Dataset.from_torch` says.
     """
     data = datasets.dataset(data)
-    check_kinds("search", threat=(threat, ThreatModel))
+    threat = ThreatModel.of(threat)
     space = _space(space)
     chosen = config.build(searches.get(method), named(options), "search")
     settle_threads(any_network(space, data, seed), data.some(max(chosen.batch_sizes, default=1)))
@@ -78,7 +78,7 @@ def derive(
     found: SearchResult,
     space: Space | str,
     data: Dataset | Images,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     *,
     seed: int = 0,
     **options: Any,
@@ -86,7 +86,7 @@ def derive(
     """Return functionally different architectures, best first; `options` are fields of the recipe's [derive]."""
     check_type("What derive takes", found, searches.SearchResult, "a search's result (rn.search gives it)")
     data = datasets.dataset(data)
-    check_kinds("derive", threat=(threat, ThreatModel))
+    threat = ThreatModel.of(threat)
     plan = config.build(derivation.Derivation, named(options), "derive")
     candidates = derivation.derive(found, _space(space), data, threat, plan, _stage("derive", seed, data))
     return [candidate.architecture for candidate in candidates[: plan.count]]
@@ -96,7 +96,7 @@ def derive(
 def train(
     architecture: AnyArchitecture | str | nn.Module,
     data: Dataset | Images,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     *,
     space: Space | str = "nasbench201",
     method: str | dict[str, Any] | TrainingMethod | None = None,
@@ -124,7 +124,7 @@ def train(
         InputError: for an unknown or wrong option, a module that cannot be trained, or what the training raises.
     """
     data = datasets.dataset(data)
-    check_kinds("train", threat=(threat, ThreatModel))
+    threat = ThreatModel.of(threat)
     section = config.to_dict(load_recipe(recipe).train) if recipe else {}
     given = named({**({} if method is None else {"method": method}), **options})
     plan = config.build(Training, {**section, **given}, "train")
@@ -155,7 +155,7 @@ def train(
 def evaluate(
     model: nn.Module,
     data: Images,
-    threat: ThreatModel | Sequence[ThreatModel],
+    threat: ThreatModel | str | Sequence[ThreatModel | str],
     /,
     *,
     attacks: Sequence[Attack | str] = ...,
@@ -171,7 +171,7 @@ def evaluate(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    threat: ThreatModel | Sequence[ThreatModel],
+    threat: ThreatModel | str | Sequence[ThreatModel | str],
     /,
     *,
     attacks: Sequence[Attack | str] = ...,
@@ -249,7 +249,7 @@ def evaluate(
 def certify(
     model: nn.Module,
     data: Images,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     *,
     bound: Bound | str = "auto",
     epsilons: Sequence[float] | None = None,
@@ -286,7 +286,7 @@ def smooth(model: nn.Module, *, sigma: float | str, **options: Any) -> SmoothedC
 def build_ensemble(
     models: Sequence[nn.Module],
     validation: Images,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     *,
     rule: str = "robboost",
     bound: Bound | str = "crown",

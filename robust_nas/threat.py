@@ -7,6 +7,7 @@ ball and inside [0, 1] exactly, in real arithmetic and not only up to float32 ro
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, get_args
@@ -84,6 +85,24 @@ class ThreatModel:
         if not separator:
             raise InputError(f"A threat model is written as norm:epsilon, such as linf:8/255, but got '{text}'.")
         return cls(norm=norm, epsilon=parse_pixels(epsilon))  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, given: ThreatModel | str) -> ThreatModel:
+        """Return a threat model that is given as one, or as text for `parse`: what every Python call takes as threat.
+
+        Raises:
+            InputError: for anything else, such as a radius without a norm.
+        """
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, str) and ":" in given:
+            return cls.parse(given)
+        advice = "such as rn.ThreatModel(epsilon=0.03), or its text, 'linf:0.03'"
+        with contextlib.suppress(InputError):
+            cls(epsilon=parse_pixels(given))  # type: ignore[arg-type]  # a radius, which needs a norm
+            advice = f"which is written rn.ThreatModel(epsilon={given!r}), or as text, 'linf:{given}'"
+        got = repr(given)[:100] if isinstance(given, str | float | int | None) else f"one {type(given).__name__}"
+        raise InputError(f"A threat model is a norm and a radius, {advice}, but got {got}.")
 
     def with_epsilon(self, epsilon: float | str) -> ThreatModel:
         """Return this threat model at another radius."""

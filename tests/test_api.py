@@ -129,11 +129,11 @@ def test_an_argument_of_another_kind_costs_a_sentence_that_says_what_to_give() -
     nn.init.constant_(no_numbers[1].weight, torch.nan)
     for call, message in {
         (lambda: rn.certify(model, data, threat)): r"one ImageSet .*data\.test.* one Dataset",
-        (lambda: rn.certify(model, data.test, 0.03)): r"one ThreatModel .*but got one float",
+        (lambda: rn.certify(model, data.test, 0.03)): r"rn\.ThreatModel\(epsilon=0\.03\).*but got 0\.03",
         (lambda: rn.certify(model, data.test, threat, epsilons=0.01)): r"write \[0\.01\]",
         (lambda: rn.build_ensemble([model], data, threat)): "such as data.test",
         (lambda: rn.Ensemble([model]).fit(data, threat)): "one ImageSet .*but got one Dataset",
-        (lambda: rn.Ensemble([model]).fit(data.test, 0.03)): "one ThreatModel .*but got one float",
+        (lambda: rn.Ensemble([model]).fit(data.test, 0.03)): r"rn\.ThreatModel\(epsilon=0\.03\)",
         (lambda: rn.smooth(model, sigma=0.25).certify(data)): "one ImageSet .*but got one Dataset",
         (lambda: rn.build_ensemble({"a": model}, data.test, threat)): r"list\(run\.models\.values\(\)\), but got dict",
         (lambda: rn.build_ensemble([], data.test, threat)): "list without models",

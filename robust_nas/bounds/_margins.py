@@ -18,7 +18,7 @@ from robust_nas.bounds._memory import TooManyImages, limited, memory
 from robust_nas.core.errors import InputError
 from robust_nas.core.pixels import unit_images_and_labels
 from robust_nas.intake.independence import dependence
-from robust_nas.models.scores import logits_of, taking
+from robust_nas.models.scores import checked_logits, logits_of, taking
 from robust_nas.threat import ThreatModel
 
 Precision = Literal["float64", "float32"]
@@ -176,8 +176,7 @@ def own_logits(model: nn.Module, images: Tensor) -> Tensor:
     logits: Any
     with torch.no_grad(), taking(images):
         logits = logits_of(model, images.detach())
-    check_logits(logits, len(images))
-    return logits
+    return checked_logits(logits, len(images))
 
 
 def check_logits(logits: Any, num_images: int) -> None:

@@ -127,7 +127,7 @@ class Certification:
 def certify(
     model: nn.Module,
     data: ImageSet,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     *,
     bound: Bound | str = "interval",
     epsilons: Sequence[float | str] | None = None,
@@ -149,7 +149,8 @@ def certify(
         InputError: for no images, no radii, a model that the bound cannot handle, a saved state of other settings, or
             within torch.inference_mode.
     """
-    check_kinds("certify", model=(model, nn.Module), data=(data, ImageSet), threat=(threat, ThreatModel))
+    check_kinds("certify", model=(model, nn.Module), data=(data, ImageSet))
+    threat = ThreatModel.of(threat)
     if len(data) == 0:
         raise InputError("certify needs at least one image, but got none.")
     check_at_least("batch_size", batch_size, 1)

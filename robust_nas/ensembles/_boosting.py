@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-import torch
 from torch import Tensor, nn
 
 from robust_nas.core.errors import InputError
 from robust_nas.ensembles._ensemble import Ensemble
 from robust_nas.evaluation import evaluate
 from robust_nas.models.frozen import evaluating
-from robust_nas.models.scores import logits_of
+from robust_nas.models.scores import probed
 from robust_nas.training import TrainingResult, fit
 
 if TYPE_CHECKING:
@@ -66,9 +65,8 @@ def fit_with(
         return fit(model, data, threat, training, stage)
     if training.mixes:
         raise InputError("A mixture of batch norms is not trained beside other networks; set train.norm to 'batch'.")
-    with torch.no_grad():
-        images = data.validation[:2].images
-        shapes = {tuple(logits_of(evaluating(network), images).shape) for network in (*frozen, model)}
+    images = data.validation[:2].images
+    shapes = {tuple(probed(evaluating(network), images).shape) for network in (*frozen, model)}
     if len(shapes) > 1:
         raise InputError(
             "A network and those it is trained beside must have the same classes, but outputs for two images are of "

@@ -24,7 +24,16 @@ from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.writing import atomic_path, make_folder, write_json
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
-from robust_nas.intake import LogProbabilities, Normalised, check_outputs, description, load_weights, made_by, make
+from robust_nas.intake import (
+    LogProbabilities,
+    Normalised,
+    check_model,
+    check_outputs,
+    description,
+    load_weights,
+    made_by,
+    make,
+)
 from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.process import unchanged_process
@@ -103,7 +112,7 @@ class Ensemble(nn.Module):
     def fit(
         self,
         validation: ImageSet,
-        threat: ThreatModel,
+        threat: ThreatModel | str,
         *,
         rule: EnsembleRule | str = "robboost",
         bound: Bound | str = "crown",
@@ -121,7 +130,8 @@ class Ensemble(nn.Module):
             InputError: for an unknown rule, bound or option, members that the bound cannot handle, or limits that no
                 member is within.
         """
-        check_kinds("fit", validation=(validation, ImageSet), threat=(threat, ThreatModel))
+        check_kinds("fit", validation=(validation, ImageSet))
+        threat = ThreatModel.of(threat)
         if options and not isinstance(rule, str):
             raise InputError(
                 f"Options such as {next(iter(options))} are for a rule that is given by its name; set them in {rule}."
@@ -159,6 +169,7 @@ class Ensemble(nn.Module):
         folder = Path(folder)
         if os.path.isfile(folder):
             raise InputError(f"An ensemble is saved in a folder, but {folder} is a file; give another place.")
+        check_model(self)
         used = [t for t, factor in enumerate(self.factors) if factor > 0]
         kept = Ensemble(
             [self.members[t] for t in used], [self.weights[t] for t in used], [self.scales[t] for t in used]

@@ -250,7 +250,7 @@ def _fields(attack: Attack) -> tuple[dataclasses.Field[Any], ...]:
 def evaluate(
     model: nn.Module,
     data: ImageSet,
-    threat: ThreatModel | Sequence[ThreatModel],
+    threat: ThreatModel | str | Sequence[ThreatModel | str],
     attacks: Sequence[Attack | str],
     *,
     labels: Sequence[str] | None = None,
@@ -275,14 +275,10 @@ def evaluate(
         InputError: for labels the model has no logit for, NaN logits, an attack listed twice or one that leaves the
             threat model, or an interrupted evaluation with other settings.
     """
-    threats = tuple(threat) if isinstance(threat, Sequence) and not isinstance(threat, str) else (threat,)
+    several = isinstance(threat, Sequence) and not isinstance(threat, str)
+    threats = tuple(map(ThreatModel.of, threat if several else [threat]))  # type: ignore[arg-type]
     if not threats or len(set(threats)) < len(threats):
         raise InputError(f"An evaluation needs one threat model or several different ones, but got {len(threats)}.")
-    for allowed in threats:
-        if not isinstance(allowed, ThreatModel):
-            raise InputError(
-                f"A threat model is a ThreatModel, such as ThreatModel(epsilon='8/255'), but got {allowed!r}."
-            )
     if isinstance(attacks, str):
         raise InputError(f"attacks is a list of attacks or their names, such as ['{attacks}'], but got '{attacks}'.")
     check_type("attacks", attacks, Iterable, "a list of attacks or their names")

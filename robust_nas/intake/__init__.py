@@ -15,11 +15,13 @@ vanish or the accuracy is low, and the model would look robust or bad for the wr
 from robust_nas.intake.diagnosis import check_labels, check_model, check_numbers, check_outputs, diagnose
 from robust_nas.intake.independence import dependence
 from robust_nas.intake.loading import (
+    check_named,
     chosen_architectures,
     chosen_networks,
     files_of,
     load_models,
     own_model,
+    own_space,
     short_name,
     trained_network,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "Normalised",
     "check_labels",
     "check_model",
+    "check_named",
     "check_numbers",
     "check_outputs",
     "check_weights_file",
@@ -48,6 +51,7 @@ __all__ = [
     "made_by",
     "make",
     "own_model",
+    "own_space",
     "prepared",
     "short_name",
     "trained_network",

@@ -13,7 +13,7 @@ from robust_nas.intake.gradients import gradient_note
 from robust_nas.intake.independence import dependence
 from robust_nas.models.frozen import check_values, frozen
 from robust_nas.models.preparation import NORMALISATIONS, LogProbabilities, Normalised
-from robust_nas.models.scores import logits_of, scores, taking
+from robust_nas.models.scores import probed, scores
 
 _IN_WORDS = {
     "imagenet": "normalised by ImageNet's mean and standard deviation",
@@ -102,15 +102,7 @@ def check_outputs(model: nn.Module, images: Tensor) -> tuple[int, list[str]]:
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad(), taking(images):
-        outputs = logits_of(model, images)
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images) or outputs.shape[1] < 2:
-        found = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise InputError(
-            f"The model must return logits [B, K] of at least 2 classes, but for {len(images)} images it returned "
-            f"{found}; name a function that makes a model of logits."
-        )
-    return outputs.float()
+    return probed(model, images).float()
 
 
 def _on_outputs(model: nn.Module, outputs: Tensor) -> list[str]:

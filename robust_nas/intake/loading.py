@@ -21,11 +21,12 @@ from robust_nas.datasets import Dataset, DataSource
 from robust_nas.intake.diagnosis import check_model
 from robust_nas.models.complexity import within_memory
 from robust_nas.models.frozen import evaluating
-from robust_nas.models.named import absolute_place, named_model
+from robust_nas.models.named import absolute_place, file_digest, named_model
 from robust_nas.models.weights import PICKLED, check_weights_file, load_weights
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.run_folder import RunFolder, is_run
 from robust_nas.spaces import Space, described
+from robust_nas.spaces.module import ModuleSpace
 
 
 @unchanged_process()
@@ -77,6 +78,7 @@ def own_model(spec: str) -> tuple[str, Path | None]:
     Raises:
         InputError: for what names no module, or what `load_models` raises.
     """
+    check_named(spec)
     parts = model_parts(spec)
     if parts is None:
         raise InputError(
@@ -89,6 +91,36 @@ def own_model(spec: str) -> tuple[str, Path | None]:
     )
     ending = f"@{parts.weights}" if parts.weights and weights is None else ""
     return f"{absolute_place(parts)}:{parts.attribute}{ending}", weights
+
+
+def own_space(name: str, normalise: str | None = None) -> ModuleSpace:
+    """Return the space of one model of one's own, by its name as `own_model` gives it, with its file as it is now."""
+    parts = model_parts(name)
+    digest = file_digest(parts) if parts else ""
+    return ModuleSpace(name="own", models=(name,), normalise=normalise, sha256=(digest,) if digest else ())
+
+
+def check_named(word: str) -> None:
+    """Raise InputError for a word that names no model, and that is no folder."""
+    path = expanded(word)
+    if word.endswith(".py"):
+        raise InputError(f"Name the model in {word}, a class or a function that makes one: {word}:NAME.")
+    if model_parts(word) is None and path.suffix in (".safetensors", *PICKLED):
+        check_weights_file(path)
+        if not is_run(path.absolute().parent.parent):
+            raise _without_network(path)
+    if ":" not in word and not path.exists():
+        raise InputError(
+            f"There is no {word}; name a run folder, weights in one, a saved ensemble, package.module:attribute, "
+            "path/to/file.py:attribute or torchvision:NAME."
+        )
+
+
+def _without_network(weights: Path) -> InputError:
+    return InputError(
+        f"{weights} lies in no run folder's checkpoints, so that its network is not known; give the model as "
+        f"package.module:attribute@{weights}."
+    )
 
 
 def short_name(name: str) -> str:
@@ -140,10 +172,7 @@ def _of_weights(path: Path) -> dict[str, nn.Module]:
     check_weights_file(path)
     run = path.absolute().parent.parent
     if not is_run(run):
-        raise InputError(
-            f"{path} lies in no run folder's checkpoints, so that its network is not known; give the model as "
-            f"package.module:attribute@{path}."
-        )
+        raise _without_network(path)
     return _from_run(run, [path])
 
 
@@ -190,5 +219,8 @@ def trained_network(space: Space, architecture: AnyArchitecture, data: Dataset, 
     """
     with within_memory(f"The network of {space.name}", copies=1):
         network = space.network(architecture, data)
-    load_weights(network, weights, "delete the file and the stage's JSON file, and resume the run")
+    again = "delete the file and the stage's JSON file, and resume the run"
+    if isinstance(space, ModuleSpace):
+        again = f"put what defines {architecture} back as it was when the run trained it"
+    load_weights(network, weights, again)
     return network.eval()

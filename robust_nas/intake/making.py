@@ -17,7 +17,7 @@ from robust_nas.core.seeds import seeded
 from robust_nas.intake.loading import load_models
 from robust_nas.models.named import MADE_BY, made_by
 
-_OWN = {*vars(nn.Module()), MADE_BY, "built_from"}
+_OWN = frozenset({*vars(nn.Module()), MADE_BY, "built_from"})
 """The attributes that torch and we keep in a module: not its maker's choice, or compared in another way."""
 
 
@@ -99,9 +99,12 @@ def _difference(one: nn.Module, other: nn.Module) -> str | None:
         twin, place = theirs[name], name or "itself"
         if _kind(module) != _kind(twin):
             return f"the class of {place}"
-        if module._forward_hooks or module._forward_pre_hooks:
+        (hooks, computed), (their_hooks, _) = _hooks(module), _hooks(twin)
+        if not _equal(hooks, their_hooks):
             return f"the hooks of {place}"
-        own, their = ({key: value for key, value in vars(each).items() if key not in _OWN} for each in (module, twin))
+        own, their = (
+            {key: value for key, value in vars(each).items() if key not in _OWN | computed} for each in (module, twin)
+        )
         fixed, their_fixed = (_not_saved(each) for each in (module, twin))
         for found, expected in ((own, their), (fixed, their_fixed)):
             for key in sorted({*found, *expected}):
@@ -113,6 +116,15 @@ def _difference(one: nn.Module, other: nn.Module) -> str | None:
 
 def _kind(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _hooks(module: nn.Module) -> tuple[list[Any], set[str]]:
+    """Return the hooks around a module's passes, and the names of the weights that torch's own compute there.
+
+    Those are `weight_norm` and `spectral_norm` of `torch.nn.utils`: the weight is anew with every pass.
+    """
+    hooks: list[Any] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return hooks, {str(hook.name) for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")}
 
 
 def _not_saved(module: nn.Module) -> dict[str, Any]:

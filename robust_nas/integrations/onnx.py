@@ -10,6 +10,7 @@ as few kinds of operations as possible (`_onnx_graph` says why). Needs the packa
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from robust_nas.core.checks import check_path, check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import generator_at
 from robust_nas.core.writing import atomic_path
-from robust_nas.models.frozen import copied, evaluating
+from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.process import unchanged_process
 
@@ -96,8 +97,14 @@ def export_onnx(
         )
     intake.check_model(model)
     check_arithmetic(model)
+    intake.check_outputs(model, points[:2].to(device_of(model, points)))
     network = evaluating(copied(model).cpu().float())
-    num_classes, _ = intake.check_outputs(network, points[:1])
+    try:
+        num_classes, _ = intake.check_outputs(network, points[:1])
+    except InputError as error:
+        raise InputError(
+            f"The model works as it is, but not in float32, which files are written in: {error}"
+        ) from error
     written = _traced(network, shape)
     with atomic_path(path) as temporary:
         temporary.write_bytes(written.SerializeToString())
@@ -121,15 +128,17 @@ def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> ModelProto:
     # cannot differentiate; after a first one it starts none.
     torch.ones(1, requires_grad=True).sum().backward()
     try:
-        program = torch.onnx.export(
-            network,
-            (torch.zeros(1, *image_shape),),
-            dynamo=True,
-            opset_version=_TRACED_OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            verbose=False,
-        )
+        # The file is compared with the network, so that what may be amiss in it shows.
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(1, *image_shape, dtype=torch.float32),),
+                dynamo=True,
+                opset_version=_TRACED_OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                verbose=False,
+            )
         assert program is not None
         model = in_common_operations(program.model_proto)
         if {node.op_type for node in model.graph.node} <= COMMON:
@@ -137,7 +146,9 @@ def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> ModelProto:
                 model.graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
             )
         onnx.checker.check_model(model, full_check=True)
-    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the exporter's passes raise errors of several packages
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter's own says at which step it was, its first cause says why
             cause = cause.__cause__

@@ -44,6 +44,7 @@ from robust_nas.pipeline import Job, load_models, trained_models
 from robust_nas.records import CertificationRecord, EvaluationRecord
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.spaces import BuiltFrom, NetworkSource, WritesSource
+from robust_nas.spaces.module import ModuleSpace
 
 TOLERANCE = 1e-9
 """The largest error of logits in double precision, as a share of the largest."""
@@ -234,6 +235,11 @@ def _origin_of(model: nn.Module) -> tuple[BuiltFrom, WritesSource]:
         raise InputError(
             f"Only a network of a search space can be written as Python, but a {type(model).__name__} says none "
             "that it was built from."
+        )
+    if isinstance(origin.space, ModuleSpace):
+        raise InputError(
+            f"{visible(str(origin.architecture))} defines this network already; its weights are in the run's "
+            "checkpoints."
         )
     if not isinstance(origin.space, WritesSource):
         raise InputError(

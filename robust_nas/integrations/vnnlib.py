@@ -56,7 +56,7 @@ _POINTS_PER_IMAGE = 4
 """Random points of each ball at which the runtimes are compared."""
 
 
-def write_vnnlib(path: Path | str, image: Tensor, label: int, num_classes: int, threat: ThreatModel) -> None:
+def write_vnnlib(path: Path | str, image: Tensor, label: int, num_classes: int, threat: ThreatModel | str) -> None:
     """Write the property of a counterexample at an image: X_0, ... in the box, and one Y_j that is at least Y_label.
 
     The numbers are written in full, and are float32: a reader in single or double precision has the same box. It is the
@@ -73,7 +73,8 @@ def write_vnnlib(path: Path | str, image: Tensor, label: int, num_classes: int, 
         InputError: for a norm other than linf, an image of another form, or a label that is no class.
     """
     check_path("path", path)
-    check_kinds("write_vnnlib", image=(image, Tensor), threat=(threat, ThreatModel))
+    check_kinds("write_vnnlib", image=(image, Tensor))
+    threat = ThreatModel.of(threat)
     check_type("label", label, int, "a whole number")
     check_type("num_classes", num_classes, int, "a whole number")
     _check_box(threat)
@@ -134,7 +135,7 @@ def _decimal(value: float) -> str:
 def write_benchmark(
     models: Mapping[str, nn.Module],
     data: ImageSet,
-    threats: Sequence[ThreatModel],
+    threats: Sequence[ThreatModel | str],
     folder: Path | str,
     *,
     timeout: int = TIMEOUT,
@@ -171,14 +172,14 @@ def write_benchmark(
             "An export needs at least one model, image and radius, and a timeout of at least 1 s, but got "
             f"{len(models)}, {len(data)}, {len(threats)} and {timeout}."
         )
-    for threat in threats:
-        check_kinds("write_benchmark", threat=(threat, ThreatModel))
-        _check_box(threat)
+    balls = list(map(ThreatModel.of, threats))
+    for ball in balls:
+        _check_box(ball)
     names = {name: f"onnx/{file_name(name)}.onnx" for name in models}
     if len(set(names.values())) < len(names):
         raise InputError(f"Models must have names that differ as files' names too, but got {', '.join(names)}.")
-    radii = {threat.epsilon: threat for threat in threats}
-    points, images, labels = _points(data, threats), data.images.cpu(), data.labels.cpu()
+    radii = {ball.epsilon: ball for ball in balls}
+    points, images, labels = _points(data, balls), data.images.cpu(), data.labels.cpu()
     networks: dict[str, Any] = {}
     instances: list[tuple[str, str, int]] = []
     with _whole(folder) as unfinished:

@@ -187,13 +187,7 @@ def read_words(
         InputError: for a model that there is not.
     """
     for model in models:
-        if model.endswith(".py") and ":" not in model:
-            raise InputError(f"Name the model in {model}, a class or a function that makes one: {model}:NAME.")
-        if ":" not in model and not Path(model).exists():
-            raise InputError(
-                f"There is no {model}; name a run folder, weights in one, a saved ensemble, package.module:attribute, "
-                "path/to/file.py:attribute or torchvision:NAME."
-            )
+        intake.check_named(model)
     run = run_of(models[0])
     of_run = config.read_toml(run / "config.toml") if run else {}
     table: dict[str, Any] = {"models": named(list(models))}

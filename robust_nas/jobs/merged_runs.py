@@ -36,7 +36,6 @@ from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder, is_run
 from robust_nas.runtime.states import load_state, save_state
 from robust_nas.spaces import BuiltFrom, Space
-from robust_nas.spaces.module import ModuleSpace
 from robust_nas.threat import ThreatModel
 
 SETTINGS = ("evaluation", "certification", "ensemble", "device", "threads", "workers", "patience", "seed")
@@ -95,6 +94,8 @@ def build(
         InputError: for runs without trained models, of different images or norms, a run that is named twice, less than
             two models, or a wrong setting.
     """
+    for model in models:
+        intake.check_named(model)
     recipes = {model: _recipe_of(Path(model)) for model in models if not _is_own(model)}
     runs = list(map(Path, recipes))
     if len({*models}) < len(models):
@@ -192,7 +193,7 @@ def _normalisation(member: Normalised) -> str:
 
 
 def _given(origin: str, name: str, model: nn.Module, normalise: str | None) -> Member:
-    space = ModuleSpace(name="own", models=(name,), normalise=normalise)
+    space = intake.own_space(name, normalise)
     return Member(origin, space, name, model.state_dict())
 
 

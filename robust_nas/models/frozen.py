@@ -46,7 +46,8 @@ def check_values(model: nn.Module) -> None:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise InputError(
-                f"The model's '{name}' has no size yet, as it is a lazy module's; call the model once with images."
+                f"The model's '{name}' has no size yet, as it is a lazy module's; call the model once with "
+                "images where it is made: model(images)."
             )
         if tensor.is_meta:
             raise InputError(

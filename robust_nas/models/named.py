@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -22,6 +23,9 @@ from robust_nas.core.errors import InputError, reason_of, suggest
 from robust_nas.core.registry import ModelParts
 from robust_nas.models.preparation import Normalised
 from robust_nas.models.weights import load_weights
+
+_FOLDERS: set[Path] = set()
+"""The folders of the files that models were made by."""
 
 MADE_BY = "_robust_nas_made_by"
 """The attribute in which a model keeps the name that it was loaded by."""
@@ -47,6 +51,12 @@ def named_model(parts: ModelParts) -> nn.Module:
     return model
 
 
+def file_digest(parts: ModelParts) -> str:
+    """Return the sha256 of the file that defines a model; nothing for a module, or one of torchvision's."""
+    path = expanded(parts.place)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else ""
+
+
 def absolute_place(parts: ModelParts) -> str:
     """Return the place of a name, a file's from the root on: another folder may be the current one later."""
     return str(expanded(parts.place).resolve()) if parts.place.endswith(".py") else parts.place
@@ -59,6 +69,8 @@ def _of_module(parts: ModelParts) -> nn.Module:
     path = expanded(parts.place).absolute()
     # A file's neighbours, as `python path/to/file.py` finds them, and what is in the current folder.
     with _importable(Path.cwd(), *([path.parent] if path.suffix == ".py" else [])):
+        if path.suffix == ".py":
+            _forget_neighbours_of_others(path.resolve().parent)
         model = _made(_attribute(_imported(parts.place), parts), parts)
     if parts.weights:
         load_weights(model, expanded(parts.weights))
@@ -77,10 +89,29 @@ def _importable(*folders: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
+def _forget_neighbours_of_others(folder: Path) -> None:
+    """Let a file's imports find its own neighbours, and not those of the same name beside another model's file.
+
+    Python keeps imported modules by name; a model keeps those that it was made with.
+    """
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        top = name.partition(".")[0]
+        beside = {folder / f"{top}.py", folder / top / "__init__.py"}
+        if file is None or not any(place.is_file() for place in beside):
+            continue
+        home = Path(file).resolve().parents[name.count(".") + (Path(file).name == "__init__.py")]
+        if home in _FOLDERS - {folder}:
+            del sys.modules[name]
+    _FOLDERS.add(folder)
+
+
 def _imported(place: str) -> ModuleType:
     path = expanded(place)
     if place.endswith(".py") and not path.is_file():
-        raise InputError(f"There is no file {path}; give the one that defines the model.")
+        raise InputError(
+            f"There is no file {path}; give the one that defines the model, or put it back if a run's model is its."
+        )
     try:
         return _run_file(path.resolve()) if place.endswith(".py") else importlib.import_module(place)
     # Whatever a file of the user's raises; ROBUST_NAS_TRACEBACK shows where.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,20 +77,81 @@ def scores(model: nn.Module, points: Tensor) -> Tensor:
         return _logits(model, points)
 
 
+def probed(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits [B, K] of `images`, as the model gives them; some are no batch of logits for one image alone.
+
+    Raises:
+        InputError: if the model fails on such images, or returns something else.
+    """
+    with torch.no_grad():
+        with taking(images):
+            found: Any = logits_of(model, images)
+        logits = checked_logits(found, len(images))
+        if len(images) == 1:
+            return logits
+        try:
+            alone = logits_of(model, images[:1])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # where single images count, `intake.dependence` says so
+            return logits
+        checked_logits(alone, 1)
+    return logits
+
+
+def checked_logits(found: Any, num_images: int) -> Tensor:
+    """Return what a model gave for so many images, which must be logits [B, K].
+
+    Raises:
+        InputError: if it is something else, with what to do about it.
+    """
+    is_tensor = isinstance(found, Tensor)
+    if is_tensor and found.ndim == 2 and found.shape[0] == num_images and found.shape[1] > 1:
+        if found.is_floating_point():
+            return found
+        got, advice = f"whole numbers ({found.dtype})", "return them as floats"
+    elif is_tensor:
+        got, advice = f"{list(found.shape)}", "wrap it so that it does"
+        if num_images == 1 and found.ndim == 1 and len(found) > 1:
+            advice = "do not squeeze a batch of one: flatten(1) keeps it"
+    else:
+        got, advice = f"a {type(found).__name__}", "wrap it so that it does"
+        if isinstance(found, Mapping) and "logits" in found:
+            advice = "wrap it in a module that returns its ['logits']"
+        elif isinstance(found, Sequence) and found and isinstance(found[0], Tensor) and found[0].ndim == 2:
+            advice = "wrap it in a module that returns its first part, [0]"
+    raise InputError(
+        "The model must return logits [B, K] of a batch of B images, any number of them, and at least 2 classes, but "
+        f"for {num_images} {'image' if num_images == 1 else 'images'} it returned {got}; {advice}."
+    )
+
+
 @contextlib.contextmanager
 def taking(images: Tensor) -> Iterator[None]:
     """Say in one sentence that a model cannot take images [B, C, H, W], where a pass through it fails."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, InputError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
+    except Exception as error:  # whatever a model's own code raises
         size = " x ".join(str(number) for number in images.shape[1:])
+        reason = _misfit(error) or f"{type(error).__name__}: {reason_of(error)}"
         raise InputError(
-            f"The model cannot take images of {size} pixels ({reason_of(error)}); is it one for this data set?"
+            f"The model cannot take images of {size} pixels ({reason}); is it one for this data set?"
         ) from error
+
+
+def _misfit(error: Exception) -> str | None:
+    """Return what the layer that failed takes and what it was given, where their numbers differ."""
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        layer, given = (frame.f_locals.get(name) for name in ("self", "input"))
+        if not isinstance(given, Tensor) or given.ndim < 2:
+            continue
+        if isinstance(layer, nn.Linear) and given.shape[-1] != layer.in_features:
+            return f"a linear layer of it takes {layer.in_features} numbers, but got {given.shape[-1]}"
+        if isinstance(layer, nn.Conv2d) and given.ndim == 4 and given.shape[1] != layer.in_channels:
+            return f"a convolution of it takes {layer.in_channels} channels, but got {given.shape[1]}"
+    return None
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
@@ -103,13 +165,7 @@ def _logits(model: nn.Module, points: Tensor) -> Tensor:
     Raises:
         InputError: if it returns something else, as a model may that squeezes a batch of one image.
     """
-    logits: Any = logits_of(model, points)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(points):
-        found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise InputError(
-            f"The model must return logits [B, K] of a batch of any size, but for a batch of {len(points)} it returned "
-            f"{found}; wrap it so that it does."
-        )
+    logits = checked_logits(logits_of(model, points), len(points))
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

@@ -268,12 +268,10 @@ def for_model(
     name, weights = intake.own_model(model)
     keys: dict[str, Any] = {
         "name": intake.short_name(name),
-        "space": {"kind": "module", "name": "own", "models": named([name])},
+        "space": named(spaces.describe(intake.own_space(name, normalise))),
         "search": {"name": "given", "architecture": name},
         "derive": {"count": 1},
     }
-    if normalise is not None:
-        keys["space.normalise"] = normalise
     if threat is not None:
         keys["threat"] = config.to_dict(ThreatModel.parse(threat))
     if weights is not None:

@@ -268,6 +268,23 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def mean_gradients(self, model: nn.Module) -> None:
+        """Replace the gradient of every parameter that has one on some rank by its mean over all ranks.
+
+        For what `wrap` is not for: modules of which a pass may leave out parameters, on some ranks or on all.
+        """
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.size == 1 or not learning:
+            return
+        used = self.sum(torch.tensor([float(each.grad is not None) for each in learning], device=self.device))
+        shared = [each for each, count in zip(learning, used.tolist(), strict=True) if count]
+        for kind in {each.dtype for each in shared}:
+            some = [each for each in shared if each.dtype == kind]
+            gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in some]
+            mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            for each, part in zip(some, mean.split([each.numel() for each in some]), strict=True):
+                each.grad = part.view_as(each)
+
     def mean_buffers(self, model: nn.Module) -> None:
         """Replace every floating point buffer of `model` (batch-norm statistics) by its mean over all ranks."""
         if self.size > 1:

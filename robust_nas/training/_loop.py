@@ -21,10 +21,13 @@ from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
 from robust_nas.models.frozen import evaluating
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
+from robust_nas.models.scores import NoGradient
 from robust_nas.records.training import Course
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
+from robust_nas.spaces import BuiltFrom
+from robust_nas.spaces.module import ModuleSpace
 from robust_nas.training import Batch, Memory, on_device
 from robust_nas.training._augment import crop_and_flip, cutout, mix_up
 from robust_nas.training._optimisers import make_optimiser
@@ -88,6 +91,13 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
         )
     try:
         best, last, record = _train(model, data, threat, training, stage)
+    except NoGradient as error:
+        if torch.is_inference_mode_enabled():
+            raise
+        raise InputError(
+            f"{str(error).rpartition(';')[0]}; train it without: train.method=standard and "
+            "train.selection_attack=square."
+        ) from error
     finally:
         unmix(model, training.serve)
         if training.drop_path and isinstance(model, DropsPaths):
@@ -240,8 +250,11 @@ class Trainer:
         self._model, self._training, self._world = model, training, world
         # Compiled, it has one graph for the attack and one for the step.
         self._called: nn.Module = torch.compile(model) if training.compile else model  # type: ignore[assignment]
-        self._wrapped = world.wrap(self._called)
         self._head = _auxiliary_head(model, training, world, seed)
+        # A pass through a network of one's own may leave out some of its parameters, for which DDP would wait.
+        self._wrapped = world.wrap(self._called) if _uses_all(model) else self._called
+        self._unreduced = [model] if self._wrapped is self._called else []
+        self._unreduced += [] if self._head is None else [self._head]
         # The head learns with the network, and is no part of it.
         self._learning = model if self._head is None else nn.ModuleList([model, self._head])
         self._optimiser = make_optimiser(self._learning, training)
@@ -256,10 +269,15 @@ class Trainer:
             crafted = training.method.craft(self._called, batch)
         with moved_weights(model, training.awp, lambda: self._loss(self._called, crafted, batch), batch.mean):
             loss = self._loss(self._wrapped, crafted, batch)
+            if not loss.requires_grad:
+                raise InputError(
+                    "The network's loss depends on its weights by nothing that has a gradient (detach, argmax or "
+                    "no_grad in it?), so that it cannot be trained; take that out of it."
+                )
             self._optimiser.zero_grad(set_to_none=True)
             self._scaler.scale(loss).backward()
-        if self._head is not None:
-            self._average_gradients(self._head, batch)
+        for part in self._unreduced:
+            self._world.mean_gradients(part)
         if not self._checked:
             _check_branches(model)
             self._checked = True
@@ -286,14 +304,6 @@ class Trainer:
                 logits = head(forward.features(crafted)).float()
                 loss = loss + training.auxiliary * F.cross_entropy(logits, batch.targets)
             return loss
-
-    @staticmethod
-    def _average_gradients(head: nn.Module, batch: Batch) -> None:
-        """Give all ranks the mean gradient of what is not averaged in the backward pass."""
-        gradients = [parameter.grad for parameter in head.parameters() if parameter.grad is not None]
-        averaged = batch.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, mean in zip(gradients, averaged.split([each.numel() for each in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
 
     def _cast(self) -> torch.autocast:
         precision = self._training.precision
@@ -326,6 +336,12 @@ class Trainer:
         device, average = self._world.device, state["average"]
         self.average.values, self.average.steps = on_device(device, average["values"]), average["steps"]
         self.memory.load_state(state["memory"], device)
+
+
+def _uses_all(model: nn.Module) -> bool:
+    """Whether every pass uses all parameters, as those through networks of search spaces do."""
+    built: BuiltFrom | None = getattr(model, "built_from", None)
+    return built is not None and not isinstance(built.space, ModuleSpace)
 
 
 def _auxiliary_head(model: nn.Module, training: Training, world: World, seed: int) -> nn.Module | None:

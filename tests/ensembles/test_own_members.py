@@ -89,7 +89,7 @@ def test_an_ensemble_of_ones_own_is_attacked_on_the_command_line(own: Any, comma
     assert exported.returncode == 2 and "--allow-code" in exported.stderr
     # What the command attacks with --allow-code; the attack itself takes a while.
     with allowing_code():
-        loaded = assessment.load(assessment.from_words(["saved"], data="digits", threat=["linf:0.05"]), CPU)
+        loaded = assessment.from_words(["saved"], data="digits", threat=["linf:0.05"]).load(CPU)
     assert torch.equal(logits(loaded["saved"]), logits(ensemble))
 
 

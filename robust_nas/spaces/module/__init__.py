@@ -6,6 +6,7 @@ ensembles and reported. `search=sampled` finds the best of several.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ class ModuleSpace(Decisions):
         name: the space's name.
         models: their names, as `robust_nas.intake` reads them; those from a file run only if that is allowed.
         normalise: the pixels that the models expect, if they do not normalise them themselves.
+        sha256: of the files that define the models, when the space was made; a file that differs is warned of.
 
     Raises:
         InputError: for what names no model, and for a model that is there twice.
@@ -39,9 +41,12 @@ class ModuleSpace(Decisions):
     name: str
     models: tuple[ModelName, ...]
     normalise: str | None = None
+    sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_options("models", self.models)
+        if len(self.sha256) not in (0, len(self.models)):
+            raise InputError(f"sha256 must be one for each of the {len(self.models)} models, but got {self.sha256}.")
         for name in self.models:
             ModelArchitecture.parse(name)
 
@@ -78,17 +83,23 @@ class ModuleSpace(Decisions):
         import torch
 
         from robust_nas.models.frozen import copied, evaluating
-        from robust_nas.models.named import named_model
+        from robust_nas.models.named import file_digest, named_model
         from robust_nas.models.preparation import prepared
-        from robust_nas.models.scores import logits_of
+        from robust_nas.models.scores import probed
 
         parts = model_parts(str(self.parse(str(architecture))))
         assert parts is not None
+        known = dict(zip(self.models, self.sha256, strict=False)).get(str(architecture))
+        if known and known != file_digest(parts):
+            warnings.warn(
+                f"{parts.place} has changed since it was named for this run: the model that it makes now may compute "
+                "something else than the one that was trained.",
+                stacklevel=2,
+            )
         # A module that its file made already would be one and the same for all who ask.
         network = copied(prepared(named_model(parts), normalise=self.normalise))
-        with torch.no_grad():
-            logits = logits_of(evaluating(copied(network)), torch.full((2, *data.image_shape), 0.5))
-        if logits.ndim != 2 or logits.shape[1] != len(data.classes):
+        logits = probed(evaluating(copied(network)), torch.full((2, *data.image_shape), 0.5))
+        if logits.shape[1] != len(data.classes):
             raise InputError(
                 f"{architecture} must give a logit for each of the {len(data.classes)} classes of {data.name}, but "
                 f"gives {list(logits.shape[1:])} for an image; name a model that is made for them."
