@@ -33,7 +33,7 @@ from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.ensembles.uniform import Uniform
 from robust_nas.evaluation import costs_text, evaluate, save_examples
 from robust_nas.models.complexity import count_multiply_adds, count_parameters
-from robust_nas.recipes import Recipe
+from robust_nas.recipes import Recipe, budget
 from robust_nas.recipes.rehearsal import rehearse, settle_threads
 from robust_nas.records import Record, read_stage
 from robust_nas.records.ensemble import EnsembleRecord, Weighting
@@ -210,6 +210,12 @@ def run(job: Job) -> None:
     ensemble(job)
     record(job)
     report(job)
+
+
+def run_after_costs(job: Job) -> None:
+    """Say how long each stage is expected to take, from a little of each, and run the pipeline."""
+    job.say(budget.text(budget.expected(job.recipe, job.data, job.world), job.world))
+    run(job)
 
 
 def search(job: Job) -> None:

@@ -33,9 +33,12 @@ from robust_nas.core.errors import InputError
     argument("--resume", type=Path, metavar="RUN", help="go on with this run folder"),
     OUT,
     DATA_ROOT,
+    argument("--budget", action="store_true", help="before it starts, print how long each stage is expected to take"),
     examples=["robust-nas run digits", "robust-nas run digits train.epochs=5 seed=1"],
 )
-def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: Path, data_root: Path | None) -> None:
+def run(
+    recipe: str | None, overrides: Sequence[str], resume: Path | None, out: Path, data_root: Path | None, budget: bool
+) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
     if (recipe is None) == (resume is None) and "=" not in (recipe or ""):
         raise InputError(
@@ -46,7 +49,7 @@ def run(recipe: str | None, overrides: Sequence[str], resume: Path | None, out: 
         job = resumed(resume, [*([recipe] if recipe else []), *overrides])
     else:
         job = begun(str(recipe), overrides, out, data_root)
-    finish(job, slow.pipeline.run)
+    finish(job, slow.pipeline.run_after_costs if budget else slow.pipeline.run)
 
 
 @command(RUN, examples=["robust-nas work runs/RUN"])

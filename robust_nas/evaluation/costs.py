@@ -76,7 +76,7 @@ def estimate_cost(
 def costs_text(name: str, costs: Sequence[Cost], num_images: int, world: World) -> str:
     """Return expected costs as lines for a terminal."""
     total = Cost("all", sum(cost.forwards for cost in costs), sum(cost.seconds for cost in costs))
-    rows = [[cost.label, f"{cost.forwards:,.0f}", _duration(cost.seconds)] for cost in [*costs, total]]
+    rows = [[cost.label, f"{cost.forwards:,.0f}", duration(cost.seconds)] for cost in [*costs, total]]
     processes = world.size * world.workers
     return "\n".join(
         [
@@ -87,7 +87,8 @@ def costs_text(name: str, costs: Sequence[Cost], num_images: int, world: World) 
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
