@@ -233,7 +233,7 @@ class BilevelTrainer(SupernetTrainer):
         if (kept := self.alpha.kept_limit()) is not None:
             record["resource"] = kept
             if "note" in kept:
-                self.stage.progress.say(f"beware: {kept['note']}")
+                self.stage.progress.warn(kept["note"])
         return record
 
     def _own_state(self) -> dict[str, Any]:
