@@ -202,10 +202,10 @@ def check_same_data(run: Path, data: Dataset, splits: Sequence[str] = SPLITS) ->
 def run(job: Job) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
     job.world.on_main(lambda: check_states(job.folder.path))
-    job.progress.plan(**_work(job))
+    job.progress.plan(_work(job))
     search(job)
     derive(job)
-    job.progress.plan(**_work(job))  # it may have found fewer networks than were asked for
+    job.progress.plan(_work(job))  # it may have found fewer networks than were asked for
     train(job)
     attack(job)
     certify(job)
@@ -227,15 +227,15 @@ def _work(job: Job) -> dict[str, float]:
         "derive": 0.0 if derived else 1.0,
         "train": 0.0 if job.has("train.json") else epochs * (chosen - sum(map(job.has, trained))),
         "attack": chosen - 1,
-        "attack of the best": 1,
-        "attack of other epochs": chosen,
+        "attack: the best": 1,
+        "attack: other epochs": chosen,
         "certify": chosen,
     }
     if chosen > 1:  # an ensemble is as much work as its networks together: the uniform average, and the fitted one
         work["attack"] += chosen
-        work["attack of the best"] += chosen
+        work["attack: the best"] += chosen
         work["certify"] += 2 * chosen
-        work["bounds"] = 0.0 if job.has("ensemble.json") else 1.0
+        work["ensemble"] = 0.0 if job.has("ensemble.json") else 1.0
     return work
 
 
@@ -420,7 +420,7 @@ def attack(job: Job) -> None:
     best, models = best_single(job), load_models(job)
     check_outcomes(job.folder / "evaluation.parquet")
     for name, model in models.items():
-        with job.progress.unit("attack of other epochs"):
+        with job.progress.unit("attack: other epochs"):
             _attack_other_epoch(job, name)
         with job.progress.unit(_kind_of_attack(strongest=name == best)):
             _attack_one(job, name, model, strongest=name == best)
@@ -453,7 +453,7 @@ def attack_after_costs(job: Job) -> None:
 
 def _kind_of_attack(*, strongest: bool) -> str:
     """Return the kind of work that it is: the strongest attacks take far longer."""
-    return "attack of the best" if strongest else "attack"
+    return "attack: the best" if strongest else "attack"
 
 
 def _attacked_images(job: Job) -> ImageSet:
@@ -592,7 +592,7 @@ def ensemble(job: Job) -> None:
         job.begin()
         threat, bound = job.recipe.ensemble_threat, plan.bound or job.recipe.certification.bound
         validation, started = job.data.validation[: plan.num_images], time.monotonic()
-        with job.progress.unit("bounds", one_loop=True):
+        with job.progress.unit("ensemble", one_loop=True):
             bounds = [
                 _margins(job, bound, model, validation, threat)
                 for model in job.progress.steps(list(models.values()), "ensemble: bounds on validation images")
@@ -700,6 +700,8 @@ def start(
     if fill is None and chosen.derive.diversity and not chosen.search.needs_supernet:
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
+    if world.is_main:
+        progress.say(f"reading the data set {name_of(chosen.data)}")
     data = load_data(chosen, world)
     tried = settle_threads(chosen, data, world)
     warnings = rehearse(chosen, data, world, trains=fill is None)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from robust_nas.core.palette import HUES, LIGHT
-from robust_nas.core.text import visible
+from robust_nas.core.text import shortened, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +115,10 @@ def own_figure(width: float, height: float) -> Figure:
     return _notebook_figure()(figsize=(width, height), dpi=110, layout="constrained", facecolor=LIGHT["paper"])
 
 
+def _label(text: str) -> str:
+    return shortened(visible(text), 32)
+
+
 @styled
 def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> Figure:
     """Draw accuracies with their intervals, a row each: label, accuracy, low, high and the colour."""
@@ -124,7 +128,7 @@ def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: s
         # An interval may leave out its accuracy by a rounding.
         sides = [[max(accuracy - low, 0.0)], [max(high - accuracy, 0.0)]]
         axes.errorbar(accuracy, place, xerr=sides, fmt="o", color=colour, capsize=3)
-    axes.set_yticks(range(len(rows)), [visible(label) for label, *_ in rows])
+    axes.set_yticks(range(len(rows)), [_label(label) for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
@@ -199,7 +203,7 @@ def bar_plot(values: Mapping[str, float], title: str) -> Figure:
     figure = own_figure(6, 1.1 + 0.32 * len(values))
     axes = figure.subplots()
     axes.barh(range(len(values)), list(values.values()), color=HUES[1], height=0.6)
-    axes.set_yticks(range(len(values)), [visible(name) for name in values])
+    axes.set_yticks(range(len(values)), [_label(name) for name in values])
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_title(visible(title), loc="left")

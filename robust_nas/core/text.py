@@ -38,6 +38,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def shortened(title: str, longest: int) -> str:
+    """Return a title without its middle, if it is too long: names often differ at one end only."""
+    if len(title) <= longest:
+        return title
+    half = (longest - 1) // 2
+    return f"{title[:half]}\N{HORIZONTAL ELLIPSIS}{title[-half:]}"
+
+
 def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"  # a byte, as `surrogateescape` reads it

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from robust_nas.core.figures import ATTACKED, CLEAN, DIM, INK, MUTED, PAPER, RULE, figure_of, fraction_axis, styled
 from robust_nas.core.palette import HUES, LIGHT
 from robust_nas.core.pixels import format_pixels
+from robust_nas.core.text import shortened
 from robust_nas.report._elements import Html
-from robust_nas.report.plots import MARKERS, shortened, to_svg
+from robust_nas.report.plots import MARKERS, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -84,14 +84,6 @@ def _with_own_ids(tag: re.Match[str], key: str) -> str:
     return text.replace("url(#", f"url(#{key}-")
 
 
-def shortened(title: str, longest: int) -> str:
-    """Return a title without its middle, if it is too long: names often differ at one end only."""
-    if len(title) <= longest:
-        return title
-    half = (longest - 1) // 2
-    return f"{title[:half]}\N{HORIZONTAL ELLIPSIS}{title[-half:]}"
-
-
 def _epoch_axis(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from robust_nas.core.figures import DIM, INK, PAPER, figure_of, styled
+from robust_nas.core.text import shortened
 from robust_nas.report._elements import Html
-from robust_nas.report.plots import MARKERS, shortened, to_svg
+from robust_nas.report.plots import MARKERS, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

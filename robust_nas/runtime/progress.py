@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +42,12 @@ def show_progress(shown: bool) -> None:
 def of_call(progress: bool) -> Progress:
     """Return the display of a Python call: silent for its first second, and for good where progress is not wanted."""
     return Progress(quiet=not (progress and _SHOWN["calls"]), wait=SHORT)
+
+
+def accuracies_in_words(accuracies: Mapping[str, float], loss: float | None = None) -> str:
+    """Return the loss and the accuracies of a step for `Progress.note`, "loss 1.23, clean 61.0%, robust 45.0%"."""
+    words = [f"{kind} {share:.1%}" for kind, share in accuracies.items()]
+    return ", ".join(words if loss is None else [f"loss {loss:.3g}", *words])
 
 
 @dataclass
@@ -135,7 +141,7 @@ class Progress:
         if self._loops:
             self._loops[-1].note = visible(text)
 
-    def plan(self, **amounts: float) -> None:
+    def plan(self, amounts: Mapping[str, float]) -> None:
         """Say how much work of each kind a whole job is, done or not; its time left is then shown. See `Work`."""
         self._work.plan(amounts)
 

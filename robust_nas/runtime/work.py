@@ -14,7 +14,7 @@ class TimeLeft:
 
     Args:
         seconds: of the kinds of work that have been measured.
-        unknown: the kinds that are to come and have not been measured.
+        unknown: the kinds that are to come and have not been measured; in words, only as far as the colon in them.
     """
 
     seconds: float
@@ -23,8 +23,9 @@ class TimeLeft:
     def __str__(self) -> str:
         if not self.unknown:
             return f"about {duration(self.seconds)} left"
-        known = f"{duration(self.seconds)} and " if self.seconds else ""
-        return f"left: {known}? ({', '.join(self.unknown)})"
+        known = f"{duration(self.seconds)} + " if self.seconds else ""
+        families = dict.fromkeys(kind.partition(":")[0] for kind in self.unknown)
+        return f"{known}? left (not measured yet: {', '.join(families)})"
 
 
 @dataclass

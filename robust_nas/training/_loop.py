@@ -25,7 +25,7 @@ from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unu
 from robust_nas.models.scores import NoGradient
 from robust_nas.records.training import Course
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.progress import Progress, accuracies_in_words
 from robust_nas.runtime.stages import Stage
 from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces.module import ModuleSpace
@@ -208,7 +208,7 @@ def _train(
             learning_rate=rate,
             seconds=seconds,
         )
-        stage.progress.note(", ".join([f"loss {mean_loss:.3g}", *(f"{k} {v:.1%}" for k, v in accuracies.items())]))
+        stage.progress.note(accuracies_in_words(accuracies, mean_loss))
         stage.save(
             epoch + 1,
             {
