@@ -264,24 +264,33 @@ class _Bars:
         self._over = None
 
     def _drawn(self) -> RenderableType:
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
+        console = self._progress.console
+        width = 24 if console.width >= 100 else 10
         grid = Table.grid(padding=(0, 1))
-        for _ in range(5):
+        grid.add_column(no_wrap=True, overflow="ellipsis", max_width=console.width // 2 - width // 2)
+        for _ in range(4):
             grid.add_column(no_wrap=True)
         grid.add_column(no_wrap=True, overflow="ellipsis")
         loops = (self._over,) if self._over is not None else self._progress.loops
         for loop in loops:
-            bar = ProgressBar(total=loop.total, completed=loop.count, width=24, pulse=loop.total is None)
+            bar = ProgressBar(total=loop.total, completed=loop.count, width=width, pulse=loop.total is None)
             time_left = "" if loop is self._over else f"left {loop.left}"
             count = f"{loop.count}/{'?' if loop.total is None else loop.total}"
             grid.add_row(loop.title, bar, count, duration(loop.seconds), time_left, loop.note)
         if loops and self._over is None and (left := self._progress.left()) is not None:
             took = self._progress._clock() - self._progress._started
             total = None if left.unknown else took + left.seconds
-            bar = ProgressBar(total=total, completed=took, width=24, pulse=total is None)
-            grid.add_row("job", bar, "", duration(took), str(left), "")
+            job = Table.grid(padding=(0, 1))
+            job.add_column(no_wrap=True)
+            job.add_column(no_wrap=True)
+            job.add_column(no_wrap=True, overflow="ellipsis")
+            bar = ProgressBar(total=total, completed=took, width=width, pulse=total is None)
+            job.add_row("job", bar, str(left))
+            return Group(grid, job)
         return grid
 
 

@@ -15,12 +15,19 @@ class TimeLeft:
     Args:
         seconds: of the kinds of work that have been measured.
         unknown: the kinds that are to come and have not been measured; in words, only as far as the colon in them.
+        under_way: the kind that is at work, and the share of it that is done.
     """
 
     seconds: float
     unknown: tuple[str, ...] = ()
+    under_way: tuple[str, float] | None = None
 
     def __str__(self) -> str:
+        kind, share = self.under_way or ("", 0.0)
+        return (f"{kind.partition(':')[0]} {share:.0%} done, " if kind else "") + self._left
+
+    @property
+    def _left(self) -> str:
         if not self.unknown:
             return f"about {duration(self.seconds)} left"
         known = f"{duration(self.seconds)} + " if self.seconds else ""
@@ -126,7 +133,15 @@ class Work:
                 continue
             rate = took / amount
             seconds += max(rate * this - since, 0.0) + rate * ahead
-        return TimeLeft(seconds, tuple(unknown))
+        return TimeLeft(seconds, tuple(unknown), self._under_way())
+
+    def _under_way(self) -> tuple[str, float] | None:
+        """Return the kind that is at work, and the share of it that is done."""
+        unit = self._unit
+        if unit is None or not self._planned.get(unit.kind):
+            return None
+        done = self._done.get(unit.kind, 0.0) + (unit.amount * unit.share if unit.one_loop else 0.0)
+        return unit.kind, min(done / self._planned[unit.kind], 1.0)
 
 
 def duration(seconds: float) -> str:
