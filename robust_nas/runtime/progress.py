@@ -60,6 +60,7 @@ class Loop:
         began: the steps that were done before.
         count: the steps that are done.
         started: when.
+        moved: when the last step ended.
         now: the clock.
         note: what the last step found.
     """
@@ -69,6 +70,7 @@ class Loop:
     began: int
     count: int
     started: float
+    moved: float
     now: Callable[[], float]
     note: str = ""
 
@@ -82,7 +84,8 @@ class Loop:
         """The time that is left of it, by the mean of its steps."""
         if self.total is None or self.count == self.began:
             return "?"
-        return duration(self.seconds / (self.count - self.began) * (self.total - self.count))
+        mean = (self.moved - self.started) / (self.count - self.began)
+        return duration(max(mean * (self.total - self.count) - (self.now() - self.moved), 0.0))
 
     def line(self) -> str:
         """Return it under way as a line."""
@@ -160,7 +163,8 @@ class Progress:
         """
         if total is None and isinstance(items, Sized):
             total = done + len(items)
-        loop = Loop(visible(title), total, done, done, self._clock(), self._clock)
+        start = self._clock()
+        loop = Loop(visible(title), total, done, done, start, start, self._clock)
         self._loops.append(loop)
         display = None if self.console.quiet else self._shown_on()
         try:
@@ -168,7 +172,7 @@ class Progress:
                 display.begin()
             for item in items:
                 yield item
-                loop.count += 1
+                loop.count, loop.moved = loop.count + 1, self._clock()
                 if len(self._loops) == 1:
                     self._work.moved(done, loop.count, total)
                 if display is not None and not self._is_early():
@@ -221,7 +225,9 @@ class _Lines:
 
     def step(self, loop: Loop) -> None:
         """Show a loop's step, if the last line was long ago."""
-        if loop.now() - max(self._shown, loop.started) >= _BETWEEN_LINES and loop.count != loop.total:
+        # Fewer as hours go by: a log of a night has some hundred lines.
+        pause = max(_BETWEEN_LINES, loop.seconds / 20)
+        if loop.now() - max(self._shown, loop.started) >= pause and loop.count != loop.total:
             self._line(loop.line(), loop)
 
     def end(self, loop: Loop, *, is_worth_a_line: bool) -> None:
