@@ -34,6 +34,7 @@ _FROM = {
     "load_run": "api",
     "run": "api",
     "search": "api",
+    "show_progress": "runtime.progress",
     "smooth": "api",
     "train": "api",
     "write_benchmark": "integrations.vnnlib",
@@ -83,6 +84,7 @@ __all__ = [
     "samplers",
     "search",
     "searches",
+    "show_progress",
     "smooth",
     "spaces",
     "tables",
@@ -129,7 +131,12 @@ if TYPE_CHECKING:
     from robust_nas.integrations.onnx import export_onnx
     from robust_nas.integrations.python_module import export_python
     from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib
+    from robust_nas.runtime.progress import show_progress
     from robust_nas.threat import ThreatModel
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> Any:

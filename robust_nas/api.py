@@ -1,4 +1,8 @@
-"""The Python calls behind `import robust_nas as rn`: one per job, on objects instead of run folders."""
+"""The Python calls behind `import robust_nas as rn`: one per job, on objects instead of run folders.
+
+A call that takes longer than a second shows its progress on standard error, in a notebook under its cell;
+`progress=False` leaves that out, and `rn.show_progress(False)` for all calls.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,25 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from robust_nas import bounds as bound_group
-from robust_nas import datasets, derivation, evaluation, intake, pipeline, report, searches, spaces
+from robust_nas import datasets, derivation, evaluation, intake, pipeline, records, report, searches, spaces
 from robust_nas.architectures import AnyArchitecture
-from robust_nas.certification import Certification
+from robust_nas.certification import Certifications
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
 from robust_nas.core import config
 from robust_nas.core.checks import check_path, check_type, check_utf8
 from robust_nas.core.errors import InputError, Interrupted
-from robust_nas.core.files import read_json
+from robust_nas.core.figures import ATTACKED, CERTIFIED, CLEAN, interval_plot
+from robust_nas.core.files import is_there, read_json
 from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
+from robust_nas.core.shown import Shown, Summary, frame
 from robust_nas.core.writing import make_folder
 from robust_nas.datasets import Dataset
 from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.evaluation import Evaluation
 from robust_nas.models.complexity import within_memory
+from robust_nas.models.history import remember
 from robust_nas.models.pace import settle_threads
 from robust_nas.recipes import from_table
 from robust_nas.recipes import load as load_recipe
@@ -35,13 +42,16 @@ from robust_nas.recipes.rehearsal import any_network
 from robust_nas.records import KINDS, read_stage
 from robust_nas.runtime.distributed import World, losses_said
 from robust_nas.runtime.process import unchanged_process
-from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.progress import Progress, of_call
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
-from robust_nas.training import Training
+from robust_nas.training import Training, TrainingResult
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from robust_nas.attacks import Attack
     from robust_nas.bounds import Bound
     from robust_nas.datasets import Images
@@ -58,6 +68,7 @@ def search(
     *,
     method: str = "dirichlet",
     seed: int = 0,
+    progress: bool = True,
     **options: Any,
 ) -> SearchResult:
     """Search `space`; `options` are the search's fields. The result's `best` is the most probable architecture.
@@ -69,7 +80,7 @@ def search(
     space = _space(space)
     chosen = config.build(searches.get(method), named(options), "search")
     settle_threads(any_network(space, data, seed), data.some(max(chosen.batch_sizes, default=1)))
-    found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data))
+    found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data, progress))
     return found
 
 
@@ -81,6 +92,7 @@ def derive(
     threat: ThreatModel | str,
     *,
     seed: int = 0,
+    progress: bool = True,
     **options: Any,
 ) -> list[AnyArchitecture]:
     """Return functionally different architectures, best first; `options` are fields of the recipe's [derive]."""
@@ -88,7 +100,7 @@ def derive(
     data = datasets.dataset(data)
     threat = ThreatModel.of(threat)
     plan = config.build(derivation.Derivation, named(options), "derive")
-    candidates = derivation.derive(found, _space(space), data, threat, plan, _stage("derive", seed, data))
+    candidates = derivation.derive(found, _space(space), data, threat, plan, _stage("derive", seed, data, progress))
     return [candidate.architecture for candidate in candidates[: plan.count]]
 
 
@@ -103,12 +115,17 @@ def train(
     frozen_members: Sequence[nn.Module] = (),
     seed: int = 0,
     recipe: str | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> nn.Module:
     """Train an architecture from scratch and return the epoch that is best on the validation split (`keep`).
 
-        rn.train("|nor_conv_3x3~0|+...", data, threat, method="trades", epochs=20)
+        model = rn.train("|nor_conv_3x3~0|+...", data, threat, method="trades", epochs=20)
+        model.history.plot()  # or .to_frame(): loss and accuracies of every epoch, and which one is kept
         rn.train(torchvision.models.resnet18(num_classes=10), data, threat, recipe="fast-cifar10")
+
+    The returned module has the epochs in its attribute `history` (`robust_nas.models.history.History`), which is no
+    part of its weights.
 
     Args:
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
@@ -134,11 +151,11 @@ def train(
         raise InputError("train.start_from is for runs; give the module with its weights in place of an architecture.")
     if not isinstance(frozen_members, Sequence) or not all(isinstance(model, nn.Module) for model in frozen_members):
         raise InputError(f"train takes a list of modules as frozen_members, but got {frozen_members!r}.")
-    stage = _stage("train", seed, data)
+    stage = _stage("train", seed, data, progress)
     if isinstance(architecture, nn.Module):
         _check_trainable(architecture, data)
         settle_threads(architecture, data.some(plan.batch_size))
-        return fit_with(frozen_members, architecture, data, threat, plan, stage).model
+        return _with_history(fit_with(frozen_members, architecture, data, threat, plan, stage))
     space = _space(space)
     if not isinstance(architecture, str | AnyArchitecture):
         raise InputError(
@@ -148,7 +165,12 @@ def train(
     with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
         model = space.network(architecture, data).to(data.train.device)
     settle_threads(model, data.some(plan.batch_size))
-    return fit_with(frozen_members, model, data, threat, plan, stage).model
+    return _with_history(fit_with(frozen_members, model, data, threat, plan, stage))
+
+
+def _with_history(fitted: TrainingResult) -> nn.Module:
+    remember(fitted.model, fitted.history)
+    return fitted.model
 
 
 @overload
@@ -163,6 +185,7 @@ def evaluate(
     seed: int = ...,
     folder: Path | str | None = ...,
     name: str = ...,
+    progress: bool = ...,
 ) -> Evaluation: ...
 
 
@@ -179,6 +202,7 @@ def evaluate(
     seed: int = ...,
     folder: Path | str | None = ...,
     name: str = ...,
+    progress: bool = ...,
 ) -> Evaluation: ...
 
 
@@ -191,6 +215,7 @@ def evaluate(
     seed: int = 0,
     folder: Path | str | None = None,
     name: str = "model",
+    progress: bool = True,
 ) -> Evaluation:
     """Return the clean accuracy and what every attack leaves of it, image by image.
 
@@ -233,11 +258,13 @@ def evaluate(
     if folder is None:
         if len(data) >= batch_size:  # what is less takes no longer than this
             settle_threads(model, data.images[:batch_size])
-        return replace(evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, seed=seed), notes=notes)
+        alone = Stage("evaluate", seed, World(), of_call(progress))
+        found = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=alone)
+        return replace(found, notes=notes)
     place = RunFolder(Path(folder))
     make_folder(place.path, "give another folder")
     place.lock()
-    stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), Progress(), place.path)
+    stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), of_call(progress), place.path)
     result = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=stage)
     result = replace(result, notes=notes)
     result.save(folder, name)
@@ -254,8 +281,12 @@ def certify(
     bound: Bound | str = "auto",
     epsilons: Sequence[float] | None = None,
     batch_size: int = 128,
-) -> list[Certification]:
+    progress: bool = True,
+) -> Certifications:
     """Certify a model's predictions at each radius (the threat's own, if none is given), image by image.
+
+    Returns:
+        A list with a `Certification` for each radius, with `to_frame()` and `plot()` over the radii.
 
     `bound` is a kind of bound: "interval" in no time, "crown_ibp", "crown", "alpha_crown", or "auto" for the cheapest
     that proves an image. Of deep networks, where bounds say nothing, `smooth` makes a classifier with certificates.
@@ -264,7 +295,13 @@ def certify(
         raise InputError(f"certify takes a list of radii as epsilons, but got {epsilons!r}; write [{epsilons!r}].")
     chosen = config.made(bound_group.get, bound, "bound")
     return certify_model(
-        model, datasets.image_set(data), threat, bound=chosen, epsilons=epsilons, batch_size=batch_size
+        model,
+        datasets.image_set(data),
+        threat,
+        bound=chosen,
+        epsilons=epsilons,
+        batch_size=batch_size,
+        stage=Stage("certify", 0, World(), of_call(progress)),
     )
 
 
@@ -290,6 +327,7 @@ def build_ensemble(
     *,
     rule: str = "robboost",
     bound: Bound | str = "crown",
+    progress: bool = True,
     **options: Any,
 ) -> Ensemble:
     """Return the ensemble whose weights a rule fits to the models' bounds on validation images.
@@ -304,7 +342,7 @@ def build_ensemble(
         )
     return (
         Ensemble(list(models))
-        .fit(datasets.image_set(validation, "validation"), threat, rule=rule, bound=bound, **options)
+        .fit(datasets.image_set(validation, "validation"), threat, rule=rule, bound=bound, progress=progress, **options)
         .eval()
     )
 
@@ -325,6 +363,7 @@ def run(
     out: Path | str = "runs",
     data_root: Path | None = None,
     allow_code: bool = False,
+    progress: bool = True,
 ) -> Run:
     """Run a recipe in a new run folder, as `robust-nas run` does, and return it.
 
@@ -337,7 +376,7 @@ def run(
     """
     with allowing_code(allow_code):
         recipe = load_recipe(name, overrides, data_root=data_root)
-        job = pipeline.start(recipe, Path(out), Progress(), [name, *overrides])
+        job = pipeline.start(recipe, Path(out), of_call(progress), [name, *overrides])
         try:
             with losses_said():
                 pipeline.run(job)
@@ -347,8 +386,8 @@ def run(
     return load_run(job.folder.path, allow_code=True)
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """A run folder's contents: trained models and the record of every finished stage.
 
     Args:
@@ -371,6 +410,63 @@ class Run:
         """
         path = self.path / str(stage_file)
         return read_stage(path) if path.name in KINDS else read_json(path)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return what was measured of each model on the test images so far, a row each.
+
+        The columns are model, measure ("clean", an attack's name, "worst case" or "certified"), norm and epsilon
+        (missing of "clean"), accuracy (a fraction), low and high (its 95 % interval) and count (images).
+        """
+        columns = ("model", "measure", "norm", "epsilon", "accuracy", "low", "high", "count")
+        return frame(self._measured(), columns)
+
+    def plot(self) -> Figure:
+        """Return a figure with the clean, the worst-case and the certified accuracies of each model."""
+        colours = {"clean": CLEAN, "worst case": ATTACKED, "certified": CERTIFIED}
+        rows = [
+            (f"{row['model']}, {self._column(row)}", row["accuracy"], row["low"], row["high"], colours[row["measure"]])
+            for row in self._measured()
+            if row["measure"] in colours
+        ]
+        return interval_plot(rows, f"Accuracies of {self.path.name}")
+
+    def _measured(self) -> list[dict[str, Any]]:
+        counted = ("accuracy", "low", "high", "count")
+        rows: list[dict[str, Any]] = []
+        attacked, certified = self.path / "evaluation.json", self.path / "certification.json"
+        if is_there(attacked):
+            for model, found in records.read(attacked, records.EvaluationRecord).models.items():
+                measured = [("clean", found.clean), *((attack.name, attack) for attack in found.attacks)]
+                for name, item in [*measured, ("worst case", found.worst_case)]:
+                    at = {"norm": getattr(item, "norm", None), "epsilon": getattr(item, "epsilon", None)}
+                    rows.append({"model": model, "measure": name, **at, **{key: getattr(item, key) for key in counted}})
+        if is_there(certified):
+            for model, proved in records.read(certified, records.CertificationRecord).models.items():
+                for radius in proved:
+                    at = {"norm": self.threat.norm, "epsilon": radius.epsilon}
+                    values = {key: getattr(radius, key) for key in counted}
+                    rows.append({"model": model, "measure": "certified", **at, **values})
+        return rows
+
+    @staticmethod
+    def _column(row: dict[str, Any]) -> str:
+        return row["measure"] if row["epsilon"] is None else f"{row['measure']} @ {row['epsilon']:g}"
+
+    def _summary(self) -> Summary:
+        title = f"Run {self.path}: {self.data.name}, {self.threat.norm} {self.threat.epsilon:g}, " + (
+            "1 network" if len(self.models) == 1 else f"{len(self.models)} networks"
+        )
+        try:
+            rows = [row for row in self._measured() if row["measure"] in ("clean", "worst case", "certified")]
+        except InputError as error:  # a damaged file; what shows an object raises nothing
+            return Summary(title, notes=(str(error),))
+        columns = list(dict.fromkeys(map(self._column, rows)))
+        cells = {(row["model"], self._column(row)): f"{100 * row['accuracy']:.1f}" for row in rows}
+        lines = [
+            (model, *(cells.get((model, column), "-") for column in columns))
+            for model in dict.fromkeys(row["model"] for row in rows)
+        ]
+        return Summary(title, ("accuracies in %", *columns), tuple(lines))
 
 
 @unchanged_process()
@@ -407,6 +503,6 @@ def _space(space: Space | str) -> Space:
     return spaces.load(space) if isinstance(space, str) else space
 
 
-def _stage(name: str, seed: int, data: Dataset) -> Stage:
+def _stage(name: str, seed: int, data: Dataset, progress: bool) -> Stage:
     check_type("seed", seed, Integral, "a whole number")
-    return Stage(name, seed, World(device=data.train.device), Progress())
+    return Stage(name, seed, World(device=data.train.device), of_call(progress))

@@ -29,6 +29,7 @@ from robust_nas.evaluation import evaluate, transfers
 from robust_nas.models.calibration import Network, calibrated
 from robust_nas.records import derivation as recorded
 from robust_nas.records.derivation import Transferred
+from robust_nas.runtime.progress import accuracies_in_words
 from robust_nas.searches import LEAST_PROBABILITY
 from robust_nas.spaces import MixedSpace
 
@@ -142,6 +143,7 @@ def derive(
         network = derivation.calibrated(found.supernet.choose(candidate.architecture), data, stage)
         within = stage.within("validation")
         result = evaluate(network, images, threat, [derivation.attack], stage=within)
+        stage.progress.note(accuracies_in_words({"clean": result.clean_accuracy, "robust": result.robust_accuracy}))
         certified = None
         if derivation.bound is not None:
             (certificates,) = certify(network, images, threat, bound=derivation.bound, stage=within)

@@ -202,8 +202,10 @@ def check_same_data(run: Path, data: Dataset, splits: Sequence[str] = SPLITS) ->
 def run(job: Job) -> None:
     """Search, derive, train, attack, certify, ensemble, record and report."""
     job.world.on_main(lambda: check_states(job.folder.path))
+    job.progress.plan(_work(job))
     search(job)
     derive(job)
+    job.progress.plan(_work(job))  # it may have found fewer networks than were asked for
     train(job)
     attack(job)
     certify(job)
@@ -218,6 +220,31 @@ def run_after_costs(job: Job) -> None:
     run(job)
 
 
+def _work(job: Job) -> dict[str, float]:
+    """Return the work of the whole pipeline that its stages do in units: networks, epochs of training.
+
+    What an earlier session has finished is left out, or is a unit that is over at once.
+    """
+    derived, epochs = job.has("derive.json"), job.recipe.train.epochs
+    chosen = len(chosen_architectures(job)) if derived else job.recipe.derive.count
+    trained = [f"checkpoints/{name}.safetensors" for name in chosen_architectures(job)] if derived else []
+    work = {
+        "search": 0.0 if job.has("search.json") else 1.0,
+        "derive": 0.0 if derived else 1.0,
+        "train": 0.0 if job.has("train.json") else epochs * (chosen - sum(map(job.has, trained))),
+        "attack": chosen - 1,
+        "attack: the best": 1,
+        "attack: other epochs": chosen,
+        "certify": chosen,
+    }
+    if chosen > 1:  # an ensemble is as much work as its networks together: the uniform average, and the fitted one
+        work["attack"] += chosen
+        work["attack: the best"] += chosen
+        work["certify"] += 2 * chosen
+        work["ensemble"] = 0.0 if job.has("ensemble.json") else 1.0
+    return work
+
+
 def search(job: Job) -> None:
     """Train the supernet and its Dirichlet distributions; write search.json and the supernet's weights."""
     recipe, stage = job.recipe, job.stage("search")
@@ -225,7 +252,8 @@ def search(job: Job) -> None:
         stage.finish()
         return
     job.begin(in_shares=True)
-    found = recipe.search.search(recipe.space, job.data, recipe.threat, stage)
+    with job.progress.unit("search", one_loop=True):
+        found = recipe.search.search(recipe.space, job.data, recipe.threat, stage)
     if job.world.is_main and found.supernet is not None:
         save_state(job.folder / "checkpoints" / "supernet.safetensors", {"weights": found.supernet.state_dict()})
     settings = {"space": spaces.describe(recipe.space), "search": config.to_dict(recipe.search)}
@@ -304,7 +332,8 @@ def derive(job: Job) -> None:
     job.begin(in_shares=True)
     recipe, started = job.recipe, time.monotonic()
     found = load_search(job)
-    candidates = derivation.derive(found, recipe.space, job.data, recipe.threat, recipe.derive, job.stage("derive"))
+    with job.progress.unit("derive"):
+        candidates = derivation.derive(found, recipe.space, job.data, recipe.threat, recipe.derive, job.stage("derive"))
     chosen = candidates[: recipe.derive.count]
     if job.world.is_main:
         write_text(job.folder / "architecture.txt", "".join(f"{candidate.architecture}\n" for candidate in chosen))
@@ -332,7 +361,8 @@ def train(job: Job) -> None:
             if recipe.train.start_from is not None:
                 intake.load_weights(model, recipe.train.start_from, "name those of the same architecture and space")
             frozen = [load_model(job, other.name) for other in trained] if recipe.train.boosting else []
-            fitted = fit_with(frozen, model, job.data, recipe.threat, recipe.train, stage)
+            with job.progress.unit("train", recipe.train.epochs, one_loop=True):
+                fitted = fit_with(frozen, model, job.data, recipe.threat, recipe.train, stage)
             facts = Trained(
                 name=name,
                 architecture=str(architecture),
@@ -396,8 +426,10 @@ def attack(job: Job) -> None:
     best, models = best_single(job), load_models(job)
     check_outcomes(job.folder / "evaluation.parquet")
     for name, model in models.items():
-        _attack_other_epoch(job, name)
-        _attack_one(job, name, model, strongest=name == best)
+        with job.progress.unit("attack: other epochs"):
+            _attack_other_epoch(job, name)
+        with job.progress.unit(_kind_of_attack(strongest=name == best)):
+            _attack_one(job, name, model, strongest=name == best)
     check_proofs(job)
     if job.world.is_main:
         save_examples(
@@ -423,6 +455,11 @@ def attack_after_costs(job: Job) -> None:
             costs += [replace(cost, label=f"{cost.label}, {epoch} epoch") for cost in again]
         job.say(costs_text(name, costs, len(test), job.world))
     attack(job)
+
+
+def _kind_of_attack(*, strongest: bool) -> str:
+    """Return the kind of work that it is: the strongest attacks take far longer."""
+    return "attack: the best" if strongest else "attack"
 
 
 def _attacked_images(job: Job) -> ImageSet:
@@ -507,7 +544,8 @@ def certify(job: Job) -> None:
             job.say(f"certify: {name} is left out: {reason}")
             leave_out(job.folder.path, name, reason, job.world)
         else:
-            _certify_one(job, name, model)
+            with job.progress.unit("certify", one_loop=True):
+                _certify_one(job, name, model)
     check_proofs(job)
 
 
@@ -560,10 +598,11 @@ def ensemble(job: Job) -> None:
         job.begin()
         threat, bound = job.recipe.ensemble_threat, plan.bound or job.recipe.certification.bound
         validation, started = job.data.validation[: plan.num_images], time.monotonic()
-        bounds = [
-            _margins(job, bound, model, validation, threat)
-            for model in job.progress.steps(list(models.values()), "ensemble: bounds on validation images")
-        ]
+        with job.progress.unit("ensemble", one_loop=True):
+            bounds = [
+                _margins(job, bound, model, validation, threat)
+                for model in job.progress.steps(list(models.values()), "ensemble: bounds on validation images")
+            ]
         trained = trained_models(job)
         parameters, multiply_adds = [each.parameters for each in trained], [each.multiply_adds for each in trained]
         fitted = plan.rule.fit(bounds, threat, parameters=parameters, multiply_adds=multiply_adds)
@@ -588,8 +627,10 @@ def ensemble(job: Job) -> None:
             ),
         )
     for name, joined in _ensembles(job, models).items():
-        _attack_one(job, name, joined, strongest=name == "ensemble")
-        _certify_one(job, name, joined)
+        with job.progress.unit(_kind_of_attack(strongest=name == "ensemble"), len(models)):
+            _attack_one(job, name, joined, strongest=name == "ensemble")
+        with job.progress.unit("certify", len(models), one_loop=True):
+            _certify_one(job, name, joined)
     check_proofs(job)
 
 
@@ -665,11 +706,13 @@ def start(
     if fill is None and chosen.derive.diversity and not chosen.search.needs_supernet:
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
+    if world.is_main:
+        progress.say(f"reading the data set {name_of(chosen.data)}")
     data = load_data(chosen, world)
     tried = settle_threads(chosen, data, world)
     warnings = rehearse(chosen, data, world, trains=fill is None)
     for warning in warnings if world.is_main else ():
-        progress.say(f"beware: {warning}")
+        progress.warn(warning)
 
     def make_folder() -> Path:
         with RunFolder.making(root, chosen.name) as folder:

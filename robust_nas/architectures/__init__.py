@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import Group
+from robust_nas.core.text import escape
 
 
 class AnyArchitecture(ABC):
@@ -26,6 +27,12 @@ class AnyArchitecture(ABC):
     @abstractmethod
     def __str__(self) -> str:
         """Return the string form, which its space reads."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.parse({str(self)!r})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(str(self))}</code>"
 
     @classmethod
     @abstractmethod

@@ -31,7 +31,7 @@ def edges_of(num_nodes: int) -> list[tuple[int, int]]:
     return [(source, target) for target in range(1, num_nodes) for source in range(target)]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class Architecture(AnyArchitecture):
     """A cell: one operation's name per edge, in the order of `edges_of`.
 

@@ -13,7 +13,7 @@ from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class ChannelConfiguration(AnyArchitecture):
     """The output channels of each layer: cells, and the reductions between stages.
 

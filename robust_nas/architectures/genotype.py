@@ -48,7 +48,7 @@ def edges_of(num_nodes: int) -> list[tuple[int, int]]:
     return [(source, target) for target in range(2, 2 + num_nodes) for source in range(target)]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class Genotype(AnyArchitecture):
     """Two cells: for every computed node in turn, two (operation, source) pairs.
 

@@ -14,7 +14,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.registry import is_module_name, model_parts
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class ModelArchitecture(AnyArchitecture):
     """The architecture of a model that a name says."""
 

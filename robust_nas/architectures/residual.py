@@ -24,7 +24,7 @@ CHOICES = {
 _FORM = "depths=2-3-1 widths=16-32-64 kernel=3 activation=silu norm=batch se=none block=basic stem=16"
 
 
-@dataclass(frozen=True, order=True, kw_only=True)
+@dataclass(frozen=True, order=True, kw_only=True, repr=False)
 class ResidualArchitecture(AnyArchitecture):
     """A residual network's decisions, in the order in which they are written.
 

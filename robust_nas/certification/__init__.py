@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,21 @@ from robust_nas.bounds import (
 from robust_nas.bounds.interval import Interval
 from robust_nas.core.checks import check_at_least, check_kinds, check_type
 from robust_nas.core.errors import InputError
+from robust_nas.core.figures import CERTIFIED, CLEAN, interval_plot, line_plot
 from robust_nas.core.registry import name_of
+from robust_nas.core.shown import Shown, Summary, frame, with_interval
 from robust_nas.datasets import ImageSet
-from robust_nas.evaluation import wilson_interval
+from robust_nas.evaluation import measured, wilson_interval
 from robust_nas.intake import check_model, check_numbers
 from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.records.certification import Certified
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 class Contradiction(InputError):
@@ -50,8 +56,8 @@ def refusal(model: nn.Module, images: ImageSet) -> str | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Certification:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Certification(Shown):
     """The proofs about N images at one radius.
 
     Args:
@@ -123,6 +129,77 @@ class Certification:
             for image, values in enumerate(zip(*columns.values(), strict=True))
         ]
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per image, as certificates.parquet has it.
+
+        The columns are norm, epsilon, dtype, image (its place), method (the kind of bound that proved most), label,
+        margin and rounding (in logits), certified, clean_correct and seconds.
+        """
+        return frame(self.rows())
+
+    def plot(self) -> Figure:
+        """Return a figure with the clean and the certified accuracy, with their intervals."""
+        clean = measured(self.clean_correct)
+        summary = self.summary()
+        rows = [
+            ("clean", clean.accuracy, clean.low, clean.high, CLEAN),
+            (f"certified, {self.norm} {self.epsilon:g}", self.accuracy, summary.low, summary.high, CERTIFIED),
+        ]
+        return interval_plot(rows, f"Accuracy of {len(self.labels)} images, clean and certified by {self.method}")
+
+    def _summary(self) -> Summary:
+        found = self.summary()
+        share = with_interval(found.certified, found.low, found.high)
+        return Summary(
+            f"Certified by {self.method} at {self.norm} {self.epsilon:g}: {share} of {found.count} images; "
+            f"clean {100 * float(self.clean_correct.double().mean()):.1f} %"
+        )
+
+
+class Certifications(list[Certification], Shown):
+    """The proofs at several radii: a list, with what the radii show together."""
+
+    __repr__ = Shown.__repr__
+
+    def to_frame(self, *, per_image: bool = False) -> pd.DataFrame:
+        """Return a row per radius.
+
+        Args:
+            per_image: rows of images instead, as `Certification.to_frame` gives them.
+
+        Returns:
+            The columns method, norm, epsilon, certified (a fraction), low and high (its 95 % interval), count (images),
+            mean_margin (in logits), clean (the share that is classified correctly) and seconds.
+        """
+        if per_image:
+            return frame(row for each in self for row in each.rows())
+        rows = []
+        for each in self:
+            found = {key: value for key, value in vars(each.summary()).items() if key not in ("proved_by", "seconds")}
+            clean = float(each.clean_correct.double().mean())
+            rows.append({"method": each.method, "norm": each.norm, **found, "clean": clean, "seconds": each.seconds})
+        return frame(rows)
+
+    def plot(self) -> Figure:
+        """Return a figure with the certified accuracy over the radius, its interval, and the clean accuracy at 0."""
+        clean = measured(self[0].clean_correct)
+        at = [(0.0, clean.accuracy, clean.low, clean.high)]
+        at += [(found.epsilon, found.certified, found.low, found.high) for found in map(Certification.summary, self)]
+        radii, certified, low, high = zip(*sorted(at), strict=True)
+        title = f"Certified accuracy of {len(self[0].labels)} images by {self[0].method}"
+        lines = {"certified": (radii, certified, CERTIFIED)}
+        return line_plot(lines, title, f"{self[0].norm} radius", bands={"certified": (low, high)})
+
+    def _summary(self) -> Summary:
+        if not self:
+            return Summary("No certifications")
+        clean = measured(self[0].clean_correct)
+        rows = [("0 (clean)", with_interval(clean.accuracy, clean.low, clean.high))]
+        for found in map(Certification.summary, self):
+            rows.append((f"{found.epsilon:g}", with_interval(found.certified, found.low, found.high)))
+        title = f"Certified accuracy of {len(self[0].labels)} images by {self[0].method}"
+        return Summary(title, (f"{self[0].norm} radius", "certified (95 % interval)"), tuple(rows))
+
 
 def certify(
     model: nn.Module,
@@ -133,7 +210,7 @@ def certify(
     epsilons: Sequence[float | str] | None = None,
     batch_size: int = 128,
     stage: Stage | None = None,
-) -> list[Certification]:
+) -> Certifications:
     """Certify every image of `data` by `bound`, at each radius.
 
     Args:
@@ -194,7 +271,7 @@ def certify(
         found = [torch.cat([*found, *world.gather_shards(results, len(here))], 2)]
         if stage:
             stage.save(first + len(here), {"settings": settings, "found": found[0]})
-    return [
+    return Certifications(
         Certification(
             method=kinds[0],
             dtype="float64",
@@ -209,7 +286,7 @@ def certify(
             seconds_each=seconds,
         )
         for at, (margin, rounding, seconds, kind_numbers, clean) in zip(threats, found[0], strict=True)
-    ]
+    )
 
 
 def _certify_chunk(

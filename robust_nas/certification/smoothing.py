@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -32,8 +32,10 @@ from torch import Tensor, nn
 from robust_nas import intake
 from robust_nas.core.checks import check_at_least
 from robust_nas.core.errors import InputError
+from robust_nas.core.figures import CERTIFIED, line_plot
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.seeds import generator_at
+from robust_nas.core.shown import Shown, Summary, frame, with_interval
 from robust_nas.datasets import ImageSet, image_set
 from robust_nas.evaluation import wilson_interval
 from robust_nas.models.frozen import copied, device_of, evaluating
@@ -41,9 +43,13 @@ from robust_nas.models.scores import scores
 from robust_nas.records.certification import Smoothed
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.process import unchanged_process
-from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.progress import of_call
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, Pixels, check_pixels
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 ABSTAIN = -1
 """The answer of a smoothed classifier that abstains."""
@@ -124,8 +130,8 @@ def lower_bound(counts: np.ndarray[Any, Any], num_samples: int, failure: float) 
     return np.where(seen > 0, bound, 0.0)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SmoothedCertification:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SmoothedCertification(Shown):
     """The certificates of a smoothed classifier for N images.
 
     Args:
@@ -209,6 +215,37 @@ class SmoothedCertification:
             for image, values in enumerate(zip(*columns.values(), strict=True))
         ]
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per image, as certificates.parquet has it.
+
+        The columns are method, norm, sigma, num_samples, failure, image (its place), label, prediction (-1 where the
+        classifier abstains), abstained, correct, radius (certified, l2 in pixel units), selected, agreeing (samples)
+        and seconds.
+        """
+        return frame(self.rows())
+
+    def plot(self) -> Figure:
+        """Return a figure with the certified accuracy over the l2 radius, and its interval."""
+        largest = self.smoothing.largest_radius
+        radii = [largest * place / 100 for place in range(101)]
+        found = [self.summary(radius) for radius in radii]
+        line = (radii, [each.certified for each in found], CERTIFIED)
+        ends = [each.low for each in found], [each.high for each in found]
+        return line_plot({"certified": line}, self._title, f"{NORM} radius", bands={"certified": ends})
+
+    @property
+    def _title(self) -> str:
+        return f"Certified accuracy of {len(self.labels)} images, smoothed with sigma {self.smoothing.sigma:g}"
+
+    def _summary(self) -> Summary:
+        largest = self.smoothing.largest_radius
+        rows = []
+        for share in (0, 0.25, 0.5, 0.75):
+            found = self.summary(share * largest)
+            rows.append((f"{share * largest:.3g}", with_interval(found.certified, found.low, found.high)))
+        title = f"{self._title}; {100 * float(self.abstained.double().mean()):.1f} % abstained"
+        return Summary(title, (f"{NORM} radius", "certified (95 % interval)"), tuple(rows))
+
     @classmethod
     def of_rows(cls, smoothing: Smoothing, rows: Sequence[Mapping[str, Any]]) -> Self:
         """Return the certification that `rows` were made of."""
@@ -219,7 +256,7 @@ class SmoothedCertification:
         return cls(smoothing=smoothing, labels=label, selected=selected, counts=agreeing, seconds=seconds.double())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SmoothedClassifier:
     """The classifier g(x) = argmax_c P(f(x + sigma N) = c) of a network f, and its certificates.
 
@@ -236,8 +273,11 @@ class SmoothedClassifier:
     model: nn.Module
     smoothing: Smoothing
 
+    def __repr__(self) -> str:
+        return f"SmoothedClassifier({type(self.model).__name__}, {self.smoothing})"
+
     @unchanged_process()
-    def predict(self, images: Tensor, *, seed: int = 0) -> Tensor:
+    def predict(self, images: Tensor, *, seed: int = 0, progress: bool = True) -> Tensor:
         """Return the class of each of `images` [B, C, H, W], or `ABSTAIN`, [B] (the paper's PREDICT).
 
         An answer is not that of g with probability `failure` at most. An image's noise depends on `seed` and its place
@@ -252,8 +292,9 @@ class SmoothedClassifier:
             raise InputError("predict needs at least one image, but got none.")
         self.smoothing.check_answering()
         sampler = _Sampler(self.model, self.smoothing, images[:1], seed)
+        shown = of_call(progress).steps(enumerate(images), "predict", total=len(images))
         return torch.tensor(
-            [self._answer(sampler.counts(image, place, "predict")) for place, image in enumerate(images)],
+            [self._answer(sampler.counts(image, place, "predict")) for place, image in shown],
             dtype=torch.int64,
         )
 
@@ -268,7 +309,13 @@ class SmoothedClassifier:
 
     @unchanged_process()
     def certify(
-        self, data: ImageSet, *, seed: int = 0, stage: Stage | None = None, chunk_size: int | None = None
+        self,
+        data: ImageSet,
+        *,
+        seed: int = 0,
+        stage: Stage | None = None,
+        chunk_size: int | None = None,
+        progress: bool = True,
     ) -> SmoothedCertification:
         """Certify the smoothed classifier's answer on every image of `data` (the paper's CERTIFY).
 
@@ -279,6 +326,7 @@ class SmoothedClassifier:
             seed: of the noise; the stage's, if there is one.
             stage: shares the images out over its processes, shows progress, and goes on after those it has saved.
             chunk_size: images that a process certifies between two saves; so many as take 10,000 samples, if not given.
+            progress: whether to show it without a stage, where it takes longer than a second.
 
         Raises:
             InputError: for no images, labels that are no classes, a model that is no classifier of single images, or a
@@ -290,7 +338,7 @@ class SmoothedClassifier:
                 "certify needs at least one image and a chunk_size of at least 1, but got "
                 f"{len(data)} and {chunk_size}."
             )
-        stage = stage or Stage("smoothing", seed, World(), Progress(quiet=True))
+        stage = stage or Stage("smoothing", seed, World(), of_call(progress))
         sampler, world = _Sampler(self.model, self.smoothing, data[:1].images, stage.seed), stage.world
         intake.check_labels(data.labels, sampler.num_classes)
         done, state = stage.resume()

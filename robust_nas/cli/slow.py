@@ -5,8 +5,12 @@ So help, and questions to a table, are answered at once.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from robust_nas import __version__
 
 if TYPE_CHECKING:
     from robust_nas import api as api
@@ -68,7 +72,13 @@ _PACKAGES = {
 _ROOMS = ("api", "ensembles", "pipeline", "recipes", "searches", "spaces", "tables")
 
 
+_WITH_TORCH = ("api", "attack_models", "certify_models", "merged_runs", "pipeline")
+"""The modules of long jobs: torch alone takes seconds to import."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        print(f"robust-nas {__version__}: loading torch", file=sys.stderr, flush=True)
     if name in _PACKAGES:
         return import_module(f"robust_nas.{_PACKAGES[name]}.{name}")
     if name in _ROOMS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import re
 from collections.abc import Sequence
 
@@ -25,6 +26,24 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
     with contextlib.suppress(UnicodeEncodeError):
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return _ACTING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def escape(text: str) -> str:
+    r"""Return text as markup that shows it, what cannot be shown as an escape such as \x1b."""
+    return html.escape(visible(text))
+
+
+def percent(share: float) -> str:
+    """Return a fraction as text in percent."""
+    return f"{100 * share:.1f} %"
+
+
+def shortened(title: str, longest: int) -> str:
+    """Return a title without its middle, if it is too long: names often differ at one end only."""
+    if len(title) <= longest:
+        return title
+    half = (longest - 1) // 2
+    return f"{title[:half]}\N{HORIZONTAL ELLIPSIS}{title[-half:]}"
 
 
 def _escaped(character: str) -> str:

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError, suggest
+from robust_nas.core.figures import picture_plot
 from robust_nas.core.pixels import WHITE, class_labels, stored_images
 from robust_nas.core.registry import Group, is_module_name, named, offered
+from robust_nas.core.shown import Shown, Summary, frame
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from robust_nas.datasets._batches import check_batch as check_batch
@@ -81,8 +85,8 @@ class TrainingImages(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class ImageSet:
+@dataclass(frozen=True, repr=False)
+class ImageSet(Shown):
     """Labelled images, stored as bytes and given out as float32 in [0, 1].
 
     Args:
@@ -209,6 +213,24 @@ class ImageSet:
         stored = pixels if self.pixels.is_floating_point() else pixels.round().to(self.pixels.dtype)
         return self.unchecked(stored, self.labels, self.max_value)
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per image: image (its place) and label."""
+        return frame({"image": place, "label": label} for place, label in enumerate(self.labels.tolist()))
+
+    def plot(self, count: int = 16) -> Figure:
+        """Return a figure with the first `count` images and their labels."""
+        few = self[:count]
+        pictures = [image.permute(1, 2, 0) if len(image) == 3 else image[0] for image in few.images.cpu()]
+        labels = [str(label) for label in few.labels.tolist()]
+        return picture_plot(pictures, labels, f"{len(few)} of {len(self)} images")
+
+    def _summary(self) -> Summary:
+        return Summary(f"{len(self)} images of {_size_in_words(self)}, {len(self.labels.unique())} different labels")
+
+
+def _size_in_words(images: TrainingImages) -> str:
+    return " x ".join(map(str, images.image_shape))
+
 
 class NetworkData(Protocol):
     """The part of a data set that a network is built from."""
@@ -263,8 +285,8 @@ class DataForm:
 SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """A data set's three splits.
 
     Args:
@@ -363,6 +385,34 @@ class Dataset:
         import torch
 
         return self.train[torch.arange(min(count, len(self.train)))].images
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per split and class: split, label, class and count (of images)."""
+        rows = []
+        for split, images in self._splits().items():
+            counts = images.labels.bincount(minlength=len(self.classes)).tolist()
+            rows += [
+                {"split": split, "label": label, "class": name, "count": counts[label]}
+                for label, name in enumerate(self.classes)
+            ]
+        return frame(rows)
+
+    def plot(self, count: int = 16) -> Figure:
+        """Return a figure with the first `count` training images and their classes."""
+        import torch
+
+        few = self.train[torch.arange(min(count, len(self.train)))]
+        pictures = [image.permute(1, 2, 0) if len(image) == 3 else image[0] for image in few.images.cpu()]
+        names = [self.classes[label] for label in few.labels.tolist()]
+        return picture_plot(pictures, names, f"{len(few)} of {len(self.train)} training images of {self.name}")
+
+    def _splits(self) -> dict[str, TrainingImages]:
+        return {split: images for split in SPLITS if (images := getattr(self, split)) is not None}
+
+    def _summary(self) -> Summary:
+        rows = tuple((split, str(len(images))) for split, images in self._splits().items())
+        title = f"{self.name}: {len(self.classes)} classes, images of {_size_in_words(self.train)}"
+        return Summary(title, ("split", "images"), rows, self.notes)
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on another device."""

@@ -7,7 +7,7 @@ import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ from robust_nas.bounds import Bound, check_arithmetic
 from robust_nas.core import config
 from robust_nas.core.checks import check_kinds, check_path, check_type
 from robust_nas.core.errors import InputError
+from robust_nas.core.figures import bar_plot
 from robust_nas.core.files import damaged, read_json
 from robust_nas.core.pixels import unit_images
 from robust_nas.core.registry import allowing_code, named
+from robust_nas.core.shown import Shown, Summary, frame
 from robust_nas.core.writing import atomic_path, make_folder, write_json
 from robust_nas.datasets import DataForm, ImageSet
 from robust_nas.ensembles import EnsembleRule, EnsembleWeights, logit_factors
@@ -37,8 +39,13 @@ from robust_nas.intake import (
 from robust_nas.models.complexity import count_multiply_adds, count_parameters, within_memory
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.process import unchanged_process
+from robust_nas.runtime.progress import of_call
 from robust_nas.spaces import BuiltFrom
 from robust_nas.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 LARGEST_SIZE = 2**16
 """The largest number of channels, rows or columns of an image."""
@@ -47,7 +54,7 @@ VERSION = 1
 """The form of a saved ensemble's config.json."""
 
 
-class Ensemble(nn.Module):
+class Ensemble(Shown, nn.Module):
     """F(x) = sum_t a_t f_t(x), a model like its members: images [B, C, H, W] in [0, 1] to logits [B, K].
 
         ensemble = Ensemble([first, second]).fit(data.validation, rn.ThreatModel(epsilon=0.03)).eval()
@@ -92,6 +99,44 @@ class Ensemble(nn.Module):
         terms = [factor * logits_of(member, images) for factor, member in weighted if factor > 0]
         return sum(terms[1:], terms[0])
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per member: member (its place), network, weight, scale, factor (of the logits), parameters."""
+        return frame(
+            {"member": place, "network": name, "weight": weight, "scale": scale, "factor": factor, "parameters": size}
+            for place, (name, weight, scale, factor, size) in enumerate(
+                zip(
+                    self._networks(),
+                    self.weights,
+                    self.scales,
+                    self.factors,
+                    map(count_parameters, self.members),
+                    strict=True,
+                )
+            )
+        )
+
+    def plot(self) -> Figure:
+        """Return a figure with the members' weights, as shares of their sum."""
+        named = (f"{place}: {name}" for place, name in enumerate(self._networks()))
+        total = sum(self.weights)
+        return bar_plot(dict(zip(named, (w / total for w in self.weights), strict=True)), "Weights of the members")
+
+    def _networks(self) -> list[str]:
+        """Return a name for every member: its architecture, the name that it was made by, or its class."""
+        return [str(made_by(each) or _architecture_of(each) or type(each).__name__) for each in self.members]
+
+    def _summary(self) -> Summary:
+        rows = tuple(
+            (str(place), name, f"{weight:.3f}")
+            for place, (name, weight) in enumerate(zip(self._networks(), self.weights, strict=True))
+        )
+        parameters = sum(map(count_parameters, self.members))
+        return Summary(
+            f"{type(self).__name__} of {len(self.members)} networks, {parameters:,} parameters",
+            ("member", "network", "weight"),
+            rows,
+        )
+
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Return the classes [N] of images [N, C, H, W], in evaluation mode, as the weights were fitted in.
@@ -116,6 +161,7 @@ class Ensemble(nn.Module):
         *,
         rule: EnsembleRule | str = "robboost",
         bound: Bound | str = "crown",
+        progress: bool = True,
         **options: Any,
     ) -> Self:
         """Give the members the weights that a rule fits to bounds of their margins on validation images.
@@ -125,6 +171,7 @@ class Ensemble(nn.Module):
             threat: its epsilon is the radius of the bounds: choose one at which they say something.
             rule: gives the weights, or the name of one, whose fields `options` are.
             bound: the kind of bound, or the name of one; of large networks, "crown_ibp" is quicker.
+            progress: whether to show which member is bounded, where that takes longer than a second.
 
         Raises:
             InputError: for an unknown rule, bound or option, members that the bound cannot handle, or limits that no
@@ -148,7 +195,10 @@ class Ensemble(nn.Module):
         fits = config.build(ensembles.get(rule), named(options), "ensemble") if isinstance(rule, str) else rule
         shape = validation.image_shape
         self.fitted = fits.fit(
-            [chosen.margins(member, validation.images, validation.labels, threat) for member in self.members],
+            [
+                chosen.margins(member, validation.images, validation.labels, threat)
+                for member in of_call(progress).steps(self.members, "ensemble: bounds of members")
+            ],
             threat,
             parameters=[count_parameters(member) for member in self.members],
             multiply_adds=[count_multiply_adds(member, shape) for member in self.members],
@@ -232,6 +282,11 @@ class Ensemble(nn.Module):
             raise InputError(damaged(folder / "config.json", _reason(error), again)) from None
         load_weights(ensemble, weights, "give the members that were saved")
         return ensemble.eval()
+
+
+def _architecture_of(member: nn.Module) -> str | None:
+    source: BuiltFrom | None = getattr(member, "built_from", None)
+    return None if source is None else str(source.architecture)
 
 
 def _reason(error: Exception) -> str:

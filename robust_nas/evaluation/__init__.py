@@ -7,7 +7,7 @@ transfer for one model. Each attack is a value from `robust_nas.attacks`.
 """
 
 from robust_nas.evaluation._chunks import BATCH_SIZE, digest_of
-from robust_nas.evaluation.accuracy import AttackOutcome, Evaluation, attack_labels, evaluate, wilson_interval
+from robust_nas.evaluation.accuracy import AttackOutcome, Evaluation, attack_labels, evaluate, measured, wilson_interval
 from robust_nas.evaluation.costs import Cost, calibration_images, costs_text, estimate_cost
 from robust_nas.evaluation.curves import Curve, Distortions, minimal_distortions, robustness_curve
 from robust_nas.evaluation.examples import file_name, save_examples, strongest_examples
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "file_name",
     "masking_checks",
+    "measured",
     "minimal_distortions",
     "notes",
     "robustness_curve",

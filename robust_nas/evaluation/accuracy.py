@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from robust_nas.attacks import Attack, Composed, check_classes, check_norm, left
 from robust_nas.core import config
 from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError
+from robust_nas.core.figures import ATTACKED, CLEAN, INK, interval_plot
 from robust_nas.core.files import is_there
 from robust_nas.core.registry import name_of
-from robust_nas.core.text import warnings
+from robust_nas.core.shown import Shown, Summary, frame, with_interval
 from robust_nas.core.writing import write_json
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
@@ -31,7 +32,13 @@ from robust_nas.runtime.per_sample import add_outcomes
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
 FILE, OUTCOMES = "evaluation.json", "evaluation.parquet"
+
+_COUNTED = ("accuracy", "low", "high", "count", "seconds")
 
 
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -56,7 +63,7 @@ def measured(correct: Tensor) -> recorded.Measured:
     return recorded.Measured(accuracy=successes / count, low=low, high=high, count=count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttackOutcome:
     """The outcome of one attack at one threat model.
 
@@ -76,9 +83,13 @@ class AttackOutcome:
     seconds: float
     left_out: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        found = f"{int(self.correct.sum())} of {len(self.correct)} images survive"
+        return f"AttackOutcome({self.label}, {self.threat.norm} {self.threat.epsilon:g}: {found})"
 
-@dataclass(frozen=True)
-class Evaluation:
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """The outcome of every attack on every image. Tensors are on the CPU.
 
     Args:
@@ -204,20 +215,55 @@ class Evaluation:
         add_outcomes(place / OUTCOMES, model, self.rows())
         write_json(place / FILE, records.plain({**before, "models": {**before["models"], model: self.summary()}}))
 
-    def __str__(self) -> str:
-        """Return the accuracies in percent, a line each, and what is suspicious about the model."""
+    def to_frame(self, *, per_image: bool = False) -> pd.DataFrame:
+        """Return the accuracies, a row each: "clean", every attack, and the worst case.
+
+        Args:
+            per_image: the outcomes instead, a row per image and attack, as `rows` gives them.
+
+        Returns:
+            The columns attack, norm, epsilon, accuracy (a fraction), low and high (its 95 % interval), count (images)
+            and seconds; of "clean", norm and seconds are missing, and epsilon is 0.
+        """
+        return frame(self.rows() if per_image else self._accuracies())
+
+    def plot(self) -> Figure:
+        """Return a figure with the clean accuracy and that under each attack, with their intervals."""
+        names = ["clean", *("worst" if name.startswith("worst") else "attacked" for name in self._names()[1:])]
+        colours = {"clean": CLEAN, "attacked": ATTACKED, "worst": INK}
+        rows = [
+            (label, row["accuracy"], row["low"], row["high"], colours[name])
+            for label, row, name in zip(self._names(), self._accuracies(), names, strict=True)
+        ]
+        return interval_plot(rows, self._title)
+
+    @property
+    def _title(self) -> str:
+        return f"Accuracy of {len(self.labels)} images, clean and attacked"
+
+    def _accuracies(self) -> list[dict[str, Any]]:
         summary = self.summary()
-        found: list[tuple[str, recorded.Measured]] = [("clean", summary.clean)]
-        found += [(f"{item.name} {item.norm} {item.epsilon:g}", item) for item in (*summary.attacks, *summary.threats)]
+        rows: list[dict[str, Any]] = [{"attack": "clean", "norm": None, "epsilon": 0.0, **vars(summary.clean)}]
+        for item in (*summary.attacks, *summary.threats):
+            rows.append({"attack": item.name, **{name: getattr(item, name) for name in ("norm", "epsilon", *_COUNTED)}})
         if len(self.threats) > 1:
-            found.append((summary.worst_case.name, summary.worst_case))
-        lines = [
-            f"{name}: {100 * item.accuracy:.1f} % ({100 * item.low:.1f} to {100 * item.high:.1f}, n = {item.count})"
-            for name, item in found
+            rows.append({"attack": summary.worst_case.name, "norm": None, "epsilon": None})
+            rows[-1] |= {name: getattr(summary.worst_case, name) for name in _COUNTED}
+        return [{**row, "seconds": row.get("seconds")} for row in rows]
+
+    def _names(self) -> list[str]:
+        return [
+            row["attack"] + (f" {row['norm']} {row['epsilon']:g}" if row["norm"] else "") for row in self._accuracies()
+        ]
+
+    def _summary(self) -> Summary:
+        rows = [
+            (name, with_interval(row["accuracy"], row["low"], row["high"]))
+            for name, row in zip(self._names(), self._accuracies(), strict=True)
         ]
         if len(self.threats) > 1:
-            lines.append(f"average of the threat models: {100 * self.average_accuracy:.1f} %")
-        return "\n".join([*lines, *warnings(self.notes)])
+            rows.append(("average of the threat models", f"{100 * self.average_accuracy:.1f} %"))
+        return Summary(self._title, ("attack", "accuracy (95 % interval)"), tuple(rows), self.notes)
 
 
 def attack_labels(attacks: Sequence[Attack]) -> list[str]:

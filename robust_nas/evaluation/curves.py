@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from robust_nas import attacks as attack_group
 from robust_nas.attacks import Attack, Continuing, Minimising, check_norm
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
+from robust_nas.core.figures import ATTACKED, line_plot
 from robust_nas.core.registry import name_of
+from robust_nas.core.shown import Shown, Summary, frame, with_interval
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation._chunks import BATCH_SIZE, Chunks, stage_or_alone
 from robust_nas.evaluation.accuracy import AttackOutcome, measured
@@ -24,9 +26,13 @@ from robust_nas.records.evaluation import Distances, Point
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import Norm, ThreatModel
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
-class Curve:
+
+@dataclass(frozen=True, repr=False)
+class Curve(Shown):
     """The number of radii that each image survives under one attack. Tensors are on the CPU.
 
     Args:
@@ -60,6 +66,25 @@ class Curve:
         correct = self.survived >= within
         predictions = torch.where(correct, self.labels, self.predictions)
         return AttackOutcome(f"{self.attack} over epsilon", threat, correct, predictions, self.seconds)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per radius: norm, epsilon, accuracy (a fraction), low and high (95 % interval), count."""
+        return frame(vars(point) for point in self.points())
+
+    def plot(self) -> Figure:
+        """Return a figure with the accuracy over the radius, and its interval."""
+        points = self.points()
+        ends = [point.low for point in points], [point.high for point in points]
+        line = (self.radii, [point.accuracy for point in points], ATTACKED)
+        return line_plot({self.attack: line}, self._title, f"{self.norm} radius", bands={self.attack: ends})
+
+    @property
+    def _title(self) -> str:
+        return f"Accuracy of {len(self.labels)} images under {self.attack} over the {self.norm} radius"
+
+    def _summary(self) -> Summary:
+        rows = [(f"{at.epsilon:g}", with_interval(at.accuracy, at.low, at.high)) for at in self.points()]
+        return Summary(self._title, ("epsilon", "accuracy (95 % interval)"), tuple(rows))
 
 
 def robustness_curve(
@@ -125,8 +150,8 @@ def robustness_curve(
     return Curve(name, threat.norm, tuple(radii), labels, survived, predictions, seconds)
 
 
-@dataclass(frozen=True)
-class Distortions:
+@dataclass(frozen=True, repr=False)
+class Distortions(Shown):
     """The distance of the nearest adversarial example that an attack found for each image.
 
     Args:
@@ -184,6 +209,29 @@ class Distortions:
             {"attack": self.attack, "norm": self.norm, "image": image, "distance": distance}
             for image, distance in enumerate(self.distances.tolist())
         ]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per image: attack, norm, image (its place), distance (in pixel units, infinite if none)."""
+        return frame(self.rows())
+
+    def plot(self) -> Figure:
+        """Return a figure with the share of images that have no adversarial example within a radius, over the radius.
+
+        It ends at the largest distance that was found.
+        """
+        found = self.distances[self.distances.isfinite()]
+        radii = [0.0, *found[found > 0].unique().tolist()]
+        line = (radii, [self.accuracy(radius) for radius in radii], ATTACKED)
+        return line_plot({f"no example of {self.attack}": line}, self._title, f"{self.norm} radius")
+
+    @property
+    def _title(self) -> str:
+        return f"Distances of the nearest examples of {self.attack}, {len(self.distances)} images"
+
+    def _summary(self) -> Summary:
+        quantiles = self.summary().quantiles
+        rows = [(f"{float(share):.0%}", "not found" if at is None else f"{at:.3g}") for share, at in quantiles.items()]
+        return Summary(self._title, ("of the images within", f"{self.norm} distance"), tuple(rows))
 
 
 def minimal_distortions(

@@ -15,6 +15,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.registry import check_model_name, model_parts
 from robust_nas.core.seeds import seeded
 from robust_nas.intake.loading import load_models
+from robust_nas.models.history import History
 from robust_nas.models.named import MADE_BY, made_by
 
 _OWN = frozenset({*vars(nn.Module()), MADE_BY, "built_from"})
@@ -103,7 +104,12 @@ def _difference(one: nn.Module, other: nn.Module) -> str | None:
         if not _equal(hooks, their_hooks):
             return f"the hooks of {place}"
         own, their = (
-            {key: value for key, value in vars(each).items() if key not in _OWN | computed} for each in (module, twin)
+            {
+                key: value
+                for key, value in vars(each).items()
+                if key not in _OWN | computed and not isinstance(value, History)
+            }
+            for each in (module, twin)
         )
         fixed, their_fixed = (_not_saved(each) for each in (module, twin))
         for found, expected in ((own, their), (fixed, their_fixed)):

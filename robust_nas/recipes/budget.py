@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -99,9 +99,7 @@ class _Stopwatch(Progress):
         self.seconds: list[float] = []
         self.total = 0
 
-    def steps(
-        self, items: Iterable[T], title: str, *, total: int | None = None, done: int = 0, **shown: Any
-    ) -> Iterator[T]:
+    def steps(self, items: Iterable[T], title: str, *, total: int | None = None, done: int = 0) -> Iterator[T]:
         if self.total:
             yield from items
             return

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 
-from robust_nas.core.text import visible
+from robust_nas.core.text import escape
 
 
 class Html(str):
@@ -20,11 +19,6 @@ _EMPTY = ("img", "meta", "wbr")
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """The security policy of a page that runs nothing and loads nothing; figures have their styles in attributes."""
-
-
-def escape(text: str) -> str:
-    r"""Return text as markup that shows it, what cannot be shown as an escape such as \x1b."""
-    return html.escape(visible(text))
 
 
 def identifier(text: str) -> str:

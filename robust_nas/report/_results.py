@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
+from robust_nas.core.palette import variable
 from robust_nas.core.pixels import format_pixels
 from robust_nas.report import attack_plots, plots
 from robust_nas.report._contents import Measurements, Rated, Threat, format_attack
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import DASH, EPSILON, column_head, interval_of, scroll
-from robust_nas.report._palette import variable
 from robust_nas.report.findings import enumerate_in_words, format_threat, percent
 
 _MOST_UPRIGHT = 13

@@ -4,7 +4,7 @@ It is dark where the reader's system is, and light on paper. On paper, settings 
 that without a script (`::details-content`): a number is worth little without them, and paper cannot be opened.
 """
 
-from robust_nas.report._palette import DARK, LIGHT, declared
+from robust_nas.core.palette import DARK, LIGHT, declared
 
 _COLOURS = f"""
 :root {{ color-scheme: light; {declared(LIGHT)} }}

@@ -6,24 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from robust_nas.core.figures import ATTACKED, CLEAN, DIM, INK, MUTED, PAPER, RULE, figure_of, fraction_axis, styled
+from robust_nas.core.palette import HUES, LIGHT
 from robust_nas.core.pixels import format_pixels
+from robust_nas.core.text import shortened
 from robust_nas.report._elements import Html
-from robust_nas.report._palette import HUES, LIGHT
-from robust_nas.report.plots import (
-    ATTACKED,
-    CLEAN,
-    DIM,
-    INK,
-    MARKERS,
-    MUTED,
-    PAPER,
-    RULE,
-    figure_of,
-    fraction_axis,
-    shortened,
-    styled,
-    to_svg,
-)
+from robust_nas.report.plots import MARKERS, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import CELLS, Genotype
+from robust_nas.core.figures import DIM, INK, MUTED, PAPER, figure_of, styled
+from robust_nas.core.text import shortened
 from robust_nas.report._elements import Html, element
-from robust_nas.report.plots import DIM, INK, MUTED, PAPER, figure_of, operation_colours, shortened, styled, to_svg
+from robust_nas.report.plots import operation_colours, to_svg
 
 if TYPE_CHECKING:
     import networkx

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from robust_nas import spaces
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import Genotype
+from robust_nas.core.figures import CURVES
+from robust_nas.core.palette import variable
 from robust_nas.core.pixels import format_pixels
 from robust_nas.core.writing import write_text
 from robust_nas.report import plots
@@ -36,7 +38,6 @@ from robust_nas.report._page import (
     setup,
     unbroken,
 )
-from robust_nas.report._palette import variable
 from robust_nas.report._pictures import confusion, examples, over_epsilon
 from robust_nas.report._results import distances, results
 from robust_nas.report._size import over_size
@@ -357,7 +358,7 @@ def _accuracies(found: Mapping[str, float]) -> str:
 def _curve_legend(kinds: Iterable[str]) -> Html:
     lines = []
     for kind in kinds:
-        text, colour, pattern, _ = plots.CURVES[kind]
+        text, colour, pattern, _ = CURVES[kind]
         line = element(
             "line",
             x1="0",

@@ -5,62 +5,32 @@ from __future__ import annotations
 import functools
 import io
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from robust_nas.core.figures import (
+    ATTACKED,
+    CERTIFIED,
+    CLEAN,
+    CURVES,
+    DIM,
+    INK,
+    MUTED,
+    PAPER,
+    figure_of,
+    fraction_axis,
+    styled,
+)
+from robust_nas.core.palette import HUES, with_variables
 from robust_nas.core.text import visible
 from robust_nas.report._elements import Html, element, identifier
-from robust_nas.report._palette import HUES, LIGHT, with_variables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-CLEAN, ATTACKED, CERTIFIED = LIGHT["clean"], LIGHT["attacked"], LIGHT["certified"]  # the marker differs as well
 MARKERS = {"clean": (CLEAN, "o"), "attacked": (ATTACKED, "s"), "certified": (CERTIFIED, "^")}
-CURVES: dict[str, tuple[str, str, str, Any]] = {
-    "clean": ("clean", CLEAN, "", "-"),
-    "robust": ("under attack", ATTACKED, "8 3", (0, (5, 1.5))),
-    "certified": ("certified by intervals", CERTIFIED, "2 2", (0, (1.2, 1.2))),
-}
-"""The legend's name of each validation accuracy, its colour, and its dashes for SVG and for matplotlib."""
-INK, MUTED, DIM, RULE, PAPER = LIGHT["ink"], LIGHT["muted"], LIGHT["dim"], LIGHT["rule"], LIGHT["paper"]
-
 _OPERATION_DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (7, 2)))
-
-_STYLE: Any = {
-    "text.parse_math": False,  # a name with two dollar signs is no formula
-    "svg.fonttype": "none",  # text stays text: the page's font, searchable, small
-    "svg.hashsalt": "robust-nas",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # for the layout only; the page sets the font
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": DIM,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 10.5,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def operation_colours(operations: Sequence[str]) -> dict[str, str]:
@@ -75,33 +45,6 @@ def operation_dashes(operations: Sequence[str]) -> dict[str, Any]:
     named = [name for name in operations if name != "none"]
     dashes = {name: _OPERATION_DASHES[index % len(_OPERATION_DASHES)] for index, name in enumerate(named)}
     return {**dashes, "none": (0, (1, 2))}
-
-
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Make a function draw in the page's style, and leave matplotlib's settings as they were."""
-
-    @functools.wraps(draw)
-    def in_style(*args: P.args, **kwargs: P.kwargs) -> R:
-        import matplotlib
-
-        with matplotlib.rc_context(), warnings.catch_warnings():
-            # Not what a file in the current folder says, where matplotlib looks for settings: it could ask for LaTeX.
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_STYLE)
-            # Of other scripts' letters: the page shows them in the reader's font.
-            warnings.filterwarnings("ignore", "Glyph .* missing from")
-            return draw(*args, **kwargs)
-
-    return in_style
-
-
-def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure of a size in pixels of the page, and its axes."""
-    from matplotlib.figure import Figure
-
-    # One point is one pixel at 72 dots per inch, so that a font of 10 points is one of 10 pixels.
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-    return figure, figure.subplots()
 
 
 def to_svg(figure: Figure, key: str, name: str) -> Html:
@@ -141,25 +84,11 @@ def _with_own_ids(tag: re.Match[str], key: str) -> str:
     return text.replace("url(#", f"url(#{key}-")
 
 
-def shortened(title: str, longest: int) -> str:
-    """Return a title without its middle, if it is too long: names often differ at one end only."""
-    if len(title) <= longest:
-        return title
-    half = (longest - 1) // 2
-    return f"{title[:half]}\N{HORIZONTAL ELLIPSIS}{title[-half:]}"
-
-
 def _epoch_axis(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.set_xlabel("epoch")
-
-
-def fraction_axis(axes: Axes) -> None:
-    """Make the vertical axis one of fractions, written in percent."""
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 
 
 @styled

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from robust_nas.core.figures import DIM, INK, PAPER, figure_of, styled
+from robust_nas.core.text import shortened
 from robust_nas.report._elements import Html
-from robust_nas.report.plots import DIM, INK, MARKERS, PAPER, figure_of, shortened, styled, to_svg
+from robust_nas.report.plots import MARKERS, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

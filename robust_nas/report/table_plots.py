@@ -14,10 +14,10 @@ import numpy as np
 
 from robust_nas.architectures.cell import Architecture
 from robust_nas.core.errors import InputError
+from robust_nas.core.figures import ATTACKED, CLEAN, DIM, INK, MUTED, PAPER, figure_of, styled
 from robust_nas.core.text import visible
 from robust_nas.core.writing import write_text
 from robust_nas.report._elements import Html
-from robust_nas.report.plots import ATTACKED, CLEAN, DIM, INK, MUTED, PAPER, figure_of, styled
 from robust_nas.tables import Column, Table, non_dominated
 from robust_nas.tables.statistics import TOP, MainEffects, main_effects, names_of, rank_correlations
 

@@ -15,9 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from robust_nas.core.figures import matrix_plot
 from robust_nas.core.registry import Group
+from robust_nas.core.shown import Shown, Summary, frame
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.runtime.stages import Stage
@@ -33,8 +38,8 @@ LEAST_PROBABILITY = 1e-300
 """The probability that stands for 0 in logarithms."""
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Shown):
     """The result of a search: its probabilities.
 
     Args:
@@ -110,6 +115,33 @@ class SearchResult:
                     if successor not in seen:
                         seen.add(successor)
                         heapq.heappush(heap, (-total(successor), successor))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per choice and option: choice (such as an edge), option (its operation) and probability."""
+        choices = self.space.choices.items()
+        return frame(
+            {"choice": name, "option": option, "probability": probability}
+            for (name, options), row in zip(choices, self.probabilities, strict=True)
+            for option, probability in zip(options, row, strict=True)
+        )
+
+    def plot(self) -> Figure:
+        """Return a figure with the probability of every option of every choice, dark where it is high."""
+        choices = self.space.choices
+        options = list(dict.fromkeys(option for row in choices.values() for option in row))
+        found = [
+            dict(zip(names, row, strict=True)) for names, row in zip(choices.values(), self.probabilities, strict=True)
+        ]
+        values = [[row.get(option, math.nan) for option in options] for row in found]
+        return matrix_plot(values, list(choices), options, f"Probabilities in {self.space.name}")
+
+    def _summary(self) -> Summary:
+        rows = []
+        for (name, options), row in zip(self.space.choices.items(), self.probabilities, strict=True):
+            most = max(range(len(row)), key=row.__getitem__)
+            rows.append((name, options[most], f"{row[most]:.3f}"))
+        best = "undecided, all are equally probable" if self.is_undecided else f"best {self.best}"
+        return Summary(f"Search of {self.space.name}: {best}", ("choice", "most probable", "probability"), tuple(rows))
 
     @property
     def _parts(self) -> Sequence[Mapping[tuple[str, ...], float]]:

@@ -19,6 +19,7 @@ from robust_nas.certification import certify
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import epoch_batches
 from robust_nas.evaluation import evaluate
+from robust_nas.runtime.progress import accuracies_in_words
 from robust_nas.searches import SearchResult
 from robust_nas.searches._collapses import Collapses
 from robust_nas.searches._mixtures import Step
@@ -162,6 +163,7 @@ class SupernetTrainer:
             snapshot = {**self.snapshot(epoch + 1), "loss": mean_loss}
             seconds, started = seconds + time.monotonic() - started, time.monotonic()
             trajectory.append({**snapshot, "seconds": seconds})
+            stage.progress.note(accuracies_in_words(snapshot["validation"], mean_loss))
             stage.log(epoch + 1, **trajectory[-1])
             self.after_epoch(trajectory)
             stage.save(epoch + 1, {**self.state(), "seconds": seconds, "trajectory": trajectory})
@@ -233,7 +235,7 @@ class BilevelTrainer(SupernetTrainer):
         if (kept := self.alpha.kept_limit()) is not None:
             record["resource"] = kept
             if "note" in kept:
-                self.stage.progress.say(f"beware: {kept['note']}")
+                self.stage.progress.warn(kept["note"])
         return record
 
     def _own_state(self) -> dict[str, Any]:

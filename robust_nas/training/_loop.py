@@ -20,11 +20,12 @@ from robust_nas.datasets import check_batch, epoch_batches
 from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
 from robust_nas.models.frozen import evaluating
+from robust_nas.models.history import Epoch, History
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
 from robust_nas.models.scores import NoGradient
 from robust_nas.records.training import Course
 from robust_nas.runtime.distributed import World
-from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.progress import Progress, accuracies_in_words
 from robust_nas.runtime.stages import Stage
 from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces.module import ModuleSpace
@@ -52,12 +53,14 @@ class TrainingResult:
         best: the weights of the best epoch.
         last: the weights after the last epoch.
         record: the course of the training.
+        history: its epochs.
     """
 
     model: nn.Module
     best: dict[str, Tensor]
     last: dict[str, Tensor]
     record: Course
+    history: History
 
 
 def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> TrainingResult:
@@ -90,7 +93,7 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
             "train.drop_path is for networks with paths to drop, such as those of the DARTS space; set it to 0."
         )
     try:
-        best, last, record = _train(model, data, threat, training, stage)
+        best, last, record, history = _train(model, data, threat, training, stage)
     except NoGradient as error:
         if torch.is_inference_mode_enabled():
             raise
@@ -103,7 +106,7 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
         if training.drop_path and isinstance(model, DropsPaths):
             model.drop_path = 0.0
     model.load_state_dict(best if record.kept == "best" else last)
-    return TrainingResult(evaluating(model), best, last, record)
+    return TrainingResult(evaluating(model), best, last, record, history)
 
 
 def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training) -> None:
@@ -152,8 +155,8 @@ def _check_some_step_learns(training: Training, num_images: int) -> None:
 
 def _train(
     model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Course]:
-    """Return the weights of the best and of the last epoch, and the record of the training."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Course, History]:
+    """Return the weights of the best and of the last epoch, the record of the training, and its epochs."""
     world, watch = stage.world, training.method.watch
     is_certified = training.method.bounds_network
     done, state = stage.resume()
@@ -161,11 +164,13 @@ def _train(
         training.method.prepare(model, seed_at(stage.seed, stage.name, "prepare"))
     trainer = Trainer(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
     history: list[dict[str, Any]] = []
+    course: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
     seconds, started = 0.0, time.monotonic()
     if state is not None:
         trainer.load_state(state["trainer"])
         history, best_weights, seconds = state["history"], state["best_weights"], state["seconds"]
+        course = state["course"]
 
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
         if _collapsed(history, watch):
@@ -194,16 +199,25 @@ def _train(
         if _best(history) is history[-1]:
             best_weights = served
         seconds, started = seconds + time.monotonic() - started, time.monotonic()
+        rate = training.learning_rate_at((epoch + 1) / training.epochs)
+        course.append({"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate, "seconds": seconds})
         stage.log(
             epoch + 1,
             loss=mean_loss,
             **{f"validation_{kind}": accuracy for kind, accuracy in accuracies.items()},
-            learning_rate=training.learning_rate_at((epoch + 1) / training.epochs),
+            learning_rate=rate,
             seconds=seconds,
         )
+        stage.progress.note(accuracies_in_words(accuracies, mean_loss))
         stage.save(
             epoch + 1,
-            {"trainer": trainer.state(), "history": history, "best_weights": best_weights, "seconds": seconds},
+            {
+                "trainer": trainer.state(),
+                "history": history,
+                "course": course,
+                "best_weights": best_weights,
+                "seconds": seconds,
+            },
         )
         if _collapsed(history, watch):
             stage.progress.say(
@@ -234,7 +248,8 @@ def _train(
         collapsed=collapsed,
         seconds=seconds,
     )
-    return best_weights, last_weights, record
+    epochs = tuple(Epoch(**facts, validation=_accuracies(row)) for facts, row in zip(course, history, strict=True))
+    return best_weights, last_weights, record, History(epochs, chosen["epoch"], training.epochs)
 
 
 class Trainer:

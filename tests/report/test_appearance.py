@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from robust_nas.report._palette import DARK, LIGHT
+from robust_nas.core.palette import DARK, LIGHT
 from robust_nas.report._style import STYLE
 
 TEXT_ON = {

@@ -16,9 +16,10 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 from robust_nas.architectures.cell import OPERATIONS
 from robust_nas.core import config
+from robust_nas.core.figures import figure_of, styled
 from robust_nas.report import attack_plots, write_attack_report, write_report
 from robust_nas.report._elements import element, identifier
-from robust_nas.report.plots import figure_of, styled, to_svg
+from robust_nas.report.plots import to_svg
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.runtime.states import load_state, save_state
 
