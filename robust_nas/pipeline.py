@@ -21,7 +21,7 @@ from robust_nas import recipes as recipe
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal
-from robust_nas.certification.plan import Plan, leave_out
+from robust_nas.certification.plan import Place, Plan, leave_out
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there
@@ -582,7 +582,7 @@ def _certify_one(job: Job, name: str, model: nn.Module, plan: Plan | None = None
     """Certify one model, or its smoothed classifier, and add it to certification.json, unless it is there."""
     plan = plan or job.recipe.certification
     stage = job.stage(f"certify-{name}" if folder == "." else f"{folder}-{name}")
-    plan.keep(job.folder / folder, name, model, job.data.test, job.recipe.threat, stage, job.begin)
+    plan.keep(model, job.data.test, job.recipe.threat, Place(job.folder / folder, name, stage, job.begin))
 
 
 def ensemble(job: Job) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import shlex
 import subprocess
@@ -17,7 +19,7 @@ import torch
 
 from robust_nas import attacks, cli
 from robust_nas import recipes as recipe
-from robust_nas.cli import ending, listing
+from robust_nas.cli import answer, ending, listing
 from robust_nas.core import commands
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
@@ -374,3 +376,27 @@ def test_a_warning_is_a_line_without_a_place_in_our_code(capsys: pytest.CaptureF
             warnings.warn("the images are dark", stacklevel=1)
         assert warnings.showwarning is show
     assert capsys.readouterr().err == "beware: the images are dark\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["list"], lambda found: "pgd" in found["attacks"]),
+        (["list", "attacks"], lambda found: "autoattack" in found),
+        (["list", "runs", "--out", "."], lambda found: found == []),
+        (["info", "pgd"], lambda found: found["kinds"] == ["attacks"] and "Madry" in found["text"]),
+        (["info", "333333"], lambda found: found["architecture"].count("nor_conv_3x3") == 6),
+        (["info", "digits"], lambda found: found["recipe"]["threat"] == {"norm": "linf", "epsilon": 0.2}),
+        (["table", "info", "nas-robbench-201"], lambda found: "2403.13134" in str(found)),
+    ],
+)
+def test_an_answer_as_json_is_one_value_on_standard_output(
+    command: Command, tmp_path: Path, words: list[str], expected: Callable[..., bool]
+) -> None:
+    done = command(*words, "--json", cwd=tmp_path)
+    assert done.returncode == 0 and expected(json.loads(done.stdout)), done
+
+
+def test_what_is_no_number_is_null_in_json_and_paths_are_text() -> None:
+    found = {"a": [math.nan, 0.5, Path("x")], 1: (math.inf, None)}
+    assert answer.strict(found) == {"a": [None, 0.5, "x"], "1": [None, None]}

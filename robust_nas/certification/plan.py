@@ -39,6 +39,36 @@ R = TypeVar("R", bound=Record)
 RESULTS, ROWS = "certification.json", "certificates.parquet"
 
 
+@dataclass(frozen=True)
+class Place:
+    """The place of a model's certificates.
+
+    Args:
+        folder: of the results.
+        name: the model's, in them.
+        stage: its certification, which goes on where it ended.
+        begin: called before anything is computed.
+    """
+
+    folder: Path
+    name: str
+    stage: Stage
+    begin: Callable[[], None]
+
+    def so_far(self, start: R) -> R:
+        """Return the results so far, as rank 0 sees them; their start before the first."""
+        return _so_far(self.folder, start, self.stage.world)
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Add the model's rows, on rank 0."""
+        if self.stage.world.is_main:
+            add_outcomes(self.folder / ROWS, self.name, rows)
+
+    def write(self, record: Record) -> None:
+        """Write the results, on rank 0."""
+        _write(self.folder, record, self.stage.world)
+
+
 class Plan(ABC):
     """A plan of certification."""
 
@@ -49,23 +79,12 @@ class Plan(ABC):
         return config.to_dict(self)
 
     @abstractmethod
-    def keep(
-        self,
-        folder: Path,
-        name: str,
-        model: nn.Module,
-        images: ImageSet,
-        threat: ThreatModel,
-        stage: Stage,
-        begin: Callable[[], None] = lambda: None,
-    ) -> None:
+    def keep(self, model: nn.Module, images: ImageSet, threat: ThreatModel, place: Place) -> None:
         """Certify a model on the first images and add it to the results in a folder, unless it is there.
 
         Args:
-            folder: of the results.
-            name: the model's, in the results.
             threat: gives the norm.
-            begin: called before anything is computed.
+            place: of the results.
         """
 
 
@@ -92,20 +111,11 @@ class CertificationPlan(Plan):
         if self.num_images is not None:
             check_at_least("certification.num_images", self.num_images, 1)
 
-    def keep(
-        self,
-        folder: Path,
-        name: str,
-        model: nn.Module,
-        images: ImageSet,
-        threat: ThreatModel,
-        stage: Stage,
-        begin: Callable[[], None] = lambda: None,
-    ) -> None:
+    def keep(self, model: nn.Module, images: ImageSet, threat: ThreatModel, place: Place) -> None:
         """Certify a model; see `Plan.keep`."""
-        done, images = _so_far(folder, CertificationRecord(models={}), stage.world), images[: self.num_images]
-        if name not in done.models:
-            begin()
+        done, images = place.so_far(CertificationRecord(models={})), images[: self.num_images]
+        if place.name not in done.models:
+            place.begin()
             found = certify(
                 model,
                 images,
@@ -113,19 +123,18 @@ class CertificationPlan(Plan):
                 bound=self.bound,
                 epsilons=self.epsilons,
                 batch_size=self.batch_size,
-                stage=stage,
+                stage=place.stage,
             )
-            if stage.world.is_main:
-                add_outcomes(folder / ROWS, name, [row for certificate in found for row in certificate.rows()])
+            place.add([row for certificate in found for row in certificate.rows()])
             everything = replace(
                 done,
                 method=found[0].method,
                 dtype=found[0].dtype,
                 num_images=len(images),
-                models={**done.models, name: tuple(certificate.summary() for certificate in found)},
+                models={**done.models, place.name: tuple(certificate.summary() for certificate in found)},
             )
-            _write(folder, everything, stage.world)
-        stage.finish()
+            place.write(everything)
+        place.stage.finish()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,16 +167,7 @@ class SmoothingPlan(Plan):
         """Return the settings that its results depend on: the images' radii are found without `epsilons`."""
         return {key: value for key, value in super().fixed().items() if key != "epsilons"}
 
-    def keep(
-        self,
-        folder: Path,
-        name: str,
-        model: nn.Module,
-        images: ImageSet,
-        threat: ThreatModel,
-        stage: Stage,
-        begin: Callable[[], None] = lambda: None,
-    ) -> None:
+    def keep(self, model: nn.Module, images: ImageSet, threat: ThreatModel, place: Place) -> None:
         """Certify a model's smoothed classifier; see `Plan.keep`. What is said of its radii is said anew."""
         images = images[: self.num_images]
         start = SmoothingRecord(
@@ -178,19 +178,20 @@ class SmoothingPlan(Plan):
             num_images=len(images),
             models={},
         )
-        done = _so_far(folder, start, stage.world)
-        if name in done.models:
+        done = place.so_far(start)
+        if place.name in done.models:
             columns = ("model", "image", "label", "selected", "agreeing", "seconds")
-            rows = [row for row in read_outcomes(folder / ROWS, columns).to_pylist() if row["model"] == name]
+            rows = [
+                row for row in read_outcomes(place.folder / ROWS, columns).to_pylist() if row["model"] == place.name
+            ]
             found = SmoothedCertification.of_rows(self.smoothing, rows)
         else:
-            begin()
-            found = SmoothedClassifier(model, self.smoothing).certify(images, stage=stage)
-            if stage.world.is_main:
-                add_outcomes(folder / ROWS, name, found.rows())
+            place.begin()
+            found = SmoothedClassifier(model, self.smoothing).certify(images, stage=place.stage)
+            place.add(found.rows())
         proved = tuple(found.summary(epsilon) for epsilon in self.radii)
-        _write(folder, replace(done, models={**done.models, name: proved}), stage.world)
-        stage.finish()
+        place.write(replace(done, models={**done.models, place.name: proved}))
+        place.stage.finish()
 
 
 def leave_out(folder: Path, name: str, reason: str, world: World) -> None:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from robust_nas.bounds import foretold_seconds, slow_kind
-from robust_nas.certification.plan import CertificationPlan, Plan, SmoothingPlan, plan_with
+from robust_nas.certification.plan import CertificationPlan, Place, Plan, SmoothingPlan, plan_with
 from robust_nas.core import config
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import digest_of, file_name
@@ -130,7 +130,7 @@ def run(chosen: CertifiedModels, out: Path, progress: Progress, arguments: list[
         for name, model in models.items():
             stage = Stage(f"certify-{file_name(name)}", chosen.seed, world, progress, folder.path)
             with about(name):
-                chosen.plan.keep(folder.path, name, model, test, chosen.threats[0], stage, begin)
+                chosen.plan.keep(model, test, chosen.threats[0], Place(folder.path, name, stage, begin))
     finally:
         folder.unlock()
         world.stop()

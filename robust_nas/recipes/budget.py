@@ -17,6 +17,7 @@ from robust_nas.certification import certify, refusal
 from robust_nas.core.seeds import seeded
 from robust_nas.datasets import Dataset, ImageSet
 from robust_nas.evaluation.costs import duration
+from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.models.complexity import count_parameters
 from robust_nas.models.scores import logits_of
 from robust_nas.recipes import Recipe
@@ -94,8 +95,8 @@ class _Enough(Exception):
 class _Stopwatch(Progress):
     """Times the outermost steps of a piece of work, and ends it after the second: the first one sets things up."""
 
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(quiet=True, clock=clock)
         self.seconds: list[float] = []
         self.total = 0
 
@@ -106,16 +107,18 @@ class _Stopwatch(Progress):
         listed = list(items)
         self.total = total or len(listed)
         for item in listed:
-            started = time.monotonic()
+            started = self._clock()
             yield item
-            self.seconds.append(time.monotonic() - started)
+            self.seconds.append(self._clock() - started)
             if len(self.seconds) == 2:
                 raise _Enough
 
 
-def _timed(work: Callable[[Stage], object], name: str, seed: int, world: World) -> float | None:
+def _timed(
+    work: Callable[[Stage], object], name: str, seed: int, world: World, clock: Callable[[], float] = time.monotonic
+) -> float | None:
     """Return the seconds of all steps (epochs, trials) of some work, judged by its second; None if it has none."""
-    watch = _Stopwatch()
+    watch = _Stopwatch(clock)
     with contextlib.suppress(_Enough):
         work(Stage(name, seed, world, watch))
     return watch.seconds[-1] * watch.total if watch.seconds else None
@@ -149,7 +152,8 @@ def _training(chosen: Recipe, network: nn.Module, data: Dataset, world: World, a
 
 
 def _attacks(chosen: Recipe, network: nn.Module, data: Dataset, world: World, count: int) -> Expected:
-    plan, threat = chosen.evaluation, chosen.threat.with_epsilon(chosen.threat.epsilon * NOTHING_FALLS)
+    plan: EvaluationPlan = chosen.evaluation
+    threat = chosen.threat.with_epsilon(chosen.threat.epsilon * NOTHING_FALLS)
     test = data.test[: plan.num_images]
     # An untrained network is wrong about most images, and these are not attacked.
     with torch.no_grad():

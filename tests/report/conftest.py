@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,17 +275,29 @@ def finished_page(finished_run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
+def new_browser() -> Callable[..., Any]:
+    """Return what starts a browser without a window."""
+
+    def start(*arguments: str, **capabilities: Any) -> Any:
+        webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+        binary = shutil.which("chromium") or shutil.which("google-chrome")
+        service = shutil.which("chromedriver")
+        if not binary or not service:
+            pytest.skip("there is no chromium or no chromedriver on this machine")
+        options = webdriver.ChromeOptions()
+        options.binary_location = binary
+        for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", *arguments):
+            options.add_argument(f"--{argument}")
+        for name, value in capabilities.items():
+            options.set_capability(f"goog:{name}", value)
+        return webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def browser(new_browser: Callable[..., Any]) -> Iterator[Any]:
     """A browser without a window, from which the pages' own facts can be read."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    service = shutil.which("chromedriver")
-    if not binary or not service:
-        pytest.skip("there is no chromium or no chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{argument}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
+    driver = new_browser()
     yield driver
     driver.quit()
