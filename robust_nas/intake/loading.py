@@ -30,7 +30,7 @@ from robust_nas.spaces.module import ModuleSpace
 
 
 @unchanged_process()
-def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module]:
+def load_models(spec: str, *, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
     """Return the models that `spec` names, by name, in evaluation mode on `device`.
 
     Parameters that no weights give are initialised from a fixed seed. A module or a file that is named is run: where a
