@@ -262,7 +262,7 @@ def test_arguments_in_another_order_are_refused_in_a_sentence(
             write_benchmark(*arguments)
     image = data.images[0]
     for arguments in [(image, folder, 0, 10, threats[0]), (folder, image, 0, threats[0], 10), (folder, data, 0, 10, 1)]:
-        with pytest.raises(InputError, match=", but got one"):
+        with pytest.raises(InputError, match=", but got (one|10)"):
             write_vnnlib(*arguments)
     assert not list(tmp_path.iterdir())
 
