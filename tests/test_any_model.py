@@ -100,7 +100,7 @@ def test_a_network_without_gradients_is_not_trained(data: Dataset) -> None:
 
 
 def test_phases_of_a_size_that_the_network_cannot_take_are_refused_before_the_first(data: Dataset) -> None:
-    with pytest.raises(InputError, match="cannot take images of 1 x 6 x 6 pixels .*takes 64 numbers, but got 36"):
+    with pytest.raises(InputError, match=r"cannot take images of 1 x 6 x 6 pixels .*takes 64 numbers, but got 36"):
         phases = [{"epochs": 1}, {"epochs": 1, "size": 6}]
         rn.train(Returning(lambda logits: logits), data, "linf:0.1", epochs=2, batch_size=16, phases=phases)
 

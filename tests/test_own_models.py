@@ -162,8 +162,16 @@ def test_own_models_and_the_members_of_a_saved_ensemble_are_joined(
         (["train", "net.py", "--data", "digits"], "net.py:NAME"),
         (["ensemble", "build", "--from", "0.pt", "net.py:Net", "--data", "digits"], "attribute@0.pt"),
         (
-            ["certify", "net.py:Net", "--data", "digits", "--norm", "linf", "--epsilon", "1"]
-            + ["--method", "smoothing[sigma=0.25]"],
+            [
+                "certify",
+                "net.py:Net",
+                "--data",
+                "digits",
+                "--norm=linf",
+                "--epsilon",
+                "1",
+                "--method=smoothing[sigma=1]",
+            ],
             "certifies l2 balls",
         ),
         (["export", "net.py:Net", "--data", "digits", "--epsilon", "0.1"], "--out FOLDER"),

@@ -105,15 +105,15 @@ def check_named(word: str) -> None:
     path = expanded(word)
     if word.endswith(".py"):
         raise InputError(f"Name the model in {word}, a class or a function that makes one: {word}:NAME.")
-    if model_parts(word) is None and path.suffix in (".safetensors", *PICKLED):
-        check_weights_file(path)
-        if not is_run(path.absolute().parent.parent):
-            raise _without_network(path)
     if ":" not in word and not path.exists():
         raise InputError(
             f"There is no {word}; name a run folder, weights in one, a saved ensemble, package.module:attribute, "
             "path/to/file.py:attribute or torchvision:NAME."
         )
+    if model_parts(word) is None and path.suffix in (".safetensors", *PICKLED):
+        check_weights_file(path)
+        if not is_run(path.absolute().parent.parent):
+            raise _without_network(path)
 
 
 def _without_network(weights: Path) -> InputError:
