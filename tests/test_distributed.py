@@ -361,3 +361,35 @@ def test_two_ranks_train_and_remember_what_one_process_does(options: dict[str, A
         assert bool(table.abs().sum() > 0)
         torch.testing.assert_close(ranks[0]["tables"][name], table, atol=1e-5, rtol=1e-5)
     assert alone["shared"].keys() == ranks[0]["shared"].keys()
+
+
+class _PartlyUsed(nn.Module):
+    """A network of one's own: one layer takes part in every second pass of the training, and one in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.sometimes, self.never = nn.Linear(64, 10), nn.Linear(64, 10), nn.Linear(3, 3)
+        self.passes = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        pixels = images.flatten(1)
+        return self.linear(pixels) + (self.sometimes(pixels) if self.training and self.passes % 2 else 0)
+
+
+def test_two_ranks_train_a_network_whose_passes_leave_out_parameters_as_one_process_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = _PartlyUsed().state_dict()
+
+    def train(world: World) -> Any:
+        digits, model = datasets.load("digits"), _PartlyUsed()
+        model.load_state_dict(start)
+        data = dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:16])
+        plan = build(Training, {"method": "standard", "epochs": 2, "batch_size": 16})
+        return fit(model, data, ThreatModel(epsilon=0.1), plan, Stage("train", 0, world, Progress(quiet=True))).last
+
+    alone, ranks = train(World()), on_two_ranks(train, tmp_path)
+    for name, value in alone.items():
+        assert torch.equal(value, start[name]) == name.startswith("never")
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value)

@@ -160,7 +160,7 @@ def test_a_joined_run_adds_nothing_to_the_table_that_its_members_are_in(joined: 
     ("words", "message"),
     [
         (["ensemble", "build"], "ensemble build --from RUN RUN"),
-        (["ensemble", "build", "--from", "nowhere"], "is not a run folder"),
+        (["ensemble", "build", "--from", "nowhere"], "There is no nowhere"),
         (["ensemble", "RUN", "--members", "2"], "--members belongs to 'ensemble build'"),
         (["ensemble", "build", "--from", "RUN"], "two trained models or more"),
         (["ensemble", "build", "--from", "RUN", "OTHER"], "was made with other data than"),

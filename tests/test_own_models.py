@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,21 @@ def test_own_models_and_the_members_of_a_saved_ensemble_are_joined(
         (["train", "net.py:Net", "--data", "nowhere"], "no recipe for the data set"),
         (["certify", "net.py:Net", "--data", "digits"], "--epsilon 2/255"),
         (["certify", "net.py"], "net.py:NAME"),
+        (["train", "net.py", "--data", "digits"], "net.py:NAME"),
+        (["ensemble", "build", "--from", "0.pt", "net.py:Net", "--data", "digits"], "attribute@0.pt"),
+        (
+            [
+                "certify",
+                "net.py:Net",
+                "--data",
+                "digits",
+                "--norm=linf",
+                "--epsilon",
+                "1",
+                "--method=smoothing[sigma=1]",
+            ],
+            "certifies l2 balls",
+        ),
         (["export", "net.py:Net", "--data", "digits", "--epsilon", "0.1"], "--out FOLDER"),
         (["ensemble", "build", "--from", "net.py:Net", "net.py:ready"], "give them, such as --data digits"),
         (["ensemble", "build", "--from", "net.py:Net", "--data", "digits"], "needs two trained models"),
@@ -168,7 +184,33 @@ def test_a_mistake_costs_one_sentence(
 ) -> None:
     done = command(*words, *([] if words[0] == "export" else ["--out", tmp_path]), cwd=folder)
     assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+    said = [line for line in done.stderr.splitlines() if line != "reading the data set digits"]
+    assert len(said) == 1 and not list(tmp_path.iterdir())
+
+
+def test_files_of_one_name_import_the_neighbours_that_they_have(tmp_path: Path) -> None:
+    widths = []
+    for name, width in (("a", 3), ("b", 5), ("a", 3)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "sizes_of_it.py").write_text(f"WIDTH = {width}\n", encoding="utf-8")
+        (tmp_path / name / "it.py").write_text(
+            "from torch import nn\nfrom sizes_of_it import WIDTH\nnet = nn.Linear(2, WIDTH)\n", encoding="utf-8"
+        )
+        (model,) = rn.load_models(f"{tmp_path / name / 'it.py'}:net").values()
+        widths.append(len(model.weight))
+    assert widths == [3, 5, 3]
+
+
+def test_a_file_that_has_changed_since_its_run_is_said(tmp_path: Path) -> None:
+    file, data = tmp_path / "it.py", rn.datasets.load("digits")
+    file.write_text(NET, encoding="utf-8")
+    space = intake.own_space(f"{file}:Net")
+    again = spaces.described({**spaces.describe(space), "models": named([f"{file}:Net"])})
+    with warnings.catch_warnings(action="error"):
+        again.network(again.parse(f"{file}:Net"), data)
+    file.write_text(NET.replace("return self", "return -self"), encoding="utf-8")
+    with pytest.warns(UserWarning, match="has changed since"):
+        again.network(again.parse(f"{file}:Net"), data)
 
 
 def test_a_ready_made_model_is_another_each_time_that_its_network_is_asked_for(folder: Path) -> None:

@@ -161,9 +161,10 @@ def check_arithmetic(model: nn.Module) -> None:
         )
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in (torch.float32, torch.float64):
+            advice = "; convert it with model.float() and take that"
             raise InputError(
-                f"Bounds and exports need a model in float32 or float64, but its '{name}' is {tensor.dtype}; "
-                "convert it with model.float() and take that."
+                f"Bounds and exports need a model in float32 or float64, but its '{name}' is {tensor.dtype}"
+                f"{'' if tensor.is_complex() else advice}."
             )
 
 

@@ -78,7 +78,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "", name: str |
     for key in section:
         if key not in fields:
             hint = f"It is called '{RENAMED[key]}' now." if key in RENAMED else suggest(key, fields)
-            if name is not None and "[" not in where and not hint.startswith("Did you mean"):
+            if name is not None and not {"[", " "} & {*where} and not hint.startswith("Did you mean"):
                 hint = f"{hint} If it was for another component than '{name}', {where}={name} leaves it out."
             raise InputError(f"{_place(where)} has no key '{key}'. {hint}")
     for key, field in fields.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,8 @@ class EvaluationPlan:
         suspicious = list(notes(model, data, stage.seed))
         named, parts = self.named(strongest=strongest), _parts(stage)
         settings: dict[str, Any] = {"batch_size": self.batch_size}
-        result = evaluate(model, data, threats, list(named.values()), labels=list(named), stage=stage, **settings)
+        with _square_named():
+            result = evaluate(model, data, threats, list(named.values()), labels=list(named), stage=stage, **settings)
         for outcome in result.attacks:
             if outcome.left_out:
                 suspicious.append(
@@ -173,10 +175,8 @@ class EvaluationPlan:
         distortions: list[Distortions] = []
         for threat, radii in self.radii(threats):
             at = parts(f"curve-{threat.norm}")
-            try:
+            with _square_named():
                 curves.append(robustness_curve(model, data, threat, radii, self.curve_attack, stage=at, **settings))
-            except NoGradient as error:
-                raise InputError(f"{error} The curve's attack: evaluation.curve_attack=square.") from error
             if self.distortion is not None:
                 at = parts(f"distortion-{threat.norm}")
                 distortions.append(minimal_distortions(model, data, threat, self.distortion, stage=at, **settings))
@@ -250,3 +250,15 @@ def notes(model: nn.Module, data: ImageSet, seed: int, count: int = 256) -> list
 
 def _parts(stage: Stage) -> Callable[[str], Stage]:
     return lambda name: replace(stage, name=f"{stage.name}-{name}")
+
+
+@contextlib.contextmanager
+def _square_named() -> Iterator[None]:
+    """Say how the attack that follows no gradient is set, for the attacks and for the curve."""
+    try:
+        yield
+    except NoGradient as error:
+        raise InputError(
+            f"{error} All attacks that follow some: evaluation.attacks=['square'] evaluation.strongest=[] "
+            "evaluation.curve_attack=square."
+        ) from error

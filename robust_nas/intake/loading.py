@@ -30,7 +30,7 @@ from robust_nas.spaces.module import ModuleSpace
 
 
 @unchanged_process()
-def load_models(spec: str, *, device: torch.device | str) -> dict[str, nn.Module]:
+def load_models(spec: str, *, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
     """Return the models that `spec` names, by name, in evaluation mode on `device`.
 
     Parameters that no weights give are initialised from a fixed seed. A module or a file that is named is run: where a
@@ -105,15 +105,15 @@ def check_named(word: str) -> None:
     path = expanded(word)
     if word.endswith(".py"):
         raise InputError(f"Name the model in {word}, a class or a function that makes one: {word}:NAME.")
-    if model_parts(word) is None and path.suffix in (".safetensors", *PICKLED):
-        check_weights_file(path)
-        if not is_run(path.absolute().parent.parent):
-            raise _without_network(path)
     if ":" not in word and not path.exists():
         raise InputError(
             f"There is no {word}; name a run folder, weights in one, a saved ensemble, package.module:attribute, "
             "path/to/file.py:attribute or torchvision:NAME."
         )
+    if model_parts(word) is None and path.suffix in (".safetensors", *PICKLED):
+        check_weights_file(path)
+        if not is_run(path.absolute().parent.parent):
+            raise _without_network(path)
 
 
 def _without_network(weights: Path) -> InputError:

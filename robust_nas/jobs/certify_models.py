@@ -23,6 +23,7 @@ from torch import nn
 from robust_nas.bounds import foretold_seconds, slow_kind
 from robust_nas.certification.plan import CertificationPlan, Place, Plan, SmoothingPlan, plan_with
 from robust_nas.core import config
+from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
 from robust_nas.evaluation import digest_of, file_name
 from robust_nas.jobs.given_models import GivenModels, about, check_given, read_words
@@ -99,6 +100,8 @@ def from_words(
     start = config.build(CertificationPlan, of_plan, "certification")
     plan = plan_with(start, epsilons=epsilons, method=method, memory=memory, images=images)
     if isinstance(plan, SmoothingPlan):
+        if norm not in (None, "l2"):
+            raise InputError(f"Smoothing certifies l2 balls, but got --norm {norm}; leave it out.")
         table |= {"smoothing": plan.fixed(), "radii": list(plan.epsilons)}
     else:
         table["certification"] = config.to_dict(plan)

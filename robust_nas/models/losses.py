@@ -40,7 +40,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InputError: for fewer than 3 classes.
     """
-    top = _largest(logits, 3, "DLR", "cross_entropy")
+    top = _largest(logits, 3, "DLR")
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
@@ -69,15 +69,16 @@ def targeted_dlr(logits: Tensor, pair: Tensor) -> Tensor:
     Raises:
         InputError: for fewer than 4 classes.
     """
-    top = _largest(logits, 4, "targeted DLR", "margin")
+    top = _largest(logits, 4, "targeted DLR")
     return targeted_margin(logits, pair) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def _largest(logits: Tensor, count: int, name: str, other: str) -> Tensor:
-    """The largest logits, [B, count], which a loss needs; where there are fewer, it is to be another one."""
+def _largest(logits: Tensor, count: int, name: str) -> Tensor:
+    """The largest logits, [B, count], which a loss needs; where there are fewer, it is to be cross-entropy."""
     if logits.shape[1] < count:
         raise InputError(
-            f"The {name} loss needs at least {count} classes, but the model has {logits.shape[1]}; use loss='{other}'."
+            f"The {name} loss needs at least {count} classes, but the model has {logits.shape[1]}; use "
+            "loss='cross_entropy'."
         )
     return logits.topk(count, dim=1).values
 

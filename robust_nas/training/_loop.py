@@ -19,10 +19,10 @@ from robust_nas.core.seeds import generator_at, seed_at, seeded
 from robust_nas.datasets import check_batch, epoch_batches
 from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
-from robust_nas.models.frozen import evaluating
+from robust_nas.models.frozen import copied, evaluating
 from robust_nas.models.history import Epoch, History
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
-from robust_nas.models.scores import NoGradient
+from robust_nas.models.scores import NoGradient, probed
 from robust_nas.records.training import Course
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress, accuracies_in_words
@@ -81,6 +81,8 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
     for size in training.batch_sizes:
         check_batch("train.batch_size", size, len(data.train), stage.world)
     training.check_size(min([*data.image_shape[1:], *(phase.size for phase in training.phases if phase.size)]))
+    for size in {phase.size for phase in training.phases if phase.size}:
+        probed(evaluating(copied(model)), data.train[:2].images.new_zeros(2, data.image_shape[0], size, size))
     if training.precision == "float16" and stage.world.device.type == "cpu":
         stage.progress.say(f"{stage.name}: float16 is slow on a CPU; train.precision=float32 is faster")
     if training.mixes and not mix(model) and training.norm == "mixture":
@@ -448,7 +450,8 @@ def _collapsed(history: list[dict[str, Any]], watch: float) -> bool:
 def _check_branches(model: nn.Module) -> None:
     advice = {
         "clean": "set train.clean_weight above 0, or train.norm to 'batch'",
-        "adversarial": "take a method that crafts examples, or set train.norm to 'batch'",
+        "adversarial": "take a method that crafts examples, with train.clean_weight above 0, or set train.norm to "
+        "'batch'",
     }
     for branch in sorted(unused_branches(model)):
         raise InputError(f"No image goes through the {branch} batch norm of the mixture; {advice[branch]}.")

@@ -295,7 +295,10 @@ class Normalisation(Objective):
         if self.norm is not None:
             check_choice("train.norm", self.norm, Norm)
         if self.serve == "clean" and not self.mixes:
-            raise InputError("train.serve 'clean' chooses a branch of a mixture; set train.norm to 'mixture' as well.")
+            raise InputError(
+                "train.serve 'clean' chooses a branch of a mixture; set train.norm to 'mixture' and train.clean_weight "
+                "above 0 as well."
+            )
 
     @property
     def mixes(self) -> bool:

@@ -262,7 +262,7 @@ def test_arguments_in_another_order_are_refused_in_a_sentence(
             write_benchmark(*arguments)
     image = data.images[0]
     for arguments in [(image, folder, 0, 10, threats[0]), (folder, image, 0, threats[0], 10), (folder, data, 0, 10, 1)]:
-        with pytest.raises(InputError, match=", but got one"):
+        with pytest.raises(InputError, match=r", but got (one|10)"):
             write_vnnlib(*arguments)
     assert not list(tmp_path.iterdir())
 
@@ -348,7 +348,7 @@ def test_the_command_exports_a_runs_networks_and_ensembles(
     record = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
     assert (record["run"], record["data"], record["split"], record["num_images"]) == ("run", "digits", "test", 30)
     for name in NETWORKS:
-        assert f"{name}: onnx/{name}.onnx, {right[name]} of 30 images right" in done.stderr
+        assert f"{name}: onnx/{name}.onnx, {right[name]} of 30 images right" in done.stdout
     refused = command("export", run, "--epsilon", "8", "--out", tmp_path / "no")
     assert refused.returncode == 2 and "did you mean 8/255?" in refused.stderr
     refused = command("export", run, "--images", "0", "--out", tmp_path / "no")

@@ -191,7 +191,7 @@ class Squeezed(nn.Module):
 
 def test_a_model_that_squeezes_a_single_image_is_refused_by_every_attack(images: Tensor) -> None:
     for name in ("fgsm", "pgd", "apgd", "fab", "square", "opt"):
-        with pytest.raises(InputError, match=r"logits \[B, K\] .* for a batch of 1 it returned \[3\]"):
+        with pytest.raises(InputError, match=r"logits \[B, K\] .* for 1 image it returned \[3\]"):
             attacks.get(name)().perturb(Squeezed(), images[:1], torch.tensor([0]), ThreatModel(epsilon=0.1))
 
 
