@@ -22,7 +22,7 @@ from robust_nas.certification import Certifications
 from robust_nas.certification import certify as certify_model
 from robust_nas.certification.smoothing import SmoothedClassifier, Smoothing
 from robust_nas.core import config
-from robust_nas.core.checks import check_path, check_type, check_utf8
+from robust_nas.core.checks import check_at_least, check_path, check_type, check_utf8
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.figures import ATTACKED, CERTIFIED, CLEAN, interval_plot
 from robust_nas.core.files import is_there, read_json
@@ -250,6 +250,7 @@ def evaluate(
     intake.check_model(model)
     check_type("name", name, str, "the model's name")
     check_utf8("name", name)
+    check_at_least("batch_size", batch_size, 1)
     if folder is not None:
         check_path("folder", folder)
     notes = tuple(evaluation.notes(model, data, seed))
