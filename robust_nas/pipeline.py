@@ -706,8 +706,6 @@ def start(
     if fill is None and chosen.derive.diversity and not chosen.search.needs_supernet:
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
-    if world.is_main:
-        progress.say(f"reading the data set {name_of(chosen.data)}")
     data = load_data(chosen, world)
     tried = settle_threads(chosen, data, world)
     warnings = rehearse(chosen, data, world, trains=fill is None)

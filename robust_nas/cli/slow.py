@@ -78,7 +78,7 @@ _WITH_TORCH = ("api", "attack_models", "certify_models", "merged_runs", "pipelin
 
 def __getattr__(name: str) -> Any:
     if name in _WITH_TORCH and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
-        print(f"robust-nas {__version__}: loading torch", file=sys.stderr, flush=True)
+        print(f"robust-nas {__version__}: loading torch and the data", file=sys.stderr, flush=True)
     if name in _PACKAGES:
         return import_module(f"robust_nas.{_PACKAGES[name]}.{name}")
     if name in _ROOMS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -253,7 +254,13 @@ class _Bars:
         if self._live is None:
             from rich.live import Live
 
-            self._live = Live(console=self._progress.console, get_renderable=self._drawn, refresh_per_second=4)
+            # What is printed meanwhile stands above the bars; a pipe gets it as it is.
+            self._live = Live(
+                console=self._progress.console,
+                get_renderable=self._drawn,
+                refresh_per_second=4,
+                redirect_stdout=sys.stdout.isatty(),
+            )
             self._live.start()
 
     def step(self, loop: Loop) -> None:
