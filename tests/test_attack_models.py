@@ -27,6 +27,7 @@ from robust_nas.core.writing import write_text
 from robust_nas.jobs import attack_models
 from robust_nas.jobs.given_models import few_training_images
 from robust_nas.recipes import load as load_recipe
+from robust_nas.runtime import progress
 from robust_nas.runtime.per_sample import read_outcomes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -136,8 +137,9 @@ def test_a_users_own_model_is_attacked_from_the_command_to_the_report(
 
 
 def test_without_checks_for_gradient_masking_the_report_says_that_none_were_made(
-    folder: Path, tmp_path: Path, command: Command
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "SHORT", 0.0)  # a line for every loop, however quick this machine is
     words = ["attack", MODEL, "--data", "digits", "--threat", "linf:0.05", "--attack", "fgsm", "--images", "20"]
     checked = command(*words, "evaluation.masking_images=4", "--out", tmp_path / "checked", cwd=folder)
     assert "checks for gradient masking on 4 images: 9/9" in checked.stderr
