@@ -278,7 +278,7 @@ class World:
             return
         used = self.sum(torch.tensor([float(each.grad is not None) for each in learning], device=self.device))
         shared = [each for each, count in zip(learning, used.tolist(), strict=True) if count]
-        for kind in {each.dtype for each in shared}:
+        for kind in dict.fromkeys(each.dtype for each in shared):  # in the same order on all ranks
             some = [each for each in shared if each.dtype == kind]
             gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in some]
             mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
