@@ -268,6 +268,12 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def share_start(self, model: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0, as `wrap` does: code of others may draw its own."""
+        if self.size > 1:
+            for tensor in [*model.parameters(), *model.buffers()]:
+                dist.broadcast(tensor.detach(), src=0)
+
     def mean_gradients(self, model: nn.Module) -> None:
         """Replace the gradient of every parameter that has one on some rank by its mean over all ranks.
 
