@@ -44,6 +44,13 @@ ready = Net()
 """
 
 
+LOUD = """
+    def forward(self, images):
+        print("a pass")
+        return super().forward(images)
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks of one class with weights, in files as torch.save writes them."""
@@ -101,6 +108,14 @@ def test_a_model_is_certified_as_the_python_call_does(folder: Path, tmp_path: Pa
     assert again.stdout == done.stdout and read(kept, "environment.json")["earlier"] == []
     assert command(*words[:-1], "7", "--out", tmp_path, cwd=folder).returncode == 0
     assert len(list(tmp_path.glob("certify-*"))) == 2
+
+
+def test_what_a_models_own_code_prints_is_no_answer(folder: Path, tmp_path: Path, command: Command) -> None:
+    (folder / "loud.py").write_text("from net import Net\n\nprint('loading')\n\n\nclass Loud(Net):\n" + LOUD)
+    words = ["certify", "loud.py:Loud", "--data", "digits", "--epsilon", "0.01", "--images", "2", "--out", tmp_path]
+    done = command(*words, "--json", cwd=folder)
+    assert done.returncode == 0 and list(json.loads(done.stdout)["models"]) == ["Loud"], done
+    assert "loading" in done.stderr and "a pass" in done.stderr
 
 
 def test_other_radii_of_a_smoothed_model_cost_no_samples(folder: Path, tmp_path: Path, command: Command) -> None:
