@@ -231,11 +231,10 @@ class World:
                 helper.join()
         return results
 
-    def wrap(self, model: nn.Module, *, partly_used: bool = False) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """Return a module whose backward averages the gradients over all ranks; `model` itself in one process.
 
-        Args:
-            partly_used: whether there may be parameters that a loss does not depend on.
+        Every pass must use all parameters; `mean_gradients` is for others.
         """
         if self.size == 1:
             return model
@@ -243,10 +242,7 @@ class World:
         # Buffers are averaged when they are needed (`mean_buffers`): a broadcast at every forward would break crafting.
         wrapper = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
-        options: dict[str, Any] = {
-            "forward_sync_buffers" if renamed else "broadcast_buffers": False,
-            "find_unused_parameters": partly_used,
-        }
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return wrapper(model, device_ids=ids, **options)
 
     def mean_through(self, value: Tensor) -> Tensor:
