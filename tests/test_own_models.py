@@ -81,6 +81,8 @@ def test_a_model_is_trained_from_its_weights_in_a_run_that_other_verbs_take(
     done = command(*words, "train.epochs=1", "train.learning_rate=1e-9", "workers=1", cwd=folder)
     assert done.returncode == 0, done.stderr
     run = only(tmp_path, "*-Net-*")
+    # The next command is one that is taken.
+    assert f"(robust-nas run --resume {run} --allow-code)" in done.stdout
     (record,) = read(run, "train.json")["models"]
     assert record["architecture"] == f"{folder / 'net.py'}:Net"
     # A step of next to nothing leaves the weights that it began with.

@@ -11,7 +11,7 @@ from robust_nas.core.files import is_there, read_toml
 from robust_nas.core.pixels import format_pixels
 from robust_nas.core.text import aligned, warnings
 from robust_nas.records import plain, read, read_certificates, read_stage
-from robust_nas.runtime.run_folder import STAGE_FILES, unfinished_stages
+from robust_nas.runtime.run_folder import STAGE_FILES, resume_words, unfinished_stages
 
 if TYPE_CHECKING:
     from robust_nas.records import EvaluationRecord, SearchRecord, SmoothingRecord
@@ -43,7 +43,7 @@ def of_run(path: Path, space: Space | None = None) -> str:
         evaluation = read(path / "evaluation.json", records.EvaluationRecord)
         lines += ["", *_results(path, evaluation), *warnings(evaluation.notes)]
     if missing:
-        lines.append(f"not done yet: {', '.join(missing)} (robust-nas run --resume {path})")
+        lines.append(f"not done yet: {', '.join(missing)} (robust-nas {resume_words(path)})")
     if (path / "report.html").is_file():
         lines.append(f"report: {path / 'report.html'}")
     return "\n".join(lines)
