@@ -46,7 +46,7 @@ from robust_nas.runtime.distributed import World
 from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.per_sample import check_outcomes, compare_outcomes
 from robust_nas.runtime.progress import Progress
-from robust_nas.runtime.run_folder import RunFolder
+from robust_nas.runtime.run_folder import RunFolder, resume_words
 from robust_nas.runtime.stages import Stage, check_states
 from robust_nas.runtime.states import load_state, save_state
 from robust_nas.runtime.threads import recorded
@@ -158,7 +158,7 @@ class Job:
     @property
     def how_to_go_on(self) -> str:
         """The sentence with the command that resumes it."""
-        return f"Go on with: {launch(self.world.size)} run --resume {self.folder.path}"
+        return f"Go on with: {launch(self.world.size)} {resume_words(self.folder.path)}"
 
 
 def load_data(recipe: Recipe, world: World) -> Dataset:
@@ -285,7 +285,8 @@ def work(path: Path, progress: Progress) -> None:
     if (folder / "search.json").is_file():
         progress.say(f"The search of {path} is over: there is nothing to measure.")
         return
-    world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
+    threads = chosen.threads or recorded(sessions_of(folder))
+    world = World.start(chosen.device, threads, chosen.workers, chosen.patience)
     torch.use_deterministic_algorithms(world.device.type == "cpu")
     try:
         stage, data = Stage("search", chosen.seed, world, progress, path), load_data(chosen, world)

@@ -44,6 +44,13 @@ ready = Net()
 """
 
 
+LOUD = """
+    def forward(self, images):
+        print("a pass")
+        return super().forward(images)
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks of one class with weights, in files as torch.save writes them."""
@@ -74,6 +81,8 @@ def test_a_model_is_trained_from_its_weights_in_a_run_that_other_verbs_take(
     done = command(*words, "train.epochs=1", "train.learning_rate=1e-9", "workers=1", cwd=folder)
     assert done.returncode == 0, done.stderr
     run = only(tmp_path, "*-Net-*")
+    # The next command is one that is taken.
+    assert f"(robust-nas run --resume {run} --allow-code)" in done.stdout
     (record,) = read(run, "train.json")["models"]
     assert record["architecture"] == f"{folder / 'net.py'}:Net"
     # A step of next to nothing leaves the weights that it began with.
@@ -101,6 +110,14 @@ def test_a_model_is_certified_as_the_python_call_does(folder: Path, tmp_path: Pa
     assert again.stdout == done.stdout and read(kept, "environment.json")["earlier"] == []
     assert command(*words[:-1], "7", "--out", tmp_path, cwd=folder).returncode == 0
     assert len(list(tmp_path.glob("certify-*"))) == 2
+
+
+def test_what_a_models_own_code_prints_is_no_answer(folder: Path, tmp_path: Path, command: Command) -> None:
+    (folder / "loud.py").write_text("from net import Net\n\nprint('loading')\n\n\nclass Loud(Net):\n" + LOUD)
+    words = ["certify", "loud.py:Loud", "--data", "digits", "--epsilon", "0.01", "--images", "2", "--out", tmp_path]
+    done = command(*words, "--json", cwd=folder)
+    assert done.returncode == 0 and list(json.loads(done.stdout)["models"]) == ["Loud"], done
+    assert "loading" in done.stderr and "a pass" in done.stderr
 
 
 def test_other_radii_of_a_smoothed_model_cost_no_samples(folder: Path, tmp_path: Path, command: Command) -> None:
@@ -147,7 +164,8 @@ def test_own_models_and_the_members_of_a_saved_ensemble_are_joined(
     joined = rn.load_run(run, allow_code=True).models
     for found, expected in zip(joined.values(), (first, second), strict=True):
         torch.testing.assert_close(found(images), expected(images))
-    assert (run / "report.html").exists()
+    # An export as Python, which models of one's own are already, would be refused.
+    assert "--python" not in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,20 @@ def test_long_steps_are_taken_twice_at_most() -> None:
     assert len(steps) == 1
 
 
+def test_a_smaller_number_of_somebodys_own_is_a_limit_whatever_was_fastest_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "measured", lambda step, most, set_threads: {1: 2.0, most: 1.0})
+    count = torch.get_num_threads()
+    try:
+        for most in (4, 2, 1, 4):
+            torch.set_num_threads(most)
+            threads.settle(lambda: None, "steps of this test")
+            assert torch.get_num_threads() == most
+    finally:
+        torch.set_num_threads(count)
+
+
 def test_a_folder_is_gone_on_with_by_the_threads_that_it_was_begun_with() -> None:
     assert threads.recorded(()) is None
     assert threads.recorded((SimpleNamespace(threads=1), SimpleNamespace(threads=2))) == 1  # type: ignore[arg-type]

@@ -182,6 +182,19 @@ def test_files_beside_a_runs_settings_run_nothing_either(gift: Path, command: Co
     assert not ran(gift)
 
 
+def test_the_results_of_a_search_that_a_verb_prints_at_its_end_run_nothing(gift: Path, command: Command) -> None:
+    (gift / "config.toml").write_text(of_a_run())
+    space = {"kind": "gift.evil", "name": "gift"}
+    found = {"space": space, "probabilities": [[0.2] * 5] * 6, "trajectory": [], "seconds": 0.0, "search": {}}
+    found |= {"decisions": {str(edge): list("01234") for edge in range(6)}}
+    (gift / "search.json").write_text(json.dumps(found))
+    (gift / "record.json").write_text(json.dumps({"table": None, "rows": 0}))
+    # It has nothing to do: what is left are the results, and the space of the settings is the run's.
+    done = command("record", gift)
+    assert not ran(gift)
+    assert done.returncode == 0 and "all architectures are equally probable" in done.stdout, done.stderr
+
+
 def test_the_folder_of_an_attack_and_that_of_an_ensemble_run_nothing(gift: Path, command: Command) -> None:
     (gift / "attack.toml").write_text(
         'models = ["gift/evil.py:Net"]\nseed = 0\n[data]\nname = "gift.evil"\n[[threats]]\nepsilon = 0.1\n'

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_nas.cli.job import is_main
-from robust_nas.core.commands import json_asked
+from robust_nas.core.commands import json_asked, print_answer
 from robust_nas.core.text import visible
 
 
@@ -28,7 +28,7 @@ def answer(text: Callable[[], str] | str, facts: Callable[[], Any] | Any) -> Non
         return
     chosen = facts if json_asked() else text
     found = chosen() if callable(chosen) else chosen
-    print(json.dumps(strict(found), indent=1, allow_nan=False) if json_asked() else visible(found))
+    print_answer(json.dumps(strict(found), indent=1, allow_nan=False) if json_asked() else visible(found))
 
 
 def strict(value: Any) -> Any:

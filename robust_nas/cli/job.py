@@ -53,6 +53,5 @@ def finish(job: Job, stage: Callable[[Job], object]) -> None:
     with at_work(job, job.how_to_go_on):
         stage(job)
     path = job.folder.path
-    # What its files name was named, or allowed, when the job began.
-    with slow.registry.allowing_code():
-        slow.answer.answer(lambda: slow.results.of_run(path), lambda: slow.results.facts_of_run(path))
+    # The job's space was named, or allowed; what other files of the folder name was not.
+    slow.answer.answer(lambda: slow.results.of_run(path, job.recipe.space), lambda: slow.results.facts_of_run(path))

@@ -11,15 +11,22 @@ from robust_nas.core.files import is_there, read_toml
 from robust_nas.core.pixels import format_pixels
 from robust_nas.core.text import aligned, warnings
 from robust_nas.records import plain, read, read_certificates, read_stage
-from robust_nas.runtime.run_folder import STAGE_FILES, unfinished_stages
+from robust_nas.runtime.run_folder import STAGE_FILES, resume_words, unfinished_stages
 
 if TYPE_CHECKING:
     from robust_nas.records import EvaluationRecord, SearchRecord, SmoothingRecord
     from robust_nas.records.evaluation import Distances
+    from robust_nas.spaces import Space
 
 
-def of_run(path: Path) -> str:
-    """Return a run's results so far, a line per model."""
+def of_run(path: Path, space: Space | None = None) -> str:
+    """Return a run's results so far, a line per model.
+
+    Args:
+        path: its folder.
+        space: its search space, where a job has it; else it is the one that search.json describes, whose code may not
+            run.
+    """
     missing = unfinished_stages(path)
     lines = [f"run {path}"]
     if is_there(path / "train.json"):
@@ -29,14 +36,14 @@ def of_run(path: Path) -> str:
     elif is_there(path / "derive.json"):
         lines += [f"derived: {text}" for text in read(path / "derive.json", records.DerivationRecord).chosen]
     elif is_there(path / "search.json"):
-        lines += _searched(read(path / "search.json", records.SearchRecord))
+        lines += _searched(read(path / "search.json", records.SearchRecord), space)
     if (is_there(path / "train.json") or is_there(path / "derive.json")) and is_there(path / "search.json"):
         lines += _resource_note(read(path / "search.json", records.SearchRecord))
     if is_there(path / "evaluation.json"):
         evaluation = read(path / "evaluation.json", records.EvaluationRecord)
         lines += ["", *_results(path, evaluation), *warnings(evaluation.notes)]
     if missing:
-        lines.append(f"not done yet: {', '.join(missing)} (robust-nas run --resume {path})")
+        lines.append(f"not done yet: {', '.join(missing)} (robust-nas {resume_words(path)})")
     if (path / "report.html").is_file():
         lines.append(f"report: {path / 'report.html'}")
     return "\n".join(lines)
@@ -72,9 +79,9 @@ def facts_of_certificates(path: Path) -> dict[str, Any]:
     return {"folder": path, **plain(read_certificates(path / "certification.json"))}
 
 
-def _searched(found: SearchRecord) -> list[str]:
+def _searched(found: SearchRecord, space: Space | None) -> list[str]:
     """Describe a search's probabilities, before anything is derived from them."""
-    space, probabilities = slow.spaces.described(found.space), [list(row) for row in found.probabilities]
+    space, probabilities = space or slow.spaces.described(found.space), [list(row) for row in found.probabilities]
     result = slow.searches.SearchResult(space, probabilities, None, {}, found.measured)
     kind = "most probable" if found.measured is None else "best of the trials"
     lines = ["all architectures are equally probable"] if result.is_undecided else [f"{kind}: {result.best}"]

@@ -89,12 +89,7 @@ def train(model: str, overrides: Sequence[str], out: Path | None, **options: Any
     if "data" not in chosen:
         raise InputError(f"Say on which images '{model}' is trained: --data digits, or a folder of class folders.")
     recipe = slow.recipes.for_model(model, overrides, **chosen)
-    # The run's files name what was named here.
-    with slow.registry.allowing_code():
-        finish(
-            slow.pipeline.start(recipe, out or Path("runs"), progress(), sys.argv[1:]),
-            slow.pipeline.train_given,
-        )
+    finish(slow.pipeline.start(recipe, out or Path("runs"), progress(), sys.argv[1:]), slow.pipeline.train_given)
 
 
 @command(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robust_nas.cli import slow
-from robust_nas.core.commands import Commands, argument
+from robust_nas.core.commands import Commands, argument, print_answer
 from robust_nas.core.errors import InputError
 from robust_nas.core.text import visible
 
@@ -137,7 +137,7 @@ def compare(table: str, words: Sequence[str], json: bool, csv: bool) -> None:
 def stats(table: str, words: Sequence[str], plots: Path | None, json: bool) -> None:
     """Print the columns' distributions, correlations and noise, and the effects of operations."""
     asked = slow.tables.load(table)
-    print(visible(slow.answers.stats(asked, words, as_json=json)))
+    print_answer(visible(slow.answers.stats(asked, words, as_json=json)))
     if plots is not None:
         criteria, labels = slow.answers.parse(words, labels=1)
         drawn = slow.table_plots.write_plots(asked, plots, *labels, **criteria)
@@ -185,4 +185,4 @@ def merge(sources: Sequence[Path], into: Path) -> None:
 def _print(answer: Answer, json: bool, csv: bool) -> None:
     if json and csv:
         raise InputError("An answer is printed as JSON or as CSV, but got --json and --csv; give one of them.")
-    print(answer.json() if json else answer.csv() if csv else visible(answer.text()))
+    print_answer(answer.json() if json else answer.csv() if csv else visible(answer.text()))

@@ -15,10 +15,12 @@ other words. A word that does not fit raises InputError, so that it ends in one 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from robust_nas.core.errors import InputError, suggest
 
@@ -51,10 +53,17 @@ _JSON = argument("--json", action="store_true", help="print the answer as JSON, 
 
 _json_asked: ContextVar[bool] = ContextVar("the answer is wanted as JSON", default=False)
 
+_answers: ContextVar[TextIO | None] = ContextVar("standard output, while a command is at work", default=None)
+
 
 def json_asked() -> bool:
     """Whether the command under way is to print its answer as JSON."""
     return _json_asked.get()
+
+
+def print_answer(text: str) -> None:
+    """Print on standard output, which has nothing but the answer of the command under way."""
+    print(text, file=_answers.get() or sys.stdout)
 
 
 class Command:
@@ -107,10 +116,13 @@ class Command:
         from robust_nas.core.registry import allowing_code  # no help needs it
 
         asked = _json_asked.set(given["json"] if self._has_json else given.pop("json"))
+        stream = _answers.set(sys.stdout)
         try:
-            with allowing_code(given.pop("allow_code")):
+            # What the user's own code prints, such as a model, is no answer.
+            with contextlib.redirect_stdout(sys.stderr), allowing_code(given.pop("allow_code")):
                 self.function(**given)
         finally:
+            _answers.reset(stream)
             _json_asked.reset(asked)
 
     @property

@@ -135,6 +135,8 @@ def export_python(
     """
     check_kinds("export_python", model=(model, nn.Module))
     check_path("path", path)
+    # The module is compared as most readers run it, whatever this process takes for numbers.
+    torch.set_default_dtype(torch.float32)
     (written,) = _write([_checked(model, Path(path), points, about or {})])
     return written
 

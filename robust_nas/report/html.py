@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from robust_nas import spaces
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import Genotype
+from robust_nas.architectures.model_name import ModelArchitecture
 from robust_nas.core.figures import CURVES
 from robust_nas.core.palette import variable
 from robust_nas.core.pixels import format_pixels
@@ -142,9 +143,13 @@ def _architecture_card(contents: Contents, name: str, text: str) -> Html:
 
 
 def _as_python(contents: Contents) -> Content:
-    """Say how to use the networks without this package; nothing of architectures of others' kinds."""
-    name = next((name for name, model in contents.trained.items() if contents.parse(model.architecture)), None)
-    if name is None:
+    """Say how to use the networks without this package; nothing of architectures of others' kinds.
+
+    A model of one's own is code already, and an export writes all networks or none.
+    """
+    parsed = {name: contents.parse(model.architecture) for name, model in contents.trained.items()}
+    name = next((name for name, architecture in parsed.items() if architecture), None)
+    if name is None or any(isinstance(architecture, ModelArchitecture) for architecture in parsed.values()):
         return None
     module = name.replace("-", "_")
     command = f"robust-nas export {shlex.quote(contents.path.resolve().name)} --python"

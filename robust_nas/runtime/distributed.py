@@ -231,11 +231,10 @@ class World:
                 helper.join()
         return results
 
-    def wrap(self, model: nn.Module, *, partly_used: bool = False) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """Return a module whose backward averages the gradients over all ranks; `model` itself in one process.
 
-        Args:
-            partly_used: whether there may be parameters that a loss does not depend on.
+        Every pass must use all parameters; `mean_gradients` is for others.
         """
         if self.size == 1:
             return model
@@ -243,10 +242,7 @@ class World:
         # Buffers are averaged when they are needed (`mean_buffers`): a broadcast at every forward would break crafting.
         wrapper = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
-        options: dict[str, Any] = {
-            "forward_sync_buffers" if renamed else "broadcast_buffers": False,
-            "find_unused_parameters": partly_used,
-        }
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return wrapper(model, device_ids=ids, **options)
 
     def mean_through(self, value: Tensor) -> Tensor:
@@ -268,6 +264,12 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def share_start(self, model: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0, as `wrap` does: code of others may draw its own."""
+        if self.size > 1:
+            for tensor in [*model.parameters(), *model.buffers()]:
+                dist.broadcast(tensor.detach(), src=0)
+
     def mean_gradients(self, model: nn.Module) -> None:
         """Replace the gradient of every parameter that has one on some rank by its mean over all ranks.
 
@@ -278,7 +280,7 @@ class World:
             return
         used = self.sum(torch.tensor([float(each.grad is not None) for each in learning], device=self.device))
         shared = [each for each, count in zip(learning, used.tolist(), strict=True) if count]
-        for kind in {each.dtype for each in shared}:
+        for kind in dict.fromkeys(each.dtype for each in shared):  # in the same order on all ranks
             some = [each for each in shared if each.dtype == kind]
             gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in some]
             mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))

@@ -37,6 +37,7 @@ from robust_nas.core import config
 from robust_nas.core.checks import check_path
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, read_json
+from robust_nas.core.registry import model_parts
 from robust_nas.core.writing import lock_alone, make_folder, open_own, remove_leftovers, write_json, write_text
 from robust_nas.runtime.process import HELD
 
@@ -53,6 +54,18 @@ STAGE_FILES = {
     "record": "record.json",
 }
 """The file that says that a stage has run."""
+
+
+def resume_words(run: Path) -> str:
+    """Return the words behind the command's name that go on with a run.
+
+    Models of one's own, which its files name, run only if that is allowed.
+    """
+    space = config.read_toml(run / "config.toml").get("space")
+    models = space.get("models", ()) if isinstance(space, Mapping) else ()
+    parts = [model_parts(name) for name in models if isinstance(name, str)]
+    allowed = " --allow-code" if any(each and each.runs_code for each in parts) else ""
+    return f"run --resume {run}{allowed}"
 
 
 _UNFINISHED = re.compile(r"\.\d{8}-.+-[0-9a-f]{6}\.unfinished")

@@ -20,7 +20,7 @@ STEPS = 5
 LONG = 2.0
 """Seconds after which no further step is taken with a number of threads: of long ones, few say enough."""
 
-_CHOSEN: dict[Hashable, Mapping[int, float]] = {}
+_CHOSEN: dict[tuple[int, Hashable], Mapping[int, float]] = {}
 
 
 def wait_passively() -> None:
@@ -42,12 +42,13 @@ def settle(step: Callable[[], object], key: Hashable) -> Mapping[int, float]:
     """
     import torch
 
-    if torch.get_num_threads() == 1:
+    most = torch.get_num_threads()
+    if most == 1:
         return {}
-    if key not in _CHOSEN:
-        _CHOSEN[key] = measured(step, torch.get_num_threads(), torch.set_num_threads)
-    torch.set_num_threads(fastest(_CHOSEN[key]))
-    return _CHOSEN[key]
+    if (most, key) not in _CHOSEN:
+        _CHOSEN[most, key] = measured(step, most, torch.set_num_threads)
+    torch.set_num_threads(fastest(_CHOSEN[most, key]))
+    return _CHOSEN[most, key]
 
 
 def recorded(sessions: Sequence[Session]) -> int | None:

@@ -23,7 +23,6 @@ class WeightStep:
     def __init__(self, settings: WeightSettings, mixtures: Mixtures) -> None:
         self._settings, self._mixtures = settings, mixtures
         self.optimiser = self._new_optimiser()
-        self._forward: nn.Module = mixtures.supernet
 
     def _new_optimiser(self) -> torch.optim.SGD:
         settings, parameters = self._settings, self._mixtures.supernet.parameters()
@@ -43,7 +42,6 @@ class WeightStep:
                 kept = before.state[old]["momentum_buffer"]
                 momentum[tuple(slice(size) for size in kept.shape)] = kept
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum
-        self._forward = self._mixtures.world.wrap(self._mixtures.supernet, partly_used=True)
 
     def go_to(self, progress: float) -> None:
         """Set the learning rate to that of a share of the search."""
@@ -55,9 +53,10 @@ class WeightStep:
         mixtures, supernet = self._mixtures, self._mixtures.supernet
         mixture, batch, crafted = mixtures.crafted(step, "weights", mixtures.data.train, indices)
         mixture = mixture.detach()
-        loss = mixtures.loss(supernet.at(mixture), crafted, batch, lambda images: self._forward(images, mixture))
+        loss = mixtures.loss(supernet.at(mixture), crafted, batch, lambda images: supernet(images, mixture))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        mixtures.world.mean_gradients(supernet)  # a mixture may leave out operations
         nn.utils.clip_grad_norm_(supernet.parameters(), self._settings.gradient_clip)
         self.optimiser.step()
         return loss.detach()

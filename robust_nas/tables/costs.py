@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 COSTS = ("flops", "params")
 """The columns of costs: the fewer, the better."""
 
-UNITS = {"flops": "million multiply-adds", "params": "million parameters"}
-
 _IMAGES = {"cifar10": (3, 32, 10), "cifar100": (3, 32, 100), "imagenet16-120": (3, 16, 120)}
 """The channels, pixels a side and classes of the data sets of published tables."""
 

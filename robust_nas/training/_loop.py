@@ -271,6 +271,8 @@ class Trainer:
         # A pass through a network of one's own may leave out some of its parameters, for which DDP would wait.
         self._wrapped = world.wrap(self._called) if _uses_all(model) else self._called
         self._unreduced = [model] if self._wrapped is self._called else []
+        if self._unreduced:
+            world.share_start(model)
         self._unreduced += [] if self._head is None else [self._head]
         # The head learns with the network, and is no part of it.
         self._learning = model if self._head is None else nn.ModuleList([model, self._head])

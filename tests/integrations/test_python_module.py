@@ -166,6 +166,18 @@ HOSTILE = (
 )
 
 
+def test_the_default_type_of_the_process_makes_no_difference(tmp_path: Path) -> None:
+    network = network_of(spaces.load("nasbench201", channels=2, cells_per_stage=1, stages=1), "323133")
+    expected = export_python(network, tmp_path / "model_0.py").path.read_bytes()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = export_python(network, tmp_path / "there" / "model_0.py")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.path.read_bytes() == expected
+
+
 def test_names_that_others_chose_are_text_in_the_file_and_no_code(tmp_path: Path) -> None:
     space = spaces.load("nasbench201", **SMALL)
     network, plain = (network_of(space, "310310", classes=names) for names in (HOSTILE, tuple("abcdefgh")))
