@@ -67,6 +67,13 @@ def test_every_stage_of_a_recipe_has_a_time_and_attacks_as_if_no_image_fell(monk
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_certificates_of_operations_that_are_not_known_yet_have_no_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = recipes.load("digits", TINY), rn.datasets.load("digits")
+    monkeypatch.setattr(budget, "refusal", lambda model, images: "an operation has no rule")
+    found = budget._bounds(recipe, nn.Linear(1, 1), data, World())
+    assert found.seconds is None and "more than" in budget.text([found], World())
+
+
 def test_a_search_that_trains_nothing_takes_no_time() -> None:
     recipe = recipes.load("digits", [*TINY, "search={name='given', architecture='323133'}", "derive.count=1"])
     found = budget.expected(recipe, rn.datasets.load("digits"), World())

@@ -174,7 +174,8 @@ def _bounds(chosen: Recipe, network: nn.Module, data: Dataset, world: World) -> 
     """Return the time of certificates and, for several networks, of the bounds that the ensemble is fitted to."""
     plan, count = chosen.certification, chosen.derive.count
     if refusal(network, data.test):
-        return Expected("certify", 0.0, "the operations have no sound bounds")
+        # Those of the networks that a search finds may have some.
+        return Expected("certify", None, "the operations of the network that was tried have no sound bounds")
     test, validation = data.test[: plan.num_images], data.validation[: chosen.ensemble.num_images]
     threats = [chosen.threat.with_epsilon(epsilon) for epsilon in plan.epsilons]
     each = _seconds_of_bounds(plan.bound, network, test, threats)
