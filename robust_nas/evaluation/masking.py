@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
@@ -25,6 +26,9 @@ from robust_nas.models.losses import Loss, cross_entropy, margin, per_sample
 from robust_nas.models.scores import NoGradient, gradient_at, input_gradient, logits_of, scores
 from robust_nas.runtime.stages import Stage
 from robust_nas.threat import ThreatModel
+
+_BY_GRADIENTS = (FGSM, PGD, APGD, FAB)
+"""Attacks that follow gradients alone: what AutoAttack breaks, its black box may have broken."""
 
 _REPEATS = 10
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # in multiples of epsilon
@@ -62,18 +66,22 @@ def masking_checks(
     seed: int | None = None,
     num_images: int = 128,
     queries: int = 500,
+    known: Sequence[tuple[Attack, Tensor]] = (),
     stage: Stage | None = None,
 ) -> list[MaskingCheck]:
     """Return the checks that expose attacks which fail for lack of useful gradients.
 
     An image costs at most 605 forward and backward passes (607 in l1) and about `queries` + 41 further forward passes
-    (the black box looks at some proposals in vain). It is less where attacks succeed. One further pass of one image
-    tells whether there are gradients.
+    (the black box looks at some proposals in vain). It is less where attacks succeed, and where their outcome is
+    known. One further pass of one image tells whether there are gradients.
 
     Args:
         seed: of the choice of images and of the attacks; the stage's seed if not given.
         num_images: number of random images of `data`, few to keep the checks cheap.
         queries: forward passes per image of the black-box attack.
+        known: attacks at this threat model that were run on all of `data` before, and whether each image is still
+            classified correctly after them, [N]. Those that follow gradients are not run again, and an image that one
+            of them broke needs no further proof that gradients reach it.
         stage: shares the work out among processes; nothing is kept.
     """
     whole = stage_or_alone(stage, seed)
@@ -86,7 +94,8 @@ def masking_checks(
     if len(left) == 0:
         detail = f"0 of {len(data)} images are classified correctly, so that no other check can be made"
         return [MaskingCheck("Some images are classified correctly.", False, detail)]
-    sample = _Sample(run, left, threat)
+    own = [(attack, stands.cpu()[subset][left.cpu()]) for attack, stands in known if isinstance(attack, _BY_GRADIENTS)]
+    sample = _Sample(run, left, threat, own)
     checks: tuple[Callable[[_Sample], MaskingCheck], ...] = (
         # Randomness makes every later number doubtful.
         _same_logits,
@@ -136,11 +145,13 @@ class _Sample:
         run: the model and the images.
         left: the correctly classified ones, [B] by index.
         threat: the threat model of the evaluation that is to be trusted.
+        known: attacks by gradients with the images that each has left, [B] booleans.
     """
 
     run: Chunks
     left: Tensor
     threat: ThreatModel
+    known: Sequence[tuple[Attack, Tensor]] = ()
 
     @property
     def of(self) -> str:
@@ -163,7 +174,13 @@ class _Sample:
 
     def after(self, attack: Attack, name: str, threat: ThreatModel | None = None) -> Tensor:
         """Return a mask of the images still classified correctly, [B]. Under one name an attack is run only once."""
+        if threat is None and (before := self.before(attack)) is not None:
+            return before
         return self.run.survivors(self.left, threat or self.threat, attack, name)[0]
+
+    def before(self, attack: Attack) -> Tensor | None:
+        """Return the images that an attack has left before; None if it has not been run."""
+        return next((stands for known, stands in self.known if known == attack), None)
 
     def after_many_steps(self, threat: ThreatModel | None = None) -> Tensor:
         """Return a mask of the images that PGD with 40 steps leaves, [B]; the other attacks are compared with it."""
@@ -255,12 +272,15 @@ def _black_box(sample: _Sample, queries: int) -> MaskingCheck:
     # White-box strength is what all gradient attacks reach together: on rough losses one start of one attack misses
     # images that chance finds, which says nothing about the model.
     white = sample.after_many_steps() & sample.after(PGD(steps=10), "few steps") & sample.after(FGSM(), "one step")
+    for _, stands in sample.known:
+        white &= stands
     for name, attack in (
         ("restarts", PGD(steps=40, restarts=3)),
         ("margin", PGD(steps=40, restarts=3, loss="margin")),
         ("apgd", APGD()),
     ):
-        white[white.clone()] = sample.run.survivors(sample.left[white], sample.threat, attack, name)[0]
+        if sample.before(attack) is None:
+            white[white.clone()] = sample.run.survivors(sample.left[white], sample.threat, attack, name)[0]
     black = sample.run.survivors(sample.left[white], sample.threat, Square(queries=queries), "black box")[0]
     only_black = int((~black).sum())
     return MaskingCheck(

@@ -183,7 +183,14 @@ class EvaluationPlan:
         masking = tuple(
             Check(**vars(check), norm=threat.norm, epsilon=threat.epsilon)
             for threat in (threats if self.masking_images else ())
-            for check in masking_checks(model, data, threat, num_images=self.masking_images, stage=stage)
+            for check in masking_checks(
+                model,
+                data,
+                threat,
+                num_images=self.masking_images,
+                known=[(named[each.label], each.correct) for each in result.attacks if each.threat == threat],
+                stage=stage,
+            )
         )
         # The worst case is over every example that was found, whatever it was looked for.
         found = [item.outcome(threat) for threat in threats for item in curves if item.norm == threat.norm]

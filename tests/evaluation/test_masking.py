@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas import datasets
+from robust_nas.attacks import Attack
+from robust_nas.attacks.apgd import APGD
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import ImageSet
-from robust_nas.evaluation import EvaluationPlan, MaskingCheck, masking_checks
+from robust_nas.evaluation import EvaluationPlan, MaskingCheck, evaluate, masking_checks
 from robust_nas.evaluation.masking import _stronger_beyond_chance, linearity_error
 from robust_nas.models.frozen import frozen
 from robust_nas.runtime.distributed import World
@@ -239,6 +242,28 @@ def test_the_checks_cost_what_their_docstring_says(threat: ThreatModel, both: in
     # In l1 some proposals are kept, and those that were looked at together with them are in vain.
     further = (model.forwards - model.backwards) / 4
     assert forward_only <= further <= forward_only * (1.2 if threat.norm == "l1" else 1)
+
+
+def test_attacks_that_were_run_before_are_not_run_again_and_what_they_broke_is_left_alone() -> None:
+    data = ImageSet(torch.full((4, 1, 1, 1), 1000, dtype=torch.int32), torch.ones(4, dtype=torch.int64), 1001)
+    threat, all_stand = ThreatModel(epsilon=0.3), torch.ones(4, dtype=torch.bool)
+
+    def passes(work: Callable[[Slope], object]) -> int:
+        model = Slope(10.0)
+        work(model)
+        return model.backwards
+
+    def checked(*known: tuple[Attack, Tensor]) -> int:
+        return passes(lambda model: masking_checks(model, data, threat, queries=5, known=known))
+
+    alone = passes(lambda model: evaluate(model, data, threat, [APGD()]))
+    assert checked((APGD(), all_stand)) == checked() - alone
+    # Restarts, the margin's and APGD: 120, 120 and its own passes for each image that stands so far.
+    one_fell = all_stand.clone()
+    one_fell[2] = False
+    assert checked((PGD(steps=7), one_fell)) == checked() - (120 + 120 + alone // 4)
+    # A black box proves nothing about gradients.
+    assert checked((Square(), one_fell)) == checked()
 
 
 @pytest.mark.parametrize("only_other", [0, 1, 5, 60])
