@@ -543,7 +543,8 @@ def certify(job: Job) -> None:
     for name, model in load_models(job).items():
         if reason := refusal(model, job.data.test):
             job.say(f"certify: {name} is left out: {reason}")
-            leave_out(job.folder.path, name, reason, job.world)
+            with job.progress.unit("certify"):
+                leave_out(job.folder.path, name, reason, job.world)
         else:
             with job.progress.unit("certify", one_loop=True):
                 _certify_one(job, name, model)

@@ -77,7 +77,7 @@ def test_the_trained_network_is_exported_as_python_with_its_accuracies(run, comm
     (loaded,) = rn.load_models(f"{tmp_path}/model_0.py:Network@{tmp_path}/model_0.pt", device="cpu").values()
     images = rn.datasets.load("digits").test[:8].images
     torch.testing.assert_close(loaded.eval()(images), network.eval()(images), atol=1e-5, rtol=1e-5)
-    assert f"robust-nas export {folder.name} --python" in (folder / "report.html").read_text()
+    assert f"robust-nas export runs/{folder.name} --python" in (folder / "report.html").read_text()
     refused = command("export", folder, "--python", "--epsilon", "0.1")
     assert refused.returncode == 2 and "--epsilon is for verifiers" in refused.stderr
 

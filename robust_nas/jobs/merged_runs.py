@@ -131,6 +131,9 @@ def build(
         for section in ("evaluation", "certification", "ensemble"):
             table[section]["num_images"] = images
     joined = from_table(config.override(table, overrides), "the first run's configuration")
+    for model in models:
+        if (parts := model_parts(model)) is not None and parts.weights is None and not is_saved(Path(model)):
+            progress.warn(f"{model} is joined as it is made; weights are named behind an @: {model}@WEIGHTS.")
 
     def fill(folder: RunFolder, images: Dataset) -> None:
         for run in runs:

@@ -152,7 +152,7 @@ def _as_python(contents: Contents) -> Content:
     if name is None or any(isinstance(architecture, ModelArchitecture) for architecture in parsed.values()):
         return None
     module = name.replace("-", "_")
-    command = f"robust-nas export {shlex.quote(contents.path.resolve().name)} --python"
+    command = f"robust-nas export runs/{shlex.quote(contents.path.resolve().name)} --python"
     lines = (
         "import torch",
         f"from {module} import Network",
