@@ -166,6 +166,10 @@ def test_the_same_command_says_again_what_it_has_found_and_another_does_not(
     before = (attacked(tmp_path) / "evaluation.json").stat().st_mtime_ns
     assert command(*words, cwd=folder).stdout == first.stdout
     assert (attacked(tmp_path) / "evaluation.json").stat().st_mtime_ns == before
+    # Other words for the same weights are the same model.
+    again = [f"{folder}/{MODEL}" if word == MODEL else word for word in words]
+    found = command(*again, cwd=folder)
+    assert (found.returncode, found.stdout) == (0, first.stdout), found.stderr
     # Other weights in the same file are another model.
     changed = tmp_path / "changed"
     shutil.copytree(folder, changed)

@@ -84,6 +84,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
             "arguments: --epochs 3; settings are written KEY=VALUE, such as",
         ),
         (["derive"], "arguments are required: RUN; 'robust-nas derive --help'"),
+        (["train"], "arguments are required: MODEL; 'robust-nas train --help'"),
         (["info", "x" * 300 + "~0|"], "malformed"),
         (["run", "digits", "search.weight_decay=-1"], "search.weight_decay must not be negative"),
         (["run", "digits", "derive.batch_size=0"], "derive.batch_size must be at least 1"),

@@ -668,6 +668,8 @@ def test_one_class_for_all_images_is_chance_however_many_have_it_and_no_normalis
     (note,) = diagnose(Constant(), images, 1 - labels)
     assert note.startswith("The model classifies 90.0 % of 100 images correctly, no more than chance")
     assert diagnose(Constant(), images, torch.zeros(100, dtype=torch.int64)) == []
+    # 36 of 40 images are many, and yet chance: nine of ten have the class that all are given.
+    assert "no more than chance can in so few:" in diagnose(Constant(), images[:40], 1 - labels[:40])[0]
     # Images of one class, or a few, can tell nothing of this kind.
     assert diagnose(Constant(), images, torch.ones(100, dtype=torch.int64)) == []
     assert diagnose(Constant(), images[:2], torch.tensor([0, 1])) == []

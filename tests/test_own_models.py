@@ -90,6 +90,10 @@ def test_a_model_is_trained_from_its_weights_in_a_run_that_other_verbs_take(
     (before,) = intake.load_models(f"{folder / 'net.py'}:Net@{folder / '0.pt'}", device="cpu").values()
     for key, value in before.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[key], value, atol=1e-5, rtol=0)
+    # The report advises nothing that is for networks of a search.
+    page = rn.write_report(run).read_text(encoding="utf-8")
+    assert "of the space own, given and trained with pgd_at" in page
+    assert "--python" not in page and "Log posterior" not in page
     # What a file names runs only if that is allowed.
     refused = command("certify", run, "--epsilon", "0.01", "--images", "5", cwd=tmp_path)
     assert refused.returncode == 2 and "--allow-code" in refused.stderr

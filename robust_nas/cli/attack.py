@@ -33,7 +33,7 @@ from robust_nas.core.errors import InputError
         help="such as apgd or pgd[steps=100]; repeatable (pgd and autoattack)",
     ),
     argument(
-        "--epsilons", metavar="LIST", help="radii of the curve, such as 0,2/255,8/255 (multiples of the threat's)"
+        "--epsilons", metavar="LIST", help="radii of the curve, with the threat's own: 0,2/255,8/255 (multiples of it)"
     ),
     argument("--distances", metavar="NAME", help="attack that looks for the nearest adversarial examples, such as fab"),
     argument("--images", type=int, help="test images to attack, the first ones (all)"),

@@ -192,7 +192,7 @@ def _results(path: Path, evaluation: EvaluationRecord) -> list[str]:
         else:
             row["worst case"] = found.worst_case.accuracy
         for certificate in certification.models.get(model, ()) if certification else ():
-            row[f"certified@{certificate.epsilon:g}"] = certificate.certified
+            row[f"certified@{format_pixels(certificate.epsilon)}"] = certificate.certified
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     columns.sort(key=lambda column: column.startswith("certified"))
     heads = ["model", *columns]

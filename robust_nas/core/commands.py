@@ -247,5 +247,7 @@ class _Parser(argparse.ArgumentParser):
             raise InputError(f"{option} belongs to '{other.partition(' ')[2]}'; '{other} --help' says what it takes.")
         if message.startswith("unrecognized") and any(action.metavar == SETTINGS for action in self._actions):
             message += f"; settings are written {SETTINGS}, such as train.epochs=3"
+        # argparse asks for settings too where they share their place with a word that must be there.
+        message = message.removesuffix(f", {SETTINGS}") if "are required:" in message else message
         message = message[:1].upper() + message[1:]
         raise InputError(f"{message}; '{self.prog} --help' says what it takes.")

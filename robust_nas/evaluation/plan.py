@@ -79,8 +79,8 @@ class EvaluationPlan:
         attacks: the attacks on every model.
         strongest: a further attack on the best single model and on the ensemble.
         curve_attack: attacks at each radius of `curve_epsilons`.
-        curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units; multiples of the threat's radius from
-            0 to 2, if not given.
+        curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units, beside the threat's own; multiples of
+            the threat's radius from 0 to 2, if not given.
         distortion: the attack that finds the nearest adversarial example of every image, such as "fab"; none, if not
             given.
         num_images: test images to attack, the first ones; all, if not given.
@@ -118,12 +118,15 @@ class EvaluationPlan:
         return dict(list(zip(attack_labels(both), both, strict=True))[:count])
 
     def radii(self, threats: Sequence[ThreatModel]) -> list[tuple[ThreatModel, list[float]]]:
-        """Return a threat model of every norm and the radii of its curve."""
+        """Return a threat model of every norm and the radii of its curve, the threat models' own among them.
+
+        A curve without a threat's own radius would stand beside its attacks with the result of a smaller ball.
+        """
         found: dict[str, tuple[ThreatModel, set[float]]] = {}
         for threat in threats:
             multiples = {share * threat.epsilon for share in _CURVE}
             allowed = {radius for radius in multiples if radius <= LARGEST_EPSILON[threat.norm]}
-            found.setdefault(threat.norm, (threat, set()))[1].update(self.curve_epsilons or allowed)
+            found.setdefault(threat.norm, (threat, set()))[1].update(self.curve_epsilons or allowed, {threat.epsilon})
         return [(threat, sorted(radii)) for threat, radii in found.values()]
 
     def check(self, threats: Sequence[ThreatModel]) -> None:

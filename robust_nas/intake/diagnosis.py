@@ -27,6 +27,9 @@ _IN_WORDS = {
 NUM_DIAGNOSED = 256
 """Images that are enough to tell."""
 
+_FEW = 50
+"""Images of which so many may be classified by chance that a low count is no sign of a fault yet."""
+
 
 def check_model(model: object) -> None:
     """Raise InputError unless `model` is an nn.Module that can be attacked: not TorchScript, and with values."""
@@ -156,8 +159,9 @@ def _on_pixels(model: nn.Module, images: Tensor, labels: Tensor, outputs: Tensor
     # With a few images, or those of one class, no model could do better than chance.
     elif _by_chance(labels, labels) < 0.01 <= _by_chance(outputs.argmax(1), labels):
         notes.append(
-            f"The model classifies {_percent(correct)} of {len(labels)} images correctly, no more than chance: labels "
-            "in another order, another data set, or other pre-processing?"
+            f"The model classifies {_percent(correct)} of {len(labels)} images correctly, no more than chance "
+            f"{'can in so few' if len(labels) < _FEW else 'does'}: labels in another order, another data set, or other "
+            "pre-processing?"
         )
     return notes
 

@@ -113,7 +113,9 @@ def run(chosen: AttackedModels, out: Path, progress: Progress, arguments: list[s
     models, test = chosen.checked(data, chosen.evaluation.num_images, progress)
     contents = [[name, digest_of(model, test, chosen.evaluation)] for name, model in models.items()]
     path = out / f"attack-{chosen.digest(data, contents, world.device)}"
-    folder = RunFolder.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=chosen.free)
+    # The folder's name has the models' weights: other words for the same weights go on with it.
+    free = (*chosen.free, "models")
+    folder = RunFolder.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=free)
     try:
         chosen.settle_threads(sessions_of(folder), models, test, world, progress)
         progress.say(f"folder: {folder.path}")

@@ -119,7 +119,9 @@ def run(chosen: CertifiedModels, out: Path, progress: Progress, arguments: list[
             _foretell(chosen, name, model, test, world, progress)
     contents = [[name, digest_of(model, test)] for name, model in models.items()]
     path = out / f"certify-{chosen.digest(data, contents, world.device)}"
-    folder = RunFolder.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=chosen.free)
+    # The folder's name has the models' weights: other words for the same weights go on with it.
+    free = (*chosen.free, "models")
+    folder = RunFolder.open_or_create(path, config.to_dict(chosen), world, file=SETTINGS, free=free)
     begun: list[bool] = []
 
     def begin() -> None:

@@ -48,7 +48,7 @@ nav a:hover { text-decoration: underline; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 .wide { width: 100%; }
 caption { text-align: left; caption-side: bottom; padding-top: .6rem;
-  max-width: min(46rem, 100vw - 2rem); font-size: .87rem; line-height: 1.5; }
+  max-width: min(46rem, 100vw - 3rem); font-size: .87rem; line-height: 1.5; }
 th, td { text-align: right; padding: .42rem .5rem; border-bottom: 1px solid var(--rule); vertical-align: top;
   white-space: nowrap; }
 th:first-child, td:first-child, .left { text-align: left; }

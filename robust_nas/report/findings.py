@@ -96,8 +96,9 @@ def summary(contents: Contents) -> list[str]:
             f"{count} trained networks of {enumerate_in_words(contents.joined)}, joined, and measured against {threat} "
             f"on {data}."
             if contents.joined
-            else f"{count} network{'s' * (count > 1)} of the space {space}, found by "
-            f"{search} search and trained with {method} against {threat} on {data}."
+            else f"{count} network{'s' * (count > 1)} of the space {space}, "
+            f"{'given' if search == 'given' else f'found by {search} search'} and trained with {method} against "
+            f"{threat} on {data}."
         )
     else:
         sentences.append(f"A {search} search in the space {space} against {threat} on {data}.")

@@ -184,7 +184,8 @@ def _facts_of(model: Trained) -> dict[str, str]:
 
 
 def _candidates(contents: Contents) -> Content:
-    if contents.derivation is None or not contents.derivation.candidates:
+    # A run of a given architecture chose from nothing.
+    if contents.derivation is None or not contents.derivation.candidates or contents.settings.search.name == "given":
         return None
     candidates = contents.derivation.candidates
     columns = {

@@ -66,13 +66,17 @@ def test_the_worst_case_counts_what_the_curve_and_the_nearest_examples_broke(ben
         assert torch.equal(attack.correct, attack.predictions == data.labels)
 
 
-def test_a_curve_without_a_radius_within_the_threats_says_nothing_of_it(bends: tuple[nn.Module, ImageSet]) -> None:
+def test_a_curve_at_given_radii_has_the_threats_own_so_that_its_row_is_not_of_a_smaller_ball(
+    bends: tuple[nn.Module, ImageSet],
+) -> None:
     model, data = bends
     plan = EvaluationPlan(
-        attacks=(FGSM(),), strongest=(), curve_attack=PGD(steps=2), curve_epsilons=(0.4,), masking_images=4
+        attacks=(FGSM(),), strongest=(), curve_attack=PGD(steps=2), curve_epsilons=(1e-6, 0.4), masking_images=4
     )
     found = plan.assess(model, data, [LINF], stage())
-    assert found.evaluation.attacks[1].correct.all()
+    assert [point.epsilon for point in found.curve] == [1e-6, 0.1, 0.4]
+    assert found.curve[0].accuracy == 1  # by the fixture: the labels are the model's
+    assert float(found.evaluation.attacks[1].correct.double().mean()) == found.curve[1].accuracy < 1
 
 
 @pytest.mark.parametrize(
