@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.fab import FAB
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.attacks.pgd import PGD
@@ -80,8 +81,8 @@ def masking_checks(
         num_images: number of random images of `data`, few to keep the checks cheap.
         queries: forward passes per image of the black-box attack.
         known: attacks at this threat model that were run on all of `data` before, and whether each image is still
-            classified correctly after them, [N]. Those that follow gradients are not run again, and an image that one
-            of them broke needs no further proof that gradients reach it.
+            classified correctly after them, [N]. None is run again. An image that gradients alone broke needs no
+            further proof that they reach it, and one on which a black box has failed is not given to one again.
         stage: shares the work out among processes; nothing is kept.
     """
     whole = stage_or_alone(stage, seed)
@@ -94,7 +95,7 @@ def masking_checks(
     if len(left) == 0:
         detail = f"0 of {len(data)} images are classified correctly, so that no other check can be made"
         return [MaskingCheck("Some images are classified correctly.", False, detail)]
-    own = [(attack, stands.cpu()[subset][left.cpu()]) for attack, stands in known if isinstance(attack, _BY_GRADIENTS)]
+    own = [(attack, stands.cpu()[subset][left.cpu()]) for attack, stands in known]
     sample = _Sample(run, left, threat, own)
     checks: tuple[Callable[[_Sample], MaskingCheck], ...] = (
         # Randomness makes every later number doubtful.
@@ -145,7 +146,7 @@ class _Sample:
         run: the model and the images.
         left: the correctly classified ones, [B] by index.
         threat: the threat model of the evaluation that is to be trusted.
-        known: attacks by gradients with the images that each has left, [B] booleans.
+        known: attacks that were run before, with the images that each has left, [B] booleans.
     """
 
     run: Chunks
@@ -272,23 +273,34 @@ def _black_box(sample: _Sample, queries: int) -> MaskingCheck:
     # White-box strength is what all gradient attacks reach together: on rough losses one start of one attack misses
     # images that chance finds, which says nothing about the model.
     white = sample.after_many_steps() & sample.after(PGD(steps=10), "few steps") & sample.after(FGSM(), "one step")
-    for _, stands in sample.known:
-        white &= stands
+    failed = torch.zeros_like(white)
+    for attack, stands in sample.known:
+        if isinstance(attack, _BY_GRADIENTS):
+            white &= stands
+        elif _proposes(attack, queries, sample.threat):
+            failed |= stands
+    left = white & ~failed
     for name, attack in (
         ("restarts", PGD(steps=40, restarts=3)),
         ("margin", PGD(steps=40, restarts=3, loss="margin")),
         ("apgd", APGD()),
     ):
         if sample.before(attack) is None:
-            white[white.clone()] = sample.run.survivors(sample.left[white], sample.threat, attack, name)[0]
-    black = sample.run.survivors(sample.left[white], sample.threat, Square(queries=queries), "black box")[0]
+            left[left.clone()] = sample.run.survivors(sample.left[left], sample.threat, attack, name)[0]
+    black = sample.run.survivors(sample.left[left], sample.threat, Square(queries=queries), "black box")[0]
     only_black = int((~black).sum())
     return MaskingCheck(
         "The black box never beats the white box.",
         only_black <= sample.tolerance,
-        f"Square with {queries} queries breaks {only_black} of {len(black)} that the gradient attacks leave, "
-        f"{sample.of} (up to {sample.tolerance} would be chance)",
+        f"Square with {queries} queries breaks {only_black} of {len(black) + int((white & failed).sum())} that the "
+        f"gradient attacks leave, {sample.of} (up to {sample.tolerance} would be chance)",
     )
+
+
+def _proposes(attack: Attack, queries: int, threat: ThreatModel) -> bool:
+    """Whether an attack is a black box of at least so many queries, or ends with one."""
+    parts = attack.attacks(threat.norm) if isinstance(attack, AutoAttack) else (attack,)
+    return any(isinstance(part, Square) and part.queries >= queries for part in parts)
 
 
 def _noise(sample: _Sample) -> MaskingCheck:

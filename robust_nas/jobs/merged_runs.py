@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robust_nas import intake, pipeline, records, spaces
 from robust_nas.attacks.pgd import PGD
+from robust_nas.certification import refusal
 from robust_nas.core import config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged
@@ -266,6 +267,8 @@ def _fill(folder: RunFolder, data: Dataset, found: Sequence[Member], joined: Rec
         save_state(weights, {"weights": member.state})
         with about(member.origin):
             model = intake.trained_network(member.space, member.space.parse(member.architecture), data, weights)
+            if reason := refusal(model, validation):
+                raise InputError(f"{reason.rstrip('.')}; an ensemble's weights are of bounds, so leave the model out.")
             result = evaluate(model.to(validation.device), validation, joined.threat, [PGD()])
         record = replace(
             member.record.of_the_kept() if member.record else _untold(member, model, data),

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from robust_nas import datasets
 from robust_nas.attacks import Attack
 from robust_nas.attacks.apgd import APGD
+from robust_nas.attacks.autoattack import AutoAttack
 from robust_nas.attacks.pgd import PGD
 from robust_nas.attacks.square import Square
 from robust_nas.core.errors import InputError
@@ -262,8 +263,11 @@ def test_attacks_that_were_run_before_are_not_run_again_and_what_they_broke_is_l
     one_fell = all_stand.clone()
     one_fell[2] = False
     assert checked((PGD(steps=7), one_fell)) == checked() - (120 + 120 + alone // 4)
-    # A black box proves nothing about gradients.
-    assert checked((Square(), one_fell)) == checked()
+    # A black box that broke an image proves nothing about gradients. Where it failed, it is not tried again, and
+    # nothing depends on whether gradients break these images.
+    several = 120 + 120 + alone // 4
+    assert checked((Square(), ~all_stand)) == checked() == checked((Square(queries=4), all_stand))
+    assert checked((Square(), one_fell)) == checked() - 3 * several == checked((AutoAttack(), one_fell))
 
 
 @pytest.mark.parametrize("only_other", [0, 1, 5, 60])
