@@ -110,7 +110,7 @@ def train(
     data: Dataset | Images,
     threat: ThreatModel | str,
     *,
-    space: Space | str = "nasbench201",
+    space: Space | str | None = None,
     method: str | dict[str, Any] | TrainingMethod | None = None,
     frozen_members: Sequence[nn.Module] = (),
     seed: int = 0,
@@ -123,6 +123,7 @@ def train(
         model = rn.train("|nor_conv_3x3~0|+...", data, threat, method="trades", epochs=20)
         model.history.plot()  # or .to_frame(): loss and accuracies of every epoch, and which one is kept
         rn.train(torchvision.models.resnet18(num_classes=10), data, threat, recipe="fast-cifar10")
+        rn.train("wrn-28-10 activation=silu", data, threat, recipe="fast-cifar10")
 
     The returned module has the epochs in its attribute `history` (`robust_nas.models.history.History`), which is no
     part of its weights.
@@ -131,6 +132,7 @@ def train(
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
             of `data`. A module is trained in place, from the weights that it has.
         data: the data set; without splits, it is split as `rn.Dataset.from_torch` says.
+        space: the architecture's; if not given, that of ResNets by their names where it is one, else nasbench201.
         method: the training method, with its examples and its loss; `pgd_at`, if neither it nor a recipe is given.
         frozen_members: trained models: the new one is trained for what it adds to an ensemble with them. Their
             parameters lose their gradients.
@@ -156,11 +158,13 @@ def train(
         _check_trainable(architecture, data)
         settle_threads(architecture, data.some(plan.batch_size))
         return _with_history(fit_with(frozen_members, architecture, data, threat, plan, stage))
-    space = _space(space)
     if not isinstance(architecture, str | AnyArchitecture):
         raise InputError(
             f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
         )
+    if space is None:
+        space = spaces.alone(str(architecture)) or "nasbench201"
+    space = _space(space)
     architecture = space.parse(str(architecture))  # also of one, which may be another space's
     with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
         model = space.network(architecture, data).to(data.train.device)
