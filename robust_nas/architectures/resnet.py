@@ -336,7 +336,7 @@ def _whole(base: int, width: float) -> int:
     Raises:
         InputError: if that is no whole number, or too large.
     """
-    channels = Fraction(repr(float(width))) * base
+    channels = Fraction(repr(float(width))) * base if math.isfinite(width) else Fraction(0)
     if channels.denominator != 1 or not 1 <= channels <= LARGEST["channels"]:
         near = min(max(1, round(channels)), LARGEST["channels"])
         raise InputError(

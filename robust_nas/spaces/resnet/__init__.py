@@ -152,7 +152,7 @@ class ResNetSpace(Decisions):
         stages = range(1, len(NETS[self.net].base) + 1)
         widths: Sequence[float] = parse_widths(found.get("width", "1")) * len(stages)
         if self.stage_widths:
-            widths = [float(found[f"width {stage}"]) for stage in stages]
+            widths = [parse_widths(found[f"width {stage}"])[0] for stage in stages]
         if self.depths:
             return ResNetArchitecture.of_depth(
                 self.net, int(found["depth"]), widths, split=found.get("split", ""), **options
