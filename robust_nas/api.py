@@ -30,7 +30,7 @@ from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
 from robust_nas.core.shown import Shown, Summary, frame
 from robust_nas.core.writing import make_folder
-from robust_nas.datasets import Dataset
+from robust_nas.datasets import DataForm, Dataset
 from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.evaluation import Evaluation
 from robust_nas.models.complexity import within_memory
@@ -105,6 +105,48 @@ def derive(
 
 
 @unchanged_process()
+def create(
+    architecture: AnyArchitecture | str,
+    data: Dataset | Images | DataForm,
+    *,
+    space: Space | str | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Return the untrained network of an architecture, from images [B, C, H, W] in [0, 1] to logits [B, K].
+
+        rn.create("resnet-152 width=2", data)
+        rn.create("wrn-28-10", rn.datasets.DataForm("photos", ("cat", "dog"), (3, 224, 224)))
+
+    Args:
+        architecture: of `space`, or its string.
+        data: the data set, whose pixels' means and deviations the network normalises by; or its form.
+        space: the architecture's; if not given, that of ResNets by their names where it is one, else nasbench201.
+        seed: of the weights.
+
+    Raises:
+        InputError: for an architecture that is none of the space's, or images that are too small for it.
+    """
+    if not isinstance(data, DataForm):
+        data = datasets.dataset(data)
+    check_type("seed", seed, Integral, "a whole number")
+    return _network("create", architecture, data, space, seed)
+
+
+def _network(
+    call: str, architecture: AnyArchitecture | str, data: Dataset | DataForm, space: Space | str | None, seed: int
+) -> nn.Module:
+    if not isinstance(architecture, str | AnyArchitecture):
+        among = ", its string, or a module (not its class)" if call == "train" else " or its string"
+        raise InputError(f"{call} takes an architecture{among}, but got {architecture!r}.")
+    if space is None:
+        space = spaces.alone(str(architecture)) or "nasbench201"
+    space = _space(space)
+    architecture = space.parse(str(architecture))  # also of one, which may be another space's
+    with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
+        return space.network(architecture, data)
+
+
+@unchanged_process()
 def train(
     architecture: AnyArchitecture | str | nn.Module,
     data: Dataset | Images,
@@ -158,16 +200,7 @@ def train(
         _check_trainable(architecture, data)
         settle_threads(architecture, data.some(plan.batch_size))
         return _with_history(fit_with(frozen_members, architecture, data, threat, plan, stage))
-    if not isinstance(architecture, str | AnyArchitecture):
-        raise InputError(
-            f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
-        )
-    if space is None:
-        space = spaces.alone(str(architecture)) or "nasbench201"
-    space = _space(space)
-    architecture = space.parse(str(architecture))  # also of one, which may be another space's
-    with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
-        model = space.network(architecture, data).to(data.train.device)
+    model = _network("train", architecture, data, space, seed).to(data.train.device)
     settle_threads(model, data.some(plan.batch_size))
     return _with_history(fit_with(frozen_members, model, data, threat, plan, stage))
 

@@ -77,6 +77,13 @@ def test_networks_are_trained_and_searched_by_their_names():
         recipes.for_model("cifar-resnet-8", data="digits", normalise="imagenet")
     model = rn.train("wrn-10-0.25", data, threat, method="standard", epochs=1, batch_size=512)
     assert str(model.built_from.architecture) == "wrn-10-0.25"
+    untrained = rn.create("wrn-10-0.25", data)
+    assert untrained.state_dict().keys() == model.state_dict().keys() and untrained.mean.equal(model.mean)
+    form = rn.datasets.DataForm("photos", ("cat", "dog"), (3, 32, 64))
+    assert rn.create("resnet-10 width=0.125", form, seed=1).fc.out_features == 2
+    assert rn.create("323133", data).built_from.space.name == "nasbench201"
+    with pytest.raises(InputError, match="create takes an architecture or its string, but got 3"):
+        rn.create(3, data)
     space = _space(depths=[8, 14], widths=[0.25])
     options = {"objectives": ("score",), "trials": 2, "sampler": {"name": "random"}}
     assert len(rn.search(space, data, threat, method="sampled", **options).record["measured"]) == 2
