@@ -26,6 +26,7 @@ _FROM = {
     "ThreatModel": "threat",
     "build_ensemble": "api",
     "certify": "api",
+    "create": "api",
     "derive": "api",
     "evaluate": "api",
     "export_onnx": "integrations.onnx",
@@ -69,6 +70,7 @@ __all__ = [
     "bounds",
     "build_ensemble",
     "certify",
+    "create",
     "datasets",
     "derive",
     "ensembles",
@@ -113,6 +115,7 @@ if TYPE_CHECKING:
     from robust_nas.api import (
         build_ensemble,
         certify,
+        create,
         derive,
         evaluate,
         load_run,

@@ -30,7 +30,7 @@ from robust_nas.core.registry import allowing_code, named
 from robust_nas.core.seeds import seeded
 from robust_nas.core.shown import Shown, Summary, frame
 from robust_nas.core.writing import make_folder
-from robust_nas.datasets import Dataset
+from robust_nas.datasets import DataForm, Dataset
 from robust_nas.ensembles import Ensemble, fit_with
 from robust_nas.evaluation import Evaluation
 from robust_nas.models.complexity import within_memory
@@ -105,12 +105,54 @@ def derive(
 
 
 @unchanged_process()
+def create(
+    architecture: AnyArchitecture | str,
+    data: Dataset | Images | DataForm,
+    *,
+    space: Space | str | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Return the untrained network of an architecture, from images [B, C, H, W] in [0, 1] to logits [B, K].
+
+        rn.create("resnet-152 width=2", data)
+        rn.create("wrn-28-10", rn.datasets.DataForm("photos", ("cat", "dog"), (3, 224, 224)))
+
+    Args:
+        architecture: of `space`, or its string.
+        data: the data set, whose pixels' means and deviations the network normalises by; or its form.
+        space: the architecture's; if not given, that of ResNets by their names where it is one, else nasbench201.
+        seed: of the weights.
+
+    Raises:
+        InputError: for an architecture that is none of the space's, or images that are too small for it.
+    """
+    if not isinstance(data, DataForm):
+        data = datasets.dataset(data)
+    check_type("seed", seed, Integral, "a whole number")
+    return _network("create", architecture, data, space, seed)
+
+
+def _network(
+    call: str, architecture: AnyArchitecture | str, data: Dataset | DataForm, space: Space | str | None, seed: int
+) -> nn.Module:
+    if not isinstance(architecture, str | AnyArchitecture):
+        among = ", its string, or a module (not its class)" if call == "train" else " or its string"
+        raise InputError(f"{call} takes an architecture{among}, but got {architecture!r}.")
+    if space is None:
+        space = spaces.alone(str(architecture)) or "nasbench201"
+    space = _space(space)
+    architecture = space.parse(str(architecture))  # also of one, which may be another space's
+    with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
+        return space.network(architecture, data)
+
+
+@unchanged_process()
 def train(
     architecture: AnyArchitecture | str | nn.Module,
     data: Dataset | Images,
     threat: ThreatModel | str,
     *,
-    space: Space | str = "nasbench201",
+    space: Space | str | None = None,
     method: str | dict[str, Any] | TrainingMethod | None = None,
     frozen_members: Sequence[nn.Module] = (),
     seed: int = 0,
@@ -123,6 +165,7 @@ def train(
         model = rn.train("|nor_conv_3x3~0|+...", data, threat, method="trades", epochs=20)
         model.history.plot()  # or .to_frame(): loss and accuracies of every epoch, and which one is kept
         rn.train(torchvision.models.resnet18(num_classes=10), data, threat, recipe="fast-cifar10")
+        rn.train("wrn-28-10 activation=silu", data, threat, recipe="fast-cifar10")
 
     The returned module has the epochs in its attribute `history` (`robust_nas.models.history.History`), which is no
     part of its weights.
@@ -131,6 +174,7 @@ def train(
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
             of `data`. A module is trained in place, from the weights that it has.
         data: the data set; without splits, it is split as `rn.Dataset.from_torch` says.
+        space: the architecture's; if not given, that of ResNets by their names where it is one, else nasbench201.
         method: the training method, with its examples and its loss; `pgd_at`, if neither it nor a recipe is given.
         frozen_members: trained models: the new one is trained for what it adds to an ensemble with them. Their
             parameters lose their gradients.
@@ -156,14 +200,7 @@ def train(
         _check_trainable(architecture, data)
         settle_threads(architecture, data.some(plan.batch_size))
         return _with_history(fit_with(frozen_members, architecture, data, threat, plan, stage))
-    space = _space(space)
-    if not isinstance(architecture, str | AnyArchitecture):
-        raise InputError(
-            f"train takes an architecture, its string, or a module (not its class), but got {architecture!r}."
-        )
-    architecture = space.parse(str(architecture))  # also of one, which may be another space's
-    with seeded(seed, "train"), within_memory(f"The network of {space.name}"):
-        model = space.network(architecture, data).to(data.train.device)
+    model = _network("train", architecture, data, space, seed).to(data.train.device)
     settle_threads(model, data.some(plan.batch_size))
     return _with_history(fit_with(frozen_members, model, data, threat, plan, stage))
 

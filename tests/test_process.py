@@ -124,6 +124,7 @@ CALLS: dict[str, Call] = {
     "load_models": lambda run, path: rn.load_models(str(run.path), device="cpu"),
     "Ensemble.load": _load_ensemble,
     "datasets.load": lambda run, path: rn.datasets.load("digits"),
+    "create": lambda run, path: rn.create("cifar-resnet-8 width=0.25", run.data),
     "search": lambda run, path: rn.search(
         rn.spaces.load("nasbench201", channels=1, stages=1), few(run.data), run.threat, epochs=1, batch_size=32
     ),

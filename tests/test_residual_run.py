@@ -39,13 +39,18 @@ def run(command, tmp_path_factory, quickly):
     return _run(command, tmp_path_factory.mktemp("runs"), *GROUP, *quickly)
 
 
-def test_the_best_of_the_trials_are_trained_and_reported_without_a_drawing(run):
+def test_the_best_of_the_trials_are_trained_and_reported_with_a_drawing_of_their_stages(run):
     folder, _ = run
     searched, models = read_json(folder / "search.json"), read_json(folder / "train.json")["models"]
     assert [model["architecture"] for model in models] == searched["measured"][:2]
     assert list(searched["decisions"])[:4] == ["depth 1", "depth 2", "width 1", "width 2"] and "edges" not in searched
     page = (folder / "report.html").read_text()
-    assert "Activation" in page and "Cell of" not in page and "in the order of what the search has measured" in page
+    assert (
+        "Activation" in page
+        and "2 stages: 1 block" in page
+        and "Cell of" not in page
+        and "in the order of what the search has measured" in page
+    )
     loaded = rn.load_run(folder).models["model-0"]
     assert str(loaded.built_from.architecture) == models[0]["architecture"]
 

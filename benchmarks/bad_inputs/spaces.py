@@ -10,7 +10,7 @@ from spoiling import as_folder, as_loop, put, without
 
 
 def architectures() -> Iterator[Case]:
-    """Architectures: strings, digits, genotypes, residual ones, sizes."""
+    """Architectures: strings, digits, genotypes, residual ones, ResNets, sizes."""
     for text in (
         "~", "|~0|", "|none~1|", "|none~0|+|none~0|", "|none~1|+|none~0|none~1|", "|none~0|+|none~0|none~1|+", "|none~00|",
         "|none~-1|+|none~0|none~1|+|none~0|none~1|none~2|", "|nöne~0|+|none~0|none~1|+|none~0|none~1|none~2|", "9", "999999", "12345",
@@ -20,7 +20,9 @@ def architectures() -> Iterator[Case]:
         f"Genotype(normal={DEEP})", f"Genotype(normal={'(' * 200}{')' * 200})", "Genotype(normal=" + "-" * 20000 + "1)",
         "Genotype(normal=[('skip_connect', True)] * 8, normal_concat=range(2, 6), reduce=[], reduce_concat=[])",
         f"Genotype(normal={DIGITS * 20})", "depths=", "depths=0", "depths=x", "depths=1,1,1,1", f"depths={DIGITS}", "depths=-1,2", "depths=²",
-        "1:x", "0:0:0:0:0", "8:-8:8:8:8", f"{DIGITS}:8:8:8:8", "8:8:8:8:8:8.5", "٨:٨:٨:٨:٨", "8:", ":8",
+        "resnet-", "resnet-0", "resnet-153", "resnet-999999999", "resnet-٥٠", "resnet-50 width=", "resnet-50 width=1e9", "resnet-50 width=0-0-0-0",
+        "resnet-50 split=1:1", "resnet-50 split=99999-1-1-1", "resnet-50 norm=group:0", "resnet-50 norm=group:7", "wrn-28-.", "wrn-28-0", "wrn-28",
+        f"resnet-50 split={DIGITS}", "1:x", "0:0:0:0:0", "8:-8:8:8:8", f"{DIGITS}:8:8:8:8", "8:8:8:8:8:8.5", "٨:٨:٨:٨:٨", "8:", ":8",
     ):  # fmt: skip
         yield Case("architectures", text[:60], ["info", text])
     for text in ("323133", "", "x", "9" * 400, "3231", "٣٢٣١٣٣", "Genotype()", "|none~0|"):
@@ -52,5 +54,9 @@ def spaces() -> Iterator[Case]:
     darts = ["run", "digits", "search.epochs=1"]
     for override in ("space={name='darts',channels=1000000}", "space={name='darts',num_cells=0}", "space={name='darts',final_channels=-1}",
                      "space={name='darts',num_cells=1000000}", "space={name='robust-resnet-small',x=1}", "space={name='nasbench201-size',channels=[]}",
-                     "space={name='nasbench201-size',channels=[0]}", "space={name='robust-resnet-small',depths=[[]]}"):  # fmt: skip
+                     "space={name='nasbench201-size',channels=[0]}", "space={name='robust-resnet-small',depths=[[]]}",
+                     "space={name='resnet-depth-small',depths=[-8]}", "space={name='resnet-depth-small',depths=[1000000]}",
+                     "space={name='resnet-depth-small',widths=[inf]}", "space={name='resnet-depth-small',widths=[nan]}",
+                     "space={name='resnet-depth-small',widths=[],stage_widths=[[inf],[1],[1]]}", "space={name='resnet-depth-small',norms=['group:5']}",
+                     "space={name='resnet-depth-small',depths=[],stage_depths=[[1000000000],[1],[1]]}"):  # fmt: skip
         yield Case("space declarations", override, [*darts, override])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import Group
@@ -67,6 +67,11 @@ class AnyArchitecture(ABC):
     def is_connected(self) -> bool:
         """Whether the output depends on the input."""
         return True
+
+    @property
+    def own_space(self) -> dict[str, Any] | None:
+        """The table of the space of this architecture alone; None where its string does not say all of a network."""
+        return None
 
     @property
     def parts(self) -> dict[str, str]:

@@ -66,7 +66,11 @@ def derive(run: Path) -> None:
 
 
 @command(
-    argument("model", metavar="MODEL", help="a run folder; or module:attribute, torchvision:NAME, both maybe @WEIGHTS"),
+    argument(
+        "model",
+        metavar="MODEL",
+        help="a run folder; or module:attribute, torchvision:NAME, both maybe @WEIGHTS; or a network's name, wrn-28-10",
+    ),
     OVERRIDES,
     argument("--data", metavar="NAME", help="a data set with a recipe, which says how to train; or class folders"),
     DATA_ROOT,
@@ -76,12 +80,13 @@ def derive(run: Path) -> None:
     examples=[
         "robust-nas train runs/RUN",
         "robust-nas train my_net.py:Net --data digits --threat linf:0.1 train.epochs=5",
+        "robust-nas train 'cifar-resnet-8 width=0.5' --data digits",
     ],
 )
 def train(model: str, overrides: Sequence[str], out: Path | None, **options: Any) -> None:
-    """Train the chosen architectures of a run from scratch; or a model of one's own, in a run of its own."""
+    """Train the chosen architectures of a run from scratch; or one network, in a run of its own."""
     chosen = given(options)
-    if slow.run_folder.is_run(model) or (":" not in model and not chosen):
+    if slow.run_folder.is_run(model) or (":" not in model and not chosen and slow.spaces.alone(model) is None):
         if chosen or out is not None:
             raise InputError(f"{model} is a run folder, which has its data and threat model; leave the options out.")
         finish(resumed(Path(model), overrides), slow.pipeline.train)

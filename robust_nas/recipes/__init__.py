@@ -252,11 +252,12 @@ def for_model(
     normalise: str | None = None,
     data_root: Path | None = None,
 ) -> Recipe:
-    """Return the recipe of a run with a model of one's own: the data set's, with this model in place of a search.
+    """Return the recipe of a run with one model: the data set's, with this model in place of a search.
 
     Args:
-        model: its name, package.module:attribute, path/to/file.py:attribute or torchvision:NAME. Weights of a file,
-            behind an @, are those that the training starts from.
+        model: the name of one's own, package.module:attribute, path/to/file.py:attribute or torchvision:NAME. Weights
+            of a file, behind an @, are those that the training starts from. Or an architecture whose string says all of
+            its network, such as wrn-28-10.
         data: a data set that has a recipe, or a folder of class folders.
         threat: such as "linf:8/255"; the data set's recipe's, if not given.
         normalise: the pixels that the model expects, if it does not normalise them itself.
@@ -265,10 +266,17 @@ def for_model(
         InputError: for a name that is none, a model that cannot be made, or what `load` raises.
     """
     _check_data(data)
-    name, weights = intake.own_model(model)
+    space = spaces.alone(model)
+    if space is None:
+        name, weights = intake.own_model(model)
+        space, title = intake.own_space(name, normalise), intake.short_name(name)
+    elif normalise is not None:
+        raise InputError(f"{model} normalises the images itself; leave normalise={normalise} out.")
+    else:
+        name, weights, title = model, None, space.name
     keys: dict[str, Any] = {
-        "name": intake.short_name(name),
-        "space": named(spaces.describe(intake.own_space(name, normalise))),
+        "name": title,
+        "space": named(spaces.describe(space)),
         "search": {"name": "given", "architecture": name},
         "derive": {"count": 1},
     }

@@ -1,4 +1,4 @@
-"""Drawings of cells: nodes from left to right, the operation's name on each edge."""
+"""Drawings of cells, nodes from left to right with the operation's name on each edge, and of stages, as bars."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from robust_nas.architectures import AnyArchitecture
 from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.genotype import CELLS, Genotype
+from robust_nas.architectures.residual import ResidualArchitecture
+from robust_nas.architectures.resnet import EXPANSION, ResNetArchitecture
 from robust_nas.core.figures import DIM, INK, MUTED, PAPER, figure_of, styled
 from robust_nas.core.text import shortened
 from robust_nas.report._elements import Html, element
@@ -21,11 +23,14 @@ _RADIUS = 0.12
 
 
 def draw(architecture: AnyArchitecture, operations: Sequence[str], key: str) -> list[Html]:
-    """Return the drawings of an architecture's cells, as inline SVG with ids that begin with `key`.
+    """Return the drawings of an architecture's cells or stages, as inline SVG with ids that begin with `key`.
 
-    The output of a genotype's cell, all of its computed nodes, is not drawn. Of architectures without cells, their
+    The output of a genotype's cell, all of its computed nodes, is not drawn. Of architectures with neither, their
     strings say all.
     """
+    if stages := stages_of(architecture):
+        parts = (f"{blocks} block{'s' * (blocks > 1)} of {channels} channels" for blocks, channels in stages)
+        return [_draw_stages(stages, key, f"{len(stages)} stages: {', '.join(parts)}.")]
     if isinstance(architecture, Architecture):
         return [draw_cell(architecture, operations, key, describe_cell(architecture))]
     found: list[Html] = []
@@ -39,6 +44,46 @@ def draw(architecture: AnyArchitecture, operations: Sequence[str], key: str) -> 
         drawing = _draw(edges, labels, {(i, j) for i, j, _ in edges}, operations, f"{key}-{cell}", name)
         found += [element("h4", title), drawing]
     return found
+
+
+def stages_of(architecture: AnyArchitecture) -> list[tuple[int, int]]:
+    """Return the blocks and their output channels of each stage of a residual network; none of any other."""
+    if isinstance(architecture, ResidualArchitecture):
+        return list(zip(architecture.depths, architecture.widths, strict=True))
+    if isinstance(architecture, ResNetArchitecture):
+        outputs = (EXPANSION[architecture.block] * own for own in architecture.channels)
+        return list(zip(architecture.stages, outputs, strict=True))
+    return []
+
+
+@styled
+def _draw_stages(stages: Sequence[tuple[int, int]], key: str, name: str) -> Html:
+    """Return stages as bars from left to right, as broad as their blocks and as high as their channels.
+
+    A bar of few blocks beside one of many is broad enough for its number.
+    """
+    from matplotlib.patches import Rectangle
+
+    most, highest = max(blocks for blocks, _ in stages), max(channels for _, channels in stages)
+    figure, axes = figure_of(420, 150)
+    left = 0.0
+    for stage, (blocks, channels) in enumerate(stages, start=1):
+        breadth, height = max(blocks / most, 0.14), channels / highest
+        bar = Rectangle((left, 0), breadth, height, facecolor=DIM, edgecolor=INK, linewidth=1, alpha=0.6)
+        bar.set_gid(f"stage-{stage}")
+        axes.add_patch(bar)
+        middle = left + breadth / 2
+        axes.text(middle, height + 0.04, str(channels), ha="center", va="bottom", fontsize=11, color=INK)
+        axes.text(middle, -0.05, str(blocks), ha="center", va="top", fontsize=11, color=INK)
+        left += breadth + 0.02
+    axes.text(left + 0.02, -0.05, "blocks", ha="left", va="top", fontsize=10.5, color=MUTED)
+    axes.text(
+        left + 0.02, stages[-1][1] / highest + 0.04, "channels", ha="left", va="bottom", fontsize=10.5, color=MUTED
+    )
+    axes.set_xlim(-0.02, left + 0.02)
+    axes.set_ylim(-0.25, 1.25)
+    axes.axis("off")
+    return to_svg(figure, key, name)
 
 
 def draw_cell(architecture: Architecture, operations: Sequence[str], key: str, name: str) -> Html:

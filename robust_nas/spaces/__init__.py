@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from robust_nas import architectures
 from robust_nas.core import catalogue
 from robust_nas.core.checks import check_path
 from robust_nas.core.config import build, read_toml, to_dict
@@ -285,6 +286,17 @@ def described(table: Mapping[str, Any]) -> Space:
         InputError: for an unknown kind, or a mistake in it.
     """
     return _built(table, "space")
+
+
+def alone(text: str) -> Space | None:
+    """Return the space that has the architecture of a text alone; None where the text does not say all of a network.
+
+    Raises:
+        InputError: if it is malformed.
+    """
+    kind = architectures.kind_of(text)
+    table = None if kind is None else kind.parse(text).own_space
+    return None if table is None else described(table)
 
 
 def _built(table: Mapping[str, Any], where: str) -> Space:

@@ -13,6 +13,7 @@ from robust_nas.architectures.cell import Architecture
 from robust_nas.architectures.channels import ChannelConfiguration
 from robust_nas.architectures.genotype import Genotype
 from robust_nas.architectures.residual import ResidualArchitecture
+from robust_nas.architectures.resnet import ResNetArchitecture
 from robust_nas.cli import listing
 from robust_nas.core.errors import InputError
 
@@ -31,6 +32,8 @@ RESIDUAL = "depths=2-1 widths=16-32 kernel=3 activation=silu norm=batch se=none 
         ("301", Architecture),
         (GENOTYPE, Genotype),
         (RESIDUAL, ResidualArchitecture),
+        ("resnet-152 width=2", ResNetArchitecture),
+        ("wrn-28-10", ResNetArchitecture),
         ("8:16:64", ChannelConfiguration),
     ],
 )
@@ -49,14 +52,19 @@ def test_digits_count_in_the_operations_that_are_given() -> None:
     assert architectures.parse(GENOTYPE, names) == Genotype.parse(GENOTYPE)
 
 
-@pytest.mark.parametrize("text", ["", "pgd", "8:", "runs/2026", "genotype", "\N{SUPERSCRIPT TWO}"])
+@pytest.mark.parametrize(
+    "text", ["", "pgd", "8:", "runs/2026", "genotype", "resnet", "my-resnet-18", "\N{SUPERSCRIPT TWO}"]
+)
 def test_a_text_of_no_kind_is_refused_with_the_forms_that_there_are(text: str) -> None:
     assert architectures.kind_of(text) is None
-    with pytest.raises(InputError, match=r"is no architecture.*nor_conv_3x3~0.*8:16:64:48:32.*Genotype.*depths=2-3-1"):
+    with pytest.raises(
+        InputError,
+        match=r"is no architecture.*nor_conv_3x3~0.*8:16:64:48:32.*Genotype.*depths=2-3-1.*resnet-152 width=2",
+    ):
         architectures.parse(text)
 
 
-@pytest.mark.parametrize("text", ["|nor_conv_3x3~1|", "Genotype(normal=1)", "depths=2", "0:16"])
+@pytest.mark.parametrize("text", ["|nor_conv_3x3~1|", "Genotype(normal=1)", "depths=2", "0:16", "resnet-1"])
 def test_a_malformed_text_is_refused_by_its_kind(text: str) -> None:
     kind = architectures.kind_of(text)
     assert kind is not None

@@ -61,6 +61,23 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "basic blocks": ("robust-resnet", RESIDUAL.format(3, "relu", "batch", "none", "basic"), {}),
     "bottlenecks": ("robust-resnet", RESIDUAL.format(5, "silu", "group", "relu", "bottleneck"), {}),
     "without norm": ("robust-resnet", RESIDUAL.format(3, "softplus", "none", "relu", "bottleneck"), {}),
+    "ResNet": (
+        "resnet-depth",
+        "resnet-18 width=0.125 stem=cifar denoise=gaussian se=relu",
+        {"widths": [0.125], "norms": ["batch"]},
+    ),
+    "pre-activation": (
+        "resnet-depth",
+        "wrn-13-1 norm=group:4 se=relu block=bottleneck",
+        {
+            "net": "wrn",
+            "depths": [13],
+            "widths": [1],
+            "blocks": ["bottleneck"],
+            "stems": ["cifar"],
+            "norms": ["group:4"],
+        },
+    ),
     "instance norm": ("robust-resnet", RESIDUAL.format(3, "gelu", "instance", "none", "basic"), {}),
 }
 
@@ -133,6 +150,15 @@ def test_a_stranger_has_the_same_logits_and_gradients_by_code_that_reads_well(
     ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=120", "--select=E,F,I,W", written.path]
     linted = subprocess.run(ruff, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_a_stem_for_large_images_and_bottlenecks_are_written_too(tmp_path: Path) -> None:
+    space = spaces.alone("resnet-14 block=bottleneck width=0.125 norm=group:4 denoise=dot")
+    assert space is not None
+    (text,), shape = {str(space.decided([values[0] for values in space.decisions.values()]))}, (3, 37, 32)
+    network = network_of(space, text, shape).eval()
+    stranger = as_a_stranger(export_python(network, tmp_path / "found.py").path)
+    torch.testing.assert_close(stranger(random_images(2, shape)), network(random_images(2, shape)))
 
 
 def classes_of(path: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
@@ -29,17 +29,34 @@ BOTTLENECK = 4
 
 
 def make_norm(name: str, channels: int, affine: bool = True) -> nn.Module:
-    """Return a normalisation of `channels`; where they are no multiple of `GROUP`, groups are as large as divide both.
+    """Return a normalisation of `channels`: batch, group, group:G, instance, or none, the identity.
 
-    "none" is the identity.
+    The groups of "group" have `GROUP` channels, or as many as divide both; those of "group:8" are eight.
     """
     if name == "batch":
         return nn.BatchNorm2d(channels, affine=affine)
     if name == "group":
         return nn.GroupNorm(channels // math.gcd(channels, GROUP), channels, affine=affine)
+    if name.startswith("group:"):
+        return nn.GroupNorm(int(name.removeprefix("group:")), channels, affine=affine)
     if name == "instance":
         return nn.InstanceNorm2d(channels, affine=affine)
     return nn.Identity()
+
+
+class BlockForm(Protocol):
+    """What a residual block is made of; `architectures.residual.ResidualArchitecture` says what each may be."""
+
+    @property
+    def kernel(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def se(self) -> str: ...
+    @property
+    def block(self) -> str: ...
 
 
 class SqueezeExcitation(nn.Module):
@@ -68,7 +85,7 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, form: ResidualArchitecture, reduction: int, affine: bool
+        self, in_channels: int, out_channels: int, stride: int, form: BlockForm, reduction: int, affine: bool
     ) -> None:
         super().__init__()
         if form.block == "basic":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robust_nas.spaces import NetworkSource
@@ -10,10 +11,11 @@ from robust_nas.spaces._source import convolution, indented, sequential, with_us
 if TYPE_CHECKING:
     from robust_nas.architectures.residual import ResidualArchitecture
     from robust_nas.datasets import DataForm
+    from robust_nas.spaces.residual.network import BlockForm
 
 ACTIVATIONS = {"relu": "nn.ReLU()", "silu": "nn.SiLU()", "gelu": "nn.GELU()", "softplus": "nn.Softplus()"}
 
-NORMS = {
+_NORMS = {
     "batch": "nn.BatchNorm2d({})",
     "group": "group_norm({})",
     "instance": "nn.InstanceNorm2d({}, affine=True)",
@@ -39,16 +41,21 @@ class SqueezeExcitation(nn.Module):
 '''
 
 
+def norm_call(name: str) -> str | None:
+    """Return the call that makes a norm, with {} for its channels; None where there is no norm."""
+    if name.startswith("group:"):
+        return f"nn.GroupNorm({name.removeprefix('group:')}, {{}})"
+    return _NORMS.get(name)
+
+
 def source(form: ResidualArchitecture, data: DataForm, reduction: int) -> NetworkSource:
     """Return an architecture's network, of whose squeeze-and-excitation `reduction` channels share one."""
-    from robust_nas.spaces.residual.network import GROUP
-
     blocks, channels = [], form.stem
     for stage, (depth, width) in enumerate(zip(form.depths, form.widths, strict=True)):
         for place in range(depth):
             blocks.append(f"ResidualBlock({channels}, {width}{', stride=2' if stage and not place else ''})")
             channels = width
-    norm, activation = NORMS.get(form.norm), ACTIVATIONS[form.activation]
+    norm, activation = norm_call(form.norm), ACTIVATIONS[form.activation]
     stem = convolution(data.image_shape[0], form.stem, bias=norm is None)
     last = activation if norm is None else f"nn.Sequential({norm.format(channels)}, {activation})"
     layers = [
@@ -57,30 +64,37 @@ def source(form: ResidualArchitecture, data: DataForm, reduction: int) -> Networ
         f"self.last = {last}",
         f"self.classifier = nn.Linear({channels}, {len(data.classes)})",
     ]
-    library = {
-        "group_norm": GROUP_NORM.format(group=GROUP),
-        "SqueezeExcitation": SQUEEZE_EXCITATION.format(reduction=reduction),
-    }
-    parts = range(3 if form.block == "bottleneck" else 2)
-    names = {f"norms.{part}": f"norm_{part + 1}" for part in parts}
-    names |= {f"convolutions.{part}": f"conv_{part + 1}" for part in parts}
     return NetworkSource(
-        classes=with_used(library, _block(form), layers),
+        classes=with_used(library(reduction), block_class(form), layers),
         layers=tuple(layers),
         forward=("x = self.stem(x)", "x = self.blocks(x)", "return self.classifier(self.last(x).mean(dim=(2, 3)))"),
-        names={
-            f"blocks.{place}.{old}": f"blocks.{place}.{new}"
-            for place in range(len(blocks))
-            for old, new in names.items()
-        },
+        names=renamed(form, [f"blocks.{place}" for place in range(len(blocks))]),
     )
 
 
-def _block(form: ResidualArchitecture) -> str:
+def library(reduction: int) -> dict[str, str]:
+    """Return what blocks use, by name; `reduction` channels share one in squeeze-and-excitation."""
+    from robust_nas.spaces.residual.network import GROUP
+
+    return {
+        "group_norm": GROUP_NORM.format(group=GROUP),
+        "SqueezeExcitation": SQUEEZE_EXCITATION.format(reduction=reduction),
+    }
+
+
+def renamed(form: BlockForm, blocks: Sequence[str]) -> dict[str, str]:
+    """Return the names of the modules of blocks in the code, by those in the network."""
+    parts = range(3 if form.block == "bottleneck" else 2)
+    names = {f"norms.{part}": f"norm_{part + 1}" for part in parts}
+    names |= {f"convolutions.{part}": f"conv_{part + 1}" for part in parts}
+    return {f"{block}.{old}": f"{block}.{new}" for block in blocks for old, new in names.items()}
+
+
+def block_class(form: BlockForm) -> str:
     """Return the class of the blocks."""
     from robust_nas.spaces.residual.network import BOTTLENECK
 
-    norm, bias = NORMS.get(form.norm), form.norm == "none"
+    norm, bias = norm_call(form.norm), form.norm == "none"
     init = ["super().__init__()"]
     if form.block == "basic":
         channels, kernels, strided = ["in_channels", "out_channels", "out_channels"], [form.kernel] * 2, 1
