@@ -293,7 +293,7 @@ class _Bars:
             bar = ProgressBar(total=loop.total, completed=loop.count, width=width, pulse=loop.total is None)
             time_left = "" if loop is self._over else f"left {loop.left}"
             count = f"{loop.count}/{'?' if loop.total is None else loop.total}"
-            grid.add_row(loop.title, bar, count, duration(loop.seconds), time_left, loop.note)
+            grid.add_row(loop.title, bar, count, f"after {duration(loop.seconds)}", time_left, loop.note)
         if loops and self._over is None and (left := self._progress.left()) is not None:
             took = self._progress._clock() - self._progress._started
             total = None if left.unknown else took + left.seconds
