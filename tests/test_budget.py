@@ -15,18 +15,19 @@ from robust_nas.runtime.distributed import World
 from robust_nas.runtime.stages import Stage
 
 
-def test_two_steps_of_many_are_done_and_the_second_counts_for_all() -> None:
+@pytest.mark.parametrize(("each", "tried"), [(2.0, 7), (8.0, 4)])
+def test_steps_are_tried_for_twenty_seconds_and_all_but_the_first_count_for_all(each: float, tried: int) -> None:
     now, done = 0.0, []
 
     def work(stage: Stage) -> None:
         nonlocal now
         for step in stage.progress.steps(range(3, 10), "epochs", total=10, done=3):
             for _ in stage.progress.steps(range(4), "chunks within"):
-                now += 0.5 if step > 3 else 50.0
+                now += each / 4 if step > 3 else 50.0
             done.append(step)
 
-    assert budget._timed(work, "train", 0, World(), lambda: now) == pytest.approx(10 * 2.0)
-    assert done == [3, 4]
+    assert budget._timed(work, "train", 0, World(), lambda: now) == pytest.approx(10 * each)
+    assert done == list(range(3, 3 + tried))
 
 
 def test_work_without_steps_says_nothing_of_its_time() -> None:
@@ -36,7 +37,7 @@ def test_work_without_steps_says_nothing_of_its_time() -> None:
 def test_a_little_of_the_data_has_as_great_a_share_of_each_part() -> None:
     data = rn.datasets.load("digits")
     little, share = budget._little(data, 32)
-    assert len(little.train) == 4 * 32 and share == len(little.train) / len(data.train)
+    assert len(little.train) == 2 * 32 and share == len(little.train) / len(data.train)
     assert len(little.validation) == pytest.approx(share * len(data.validation), abs=1)
     assert budget._little(data, 10_000)[1] == 1.0
 

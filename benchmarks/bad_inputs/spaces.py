@@ -21,7 +21,7 @@ def architectures() -> Iterator[Case]:
         "Genotype(normal=[('skip_connect', True)] * 8, normal_concat=range(2, 6), reduce=[], reduce_concat=[])",
         f"Genotype(normal={DIGITS * 20})", "depths=", "depths=0", "depths=x", "depths=1,1,1,1", f"depths={DIGITS}", "depths=-1,2", "depths=²",
         "resnet-", "resnet-0", "resnet-153", "resnet-999999999", "resnet-٥٠", "resnet-50 width=", "resnet-50 width=1e9", "resnet-50 width=0-0-0-0",
-        "resnet-50 split=1:1", "resnet-50 split=99999-1-1-1", "resnet-50 norm=group:0", "resnet-50 norm=group:7", "wrn-28-.", "wrn-28-0", "wrn-28",
+        "resnet-50 split=1:1", "resnet-50 split=99999-1-1-1", "resnet-50 norm=group:0", "resnet-50 norm=group:7", "wrn-28-.", "wrn-28-0", "wrn-x",
         f"resnet-50 split={DIGITS}", "1:x", "0:0:0:0:0", "8:-8:8:8:8", f"{DIGITS}:8:8:8:8", "8:8:8:8:8:8.5", "٨:٨:٨:٨:٨", "8:", ":8",
     ):  # fmt: skip
         yield Case("architectures", text[:60], ["info", text])

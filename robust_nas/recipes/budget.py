@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from robust_nas import derivation
 from robust_nas.bounds import Bound, foretold_seconds, slow_kind
 from robust_nas.certification import certify, refusal
 from robust_nas.core.seeds import seeded
@@ -21,17 +22,25 @@ from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.models.complexity import count_parameters
 from robust_nas.models.scores import logits_of
 from robust_nas.recipes import Recipe
-from robust_nas.recipes.rehearsal import any_network
+from robust_nas.recipes.rehearsal import uniform_rows
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
+from robust_nas.searches import SearchResult
+from robust_nas.searches.given import Given
 from robust_nas.threat import ThreatModel
 from robust_nas.training import fit
 
 T = TypeVar("T")
 
-BATCHES = 4
+BATCHES = 2
 """Batches of an epoch that are tried."""
+
+LONG = 20.0
+"""Seconds after which no further step of a stage is tried. Early ones may do less: alpha begins frozen, radii at 0."""
+
+DRAWN = 12
+"""Random networks of which the largest is taken for those that will be found."""
 
 NOTHING_FALLS = 1e-6
 """The share of the radius at which attacks are timed: no image falls, so that the time is the longest there is."""
@@ -60,7 +69,7 @@ def expected(chosen: Recipe, data: Dataset, world: World) -> list[Expected]:
         data: its data set, on the device of the work.
         world: the processes at work, all of which call this.
     """
-    network = any_network(chosen.space, data, chosen.seed)
+    network = _large_network(chosen, data)
     count = chosen.derive.count
     number = f"{count} network{'s' * (count > 1)}"
     parameters = f"{number} of about {count_parameters(network):,} parameters"
@@ -88,12 +97,28 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2]] for row in rows]
 
 
+def _large_network(chosen: Recipe, data: Dataset) -> nn.Module:
+    """Return the given network, or the largest of some random ones: what a robust search finds is seldom small."""
+    if isinstance(chosen.search, Given):
+        architectures = [chosen.space.parse(chosen.search.architecture)]
+    else:
+        uniform = SearchResult(chosen.space, uniform_rows(chosen.space), None, {})
+        drawn = derivation.distinct(uniform, DRAWN, uniform.drawn(chosen.seed)) or derivation.distinct(uniform, 1)
+        architectures = [candidate.architecture for candidate in drawn]
+    with seeded(chosen.seed, "budget"):
+        networks = [chosen.space.network(architecture, data) for architecture in architectures]
+    return max(networks, key=count_parameters).to(data.train.device)
+
+
 class _Enough(Exception):
     """Enough steps were timed."""
 
 
 class _Stopwatch(Progress):
-    """Times the outermost steps of a piece of work, and ends it after the second: the first one sets things up."""
+    """Times the outermost steps of a piece of work, and ends it after `LONG`, but not before the second.
+
+    The first one sets things up, and does not count.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(quiet=True, clock=clock)
@@ -110,18 +135,24 @@ class _Stopwatch(Progress):
             started = self._clock()
             yield item
             self.seconds.append(self._clock() - started)
-            if len(self.seconds) == 2:
+            if len(self.seconds) > 1 and sum(self.seconds[1:]) >= LONG:
                 raise _Enough
+
+    @property
+    def foretold(self) -> float | None:
+        """Seconds of all steps, by the mean of those that count; None if there were none."""
+        counted = self.seconds[1:] or self.seconds
+        return sum(counted) / len(counted) * self.total if counted else None
 
 
 def _timed(
     work: Callable[[Stage], object], name: str, seed: int, world: World, clock: Callable[[], float] = time.monotonic
 ) -> float | None:
-    """Return the seconds of all steps (epochs, trials) of some work, judged by its second; None if it has none."""
+    """Return the seconds of all steps (epochs, trials) of some work, judged by some of them; None if it has none."""
     watch = _Stopwatch(clock)
     with contextlib.suppress(_Enough):
         work(Stage(name, seed, world, watch))
-    return watch.seconds[-1] * watch.total if watch.seconds else None
+    return watch.foretold
 
 
 def _little(data: Dataset, batch_size: int) -> tuple[Dataset, float]:

@@ -107,9 +107,13 @@ def _rehearse_training(chosen: Recipe, data: Dataset) -> nn.Module:
     return model.eval()
 
 
+def uniform_rows(space: Space) -> list[list[float]]:
+    """Return probabilities of a space's choices, all of one row alike."""
+    return [[1 / len(options)] * len(options) for options in space.choices.values()]
+
+
 def any_network(space: Space, data: Dataset, seed: int) -> nn.Module:
     """Return an untrained network of a space, on the device of the data."""
-    rows = [[1 / len(options)] * len(options) for options in space.choices.values()]
-    any_architecture = derivation.distinct(SearchResult(space, rows, None, {}), 1)[0].architecture
+    any_architecture = derivation.distinct(SearchResult(space, uniform_rows(space), None, {}), 1)[0].architecture
     with seeded(seed, "rehearsal"), within_memory(f"A network of {space.name}"):
         return space.network(any_architecture, data).to(data.train.device)
