@@ -140,6 +140,42 @@ def ensemble(made: Path, other: Path) -> Callable[[Path], list[list[str]]]:
     return lambda folder: unfinished(folder, [*words, "--out", str(folder / "runs")])
 
 
+NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+"""
+
+
+def own_training(net: Path) -> Callable[[Path], list[list[str]]]:
+    """The training of a model of one's own."""
+
+    def commands(folder: Path) -> list[list[str]]:
+        run = run_folder(folder)
+        if run is None:
+            words = ["train", f"{net}:Net", "--data", "digits", "train.epochs=20", "threads=1", "workers=1"]
+            return [[*words, "--out", str(folder / "runs")]]
+        return [] if (run / "train.json").exists() else [["train", str(run), "--allow-code"]]
+
+    return commands
+
+
+def own_certificates(net: Path) -> Callable[[Path], list[list[str]]]:
+    """Certificates of a model of one's own."""
+
+    def commands(folder: Path) -> list[list[str]]:
+        if list(folder.glob("runs/certify-*/certification.json")):
+            return []
+        words = ["certify", f"{net}:Net", "--data", "digits", "--images", "300", "--method", "crown"]
+        words += ["--epsilon", "0.001", "--epsilon", "0.01", "certification.batch_size=10", "threads=1", "workers=1"]
+        return [[*words, "--out", str(folder / "runs")]]
+
+    return commands
+
+
 def table(made: Path, other: Path, published: Path | None) -> Callable[[Path], list[list[str]]]:
     """The import of a published table, the record of a run, and the merge of two tables."""
 
@@ -453,12 +489,16 @@ def kinds(out: Path, published: Path | None) -> list[Kind]:
     one, other = run_folder(first), run_folder(second)
     assert one is not None and other is not None
     tiny = made_once(out, "made-table", make_table) / "table"
+    net = out / "net.py"
+    net.write_text(NET)
     found = [
-        Kind("a complete run", 0.46, complete_run, stage),
-        Kind("an attack on a run", 0.18, attack(one), lambda folder: "attack"),
-        Kind("an ensemble of two runs", 0.16, ensemble(one, other), stage),
-        Kind("tables: import, record, merge", 0.08, table(one, other, published), lambda folder: "table"),
-        Kind("simulated searches", 0.12, simulated(tiny), lambda folder: "search"),
+        Kind("a complete run", 0.40, complete_run, stage),
+        Kind("an attack on a run", 0.14, attack(one), lambda folder: "attack"),
+        Kind("an ensemble of two runs", 0.14, ensemble(one, other), stage),
+        Kind("training of a model of one's own", 0.08, own_training(net), stage),
+        Kind("certificates of a model of one's own", 0.08, own_certificates(net), lambda folder: "certify"),
+        Kind("tables: import, record, merge", 0.06, table(one, other, published), lambda folder: "table"),
+        Kind("simulated searches", 0.10, simulated(tiny), lambda folder: "search"),
     ]
     return found
 
@@ -474,12 +514,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/kills"))
     parser.add_argument("--published", type=Path, help="the folder with the files of NAS-RobBench-201")
+    parser.add_argument("--only", default="", metavar="WORD", help="the kinds of job whose names have this in them")
     given = parser.parse_args()
     out = (given.out / f"seed-{given.seed}-kills-{given.kills}").resolve()
     os.environ.update(OMP_NUM_THREADS="1", ROBUST_NAS_HOME=str(out / "home"))
     import_everything()
     rows: list[dict[str, Any]] = []
-    for kind in kinds(out, given.published and given.published.resolve()):
+    everything = kinds(out, given.published and given.published.resolve())
+    for kind in [kind for kind in everything if given.only in kind.name]:
         quota, instance = round(given.kills * kind.share), 0
         whole, life = undisturbed(kind, out)
         while quota > 0:

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 import torch
 
-from robust_nas import attacks, cli
+from robust_nas import __version__, attacks, cli
 from robust_nas import recipes as recipe
 from robust_nas.cli import answer, ending, listing
 from robust_nas.core import commands
@@ -401,3 +401,23 @@ def test_an_answer_as_json_is_one_value_on_standard_output(
 def test_what_is_no_number_is_null_in_json_and_paths_are_text() -> None:
     found = {"a": [math.nan, 0.5, Path("x")], 1: (math.inf, None)}
     assert answer.strict(found) == {"a": [None, 0.5, "x"], "1": [None, None]}
+
+
+def test_a_long_command_says_what_it_does_before_torch_is_imported() -> None:
+    # Where torch cannot be imported, the first line is all that there is to see.
+    program = """
+import sys
+
+class NoTorch:
+    def find_spec(name, *_):
+        if name == "torch":
+            raise ImportError("there is no torch")
+
+sys.meta_path.insert(0, NoTorch)
+sys.argv[1:] = ["run", "digits"]
+from robust_nas.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[0] == f"robust-nas {__version__}: loading torch and the data"
+    assert done.returncode != 0 and "torch" in done.stderr.splitlines()[-1]

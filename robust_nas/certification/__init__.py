@@ -181,7 +181,13 @@ class Certifications(list[Certification], Shown):
         return frame(rows)
 
     def plot(self) -> Figure:
-        """Return a figure with the certified accuracy over the radius, its interval, and the clean accuracy at 0."""
+        """Return a figure with the certified accuracy over the radius, its interval, and the clean accuracy at 0.
+
+        Raises:
+            InputError: if there are no certifications.
+        """
+        if not self:
+            raise InputError("There are no certifications to plot; certify at one radius or more.")
         clean = measured(self[0].clean_correct)
         at = [(0.0, clean.accuracy, clean.low, clean.high)]
         at += [(found.epsilon, found.certified, found.low, found.high) for found in map(Certification.summary, self)]
