@@ -36,7 +36,7 @@ from typing import Any
 TIMES = {"seconds", "started", "environment", "earlier"}
 """The facts of time in results, which no two runs have in common."""
 
-RUN = re.compile(r"\d{8}-[a-z]+-[0-9a-f]{6}")
+RUN = re.compile(r"\d{8}-[A-Za-z]+-[0-9a-f]{6}")
 """A run folder's name, which is drawn anew for each."""
 
 FINAL = {130: "Ctrl-C", 143: "SIGTERM"}

@@ -18,7 +18,7 @@ from torch import nn
 import robust_nas as rn
 from robust_nas import attacks, spaces
 from robust_nas.attacks.transfer import Transfer
-from robust_nas.core import config
+from robust_nas.core import config, registry
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import allowing_code
 from robust_nas.datasets._files import read_image
@@ -374,3 +374,12 @@ def test_settings_of_figures_in_the_current_folder_are_not_taken(
     monkeypatch.setitem(matplotlib.rcParams, "lines.color", "red")
     assert plots.entropy_plot([0, 1], [1.0, 0.5], "entropy", "name") == expected
     assert matplotlib.rcParams["text.usetex"]
+
+
+def test_names_that_the_person_at_work_gave_are_allowed_in_files_and_no_others() -> None:
+    with registry.allowing_names(["/home/me/net.py:Net"]):
+        registry.check_model_name("/home/me/net.py:Net", "space.models[0]")
+        with pytest.raises(InputError, match="--allow-code"):
+            registry.check_model_name("/home/me/net.py:Other", "space.models[0]")
+    with pytest.raises(InputError, match="--allow-code"):
+        registry.check_model_name("/home/me/net.py:Net", "space.models[0]")

@@ -55,5 +55,5 @@ def build(overrides: Sequence[str], models: Sequence[str] | None, out: Path, **o
     names, settings = parted(models)
     job = slow.merged_runs.build(names, [*overrides, *settings], out, progress(), sys.argv[1:], **given(options))
     # The new run's files name what was named here.
-    with slow.registry.allowing_code():
+    with slow.registry.allowing_names(slow.merged_runs.names_of_code(names)):
         finish(job, slow.pipeline.run)

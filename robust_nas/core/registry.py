@@ -15,7 +15,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
@@ -55,6 +55,19 @@ def allowing_code(allowed: bool = True) -> Iterator[None]:
         _ALLOWED.reset(token)
 
 
+_NAMES: ContextVar[frozenset[str]] = ContextVar("names of code that files may have", default=frozenset())
+
+
+@contextlib.contextmanager
+def allowing_names(names: Iterable[str]) -> Iterator[None]:
+    """Let files name this code: what the person at work has named, and a job has written down since."""
+    token = _NAMES.set(_NAMES.get() | frozenset(names))
+    try:
+        yield
+    finally:
+        _NAMES.reset(token)
+
+
 def check_code(name: str, where: str) -> None:
     """Raise InputError for code that a file names, unless that is allowed.
 
@@ -62,7 +75,7 @@ def check_code(name: str, where: str) -> None:
         name: the name, as it came.
         where: the place that names it, such as a key.
     """
-    if not isinstance(name, Named) and not _ALLOWED.get():
+    if not isinstance(name, Named) and not _ALLOWED.get() and name not in _NAMES.get():
         raise InputError(
             f"{where} names code that is not robust-nas's own, '{name}', which would run. From a file that is taken "
             "only if you say so: if you trust it, repeat this with --allow-code (in Python, allow_code=True)."

@@ -15,6 +15,7 @@ vanish or the accuracy is low, and the model would look robust or bad for the wr
 from robust_nas.intake.diagnosis import check_labels, check_model, check_numbers, check_outputs, diagnose
 from robust_nas.intake.independence import dependence
 from robust_nas.intake.loading import (
+    absolute_name,
     check_named,
     chosen_architectures,
     chosen_networks,
@@ -34,6 +35,7 @@ __all__ = [
     "NORMALISATIONS",
     "LogProbabilities",
     "Normalised",
+    "absolute_name",
     "check_labels",
     "check_model",
     "check_named",

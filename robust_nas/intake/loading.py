@@ -86,11 +86,19 @@ def own_model(spec: str) -> tuple[str, Path | None]:
             "or torchvision:NAME."
         )
     load_models(spec, device="cpu")
-    weights = (
-        expanded(parts.weights).resolve() if parts.weights and (parts.runs_code or Path(parts.weights).suffix) else None
-    )
-    ending = f"@{parts.weights}" if parts.weights and weights is None else ""
-    return f"{absolute_place(parts)}:{parts.attribute}{ending}", weights
+    weights = expanded(parts.weights).resolve() if parts.weights and _of_file(parts) else None
+    return absolute_name(parts), weights
+
+
+def absolute_name(parts: ModelParts) -> str:
+    """Return a model's name from the root on, without weights of a file."""
+    ending = f"@{parts.weights}" if parts.weights and not _of_file(parts) else ""
+    return f"{absolute_place(parts)}:{parts.attribute}{ending}"
+
+
+def _of_file(parts: ModelParts) -> bool:
+    """Whether a name's weights are a file's, and not torchvision's by name."""
+    return bool(parts.weights) and (parts.runs_code or bool(Path(str(parts.weights)).suffix))
 
 
 def own_space(name: str, normalise: str | None = None) -> ModuleSpace:

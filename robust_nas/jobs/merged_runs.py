@@ -161,6 +161,11 @@ def _first(recipes: Mapping[str, Recipe], data: str | None, data_root: Path | No
     return first if threat is None else replace(first, threat=ThreatModel.parse(threat))
 
 
+def names_of_code(models: Sequence[str]) -> list[str]:
+    """Return the names of code, as the files of a joined run have them, of the models that the person at work named."""
+    return [intake.absolute_name(parts) for model in models if (parts := model_parts(model)) is not None]
+
+
 def _is_own(model: str) -> bool:
     """Whether a word names a model of one's own, or a saved ensemble, and no run."""
     return is_saved(Path(model)) or model_parts(model) is not None
