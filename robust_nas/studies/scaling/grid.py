@@ -1,0 +1,167 @@
+"""The grid of a scaling study: networks by depth and width, training settings and seeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from robust_nas import recipes
+from robust_nas.architectures.resnet import ResNetArchitecture, check_net, parse_widths, width_text
+from robust_nas.core import config
+from robust_nas.core.errors import InputError
+from robust_nas.core.registry import name_of
+from robust_nas.recipes import Recipe
+
+MANY_CELLS = 10_000
+"""The number of cells above which a grid is taken for a slip of the pen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A setting that varies over a grid.
+
+    Args:
+        key: of the recipe, such as "train.norm".
+        values: as they are written, such as "batch" and "mixture".
+    """
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """All cells of a study: every depth with every width, in every setting that varies, from every seed.
+
+    Args:
+        data: a data set that has a recipe, which says how to train and attack, or a folder of class folders.
+        net: the line of networks: resnet, preact-resnet, cifar-resnet or wrn.
+        depths: layers with weights.
+        widths: multipliers of the channels, "2", or one for each stage, "1-1-1.5-2".
+        options: the rest of the architectures' strings, "norm=group:8 se=relu".
+        seeds: of all draws.
+        train: the training method; the recipe's with its settings, if it is the same.
+        threat: such as "linf:8/255"; the recipe's, if not given.
+        vary: settings that vary, such as train.norm over batch and mixture.
+        settings: key=value assignments to the recipe of every cell.
+        certify: whether cells are certified, too.
+
+    Raises:
+        InputError: for an axis that is empty or has the same value twice, or a depth or width that there is not.
+    """
+
+    data: str
+    net: str = "cifar-resnet"
+    depths: tuple[int, ...]
+    widths: tuple[str, ...] = ("1",)
+    options: str = ""
+    seeds: tuple[int, ...] = (0,)
+    train: str | None = None
+    threat: str | None = None
+    vary: tuple[Axis, ...] = ()
+    settings: tuple[str, ...] = ()
+    certify: bool = False
+
+    def __post_init__(self) -> None:
+        check_net(self.net)
+        if len({axis.key for axis in self.vary}) < len(self.vary):
+            raise InputError("A setting varies twice in the grid; give all of its values at once.")
+        for axis, values in self._axes.items():
+            if not values:
+                raise InputError(f"The axis '{axis}' of the grid has no value; give it one or more, such as 20,38.")
+            if twice := next((value for value in values if list(values).count(value) > 1), None):
+                raise InputError(f"The axis '{axis}' of the grid has {twice} twice; give each value once.")
+        for depth, width in itertools.product(self.depths, self.widths):
+            self.architecture(depth, width)
+
+    @property
+    def _axes(self) -> dict[str, Sequence[Any]]:
+        found: dict[str, Sequence[Any]] = {"depths": self.depths, "widths": self.widths, "seeds": self.seeds}
+        return found | {axis.key: axis.values for axis in self.vary}
+
+    def __len__(self) -> int:
+        return math.prod(map(len, self._axes.values()))
+
+    def architecture(self, depth: int, width: str) -> ResNetArchitecture:
+        """Return the network of a depth and a width.
+
+        Raises:
+            InputError: for a depth that no split reaches, with the nearest, or a width that groups do not divide.
+        """
+        widths = "-".join(map(width_text, parse_widths(width)))
+        return ResNetArchitecture.parse(f"{self.net}-{depth} width={widths} {self.options}".rstrip())
+
+    def cells(self) -> list[Cell]:
+        """Return all cells: the small networks first, and seed by seed, so that an early end leaves whole grids."""
+        keys = [axis.key for axis in self.vary]
+        every = itertools.product(*(axis.values for axis in self.vary))
+        varied = [dict(zip(keys, values, strict=True)) for values in every]
+        networks = {(depth, width): self.architecture(depth, width) for depth in self.depths for width in self.widths}
+        return [
+            Cell(grid=self, depth=depth, width=width, network=network, seed=seed, varied=each)
+            for seed in self.seeds
+            for (depth, width), network in networks.items()
+            for each in varied
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A network, to be trained and attacked in one way from one seed."""
+
+    grid: Grid
+    depth: int
+    width: str
+    network: ResNetArchitecture
+    seed: int
+    varied: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The name of its run folder."""
+        found = [f"{self.grid.net}-{self.depth}", f"width={self.width}"]
+        last = [key.rpartition(".")[2] for key in self.varied]
+        for key, short in zip(self.varied, last, strict=True):
+            shown = short if last.count(short) == 1 else key
+            found.append(f"{shown}={_in_name(self.varied[key])}")
+        return "_".join([*found, f"seed={self.seed}"])
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The run of this cell.
+
+        Raises:
+            InputError: for a mistake in the settings.
+        """
+        grid = self.grid
+        assignments = [f"{key}={value}" for key, value in self.varied.items()]
+        method: list[str] = []
+        if grid.train is not None:
+            own = recipes.load(grid.data).train.method
+            method = [] if name_of(own) == grid.train else [f"train.method={grid.train}"]
+        overrides = [*method, *grid.settings, *assignments, f"seed={self.seed}", f"name={self.name}"]
+        return recipes.for_model(str(self.network), overrides, data=grid.data, threat=grid.threat)
+
+
+def _in_name(value: str) -> str:
+    """Return a value as a part of a folder's name."""
+    return "".join(letter if letter.isalnum() or letter in ".-+[],=" else "-" for letter in value)
+
+
+def read(path: Path) -> Grid:
+    """Return the grid of a study's folder.
+
+    Raises:
+        InputError: if it is none.
+    """
+    file = path / "study.toml"
+    if not file.is_file():
+        raise InputError(
+            f"{path} is not the folder of a scaling study: it has no study.toml. 'robust-nas scale run' makes one."
+        )
+    return config.build(Grid, config.read_toml(file))
