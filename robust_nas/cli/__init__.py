@@ -6,7 +6,7 @@ import io
 import sys
 
 from robust_nas import __version__
-from robust_nas.cli import attack, ending, ensemble, info, proxies, run, search, table
+from robust_nas.cli import attack, ending, ensemble, info, proxies, run, scale, search, table
 from robust_nas.core.commands import Commands
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.threads import wait_passively
@@ -31,6 +31,7 @@ app.add("list", info.list_)
 app.add("info", info.info)
 app.add("table", table.app)
 app.add("proxies", proxies.app)
+app.add("scale", scale.app)
 
 
 def main() -> None:

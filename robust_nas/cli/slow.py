@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from robust_nas.runtime import run_folder as run_folder
     from robust_nas.runtime import run_list as run_list
     from robust_nas.studies import ranking as ranking
+    from robust_nas.studies import scaling as scaling
     from robust_nas.studies import simulation as simulation
     from robust_nas.tables import answers as answers
     from robust_nas.tables import cards as cards
@@ -62,6 +63,7 @@ _PACKAGES = {
     "results": "cli",
     "run_folder": "runtime",
     "run_list": "runtime",
+    "scaling": "studies",
     "simulation": "studies",
     "table_plots": "report",
     "transfer": "tables",
@@ -72,7 +74,7 @@ _PACKAGES = {
 _ROOMS = ("api", "ensembles", "pipeline", "recipes", "searches", "spaces", "tables")
 
 
-_WITH_TORCH = ("api", "attack_models", "certify_models", "merged_runs", "pipeline")
+_WITH_TORCH = ("api", "attack_models", "certify_models", "merged_runs", "pipeline", "scaling")
 """The modules of long jobs: torch alone takes seconds to import."""
 
 

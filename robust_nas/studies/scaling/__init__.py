@@ -1,1 +1,13 @@
 """Scaling studies: adversarial training over depths and widths, planned, run as a grid of run folders, and read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from robust_nas.core.registry import offered
+
+if TYPE_CHECKING:
+    from robust_nas.studies.scaling.grid import Grid as Grid
+    from robust_nas.studies.scaling.grid import from_words as from_words
+
+__getattr__ = offered(__name__, {"Grid": "grid", "from_words": "grid"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,25 @@ from typing import Any
 from robust_nas import recipes
 from robust_nas.architectures.resnet import ResNetArchitecture, check_net, parse_widths, width_text
 from robust_nas.core import config
+from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.recipes import Recipe
 
 MANY_CELLS = 10_000
 """The number of cells above which a grid is taken for a slip of the pen."""
+
+MOST_SEEDS = 100_000
+"""The largest number of seeds that is counted and not listed."""
+
+SMALL = 64
+"""The largest side in pixels of images for which the line of networks is that for CIFAR, where none is given."""
+
+NORMS = {"plain": "batch"}
+"""Values of train.norm by other names that people have for them."""
+
+SHORT = {"norms": "train.norm", "clean_images": "train.method.clean_images", "epochs": "train.epochs"}
+"""The settings that vary by options of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +160,109 @@ class Cell:
             method = [] if name_of(own) == grid.train else [f"train.method={grid.train}"]
         overrides = [*method, *grid.settings, *assignments, f"seed={self.seed}", f"name={self.name}"]
         return recipes.for_model(str(self.network), overrides, data=grid.data, threat=grid.threat)
+
+
+def from_words(
+    overrides: Sequence[str] = (),
+    *,
+    data: str,
+    depths: str,
+    widths: str = "1",
+    net: str | None = None,
+    options: str = "",
+    seeds: str = "1",
+    train: str | None = None,
+    threat: str | None = None,
+    vary: Sequence[str] = (),
+    data_root: Path | None = None,
+    size: int | None = None,
+    certify: bool = False,
+    yes: bool = False,
+    **short: str,
+) -> Grid:
+    """Return the grid that the words of a command describe.
+
+    Args:
+        overrides: KEY=VALUE for all cells.
+        data: a data set that has a recipe, or a folder of class folders.
+        depths: such as 20,38,74,146.
+        widths: such as 1,2 or 1,1-1-1.5-2.
+        net: a line of networks; "cifar-resnet" for images of up to `SMALL` pixels, else "resnet".
+        options: the rest of the architectures' strings.
+        seeds: how many, from 0 on; or a list, 0,1,2.
+        train: the training method.
+        threat: such as linf:8/255.
+        vary: KEY=VALUE,VALUE,... of each further setting that varies.
+        data_root: the folder of the data set's files.
+        size: pixels a side of the images, if the data set is not to be asked.
+        certify: whether cells are certified, too.
+        yes: whether a grid of more than `MANY_CELLS` is meant.
+        short: values of the settings in `SHORT`, by their names there.
+
+    Raises:
+        InputError: for words that are no grid, a grid that is too large to be meant, or what `Grid` raises.
+    """
+    axes = [(SHORT[name], values) for name, values in short.items()]
+    for word in vary:
+        key, equals, values = word.partition("=")
+        if not equals:
+            raise InputError(f"A setting that varies is written KEY=VALUE,VALUE, but got '{word}'.")
+        axes.append((key, values))
+    found = Grid(
+        data=data,
+        net=net or _net_for(data, size, overrides, data_root),
+        depths=tuple(_whole(depth, "depths", "20,38") for depth in _listed(depths)),
+        widths=tuple(_listed(widths)),
+        options=options,
+        seeds=_seeds(seeds),
+        train=train,
+        threat=threat,
+        vary=tuple(Axis(key=key, values=tuple(NORMS.get(each, each) for each in _listed(text))) for key, text in axes),
+        settings=(*([] if data_root is None else [f"data.root={expanded(data_root).resolve()}"]), *overrides),
+        certify=certify,
+    )
+    if len(found) > MANY_CELLS and not yes:
+        raise InputError(
+            f"The grid has {len(found):,} cells, each of them a training; if that is meant, give --yes as well."
+        )
+    return found
+
+
+def _listed(text: str) -> list[str]:
+    """Return the parts between commas, but for those in brackets."""
+    return [part.strip() for part in re.split(r",(?![^\[{(]*[\]})])", text) if part.strip()]
+
+
+def _whole(text: str, axis: str, example: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise InputError(f"--{axis} are whole numbers, such as {example}, but got '{text}'.")
+    return int(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    listed = [
+        _whole(
+            part,
+            "seeds",
+            "3 (how many) or 0,1,2",
+        )
+        for part in _listed(text)
+    ]
+    if "," in text:
+        return tuple(listed)
+    (count,) = listed or [0]
+    if not 1 <= count <= MOST_SEEDS:
+        raise InputError(f"--seeds says how many, from 1 to {MOST_SEEDS:,}, or lists them, 0,1,2, but got '{text}'.")
+    return tuple(range(count))
+
+
+def _net_for(data: str, size: int | None, overrides: Sequence[str], data_root: Path | None) -> str:
+    """Return the line of networks for a data set, whose files are read if nothing else says the images' size."""
+    if size is None:
+        of_data = [each for each in overrides if each.startswith("data.")]
+        source = recipes.load(data, of_data, data_root=data_root).data
+        size = getattr(source, "size", None) or max(source.load_splits().image_shape[1:])
+    return "cifar-resnet" if size <= SMALL else "resnet"
 
 
 def _in_name(value: str) -> str:
