@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from robust_nas import pipeline, records
 from robust_nas.core import config
+from robust_nas.core.checks import check_at_least
 from robust_nas.core.errors import InputError
 from robust_nas.core.writing import make_folder
 from robust_nas.records.scaling import CellEnd, StudyData
@@ -23,7 +25,7 @@ from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.studies.scaling import grid as grids
 from robust_nas.studies.scaling.cell import TAKEN
 from robust_nas.studies.scaling.files import Files, is_claimed
-from robust_nas.studies.scaling.grid import MANY_CELLS, Cell, Grid
+from robust_nas.studies.scaling.grid import Cell, Grid
 
 POLL = 0.2
 """Seconds between two looks at the processes."""
@@ -37,23 +39,40 @@ def folder_of(grid: Grid, out: Path) -> Path:
     return out / f"scale-{config.digest(config.to_dict(grid))}"
 
 
-def check_size(grid: Grid, *, yes: bool) -> None:
-    """Raise InputError for a grid that is as large as slips of the pen are, unless it is meant."""
-    if len(grid) > MANY_CELLS and not yes:
-        raise InputError(
-            f"The grid has {len(grid):,} cells, each a training, which are more than {MANY_CELLS:,}; add --yes if that "
-            "is meant, and see what it costs with 'robust-nas scale plan'."
-        )
+def begun(study: Path | None, words: Mapping[str, Any], out: Path) -> Path:
+    """Return the folder of a study, made if it is not there yet.
+
+    Args:
+        study: the folder; if not given, one in `out` that is named after the grid.
+        words: those of `from_words`; without any, the study must be there.
+        out: the folder of studies.
+
+    Raises:
+        InputError: for a mistake in the words, data that is not there, or a folder that has another grid.
+    """
+    if not words:
+        if study is None:
+            raise InputError(
+                "'robust-nas scale run' takes a grid, such as --depths 8,14 --data digits, or a study to go on with."
+            )
+        return begin(grids.read(study), study)
+    missing = [f"--{name}" for name in ("data", "depths") if name not in words]
+    if missing:
+        raise InputError(f"A grid needs {' and '.join(missing)}, such as --depths 20,38,74 --data cifar10.")
+    grid = grids.from_words(**words)
+    return begin(grid, study or folder_of(grid, out))
 
 
-def begin(grid: Grid, study: Path) -> None:
-    """Make a study's folder, or check that the one that is there has this grid.
+def begin(grid: Grid, study: Path) -> Path:
+    """Make a grid's folder, unless it is there, and return it.
 
     All that can be known to be wrong is found here: a study that cannot start leaves no folder.
 
     Raises:
-        InputError: for a mistake in the settings, data that is not there, or a folder of another grid.
+        InputError: for a mistake in the settings, data that is not there, or a folder that has something else.
     """
+    if study.exists() and not (study / "images.json").is_file():
+        raise InputError(f"{study} has other files than those of a scaling study; name a folder that is not there yet.")
     folder = RunFolder(study)
     if not study.exists():
         chosen = [cell.recipe for cell in grid.cells()]
@@ -67,23 +86,14 @@ def begin(grid: Grid, study: Path) -> None:
         )
         make_folder(study, "choose another place with --out")
         records.write(study / "images.json", facts)
-    elif not (study / "study.toml").is_file() and any(study.iterdir()) and not (study / "images.json").is_file():
-        raise InputError(f"{study} has other files than a scaling study's; give a folder that is not there yet.")
     folder.settle(config.to_dict(grid), "study.toml")
     Files(study).cells.mkdir(exist_ok=True)
+    return study
 
 
-def forget_failures(study: Path) -> int:
-    """Open the cells that did not finish again; return how many there are."""
-    files = Files(study)
-    names = [cell.name for cell in grids.read(study).cells()]
-    failed = [name for name in names if (end := files.end(name)) is not None and end.status != "finished"]
-    for name in failed:
-        files.end_file(name).unlink()
-    return len(failed)
-
-
-def run(study: Path, progress: Progress, *, workers: int = 1, memory: float | None = None) -> None:
+def measure(
+    study: Path, progress: Progress, *, workers: int = 1, memory: float | None = None, retry: bool = False
+) -> None:
     """Measure the open cells of a study, as many side by side as there are workers, until every cell has ended.
 
     Processes that were started elsewhere on the same folder have their part of the cells, and are waited for.
@@ -91,15 +101,22 @@ def run(study: Path, progress: Progress, *, workers: int = 1, memory: float | No
     Args:
         workers: processes at once.
         memory: GiB that each may take; the system's own limit, if not given.
+        retry: whether cells are open again that did not finish.
 
     Raises:
-        InputError: if `study` is none.
+        InputError: if `study` is none, or for a number that is none of workers or of GiB.
     """
-    cells = grids.read(study).cells()
-    bench = _Bench(Files(study), cells, workers, memory)
-    done = len(cells) - len(bench.open())
+    check_at_least("--workers", workers, 1)
+    if memory is not None and not 0.5 <= memory < 2**20:  # an interpreter with torch has some hundred MiB
+        raise InputError(f"--memory is what each cell's process may take in GiB, 0.5 or more, but got {memory:g}.")
+    files, cells = Files(study), grids.read(study).cells()
+    for cell in cells if retry else ():
+        if (end := files.end(cell.name)) is not None and end.status != "finished":
+            files.end_file(cell.name).unlink()
+    bench = _Bench(files, cells, workers, memory)
+    progress.say(f"study: {study}")
     try:
-        for name, end in progress.steps(bench.ended(), "cells", total=len(cells), done=done):
+        for name, end in progress.steps(bench.ended(), "cells", total=len(cells), done=len(cells) - len(bench.open())):
             progress.say(_sentence(name, end))
     finally:
         bench.stop()
