@@ -8,7 +8,7 @@ from typing import Any
 
 from robust_nas.cli import slow
 from robust_nas.cli.arguments import DATA_ROOT, OUT, OVERRIDES, given, parted
-from robust_nas.cli.ending import SAME, going_on
+from robust_nas.cli.ending import going_on
 from robust_nas.cli.job import progress
 from robust_nas.core.commands import Commands, argument
 from robust_nas.core.errors import InputError
@@ -50,10 +50,14 @@ def plan(overrides: Sequence[str], **options: Any) -> None:
 
 
 @app.command(
-    argument("words", nargs="*", metavar="STUDY|KEY=VALUE", help="a study to go on with, or to make; settings of all cells"),
+    argument(
+        "words", nargs="*", metavar="STUDY|KEY=VALUE", help="a study to go on with, or to make; settings of all cells"
+    ),
     *GRID,
     argument("--certify", action="store_true", default=None, help="certify the networks, too"),
-    argument("--workers", type=int, default=1, metavar="N", help="cells side by side, each in a process of its own (1)"),
+    argument(
+        "--workers", type=int, default=1, metavar="N", help="cells side by side, each in a process of its own (1)"
+    ),
     argument("--memory", type=float, metavar="GIB", help="memory that each may take (all there is)"),
     argument("--retry", action="store_true", help="measure the cells again that did not finish"),
     OUT,
@@ -62,9 +66,7 @@ def plan(overrides: Sequence[str], **options: Any) -> None:
         "robust-nas scale run runs/scale-1a2b3c4d",
     ],
 )
-def run(
-    words: Sequence[str], out: Path, workers: int, memory: float | None, retry: bool, **options: Any
-) -> None:
+def run(words: Sequence[str], out: Path, workers: int, memory: float | None, retry: bool, **options: Any) -> None:
     """Train and attack every network of a grid, each in a run folder; a second process on the folder helps."""
     chosen, (names, overrides) = given(options), parted(words)
     if names[1:]:

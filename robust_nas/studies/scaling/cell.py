@@ -84,7 +84,7 @@ def _run(study: Path, name: str) -> None:
     if is_run(path):
         job = pipeline.resume(path, [], progress)
     else:
-        job = pipeline.start(cell.recipe, path.parent, progress, sys.argv, path=path)
+        job = pipeline.start(cell.recipe, path.parent, progress, ["scale", "run", str(study)], path=path)
     try:
         pipeline.train_given(job)
         pipeline.attack(job)

@@ -8,11 +8,11 @@ from robust_nas import records
 from robust_nas.core.files import is_there
 from robust_nas.core.pixels import format_pixels
 from robust_nas.core.registry import name_of
-from robust_nas.datasets import DataForm
-from robust_nas.records.evaluation import EvaluationRecord, Measured
+from robust_nas.records.evaluation import Attacked, EvaluationRecord, Measured
 from robust_nas.records.scaling import CellRow, StudyData, StudyRecord
 from robust_nas.records.training import TrainingRecord
-from robust_nas.runtime.environment import ENVIRONMENT, hardware
+from robust_nas.runtime.environment import differing, sessions_of
+from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.studies.scaling import costs, grid
 from robust_nas.studies.scaling.files import Files
 from robust_nas.studies.scaling.grid import Cell

@@ -163,7 +163,15 @@ class _Bench:
                 self.running[place] = (name, self._process(name, place), time.monotonic())
 
     def _process(self, name: str, place: int) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "robust_nas.studies.scaling.cell", str(self.files.study), name, str(os.getpid())]
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "robust_nas.studies.scaling.cell",
+            str(self.files.study),
+            name,
+            str(os.getpid()),
+        ]
         limit = [] if self.memory is None else [str(int(self.memory * 2**30))]
         with self.files.log(name).open("ab") as log:
             return subprocess.Popen(
