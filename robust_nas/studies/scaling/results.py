@@ -28,7 +28,7 @@ def read(study: Path) -> StudyRecord:
         InputError: if `study` is none, or a file of it is damaged.
     """
     cells, files = grid.read(study).cells(), Files(study)
-    data = records.read(study / "images.json", StudyData)
+    data = records.read(study / "study.json", StudyData)
     first = cells[0].recipe
     sessions = [session for cell in cells for session in sessions_of(RunFolder(files.run(cell.name)))]
     return StudyRecord(
