@@ -29,13 +29,13 @@ def model() -> nn.Module:
     """Return a network on which an ascent that oscillates fools for a while, and no longer."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = [nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 32), nn.Tanh()]
-        net = nn.Sequential(*layers, nn.Linear(32, 5))
+        first, norm, wide, last = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.Linear(256, 32), nn.Linear(32, 5)
         with torch.no_grad():
-            net[1].running_mean.copy_(net[0](torch.rand(50, 1, 6, 6)).mean((0, 2, 3)))
-            net[1].weight *= 15
-            net[4].weight *= 3
-        return net.double().eval()
+            assert norm.running_mean is not None
+            norm.running_mean.copy_(first(torch.rand(50, 1, 6, 6)).mean((0, 2, 3)))
+            norm.weight *= 15
+            wide.weight *= 3
+        return nn.Sequential(first, norm, nn.ReLU(), nn.Flatten(), wide, nn.Tanh(), last).double().eval()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_killed_curve_goes_on_to_the_same_numbers(model: nn.Module, data: Imag
 
 
 def test_a_step_is_the_published_share_of_epsilon_and_results_show_themselves(model: nn.Module, data: ImageSet) -> None:
-    curve = accuracy_over_steps(model, data, ThreatModel(epsilon="16/255"), [3, 1, 3])
+    curve = accuracy_over_steps(model, data, ThreatModel(epsilon=16 / 255), [3, 1, 3])
     assert curve.step_size == pytest.approx(1 / 255) and curve.steps == (1, 3)
     assert "steps of 1/255" in str(curve)
     assert list(curve.to_frame()["steps"]) == [1, 3]
