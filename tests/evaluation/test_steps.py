@@ -33,8 +33,8 @@ def model() -> nn.Module:
         with torch.no_grad():
             assert norm.running_mean is not None
             norm.running_mean.copy_(first(torch.rand(50, 1, 6, 6)).mean((0, 2, 3)))
-            norm.weight *= 15
-            wide.weight *= 3
+            norm.weight.mul_(15)
+            wide.weight.mul_(3)
         return nn.Sequential(first, norm, nn.ReLU(), nn.Flatten(), wide, nn.Tanh(), last).double().eval()
 
 
