@@ -39,7 +39,7 @@ from robust_nas.report._page import (
     setup,
     unbroken,
 )
-from robust_nas.report._pictures import confusion, examples, over_epsilon
+from robust_nas.report._pictures import confusion, examples, over_epsilon, over_steps
 from robust_nas.report._results import distances, results
 from robust_nas.report._size import over_size
 from robust_nas.report._smoothed import smoothed
@@ -75,6 +75,7 @@ def page(contents: Contents) -> Html:
         ("Search", _search(contents)),
         ("Training", _training(contents)),
         ("Accuracy over epsilon", over_epsilon(contents)),
+        ("Accuracy over steps", over_steps(contents)),
         ("Smallest distortions", distances(contents)),
         ("Confusion under attack", confusion(contents)),
         ("Adversarial examples", examples(contents)),

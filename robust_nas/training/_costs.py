@@ -56,7 +56,7 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
         batch: with a memory of its own.
     """
     if training.mixes:
-        mix(model)
+        mix(model, shared=training.shares_affine)
     trainer = Trainer(model, training, World())
 
     def forward() -> None:
