@@ -237,7 +237,6 @@ class PGD(Climbing):
         points, labels, against, ball = ascent.start, ascent.labels, ascent.against, ascent.ball
         first_step = self.step_size or (5 if self.schedule == "cosine" else 2.5) * epsilon / max(self.steps, 1)
         velocity = torch.zeros_like(points)
-        velocity = torch.zeros_like(points)
         found, left = points.clone(), torch.arange(len(points), device=points.device)
         for step in range(self.steps):
             logits, _, gradient = input_gradient(model, points, against, ascent.loss)

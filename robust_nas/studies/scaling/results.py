@@ -70,6 +70,7 @@ def _row(cell: Cell, files: Files, data: StudyData) -> CellRow:
         clean=None if attacked is None else _measured(attacked.clean),
         robust=None if attacked is None else _measured(attacked.worst_case),
         attacks={} if attacked is None else {each.name: _measured(each) for each in attacked.attacks},
+        steps={} if attacked is None else {str(point.steps): point.accuracy for point in attacked.steps},
     )
 
 
