@@ -697,6 +697,8 @@ def start(
     progress: Progress,
     arguments: list[str],
     fill: Callable[[RunFolder, Dataset], None] | None = None,
+    *,
+    path: Path | None = None,
 ) -> Job:
     """Make a new run folder for a recipe, on rank 0, and return the job.
 
@@ -704,6 +706,7 @@ def start(
 
     Args:
         fill: writes what there is already, up to the training, which is then not rehearsed.
+        path: the run folder; one of a new name in `root`, if not given.
     """
     if fill is None and chosen.derive.diversity and not chosen.search.needs_supernet:
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
@@ -715,7 +718,7 @@ def start(
         progress.warn(warning)
 
     def make_folder() -> Path:
-        with RunFolder.making(root, chosen.name) as folder:
+        with RunFolder.making(root, chosen.name, path) as folder:
             if fill is not None:
                 fill(folder, data)
             write_json(folder / DATA, data.fingerprint())

@@ -54,7 +54,11 @@ def run(
 
 @command(RUN, examples=["robust-nas work runs/RUN"])
 def work(run: Path) -> None:
-    """Measure trials of a search=sampled that runs elsewhere, beside it; with search.num_parallel above 1."""
+    """Measure trials of a search=sampled that runs elsewhere, with search.num_parallel above 1; or a study's cells."""
+    if (run / "study.toml").is_file():
+        with going_on(f"Go on with: robust-nas work {run}"):
+            slow.scaling.measure(run, progress())
+        return
     with going_on("The trial under way is measured by another process."):
         slow.pipeline.work(run, progress())
 

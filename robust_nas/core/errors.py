@@ -15,6 +15,10 @@ class Interrupted(InputError):
     """
 
 
+class TooLarge(InputError):
+    """A thing that does not fit into the memory that there is."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which clusters and launchers send some time before they kill; it is answered like Ctrl-C."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import TooLarge
 from robust_nas.models.frozen import copied, device_of, evaluating
 from robust_nas.models.scores import logits_of
 
@@ -32,7 +32,7 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
         copies: number of copies of its values: in training, weights, gradients, momentum, and those of the best epoch.
 
     Raises:
-        InputError: as soon as the parameters would take more than there is.
+        TooLarge: as soon as the parameters would take more than there is.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -45,7 +45,7 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
         nonlocal taken
         taken += 0 if parameter is None else copies * parameter.numel() * parameter.element_size()
         if taken > memory:
-            raise InputError(refusal)
+            raise TooLarge(refusal)
 
     handle = register_module_parameter_registration_hook(count)
     try:
@@ -54,7 +54,7 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
         if re.search("allocate memory|Storage size|overflow|out of memory", str(error)) or isinstance(
             error, MemoryError
         ):
-            raise InputError(refusal) from None
+            raise TooLarge(refusal) from None
         raise
     finally:
         handle.remove()

@@ -31,6 +31,25 @@ class CellEnd(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyData(Record):
+    """images.json: a study's data in numbers.
+
+    Args:
+        name: the data set's.
+        image_shape: [C, H, W].
+        num_classes: classes.
+        num_train: images to train on.
+        num_validation: images that choose the epoch.
+    """
+
+    name: str
+    image_shape: tuple[Count, Count, Count]
+    num_classes: Count
+    num_train: Count
+    num_validation: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellRow(Record):
     """A cell of a study, with what is known of it.
 

@@ -176,17 +176,20 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def making(cls, root: Path, recipe: str) -> Iterator[RunFolder]:
+    def making(cls, root: Path, recipe: str, path: Path | None = None) -> Iterator[RunFolder]:
         """Give a folder to fill, which becomes the run folder `<root>/<date>-<recipe>-<id>` at the end of the block.
 
         Until then its name is a hidden one. If the block fails, nothing is left; what processes that were killed in
         such a block have left in `root` is removed.
 
+        Args:
+            path: a name of its own in `root` instead.
+
         Raises:
             InputError: if it cannot be made there.
         """
-        path = root / f"{time.strftime('%Y%m%d')}-{recipe}-{secrets.token_hex(3)}"
-        folder = cls(path.with_name(f".{path.name}.unfinished"))
+        unique = f"{time.strftime('%Y%m%d')}-{recipe}-{secrets.token_hex(3)}"
+        path, folder = path or root / unique, cls(root / f".{unique}.unfinished")
         try:
             root.mkdir(parents=True, exist_ok=True)
             lock = os.open(root, os.O_RDONLY | os.O_CLOEXEC)

@@ -5,6 +5,7 @@ A folder that cannot be read is a row that says why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,12 +17,13 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there, read_json, read_toml
 from robust_nas.runtime.run_folder import STAGE_FILES, unfinished_stages
 
-Kind = Literal["run", "attack", "certify", "study", "table"]
+Kind = Literal["run", "attack", "certify", "scaling", "study", "table"]
 
 _MARKS: dict[Kind, str] = {
     "run": "config.toml",
     "attack": "attack.toml",
     "certify": "certify.toml",
+    "scaling": "study.toml",
     "study": "settings.json",
 }
 """The file by which a folder of each kind is known; a table is known by its parts."""
@@ -86,7 +88,8 @@ def _kind_of(path: Path) -> Kind | None:
 
 def _row(kind: Kind, path: Path) -> RunRow:
     readers: dict[Kind, Callable[[Path], Mapping[str, Any]]] = {
-        "run": _of_run, "attack": _of_attack, "certify": _of_certify, "study": _of_study, "table": lambda _: {},
+        "run": _of_run, "attack": _of_attack, "certify": _of_certify, "scaling": _of_scaling,
+        "study": _of_study, "table": lambda _: {},
     }  # fmt: skip
     try:
         return RunRow(name=path.name, kind=kind, started=_started(path), **readers[kind](path))
@@ -135,6 +138,23 @@ def _of_certify(path: Path) -> dict[str, Any]:
         "data": settings.data.name,
         "done": ("certify",) if ended else (),
         "missing": () if ended else ("certify",),
+    }
+
+
+def _of_scaling(path: Path) -> dict[str, Any]:
+    """Return the row of a scaling study, whose cells are runs of their own."""
+    grid = read_toml(path / "study.toml", "begin anew in another folder")
+    try:
+        axes = [grid[axis] for axis in ("depths", "widths", "seeds")] + [axis["values"] for axis in grid["vary"]]
+        count = math.prod(map(len, axes))
+    except (KeyError, TypeError) as error:
+        raise InputError(damaged(path / "study.toml", f"it is no grid ({error!r})", "begin anew in another")) from None
+    ended = sum(1 for _ in (path / "cells").glob("*_seed=*.json"))
+    stages = {"run": ended == count, "report": is_there(path / "scaling.html")}
+    return {
+        "data": _text(grid.get("data"), path),
+        "done": tuple(stage for stage, found in stages.items() if found),
+        "missing": tuple(stage for stage, found in stages.items() if not found),
     }
 
 
