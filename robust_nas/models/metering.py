@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -45,47 +46,50 @@ class Meter(TorchDispatchMode):
         """Bytes held now."""
         self.peak = 0
         """The most bytes that were held at once."""
-        self._kept = [*known]
-        self._seen = {tensor.untyped_storage()._cdata for tensor in self._kept}
+        self._known = [*known]  # so that no other tensor takes their place
+        self._seen = {tensor.untyped_storage()._cdata for tensor in self._known}
+        self._held: dict[int, Any] = {}
         self._memory: dict[Any, Any] = {} if memory is None else memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = self._result(func, args, kwargs)
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.flops += formula(*args, **kwargs, out_val=result)
-        outputs = [value for value in _several(result) if isinstance(value, Tensor)]
+        kind = _kind(func)
+        result = self._result(func, kind, args, kwargs or {})
+        if kind.formula is not None:
+            self.flops += kind.formula(*args, **(kwargs or {}), out_val=result)
+        outputs = [result] if isinstance(result, Tensor) else [each for each in _several(result) if _is_tensor(each)]
         for tensor in outputs:
             self._hold(tensor.untyped_storage())
-        if not _is_view(func):
+        if not kind.views:
             self.kernels += 1
-            read = (value for value in args for value in _several(value) if isinstance(value, Tensor))
-            self.traffic += sum(tensor.numel() * tensor.element_size() for tensor in (*outputs, *read))
+            for value in (*outputs, *args):
+                for each in _several(value):
+                    if isinstance(each, Tensor):
+                        self.traffic += each.numel() * each.element_size()
         return result
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._seen:
-            self._seen.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._let_go, key, size)
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
 
-    def _let_go(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live -= size
+        def let_go(_: Any) -> None:
+            self._seen.discard(key)
+            self._held.pop(key, None)
+            self.live -= size
 
-    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._held[key] = weakref.ref(storage, let_go)
+
+    def _result(self, func: Any, kind: _Kind, args: Any, kwargs: Any) -> Any:
         """Call an operation; or, on the meta device, give what an equal call gave."""
-        first = next((value for value in args if isinstance(value, Tensor)), None)
-        if first is None or first.device.type != "meta":
+        if not args or not isinstance(args[0], Tensor) or not args[0].is_meta or kind.views:
             return func(*args, **kwargs)
-        returned = func._schema.returns
-        if len(returned) == 1 and (alias := returned[0].alias_info) is not None and alias.is_write:
-            return args[0] if isinstance(args[0], Tensor) else func(*args, **kwargs)
-        if any(each.alias_info is not None for each in returned):
-            return func(*args, **kwargs)
-        key = (func, _form(args), _form(tuple(kwargs.items())))
+        if kind.writes:
+            return args[0]
+        key = (func, _form(args), _form(tuple(kwargs.items())) if kwargs else ())
         if (form := self._memory.get(key)) is None:
             result = func(*args, **kwargs)
             if all(value is None or isinstance(value, Tensor) for value in _several(result)):
@@ -96,6 +100,35 @@ class Meter(TorchDispatchMode):
         return made[0] if alone else tuple(made)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """An operation's ways.
+
+    Args:
+        formula: of its multiplications and additions.
+        views: whether it returns its input in another form, and computes nothing.
+        writes: whether it returns its first input, into which it has written.
+    """
+
+    formula: Callable[..., int] | None
+    views: bool
+    writes: bool
+
+
+@cache
+def _kind(func: Any) -> _Kind:
+    aliases = [each.alias_info for each in func._schema.returns]
+    return _Kind(
+        formula=flop_registry.get(func.overloadpacket),
+        views=bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases),
+        writes=len(aliases) == 1 and aliases[0] is not None and aliases[0].is_write,
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
 def _several(value: Any) -> Any:
     return value if isinstance(value, tuple | list) else (value,)
 
@@ -104,13 +137,7 @@ def _form(value: Any) -> Any:
     """Return what an operation's result on the meta device depends on: of tensors, shape, strides and type."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
-    return tuple(map(_form, value)) if isinstance(value, tuple | list) else value
-
-
-def _is_view(func: Any) -> bool:
-    """Whether an operation returns its input in another form, and computes nothing."""
-    aliases = [each.alias_info for each in func._schema.returns]
-    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+    return tuple([_form(each) for each in value]) if isinstance(value, tuple | list) else value
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
@@ -121,7 +148,7 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward and a backward pass of a batch, as a `Meter` saw it.
+    """A forward pass of a batch, and the backward pass of its cross-entropy, as a `Meter` saw them.
 
     Args:
         images: of the batch.
@@ -132,7 +159,7 @@ class Pass:
         kept: bytes that autograd keeps for the backward pass when the forward pass is done.
         forward_peak: the most bytes of the forward pass beside the weights.
         peak: of both, with the gradients that the backward pass leaves.
-        blocks: of each call of a block that was asked about, the bytes that it adds to what is kept.
+        blocks: of the blocks that were asked about.
     """
 
     images: int
@@ -143,7 +170,25 @@ class Pass:
     kept: int
     forward_peak: int
     peak: int
-    blocks: tuple[int, ...] = ()
+    blocks: Blocks | None
+
+
+@dataclass
+class Blocks:
+    """The memory of the blocks of a model in a forward pass, in bytes.
+
+    Args:
+        kept: what they keep for the backward pass, with their outputs.
+        largest: what the largest one keeps.
+        between: outputs of blocks that are inputs of others.
+        checkpointed: the most that is held when one block after the other is computed again and differentiated, from
+            the last one on: what was kept before it, outside of blocks, its own, and the gradients of two layers.
+    """
+
+    kept: int = 0
+    largest: int = 0
+    between: int = 0
+    checkpointed: int = 0
 
 
 def measure_pass(
@@ -151,6 +196,7 @@ def measure_pass(
     images: Tensor,
     *,
     blocks: Sequence[nn.Module] = (),
+    backward: bool = True,
     memory: dict[Any, Any] | None = None,
 ) -> Pass:
     """Count a forward pass of images [B, C, H, W] and the backward pass of their cross-entropy.
@@ -160,14 +206,16 @@ def measure_pass(
 
     Args:
         blocks: modules of the model whose own memory is wanted.
+        backward: whether there is a backward pass.
         memory: as a `Meter` has it.
     """
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     meter = Meter(chain(model.parameters(), model.buffers(), (images, labels)), memory)
-    with torch.enable_grad(), _growth(blocks, meter) as grown, meter:
+    with torch.enable_grad(), _watched(blocks, meter) as found, meter:
         loss = F.cross_entropy(logits_of(model, images).float(), labels)
         forward_flops, forward_peak, kept = meter.flops, meter.peak, meter.live - loss.element_size()
-        loss.backward()  # type: ignore[no-untyped-call]
+        if backward:
+            loss.backward()  # type: ignore[no-untyped-call]
     return Pass(
         len(images),
         forward_flops,
@@ -177,21 +225,33 @@ def measure_pass(
         kept,
         forward_peak,
         meter.peak,
-        tuple(grown),
+        found if blocks else None,
     )
 
 
 @contextlib.contextmanager
-def _growth(blocks: Sequence[nn.Module], meter: Meter) -> Iterator[list[int]]:
-    """Give a list of the bytes by which each call of a block adds to what is held."""
-    found: list[int] = []
+def _watched(blocks: Sequence[nn.Module], meter: Meter) -> Iterator[Blocks]:
+    """Give the memory of blocks, filled in as they are called."""
+    found = Blocks()
     begun: list[int] = []
+    outputs: dict[int, int] = {}
 
-    def begin(_module: nn.Module, _inputs: Any) -> None:
+    def begin(_module: nn.Module, inputs: Any) -> None:
         begun.append(meter.live)
+        for value in inputs:
+            if isinstance(value, Tensor):
+                found.between += outputs.pop(value.untyped_storage()._cdata, 0)
 
-    def end(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        found.append(meter.live - begun.pop())
+    def end(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        before = begun.pop()
+        grown, size = meter.live - before, 0
+        if isinstance(output, Tensor):
+            storage = output.untyped_storage()
+            size = outputs[storage._cdata] = storage.nbytes()
+        outside = before - found.kept + found.between
+        found.kept += grown
+        found.largest = max(found.largest, grown)
+        found.checkpointed = max(found.checkpointed, outside + grown + 2 * size)
 
     handles = [block.register_forward_pre_hook(begin) for block in blocks]
     handles += [block.register_forward_hook(end) for block in blocks]

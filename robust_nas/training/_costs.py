@@ -40,7 +40,12 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
         batch: with a memory of its own.
     """
     trainer = _trainer(training, model)
-    once = operations(lambda: _forward(model, batch))
+
+    def forward() -> None:
+        with torch.no_grad():
+            logits_of(model, batch.images)
+
+    once = operations(forward)
     return operations(lambda: trainer.step(batch, 0.0)) / once
 
 
@@ -64,32 +69,40 @@ class StepCost:
 
 
 def step_cost(
-    training: Training, network: Callable[[], nn.Module], batch: Callable[[int], Batch], size: int = 8
+    training: Training,
+    network: Callable[[], nn.Module],
+    narrow: Callable[[], nn.Module],
+    batch: Callable[[int], Batch],
 ) -> StepCost:
-    """Return the cost of a step, counted in real ones of a small network, whatever the method and the options.
+    """Return the cost of a step, counted in real ones of small networks, whatever the method and the options.
 
     Args:
-        network: returns a new network on the CPU.
+        network: returns a new network on the CPU, whose first layer has a usual share of its work.
+        narrow: the same, with weights that are small beside its activations.
         batch: returns a batch of so many images, with a memory of its own.
-        size: images of the smaller of the two batches that tell what grows with the batch from what does not.
     """
-    passes, slopes, rests = 0.0, [], []
-    peaks: list[tuple[int, int]] = []
-    for count in (size, 2 * size):
-        model, images = network().train(), batch(count)
-        trainer = _trainer(training, model)
-        trainer.step(images, 0.0)  # makes the optimiser's state
-        once = operations(lambda: _forward(model, images))
-        with Meter(chain(model.parameters(), model.buffers())) as meter:
-            trainer.step(images, 0.0)
-        passes = meter.flops / once
-        gradients = size_of(weight for weight in model.parameters() if weight.requires_grad)
-        optimiser = trainer.optimiser_size / gradients
-        model.zero_grad()
-        peaks.append((meter.peak, measure_pass(model, images.images).peak))
-    slopes = [large - small for small, large in zip(*peaks, strict=True)]
-    rests = [small - slope for small, slope in zip(peaks[0], slopes, strict=True)]
-    return StepCost(passes, slopes[0] / slopes[1], max(0.0, (rests[0] - rests[1]) / gradients), optimiser)
+    passes = forward_equivalents(training, network().train(), batch(2))
+    (small, plain, gradients, _), (larger, larger_plain, _, optimiser) = (
+        _peaks(training, narrow().train(), batch(count)) for count in (_SMALL, 2 * _SMALL)
+    )
+    slope, plain_slope = larger - small, larger_plain - plain
+    rest, plain_rest = small - slope, plain - plain_slope
+    return StepCost(passes, slope / plain_slope, max(0.0, (rest - plain_rest) / gradients), optimiser / gradients)
+
+
+_SMALL = 32
+"""Images of the smaller of the two batches that tell what grows with the batch from what does not."""
+
+
+def _peaks(training: Training, model: nn.Module, batch: Batch) -> tuple[int, int, int, int]:
+    """Return the most bytes that a step holds, and a plain pass, and those of gradients and the optimiser's state."""
+    trainer = _trainer(training, model)
+    trainer.step(batch, 0.0)  # makes the optimiser's state
+    with Meter(chain(model.parameters(), model.buffers())) as meter:
+        trainer.step(batch, 0.0)
+    gradients = size_of(weight for weight in model.parameters() if weight.requires_grad)
+    model.zero_grad()
+    return meter.peak, measure_pass(model, batch.images).peak, gradients, trainer.optimiser_size
 
 
 def _trainer(training: Training, model: nn.Module) -> Trainer:
@@ -98,8 +111,3 @@ def _trainer(training: Training, model: nn.Module) -> Trainer:
         mix(model)
     training.method.prepare(model, 0)
     return Trainer(model, training, World())
-
-
-def _forward(model: nn.Module, batch: Batch) -> None:
-    with torch.no_grad():
-        logits_of(model, batch.images)

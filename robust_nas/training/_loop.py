@@ -286,10 +286,7 @@ class Trainer:
     def optimiser_size(self) -> int:
         """The bytes of the optimiser's state."""
         return size_of(
-            value
-            for state in self._optimiser.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
+            value for state in self._optimiser.state.values() for value in state.values() if isinstance(value, Tensor)
         )
 
     def step(self, batch: Batch, progress: float) -> Tensor:
