@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from robust_nas.runtime.distributed import World
     from robust_nas.threat import ThreatModel
+    from robust_nas.training._costs import StepCost as StepCost
+    from robust_nas.training._costs import step_cost as step_cost
     from robust_nas.training._loop import Diverged as Diverged
+    from robust_nas.training._loop import Trainer as Trainer
     from robust_nas.training._loop import TrainingResult as TrainingResult
     from robust_nas.training._loop import fit as fit
     from robust_nas.training._loop import rehearse as rehearse
@@ -225,7 +228,10 @@ get, names = _GROUP.get, _GROUP.names
 __getattr__ = offered(
     __name__,
     {
+        "StepCost": "_costs",
+        "step_cost": "_costs",
         "Diverged": "_loop",
+        "Trainer": "_loop",
         "TrainingResult": "_loop",
         "fit": "_loop",
         "rehearse": "_loop",

@@ -1,15 +1,16 @@
-"""The cost of a training step, in forward passes."""
+"""The cost of a training step: its work in forward passes, its memory in passes at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from robust_nas.models.metering import Meter, measure_pass, size_of
 from robust_nas.models.mixture_norm import mix
 from robust_nas.models.scores import logits_of
 from robust_nas.runtime.distributed import World
@@ -20,28 +21,11 @@ if TYPE_CHECKING:
     from robust_nas.training._plan import Training
 
 
-class _Operations(TorchDispatchMode):
-    """Counts the multiplications of convolutions and matrix products, by torch's own formulas.
-
-    Not `FlopCounterMode`: what it does to assign operations to modules fails in `autograd.grad` to the images.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.count += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 def operations(work: Callable[[], object]) -> int:
     """Count the multiplications and additions of convolutions and matrix products in a call."""
-    with _Operations() as counter:
+    with Meter() as meter:
         work()
-    return counter.count
+    return meter.flops
 
 
 def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> float:
@@ -55,9 +39,7 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
         model: in training mode; it is changed by a step.
         batch: with a memory of its own.
     """
-    if training.mixes:
-        mix(model, shared=training.shares_affine)
-    trainer = Trainer(model, training, World())
+    trainer = _trainer(training, model)
 
     def forward() -> None:
         with torch.no_grad():
@@ -65,3 +47,67 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
 
     once = operations(forward)
     return operations(lambda: trainer.step(batch, 0.0)) / once
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The cost of an optimiser step, for any network.
+
+    Args:
+        passes: its operations, as a multiple of those of one forward pass of the batch.
+        graphs: its activations, as a multiple of those that a forward pass keeps for its backward pass: 1 if never two
+            passes are differentiated together.
+        copies: what is held beside them and does not grow with the batch, weights and gradients left out, as a
+            multiple of the gradients' size.
+        optimiser: the optimiser's state, as a multiple of the gradients' size.
+    """
+
+    passes: float
+    graphs: float
+    copies: float
+    optimiser: float
+
+
+def step_cost(
+    training: Training,
+    network: Callable[[], nn.Module],
+    narrow: Callable[[], nn.Module],
+    batch: Callable[[int], Batch],
+) -> StepCost:
+    """Return the cost of a step, counted in real ones of small networks, whatever the method and the options.
+
+    Args:
+        network: returns a new network on the CPU, whose first layer has a usual share of its work.
+        narrow: the same, with weights that are small beside its activations.
+        batch: returns a batch of so many images, with a memory of its own.
+    """
+    passes = forward_equivalents(training, network().train(), batch(2))
+    (small, plain, gradients, _), (larger, larger_plain, _, optimiser) = (
+        _peaks(training, narrow().train(), batch(count)) for count in (_SMALL, 2 * _SMALL)
+    )
+    slope, plain_slope = larger - small, larger_plain - plain
+    rest, plain_rest = small - slope, plain - plain_slope
+    return StepCost(passes, slope / plain_slope, max(0.0, (rest - plain_rest) / gradients), optimiser / gradients)
+
+
+_SMALL = 32
+"""Images of the smaller of the two batches that tell what grows with the batch from what does not."""
+
+
+def _peaks(training: Training, model: nn.Module, batch: Batch) -> tuple[int, int, int, int]:
+    """Return the most bytes that a step holds, and a plain pass, and those of gradients and the optimiser's state."""
+    trainer = _trainer(training, model)
+    trainer.step(batch, 0.0)  # makes the optimiser's state
+    with Meter(chain(model.parameters(), model.buffers())) as meter:
+        trainer.step(batch, 0.0)
+    gradients = size_of(weight for weight in model.parameters() if weight.requires_grad)
+    model.zero_grad()
+    return meter.peak, measure_pass(model, batch.images).peak, gradients, trainer.optimiser_size
+
+
+def _trainer(training: Training, model: nn.Module) -> Trainer:
+    """Return a trainer of a model, as `fit` makes it."""
+    if training.mixes:
+        mix(model, shared=training.shares_affine)
+    training.method.prepare(model, 0)
+    return Trainer(model, training, World())

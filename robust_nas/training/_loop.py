@@ -21,6 +21,7 @@ from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
 from robust_nas.models.frozen import copied, evaluating
 from robust_nas.models.history import Epoch, History
+from robust_nas.models.metering import size_of
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
 from robust_nas.models.scores import NoGradient, probed
 from robust_nas.records.training import Course
@@ -280,6 +281,13 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
         self._checked = False
         self.average, self.memory = Average(model, training.ema), Memory()
+
+    @property
+    def optimiser_size(self) -> int:
+        """The bytes of the optimiser's state."""
+        return size_of(
+            value for state in self._optimiser.state.values() for value in state.values() if isinstance(value, Tensor)
+        )
 
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Craft, compute the loss, step; return the loss. `progress` is the share of the training that is then done."""
