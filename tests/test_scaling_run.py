@@ -103,7 +103,7 @@ def test_the_folder_of_another_grid_or_of_something_else_is_refused_by_what_diff
 def test_a_cell_that_diverges_or_finds_no_memory_is_recorded_and_the_study_goes_on(
     tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    wide = 128  # 8,192 channels in the last stage: 2.4 GB in one convolution
+    wide = 64  # 450 million parameters
     study = scaling.begun(
         tmp_path / "study",
         {

@@ -34,10 +34,10 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
     Raises:
         TooLarge: as soon as the parameters would take more than there is.
     """
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = memory if limit == resource.RLIM_INFINITY else min(memory, limit)
-    taken, refusal = 0, f"{what} takes more than the {memory / 2**30:.0f} GiB of memory that there are; choose smaller "
+    memory = min([memory, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+    taken, refusal = 0, f"{what} takes more than the {memory / 2**30:.3g} GiB of memory that there are; choose smaller "
     refusal += "sizes in [space], such as fewer channels."
 
     def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.certification import certify
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import InputError, NotFinite
 from robust_nas.core.seeds import generator_at, seed_at, seeded
 from robust_nas.datasets import check_batch, epoch_batches
 from robust_nas.evaluation import evaluate
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 
-class Diverged(InputError):
+class Diverged(NotFinite):
     """The loss is no number any more."""
 
 
