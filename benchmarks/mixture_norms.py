@@ -214,9 +214,9 @@ def report(found: Found, options: argparse.Namespace, data: Dataset) -> str:
             "",
             *accuracies(found, options.seeds),
             "",
-            "Differences are seed by seed, with Student's 95 % interval over the seeds, all on the same test images; an "
-            "interval without width is of seeds that agree to the image, by chance where they are few. Published at the "
-            "scale of ImageNet (arXiv:1906.03787): -18.3 points of robust accuracy by clean images under plain norms, "
+            "Differences are seed by seed, with Student's 95 % interval over the seeds, all on the same test images; "
+            "an interval without width is of seeds that agree to the image, by chance where they are few. Published at "
+            "the scale of ImageNet (arXiv:1906.03787): -18.3 points under attack by clean images and plain norms, "
             "with random targets.",
             "",
             *differences(found, options.seeds),
