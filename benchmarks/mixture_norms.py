@@ -199,7 +199,8 @@ def report(found: Found, options: argparse.Namespace, data: Dataset) -> str:
     """Return the whole page."""
     rows = list(found.values())
     command = f"python benchmarks/mixture_norms.py --data {options.data} --epochs {options.epochs} --batch "
-    command += f"{options.batch} --steps {options.steps} --epsilon {options.epsilon:g} --test {rows[0]['test_images']} --seeds "
+    command += f"{options.batch} --steps {options.steps} --epsilon {options.epsilon:g} --test {rows[0]['test_images']} "
+    command += "--seeds "
     command += " ".join(map(str, options.seeds)) + (f" --images {options.images}" if options.images else "")
     seconds = statistics.fmean(row["seconds"] for row in rows)
     return "\n".join(
@@ -209,8 +210,8 @@ def report(found: Found, options: argparse.Namespace, data: Dataset) -> str:
             f"`{command}`",
             "",
             f"{NETWORK}, {len(data.train)} training images, PGD-{options.steps} training at linf "
-            f"{options.epsilon:g} for {options.epochs} epochs in batches of {options.batch}, adversarial half served. Of "
-            f"{rows[0]['test_images']} test images, "
+            f"{options.epsilon:g} for {options.epochs} epochs in batches of {options.batch}, adversarial half served. "
+            f"Of {rows[0]['test_images']} test images, "
             'in percent: mean and standard deviation over seeds. "With APGD" is the worst case over PGD-50, '
             "APGD on the cross-entropy, and APGD on the targeted difference of logits ratio with 3 targets, 50 steps "
             f"each. {seconds:.0f} s of one core a training, attacks included. Without clean images all norms are one.",
