@@ -122,6 +122,7 @@ class StudyRecord(Record):
         threat: as "linf 8/255".
         method: the training method.
         hardware: the processors of the sessions.
+        command: what ran it, as one types it; None if that is not known.
         cells: in the grid's order.
     """
 
@@ -130,4 +131,5 @@ class StudyRecord(Record):
     threat: str
     method: str
     hardware: tuple[str, ...]
+    command: str | None = None
     cells: Annotated[tuple[CellRow, ...], Field(min_length=1)]
