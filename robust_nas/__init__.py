@@ -34,6 +34,7 @@ _FROM = {
     "load_models": "intake",
     "load_run": "api",
     "run": "api",
+    "scale": "studies.scaling.calls",
     "search": "api",
     "show_progress": "runtime.progress",
     "smooth": "api",

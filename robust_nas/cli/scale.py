@@ -89,5 +89,5 @@ def report(study: Path, budget: float | None) -> None:
 
 
 def _report(study: Path, budget: float | None) -> None:
-    found = slow.scaling.report(study, budget)
-    slow.answer.answer(found.text, found.facts)
+    text, facts, _ = slow.scaling.report(study, budget)
+    slow.answer.answer(text, facts)
