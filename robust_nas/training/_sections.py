@@ -362,9 +362,20 @@ class Numerics(Section):
         gradient_clip: the largest Euclidean length of the gradient of all parameters, to which a longer one is scaled;
             0 for none. Certified training is published with 10.
         compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
+        craft_precision: the precision in which examples are crafted; `precision`, if not given.
+        checkpointing: whether the activations of the network's blocks are computed again in every backward pass, in
+            the attacks as well, instead of kept: less memory, one more forward pass for each backward pass, and the
+            same numbers (arXiv:1604.06174). Blocks are found by `models.checkpointing.blocks_of`.
+        accumulate: parts in which each process crafts, and differentiates, its batch of a step, one after the other:
+            less memory. Gradients are the whole batch's, to rounding, but for batch norm: each part is normalised by
+            its own statistics, as that of each process is, and the running statistics move once, by the parts' mean.
+            Examples are the whole batch's too, unless the attack takes batch statistics; dropout draws by part.
     """
 
     precision: Precision = "float32"
+    craft_precision: Precision | None = None
+    checkpointing: bool = False
+    accumulate: int = 1
     channels_last: bool = False
     gradient_clip: float = 0.0
     compile: bool = False
@@ -372,6 +383,10 @@ class Numerics(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train.precision", self.precision, Precision)
+        if self.craft_precision is not None:
+            check_choice("train.craft_precision", self.craft_precision, Precision)
+        if self.accumulate < 1:
+            raise InputError(f"train.accumulate must be at least 1, but got {self.accumulate}.")
         _check_not_negative(gradient_clip=self.gradient_clip)
 
 
