@@ -118,7 +118,8 @@ def test_a_checkpointed_step_is_the_step_to_the_bit(name: str) -> None:
     for checkpointing in (False, True):
         with seeded(1):
             model = MODELS[name]()
-        found.append(_stepped(model, dataclasses.replace(plan, checkpointing=checkpointing), _batch(), steps=2))
+        batch, steps = (_batch(4, 8), 1) if name == "torchvision" else (_batch(), 2)
+        found.append(_stepped(model, dataclasses.replace(plan, checkpointing=checkpointing), batch, steps=steps))
         assert not any("forward" in vars(module) for module in model.modules())
         if name == "odd":
             found[-1][0].append(model.blocks[0].seen)
@@ -148,7 +149,7 @@ def test_a_checkpointed_step_of_other_methods_and_precisions_is_the_step_to_the_
     torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
 def test_an_attack_of_a_checkpointed_model_finds_the_same_images(attack: str) -> None:
     with seeded(1):
         # Sequentials of which a frozen model folds the batch norms.
@@ -211,7 +212,7 @@ def test_the_peak_of_a_deep_network_falls_with_checkpointing_and_with_parts() ->
     peaks = {}
     for options in ({}, {"checkpointing": True}, {"accumulate": 4}, {"accumulate": 4, "checkpointing": True}):
         with seeded(1):
-            model = rn.create("cifar-resnet-38 width=0.25", COLOURS)
+            model = rn.create("cifar-resnet-32 width=0.25", COLOURS)
         trainer = Trainer(model.train(), _plan(method=method, **options), World())
         trainer.step(_batch(4), 0.1)
         peaks[len(options), options.get("accumulate", 1)] = _peak(partial(trainer.step, _batch(16), 0.1))
