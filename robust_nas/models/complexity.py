@@ -23,6 +23,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def machine_memory() -> int:
+    """Return the bytes of memory that this process may take."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory if limit == resource.RLIM_INFINITY else min(memory, limit)
+
+
 @contextlib.contextmanager
 def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
     """Build modules that fit into the machine's memory; what does not is refused before its memory is touched.
@@ -34,9 +41,7 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
     Raises:
         TooLarge: as soon as the parameters would take more than there is.
     """
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = memory if limit == resource.RLIM_INFINITY else min(memory, limit)
+    memory = machine_memory()
     taken, refusal = 0, f"{what} takes more than the {memory / 2**30:.0f} GiB of memory that there are; choose smaller "
     refusal += "sizes in [space], such as fewer channels."
 

@@ -215,7 +215,7 @@ def measure_pass(
         loss = F.cross_entropy(logits_of(model, images).float(), labels)
         forward_flops, forward_peak, kept = meter.flops, meter.peak, meter.live - loss.element_size()
         if backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
     return Pass(
         len(images),
         forward_flops,
