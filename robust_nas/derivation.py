@@ -96,6 +96,14 @@ class Derivation:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"derive.{name} must be at least 1, but got {getattr(self, name)}.")
 
+    def check(self, space: Space) -> None:
+        """Raise InputError for a method that is not for a space whose supernet has no mixtures."""
+        if self.method != "argmax" and not isinstance(space, MixedSpace):
+            raise InputError(
+                f"derive.method '{self.method}' is for mixtures of operations, but the supernet of {space.name} has "
+                "none; leave it out: the best ones that the search has measured are chosen from."
+            )
+
     def calibrated(self, network: Network, data: Dataset, stage: Stage) -> Network:
         """Return the network with batch-norm statistics of its own."""
         batches, size = self.calibration_batches, self.batch_size
@@ -130,6 +138,7 @@ def derive(
         if derivation.diversity:
             raise InputError(NO_WEIGHTS.format(derivation.diversity))
         return distinct(found, derivation.pool)
+    derivation.check(space)
     drawn = derivation.method == "samples" or (derivation.method == "argmax" and found.is_undecided)
     if drawn:
         pool = distinct(found, derivation.pool, found.drawn(seed_at(stage.seed, stage.name)))
@@ -233,7 +242,7 @@ def _least_dispensable(
     generator = generator_at("cpu", stage.seed, stage.name, "edges")
 
     def accuracies_at(without: torch.Tensor) -> tuple[float, float]:
-        mixed = copy.deepcopy(found.supernet).at(without.to(stage.world.device))  # type: ignore[union-attr]
+        mixed = copy.deepcopy(found.supernet).at(without.to(stage.world.device))  # type: ignore[union-attr,arg-type]
         network = derivation.calibrated(mixed, data, stage)
         result = evaluate(network, images, threat, [derivation.attack], stage=within)
         return result.robust_accuracy, result.clean_accuracy

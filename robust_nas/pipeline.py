@@ -52,7 +52,7 @@ from robust_nas.runtime.states import load_state, save_state
 from robust_nas.runtime.threads import recorded
 from robust_nas.searches import SearchResult
 from robust_nas.searches.sampled import TrialSearch
-from robust_nas.spaces import MixedSpace, Space, mixed
+from robust_nas.spaces import MixedSpace, Space
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.tables import local
 from robust_nas.threat import ThreatModel
@@ -317,9 +317,7 @@ def load_search(job: Job) -> SearchResult:
     if weights.is_file():
         if saved.supernet is None:
             raise InputError(damaged(path, f"it has no supernet, but there is {weights.name}"))
-        space, structure = mixed(job.recipe.space, name_of(job.recipe.search)), saved.supernet
-        supernet = space.supernet(job.data, partial=structure.partial[0])
-        supernet.load_structure(records.plain(structure))
+        supernet = job.recipe.search.supernet_of(job.recipe.space, job.data, records.plain(saved.supernet))
         intake.load_weights(supernet, weights, "delete the file and the stage's JSON file, and resume the run")
         supernet.to(job.world.device)
     probabilities = [list(row) for row in saved.probabilities]

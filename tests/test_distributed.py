@@ -344,7 +344,7 @@ FROM_THE_IMAGE = {"name": "pgd", "steps": 2, "step_size": 0.05, "random_start": 
         {"method": {"name": "cat", "attack": FROM_THE_IMAGE, "eta": 0.05, "c": 0.0}},
         {"method": {"name": "sprout", "noise": 0.0, "mixup": 0.0, "alpha": 0.1, "concentration": 1e6}},
         {"method": {"name": "conadv", "staleness": 1}, "ema": 0.9},
-        {"method": {"name": "pgd_at", "attack": FROM_THE_IMAGE}, "awp": 0.01},
+        {"method": {"name": "pgd_at", "attack": FROM_THE_IMAGE, "clean_images": 1.0}, "awp": 0.01},
     ],
     ids=lambda options: "-".join([options["method"]["name"], *list(options)[1:]]),
 )

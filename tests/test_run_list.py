@@ -106,11 +106,13 @@ def test_a_list_without_a_kind_is_of_all_kinds(command: Command) -> None:
 def test_a_scaling_study_is_a_row_that_is_run_when_all_cells_of_its_grid_have_ended(tmp_path: Path) -> None:
     study = tmp_path / "scale-1a2b3c4d"
     (study / "cells").mkdir(parents=True)
-    (study / "study.toml").write_text('data = "digits"\ndepths = [8, 14]\nwidths = ["1"]\nseeds = [0]\nvary = []\n')
+    facts = {"name": "digits", "image_shape": [1, 8, 8], "num_classes": 10, "num_train": 9, "num_validation": 1}
+    (study / "study.toml").write_text('data = "digits"\n')
+    (study / "study.json").write_text(json.dumps({**facts, "num_cells": 2}))
     (study / "cells" / "cifar-resnet-8_width=1_seed=0.json").write_text("{}")
     (row,) = list_runs(tmp_path)
     assert (row.kind, row.data, row.done, row.missing) == ("scaling", "digits", (), ("run", "report"))
     (study / "cells" / "cifar-resnet-14_width=1_seed=0.json").write_text("{}")
     assert list_runs(tmp_path)[0].done == ("run",)
-    (study / "study.toml").write_text('data = "digits"\ndepths = 8\n')
-    assert "it is no grid" in str(list_runs(tmp_path)[0].damage)
+    (study / "study.json").write_text(json.dumps(facts))
+    assert "num_cells" in str(list_runs(tmp_path)[0].damage)

@@ -50,6 +50,12 @@ def test_a_grid_has_every_combination_once_and_each_is_named_apart() -> None:
     assert len(cells) == len(grid) == len(expected) == len({cell.name for cell in cells})
 
 
+def test_norms_of_their_own_are_left_out_where_there_are_no_clean_images() -> None:
+    words = {"norms": "plain,separate,mixture", "clean_images": "0,0.5,1"}
+    grid = grids.from_words(data="digits", depths="8", seeds="2", **words)
+    assert len(grid) == len(grid.cells()) == 2 * (1 + 2 * 3)
+
+
 def test_the_first_seed_of_all_networks_comes_before_the_second() -> None:
     cells = Grid(data="digits", depths=(8, 14), seeds=(0, 1)).cells()
     assert [(cell.seed, cell.depth) for cell in cells] == [(0, 8), (0, 14), (1, 8), (1, 14)]
@@ -97,7 +103,7 @@ def test_the_folder_of_another_grid_or_of_something_else_is_refused_by_what_diff
 def test_a_cell_that_diverges_or_finds_no_memory_is_recorded_and_the_study_goes_on(
     tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    wide = 128  # 8,192 channels in the last stage: 2.4 GB in one convolution
+    wide = 64  # 450 million parameters
     study = scaling.begun(
         tmp_path / "study",
         {

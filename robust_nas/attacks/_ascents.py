@@ -14,7 +14,7 @@ from robust_nas.attacks import Continuing
 from robust_nas.attacks._draws import Draws
 from robust_nas.attacks._leaving import next_best, next_targets
 from robust_nas.models.frozen import BatchNorm
-from robust_nas.models.losses import LOSSES, TARGETED_LOSSES, Loss
+from robust_nas.models.losses import LOSSES, TARGET_BITS, TARGETED_LOSSES, Loss, at_random_target, choose
 from robust_nas.models.scores import check_finite, scores
 from robust_nas.threat import Ball, ThreatModel
 
@@ -88,6 +88,9 @@ class Ascent:
     copies: int = 1
 
 
+_START, _TARGET = 2**40, 2**41
+"""Places of draws beside those of the starts, which have the ascents' numbers."""
+
 Climb = Callable[[Ascent], tuple[Tensor, Tensor, Tensor]]
 """An ascent to its strongest point [B, C, H, W], whether that is misclassified [B], and its loss [B]."""
 
@@ -100,7 +103,9 @@ class Ascents:
         restarts: random starts per target.
         loss: a key of `LOSSES`.
         targets: number of next best classes to aim at, one after the other; 0 for none.
+        random_target: whether every ascent aims at one random class other than the label instead.
         random_start: whether ascents begin at random points of the ball, or at the images.
+        clean_start: the probability with which one of them begins at the image all the same.
         first: points of the ball [B, C, H, W] at which the first restart begins instead.
 
     Raises:
@@ -119,14 +124,19 @@ class Ascents:
         restarts: int,
         loss: str,
         targets: int,
+        random_target: bool = False,
         random_start: bool = True,
+        clean_start: float = 0.0,
         first: Tensor | None = None,
     ) -> None:
         self._images, self._labels, self._random_start, self._first = images, labels, random_start, first
         self._ball, self._draws = threat.around(images), Draws(images, seed)
+        self._random_target, self._clean_start = random_target, clean_start
         # [targets, B, ...], one row where there is no target.
         self._against, self._loss = labels.unsqueeze(0), LOSSES[loss]
-        if targets or loss == "kl":
+        if random_target:
+            self._loss = at_random_target(TARGETED_LOSSES[loss])
+        elif targets or loss == "kl":
             logits = scores(model, images)
             check_finite(attack, logits)
             if loss == "kl":
@@ -143,9 +153,17 @@ class Ascents:
         # A sample's start does not depend on which others have left.
         if self._first is not None and number < len(self._against):
             start = self._first[left]
+        elif not self._random_start:
+            start = images
         else:
-            start = ball.at(self._draws[left].uniform(images[0].numel() + 1, number)) if self._random_start else images
+            start = ball.at(self._draws[left].uniform(images[0].numel() + 1, number))
+            if self._clean_start:
+                chance = self._draws[left].uniform(1, _START + number).squeeze(1)
+                start = choose(chance < self._clean_start, images, start)
         against = self._against[number % len(self._against), left]
+        if self._random_target:
+            drawn = self._draws[left].uniform(1, _TARGET + number).squeeze(1) * 2**TARGET_BITS
+            against = torch.stack([against, drawn.long()], dim=1)
         return Ascent(start, images, self._labels[left], against, ball, self._loss)
 
     def strongest(self, climb: Climb, *, leave: bool) -> Tensor:

@@ -35,6 +35,11 @@ from robust_nas.core.errors import InputError
     argument(
         "--epsilons", metavar="LIST", help="radii of the curve, with the threat's own: 0,2/255,8/255 (multiples of it)"
     ),
+    argument(
+        "--steps",
+        metavar="LIST",
+        help="numbers of steps, such as 10,100,2000: accuracy over the steps of one long PGD (not measured)",
+    ),
     argument("--distances", metavar="NAME", help="attack that looks for the nearest adversarial examples, such as fab"),
     argument("--images", type=int, help="test images to attack, the first ones (all)"),
     NORMALISE,

@@ -90,6 +90,11 @@ def _searched(found: SearchRecord, space: Space | None) -> list[str]:
         lines.append(
             f"supernet on validation images: {accuracies}; entropy of the mixture {found.end.entropy:.2f} nats"
         )
+    if found.elastic is not None:
+        for role in ("largest", "smallest"):
+            measured = getattr(found.elastic.epochs[-1], role)
+            accuracies = ", ".join(f"{kind} {value:.1%}" for kind, value in measured.items())
+            lines.append(f"{role} network, {getattr(found.elastic, role)}, with the shared weights: {accuracies}")
     for collapse in found.collapses:
         lines.append(f"collapsed in epoch {collapse.epoch}: {collapse.reason}; back to {collapse.back_to}")
     return [*lines, *_resource_note(found)]

@@ -15,6 +15,10 @@ class Interrupted(InputError):
     """
 
 
+class NotFinite(InputError):
+    """Logits, a gradient or a loss that are no numbers any more."""
+
+
 class TooLarge(InputError):
     """A thing that does not fit into the memory that there is."""
 

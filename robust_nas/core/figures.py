@@ -91,6 +91,17 @@ def fraction_axis(axes: Axes) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 
 
+def logarithmic_axis(axes: Axes, places: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with a tick at each of the ascending places that has room."""
+    ticks = list(places[:1])
+    for place in places[1:]:
+        if place >= 1.8 * ticks[-1]:
+            ticks.append(place)
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
 LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (3, 1, 1, 1)), (0, (7, 2)))
 """The styles of lines, one after the other, for those who cannot tell the colours."""
 
@@ -149,6 +160,7 @@ def line_plot(
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     marked: float | None = None,
     whole: bool = False,
+    logarithmic: bool = False,
 ) -> Figure:
     """Draw fractions as lines with a legend.
 
@@ -159,6 +171,7 @@ def line_plot(
         bands: the lower and upper ends of lines' intervals.
         marked: a place on the horizontal axis.
         whole: whether places are whole numbers.
+        logarithmic: whether the horizontal axis is; ticks are then at the places themselves, or some of them.
     """
     figure = own_figure(6, 3.4)
     axes = figure.subplots()
@@ -174,6 +187,8 @@ def line_plot(
         from matplotlib.ticker import MaxNLocator
 
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    if logarithmic:
+        logarithmic_axis(axes, sorted({place for across, *_ in lines.values() for place in across}))
     axes.set_xlabel(visible(below))
     axes.set_title(visible(title), loc="left")
     axes.legend(frameon=False)

@@ -29,6 +29,7 @@ from robust_nas.evaluation.accuracy import Evaluation, attack_labels, evaluate
 from robust_nas.evaluation.costs import NUM_IMAGES, Cost, calibration_images, estimate_cost
 from robust_nas.evaluation.curves import Curve, Distortions, check_minimises, minimal_distortions, robustness_curve
 from robust_nas.evaluation.masking import masking_checks
+from robust_nas.evaluation.steps import StepCurve, accuracy_over_steps, check_one_ascent, check_steps
 from robust_nas.models.frozen import device_of
 from robust_nas.models.scores import NoGradient
 from robust_nas.records.evaluation import Attacked, Check, Point
@@ -49,6 +50,7 @@ class Assessment:
         evaluation: every attack's outcome on every image, those of the curve and of the nearest examples included.
         distortions: distances of the nearest adversarial examples, for every norm; none, if they were not looked for.
         curve: accuracy over epsilon, as `Curve.points` gives it, for every norm.
+        steps: accuracy over the steps of one ascent, for every threat model; none, if it was not asked for.
         masking: the checks for gradient masking, with the threat model that each was made at.
     """
 
@@ -56,11 +58,15 @@ class Assessment:
     distortions: tuple[Distortions, ...]
     curve: tuple[Point, ...]
     masking: tuple[Check, ...]
+    steps: tuple[StepCurve, ...] = ()
 
     def summary(self) -> Attacked:
         """Return the model's entry in evaluation.json."""
         distances = tuple(item.summary() for item in self.distortions)
-        return replace(self.evaluation.summary(), curve=self.curve, masking=self.masking, distortions=distances)
+        steps = tuple(point for curve in self.steps for point in curve.points())
+        return replace(
+            self.evaluation.summary(), curve=self.curve, steps=steps, masking=self.masking, distortions=distances
+        )
 
     def save_outcomes(self, folder: Path, model: str) -> None:
         """Add the rows of single images to evaluation.parquet and distortions.parquet in `folder`."""
@@ -81,6 +87,10 @@ class EvaluationPlan:
         curve_attack: attacks at each radius of `curve_epsilons`.
         curve_epsilons: radii of the accuracy-over-epsilon curve, in pixel units, beside the threat's own; multiples of
             the threat's radius from 0 to 2, if not given.
+        curve_steps: numbers of steps, such as [10, 100, 2000], after which one long ascent is looked at; the accuracy
+            over steps is not measured, if none are given.
+        steps_attack: this ascent, a PGD with one start; a step is a sixteenth of the radius where it has no
+            `step_size`. With `early_stop` images leave it once they are fooled.
         distortion: the attack that finds the nearest adversarial example of every image, such as "fab"; none, if not
             given.
         num_images: test images to attack, the first ones; all, if not given.
@@ -92,6 +102,8 @@ class EvaluationPlan:
     strongest: tuple[Attack, ...] = field(default_factory=lambda: (AutoAttackReference(),))
     curve_attack: Attack = field(default_factory=lambda: PGD(steps=20))
     curve_epsilons: tuple[Pixels, ...] = ()
+    curve_steps: tuple[int, ...] = ()
+    steps_attack: Attack = field(default_factory=PGD)
     distortion: Attack | None = None
     num_images: int | None = None
     batch_size: int = BATCH_SIZE
@@ -104,6 +116,9 @@ class EvaluationPlan:
                 check_at_least(f"evaluation.{name}", getattr(self, name), 1)
         if not self.attacks:
             raise InputError("evaluation.attacks must name at least one attack, but got none.")
+        if self.curve_steps:
+            check_steps("evaluation.curve_steps", self.curve_steps)
+        check_one_ascent(self.steps_attack)
         self.named()
 
     def named(self, *, strongest: bool = True) -> dict[str, Attack]:
@@ -145,7 +160,8 @@ class EvaluationPlan:
         """Raise InputError if something here cannot be measured on a data set: said before anything is searched."""
         self.check([threat])
         nearest = [] if self.distortion is None else [self.distortion]
-        for attack in (*self.named().values(), self.curve_attack, *nearest):
+        steps = [self.steps_attack] if self.curve_steps else []
+        for attack in (*self.named().values(), self.curve_attack, *nearest, *steps):
             check_data(attack, threat, data.image_shape, len(data.classes))
 
     def assess(
@@ -183,6 +199,13 @@ class EvaluationPlan:
             if self.distortion is not None:
                 at = parts(f"distortion-{threat.norm}")
                 distortions.append(minimal_distortions(model, data, threat, self.distortion, stage=at, **settings))
+        over_steps: list[StepCurve] = []
+        for number, threat in enumerate(threats if self.curve_steps else ()):
+            at = parts(f"steps-{number}")
+            with _square_named():
+                over_steps.append(
+                    accuracy_over_steps(model, data, threat, self.curve_steps, self.steps_attack, stage=at, **settings)
+                )
         masking = tuple(
             Check(**vars(check), norm=threat.norm, epsilon=threat.epsilon)
             for threat in (threats if self.masking_images else ())
@@ -203,9 +226,10 @@ class EvaluationPlan:
             for item in distortions
             if item.norm == threat.norm
         ]
+        found += [item.outcome() for item in over_steps]
         result = replace(result, attacks=(*result.attacks, *found), notes=tuple(suspicious))
         points = tuple(point for curve in curves for point in curve.points())
-        return Assessment(result, tuple(distortions), points, masking)
+        return Assessment(result, tuple(distortions), points, masking, tuple(over_steps))
 
     def finish(self, stage: Stage, threats: Sequence[ThreatModel]) -> None:
         """Forget the state under way: the entry is written."""
@@ -213,6 +237,8 @@ class EvaluationPlan:
         for threat in threats:
             parts(f"curve-{threat.norm}").finish()
             parts(f"distortion-{threat.norm}").finish()
+        for number in range(len(threats)):
+            parts(f"steps-{number}").finish()
         stage.finish()
 
     def costs(
@@ -245,6 +271,9 @@ class EvaluationPlan:
             if self.distortion is not None:
                 nearest = partial(minimal_distortions, model, threat=threat, attack=self.distortion)
                 found.append(cost(f"{name_of(self.distortion)}, nearest examples", threat, nearest))
+        for threat in threats if self.curve_steps else ():
+            steps = partial(accuracy_over_steps, model, threat=threat, steps=self.curve_steps, attack=self.steps_attack)
+            found.append(cost(f"{name_of(self.steps_attack)} over {max(self.curve_steps)} steps", threat, steps))
         for threat in threats if self.masking_images else ():
             checks, count = partial(masking_checks, model, threat=threat), min(self.masking_images, len(data))
             found.append(cost("checks for gradient masking", threat, checks, count))

@@ -67,6 +67,7 @@ def from_words(
     threat: Sequence[str] = (),
     attack: Sequence[str] = ("pgd", "autoattack"),
     epsilons: str | None = None,
+    steps: str | None = None,
     distances: str | None = None,
     images: int | None = None,
     checks: bool = True,
@@ -92,6 +93,11 @@ def from_words(
     table["evaluation"]["attacks"] = [config.component(text) for text in attack]
     if epsilons is not None:
         table["evaluation"]["curve_epsilons"] = epsilons.split(",")
+    if steps is not None:
+        # What is no number stays text, which is refused by its key's name.
+        table["evaluation"]["curve_steps"] = [
+            int(part) if part.strip().isdecimal() else part for part in steps.split(",")
+        ]
     if distances is not None:
         table["evaluation"]["distortion"] = config.component(distances)
     if images is not None:

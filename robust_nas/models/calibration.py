@@ -22,10 +22,12 @@ def calibrated(
     network: Network, data: Dataset, world: World, seed: int, *, batches: int = 8, batch_size: int = 64
 ) -> Network:
     """Return the network with the plain means over a few clean training batches as batch-norm statistics."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # cumulative average
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return network.eval()
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # cumulative average
     network.train()
     for indices in epoch_batches(len(data.train), batch_size, world, seed, "derive")[:batches]:
         network(data.train[indices].images)

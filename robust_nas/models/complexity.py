@@ -25,9 +25,9 @@ def count_parameters(model: nn.Module) -> int:
 
 def machine_memory() -> int:
     """Return the bytes of memory that this process may take."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return memory if limit == resource.RLIM_INFINITY else min(memory, limit)
+    return min([memory, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
         TooLarge: as soon as the parameters would take more than there is.
     """
     memory = machine_memory()
-    taken, refusal = 0, f"{what} takes more than the {memory / 2**30:.0f} GiB of memory that there are; choose smaller "
+    taken, refusal = 0, f"{what} takes more than the {memory / 2**30:.3g} GiB of memory that there are; choose smaller "
     refusal += "sizes in [space], such as fewer channels."
 
     def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:

@@ -73,6 +73,25 @@ def targeted_dlr(logits: Tensor, pair: Tensor) -> Tensor:
     return targeted_margin(logits, pair) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+def at_random_target(loss: Loss) -> Loss:
+    """Return a targeted loss that aims at a class other than the label, each as likely, which a number chooses.
+
+    The loss compares logits with pairs [B, 2] of label and number, of `TARGET_BITS` random bits. The number of classes
+    is that of the logits: no pass is spent on learning it.
+    """
+
+    def aimed(logits: Tensor, pair: Tensor) -> Tensor:
+        label, number = pair.unbind(1)
+        place = (number * (logits.shape[1] - 1)) >> TARGET_BITS
+        return loss(logits, torch.stack([label, place + (place >= label)], dim=1))
+
+    return aimed
+
+
+TARGET_BITS = 23
+"""Bits of the numbers that choose targets: a thousand classes are equally likely to one part in 8,000."""
+
+
 def _largest(logits: Tensor, count: int, name: str) -> Tensor:
     """The largest logits, [B, count], which a loss needs; where there are fewer, it is to be cross-entropy."""
     if logits.shape[1] < count:

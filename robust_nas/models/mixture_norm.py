@@ -1,6 +1,8 @@
 """Mixture batch norm: one set of statistics for clean images and one for adversarial ones.
 
 Xie and Yuille 2020 (arXiv:1906.03787, section 4.1); AdvProp's auxiliary batch norm (Xie et al. 2020, arXiv:1911.09665).
+Scales and shifts are two sets as well, or, in separate batch norm, one: which of the two matters is an open question
+(arXiv:2403.19150).
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ Branch = Literal["clean", "adversarial"]
 
 
 class MixtureBatchNorm2d(nn.Module):
-    """Two batch norms, weights included, of which one is in use.
+    """Two batch norms, of which one is in use.
 
     Args:
         norm: the start of both.
+        shared: whether the two have one scale and one shift, and only statistics of their own; its state then names
+            these parameters twice, and its parameters have them once.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, *, shared: bool = False) -> None:
         super().__init__()
         self.clean, self.adversarial = norm, copy.deepcopy(norm)
+        if shared:
+            self.adversarial.weight, self.adversarial.bias = norm.weight, norm.bias
         self.branch: Branch = "adversarial"
 
     @property
@@ -36,9 +42,20 @@ class MixtureBatchNorm2d(nn.Module):
         return self.in_use(x)
 
 
-def mix(model: nn.Module) -> int:
-    """Put a mixture in place of every `nn.BatchNorm2d` in `model`; return how many there were."""
-    return _replace(model, lambda module: MixtureBatchNorm2d(module) if type(module) is nn.BatchNorm2d else None)
+def mix(model: nn.Module, *, shared: bool = False) -> int:
+    """Put a mixture in place of every `nn.BatchNorm2d` in `model`; return how many there were.
+
+    Args:
+        shared: whether the two batch norms of a mixture share scale and shift.
+    """
+    return _replace(
+        model, lambda module: MixtureBatchNorm2d(module, shared=shared) if type(module) is nn.BatchNorm2d else None
+    )
+
+
+def is_mixed(model: nn.Module) -> bool:
+    """Whether there are mixtures in a model."""
+    return any(isinstance(module, MixtureBatchNorm2d) for module in model.modules())
 
 
 def unmix(model: nn.Module, branch: Branch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nas.core.errors import InputError, reason_of
+from robust_nas.core.errors import InputError, NotFinite, reason_of
 from robust_nas.models.losses import Loss
 
 
@@ -180,9 +180,9 @@ def _without_gradient() -> str:
 
 
 def check_finite(attack: object, *values: Tensor) -> None:
-    """Raise InputError if any of `values` holds a NaN. Waits for the device: once per attack, not per step."""
+    """Raise NotFinite if any of `values` holds a NaN. Waits for the device: once per attack, not per step."""
     if any(bool(value.isnan().any()) for value in values):
-        raise InputError(
+        raise NotFinite(
             f"{type(attack).__name__} got NaN in the model's logits or gradients; "
             "if it is being trained, a lower learning rate helps."
         )

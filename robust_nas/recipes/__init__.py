@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from robust_nas.core import catalogue, config
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.checks import check_at_least, check_path, check_type
 from robust_nas.core.errors import InputError, suggest
-from robust_nas.core.registry import name_of, named
+from robust_nas.core.registry import named
 from robust_nas.datasets import DataSource
 from robust_nas.derivation import Derivation
 from robust_nas.ensembles import EnsembleRule
@@ -24,6 +24,7 @@ from robust_nas.evaluation.plan import EvaluationPlan
 from robust_nas.runtime.distributed import PATIENCE
 from robust_nas.runtime.run_folder import is_run
 from robust_nas.searches import Search
+from robust_nas.searches.elastic import Elastic
 from robust_nas.spaces import MixedSpace, Space, mixed
 from robust_nas.threat import Pixels, ThreatModel
 from robust_nas.training import Training
@@ -93,9 +94,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name.isprintable() or not self.name or set(self.name) & set("/\\") or self.name.startswith("."):
             raise InputError(f"name must be usable as a part of a folder's name, but got '{self.name}'.")
-        if self.search.needs_supernet:
-            mixed(self.space, name_of(self.search))
         self.search.check(self.space)
+        if self.search.needs_supernet:
+            self.derive.check(self.space)
         if self.workers > LARGEST_WORKERS:
             raise InputError(f"workers must be at most {LARGEST_WORKERS}, but got {self.workers}.")
         if self.train.boosting and self.derive.count == 1:
@@ -188,6 +189,12 @@ def _trial_of(training: Training) -> dict[str, Any]:
     return {**whole, "epochs": epochs, "knots": knots, "boosting": False}
 
 
+def _search_named(override: str) -> str | None:
+    """Return the name of the search in an override, if it gives one."""
+    key, _, value = override.partition("=")
+    return value.strip() if key in ("search", "search.name") else None
+
+
 RELAXATIONS = {"dirichlet": "dirichlet", "softmax": "darts", "gumbel": "gumbel"}
 """The searches, by what relaxes the choice of an operation."""
 
@@ -205,7 +212,7 @@ def for_space(
     """Return the recipe of a search of a space: the data set's own, with what is given in its place.
 
     A space without a supernet is searched by trials ("sampled"), each with the data set's recipe's training, in a tenth
-    of its epochs.
+    of its epochs. `search.name=elastic` takes an elastic supernet, and what it has in common with the recipe's search.
 
     Args:
         space: a search space's name, or a path to its declaration.
@@ -229,14 +236,20 @@ def for_space(
     own = load(data, data_root=data_root)
     given = [f"space.name={space}" if type(declared) is type(own.space) else f"space={space}"]
     keys: dict[str, Any] = {}
-    if isinstance(declared, MixedSpace):
+    elastic = "elastic" in [value for value in map(_search_named, overrides) if value is not None][-1:]
+    if elastic:
+        overrides = [override for override in overrides if override.partition("=")[0] != "search"]
+        taken = {own_field.name for own_field in fields(Elastic)}
+        shared = {key: value for key, value in config.to_dict(own.search).items() if key in taken}
+        keys["search"] = {**shared, "name": "elastic"}
+    elif isinstance(declared, MixedSpace):
         given.append(f"search.name={RELAXATIONS[relaxation]}")
     else:
-        searched = any(override.startswith(("search=", "search.name=")) for override in overrides)
+        searched = any(_search_named(override) for override in overrides)
         keys["search"] = {} if searched else {"name": "sampled", "training": _trial_of(own.train)}
     if threat is not None:
         keys["threat"] = config.to_dict(ThreatModel.parse(threat))
-    if progressive and isinstance(declared, MixedSpace):
+    if progressive and isinstance(declared, MixedSpace) and not elastic:
         count = len(declared.operations)
         given += [f"search.kept_operations=[{count}, {(count + 1) // 2}]", "search.partial_channels=[4, 2]"]
         given += ["search.alpha_frozen=0.2"]

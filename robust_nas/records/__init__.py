@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from robust_nas.records.run import RecordedRows as RecordedRows
     from robust_nas.records.run import RecordedSettings as RecordedSettings
     from robust_nas.records.run import RunSettings as RunSettings
+    from robust_nas.records.scaling import StudyData as StudyData
     from robust_nas.records.search import SearchRecord as SearchRecord
     from robust_nas.records.training import TrainingRecord as TrainingRecord
     from robust_nas.records.trials import Asked as Asked
@@ -73,6 +74,7 @@ __getattr__ = offered(
         "SavedExamples": "evaluation",
         "SearchRecord": "search",
         "SmoothingRecord": "certification",
+        "StudyData": "scaling",
         "TrainingRecord": "training",
     },
 )

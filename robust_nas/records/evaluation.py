@@ -72,6 +72,23 @@ class Point(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepPoint(Point):
+    """A point of a curve over the steps of one ascent; `accuracy` is of images that no point so far fools.
+
+    Args:
+        attack: its name.
+        step_size: of every step, in pixel units.
+        steps: how many have been taken.
+        last: the accuracy at the points after so many steps alone; None if images left the ascent once fooled.
+    """
+
+    attack: str
+    step_size: Radius
+    steps: Count
+    last: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(Record):
     """A check for gradient masking, at a threat model."""
 
@@ -113,6 +130,7 @@ class Attacked(Record):
     average: Share | None = None
     confusion: tuple[tuple[Count, ...], ...] | None = None
     curve: tuple[Point, ...] = ()
+    steps: tuple[StepPoint, ...] = ()
     masking: tuple[Check, ...] = ()
     distortions: tuple[Distances, ...] = ()
     notes: tuple[str, ...] = ()

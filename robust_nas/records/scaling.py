@@ -32,7 +32,7 @@ class CellEnd(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyData(Record):
-    """images.json: a study's data in numbers.
+    """study.json: a study's data and cells in numbers.
 
     Args:
         name: the data set's.
@@ -40,6 +40,7 @@ class StudyData(Record):
         num_classes: classes.
         num_train: images to train on.
         num_validation: images that choose the epoch.
+        num_cells: cells of its grid.
     """
 
     name: str
@@ -47,6 +48,7 @@ class StudyData(Record):
     num_classes: Count
     num_train: Count
     num_validation: Count
+    num_cells: Count
 
 
 @dataclass(frozen=True, kw_only=True)

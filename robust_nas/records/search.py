@@ -51,6 +51,33 @@ class SupernetForm(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ElasticForm(Record):
+    """The options of depth and width that an elastic supernet has weights for."""
+
+    sizes: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticEpoch(Record):
+    """The validation accuracies of an elastic supernet's largest and smallest network after an epoch."""
+
+    epoch: Count
+    largest: dict[str, Share]
+    smallest: dict[str, Share]
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elastic(Record):
+    """The training of an elastic supernet; the architectures of its largest and smallest network."""
+
+    largest: str
+    smallest: str
+    epochs: tuple[ElasticEpoch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSection(Record):
     """Of the search's settings, what both levels minimise, where it has such."""
 
@@ -81,7 +108,8 @@ class SearchRecord(Record):
     hold_sample: bool | None = None
     collapses: tuple[Collapse, ...] = ()
     measured: tuple[str, ...] | None = None
-    supernet: SupernetForm | None = None
+    supernet: SupernetForm | ElasticForm | None = None
+    elastic: Elastic | None = None
     resource: Resource | None = None
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         TrainingRecord,
     )
     from robust_nas.records.certification import Certified
-    from robust_nas.records.evaluation import Attack, Attacked, Point, WorstCase
+    from robust_nas.records.evaluation import Attack, Attacked, Point, StepPoint, WorstCase
     from robust_nas.records.run import Settings
     from robust_nas.records.training import Trained
 
@@ -213,6 +213,19 @@ class Measurements:
         """Return a model's accuracies over epsilon in one norm, ascending; [] if there are none."""
         points = self.attacked[model].curve if model in self.attacked else ()
         return sorted((point for point in points if point.norm == norm), key=lambda point: point.epsilon)
+
+    @cached_property
+    def stepped(self) -> list[Threat]:
+        """The threat models at which accuracy over the steps of an ascent was measured."""
+        found = [(point.norm, point.epsilon) for result in self.attacked.values() for point in result.steps]
+        return list(dict.fromkeys(found))
+
+    def steps_of(self, model: str, threat: Threat) -> list[StepPoint]:
+        """Return a model's accuracies over the steps of an ascent, ascending; [] if there are none."""
+        points = self.attacked[model].steps if model in self.attacked else ()
+        return sorted(
+            (point for point in points if (point.norm, point.epsilon) == threat), key=lambda point: point.steps
+        )
 
     def class_name(self, label: int) -> str:
         """Return a class's name, its number where the file names none."""

@@ -1,4 +1,4 @@
-"""The pictures: accuracy over epsilon, confusions under attack, adversarial examples."""
+"""The pictures: accuracy over epsilon and over steps, confusions under attack, adversarial examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robust_nas.report._contents import Examples, Measurements, Threat, format_a
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import column_head, scroll
 from robust_nas.report._results import legend
-from robust_nas.report.findings import format_threat, norm_name, percent
+from robust_nas.report.findings import format_threat, norm_name, percent, with_interval
 
 if TYPE_CHECKING:
     from robust_nas.records.certification import Certified
@@ -105,6 +105,43 @@ def _single(contents: Measurements, models: Sequence[str], threat: Threat) -> Co
     )
     shown = legend({"clean": "clean", "attacked": "under the curve's attack", "certified": "certified"})
     return [element("p", note, class_="note later"), shown, element("div", figures, class_="grid")]
+
+
+# Accuracy over steps -------------------------------------------------------------------------------------------------
+
+
+def over_steps(contents: Measurements) -> Content:
+    """Return accuracy over the steps of one ascent: all models in one plot per threat model."""
+    figures = []
+    for number, threat in enumerate(contents.stepped):
+        lines = [
+            attack_plots.StepLine(place, contents.title_of(model), points)
+            for place, model in enumerate(contents.models)
+            if (points := contents.steps_of(model, threat))
+        ]
+        first = lines[0].points[0]
+        words = "; ".join(
+            f"{line.title}: "
+            + ", ".join(
+                f"{with_interval(point)} after {point.steps:,} of {point.count} images" for point in line.points
+            )
+            for line in lines
+        )
+        name = f"Accuracy over the steps of {format_attack(first.attack)} at {format_threat(threat)}. {words}."
+        counts = " and ".join(dict.fromkeys(str(point.count) for line in lines for point in line.points))
+        about = (
+            f"{format_attack(first.attack)}, {format_threat(threat)}, steps of {format_pixels(first.step_size)}, "
+            f"{counts} images"
+        )
+        figures.append(element("figure", element("h3", about), attack_plots.steps_plot(lines, f"steps-{number}", name)))
+    if not figures:
+        return None
+    note = (
+        "One ascent, looked at after each number of steps. A solid line counts the images that no point up to there "
+        "fools, which is what an attacker gets; a band is its 95 % interval. A dashed line, where it differs, counts "
+        "those that the point after exactly so many steps does not fool."
+    )
+    return [element("p", note, class_="note"), element("div", figures, class_="grid broad")]
 
 
 # Confusion under attack ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from robust_nas.report._checks import checks, warnings
 from robust_nas.report._contents import AttackContents, format_attack
 from robust_nas.report._elements import Content, Html, element
 from robust_nas.report._page import attack_seconds, environment_facts, explained, facts_line, frame, setup, unbroken
-from robust_nas.report._pictures import confusion, examples, over_epsilon
+from robust_nas.report._pictures import confusion, examples, over_epsilon, over_steps
 from robust_nas.report._results import distances, results
 from robust_nas.report.findings import (
     about_attacks,
@@ -38,6 +38,7 @@ def page(contents: AttackContents) -> Html:
     sections = (
         ("Results", results(contents)),
         ("Accuracy over epsilon", over_epsilon(contents)),
+        ("Accuracy over steps", over_steps(contents)),
         ("Smallest distortions", distances(contents)),
         ("Confusion under attack", confusion(contents)),
         ("Adversarial examples", examples(contents)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log10
 from typing import TYPE_CHECKING, Any
 
 from robust_nas.core.figures import ATTACKED, CLEAN, DIM, INK, MUTED, PAPER, RULE, figure_of, fraction_axis, styled
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from robust_nas.records.certification import Certified
-    from robust_nas.records.evaluation import Point
+    from robust_nas.records.evaluation import Point, StepPoint
     from robust_nas.report._contents import Rated
 
 _MODEL_COLOURS = tuple(HUES[index] for index in (2, 4, 5, 0, 3, 7, 8))
@@ -106,7 +107,9 @@ def robustness_plot(curves: Sequence[Curve], threat_epsilons: Sequence[float], k
             )
     axes.set_xlim(-0.02 * largest, 1.02 * largest)
     fraction_axis(axes)
-    _name_the_ends(axes, curves, 1.02 * largest, 14 / (0.8 * height))
+    ends = [_End(curve.place, curve.title, [point.accuracy for point in curve.points]) for curve in curves]
+    lasts = [curve.points[-1].epsilon for curve in curves]
+    _name_the_ends(axes, ends, lasts, 1.02 * largest, 1.02 * largest, 14 / (0.8 * height))
     longest = max(len(shortened(curve.title, _LONGEST_LABEL)) for curve in curves)
     ticks = _readable([*threat_epsilons, 0.0, *reversed(radii)], (_WIDTH - 65 - 6 * longest) / largest)
     axes.set_xticks(ticks, [format_pixels(tick) for tick in ticks])
@@ -117,18 +120,89 @@ def robustness_plot(curves: Sequence[Curve], threat_epsilons: Sequence[float], k
     return to_svg(figure, key, name)
 
 
-def _name_the_ends(axes: Axes, curves: Sequence[Curve], edge: float, gap: float) -> None:
-    """Write the models' names to the right of `edge`, beside the lines' ends and at least `gap` apart."""
+@dataclass(frozen=True)
+class StepLine:
+    """Accuracy over the steps of one ascent, of one model.
+
+    Args:
+        place: the model's place among all of the page.
+        title: the model's title.
+        points: the accuracy after each number of steps, ascending.
+    """
+
+    place: int
+    title: str
+    points: Sequence[StepPoint]
+
+
+@styled
+def steps_plot(lines: Sequence[StepLine], key: str, name: str) -> Html:
+    """Return accuracy over the steps of one ascent, of several models at one threat model.
+
+    A solid line counts images that no point so far fools, a dashed one those that the last point does not.
+
+    Args:
+        lines: one per model; its name stands beside its end.
+        key: makes the ids of one figure differ from those of the others on the page.
+        name: the figure's name for those who cannot see it.
+    """
+    height = max(265, 70 + 15 * len(lines))
+    figure, axes = figure_of(_WIDTH, height)
+    numbers = sorted({point.steps for line in lines for point in line.points})
+    # As logarithms on a linear axis, so that the names have their places beside it.
+    first, last = log10(numbers[0]), log10(numbers[-1])
+    width = (last - first) or 1.0
+    for line in lines:
+        colour, marker = _look_of(line.place)
+        across, up = [log10(point.steps) for point in line.points], [point.accuracy for point in line.points]
+        low, high = [point.low for point in line.points], [point.high for point in line.points]
+        axes.fill_between(across, low, high, color=colour, alpha=min(0.12, 0.4 / len(lines)), linewidth=0)
+        axes.plot(across, up, color=colour, marker=marker, clip_on=False, gid=f"model-{line.place}")
+        at_last = [point.last for point in line.points if point.last is not None]
+        if len(at_last) == len(across) and at_last != up:
+            axes.plot(across, at_last, color=colour, linestyle=(0, (3, 2)), linewidth=1.1, gid=f"last-{line.place}")
+    axes.set_xlim(first - 0.02 * width, last + 0.02 * width)
+    fraction_axis(axes)
+    ends = [_End(line.place, line.title, [point.accuracy for point in line.points]) for line in lines]
+    lasts = [log10(line.points[-1].steps) for line in lines]
+    _name_the_ends(axes, ends, lasts, last + 0.02 * width, width, 14 / (0.8 * height))
+    ticks = [numbers[0]]
+    for number in numbers[1:]:
+        if log10(number / ticks[-1]) >= 0.09 * width:
+            ticks.append(number)
+    axes.set_xticks([log10(tick) for tick in ticks], [f"{tick:,}" for tick in ticks])
+    axes.set_xlabel("steps")
+    return to_svg(figure, key, name)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The accuracies of the model at a place, of whose line the end is named."""
+
+    place: int
+    title: str
+    accuracies: Sequence[float]
+
+
+def _name_the_ends(
+    axes: Axes, ends: Sequence[_End], lasts: Sequence[float], edge: float, width: float, gap: float
+) -> None:
+    """Write the models' names to the right of `edge`, beside the lines' ends and at least `gap` apart.
+
+    Args:
+        lasts: where each line ends, along the axis, of which `width` is shown.
+    """
     # Lines that end together, at 0 say, are named in the order in which they came there.
-    ordered = sorted(curves, key=lambda curve: [point.accuracy for point in reversed(curve.points)])
-    ends = [curve.points[-1].accuracy for curve in ordered]
-    for curve, end, beside in zip(ordered, ends, _spread(ends, gap), strict=True):
-        colour, marker = _look_of(curve.place)
-        path = [curve.points[-1].epsilon, edge, 1.05 * edge]
-        axes.plot(path, [end, end, beside], color=colour, linewidth=0.8, clip_on=False)
-        axes.plot([1.05 * edge], [beside], color=colour, marker=marker, clip_on=False)
-        title = shortened(curve.title, _LONGEST_LABEL)
-        axes.text(1.075 * edge, beside, title, va="center", fontsize=10, color=INK, gid=f"name-{curve.place}")
+    ordered = sorted(zip(ends, lasts, strict=True), key=lambda pair: list(reversed(pair[0].accuracies)))
+    heights = [end.accuracies[-1] for end, _ in ordered]
+    for (end, last), height, beside in zip(ordered, heights, _spread(heights, gap), strict=True):
+        colour, marker = _look_of(end.place)
+        path = [last, edge, edge + 0.05 * width]
+        axes.plot(path, [height, height, beside], color=colour, linewidth=0.8, clip_on=False)
+        axes.plot([edge + 0.05 * width], [beside], color=colour, marker=marker, clip_on=False)
+        title = shortened(end.title, _LONGEST_LABEL)
+        beyond = edge + 0.075 * width
+        axes.text(beyond, beside, title, va="center", fontsize=10, color=INK, gid=f"name-{end.place}")
 
 
 def _look_of(place: int) -> tuple[str, str]:

@@ -68,7 +68,7 @@ def _curve_violations(contents: Measurements) -> list[str]:
     violations = []
     for model, result in contents.attacked.items():
         clean = result.clean
-        for point in result.curve:
+        for point in (*result.curve, *result.steps):
             same_norm = contents.threat is not None and point.norm == contents.threat[0]
             if point.accuracy > clean.accuracy and point.count == clean.count:
                 violations.append(

@@ -39,7 +39,7 @@ from robust_nas.report._page import (
     setup,
     unbroken,
 )
-from robust_nas.report._pictures import confusion, examples, over_epsilon
+from robust_nas.report._pictures import confusion, examples, over_epsilon, over_steps
 from robust_nas.report._results import distances, results
 from robust_nas.report._size import over_size
 from robust_nas.report._smoothed import smoothed
@@ -50,7 +50,7 @@ from robust_nas.searches import SearchResult
 
 if TYPE_CHECKING:
     from robust_nas.records import SearchRecord
-    from robust_nas.records.search import Row
+    from robust_nas.records.search import Elastic, Row
     from robust_nas.records.training import Trained
 
 
@@ -75,6 +75,7 @@ def page(contents: Contents) -> Html:
         ("Search", _search(contents)),
         ("Training", _training(contents)),
         ("Accuracy over epsilon", over_epsilon(contents)),
+        ("Accuracy over steps", over_steps(contents)),
         ("Smallest distortions", distances(contents)),
         ("Confusion under attack", confusion(contents)),
         ("Adversarial examples", examples(contents)),
@@ -243,6 +244,8 @@ CELLS_OVER_TIME = 12
 
 def _search(contents: Contents) -> Content:
     search = contents.search
+    if search is not None and search.elastic is not None:
+        return _elastic(search, search.elastic)
     if search is None or not search.trajectory:
         return None
     trajectory, end, operations = search.trajectory, search.end, search.operations or ()
@@ -276,6 +279,24 @@ def _search(contents: Contents) -> Content:
         element("div", figures, class_="grid"),
         _cells_over_time(contents, search),
     ]
+
+
+def _elastic(search: SearchRecord, course: Elastic) -> Content:
+    """Show the training of an elastic supernet: the accuracies of its largest and smallest network."""
+    epochs, figures, legend = [row.epoch for row in course.epochs], [], None
+    for role, architecture in {"largest": course.largest, "smallest": course.smallest}.items():
+        rows: list[dict[str, float]] = [getattr(row, role) for row in course.epochs]
+        accuracies = {name: [row.get(name) for row in rows] for name in rows[-1]}
+        name = f"The {role} network on validation images, at the end: {_accuracies(rows[-1])}."
+        head = element("h3", f"{role.capitalize()} network ", element("small", architecture))
+        figures.append(element("figure", head, plots.curve_plot(epochs, accuracies, f"elastic-{role}", name)))
+        legend = _curve_legend(accuracies)
+    note = (
+        f"Networks of all depths and widths with shared weights, over {epochs[-1]} epochs, and "
+        f"{len(search.measured or ())} of them measured with these weights ({duration(search.seconds)} in all). The "
+        "curves are accuracies of the largest and the smallest one on validation images, with the shared weights."
+    )
+    return [element("p", note, class_="note"), element("div", figures, class_="grid"), legend]
 
 
 def _about_search(search: SearchRecord) -> list[str]:

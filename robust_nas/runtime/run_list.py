@@ -5,7 +5,6 @@ A folder that cannot be read is a row that says why.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -143,16 +142,11 @@ def _of_certify(path: Path) -> dict[str, Any]:
 
 def _of_scaling(path: Path) -> dict[str, Any]:
     """Return the row of a scaling study, whose cells are runs of their own."""
-    grid = read_toml(path / "study.toml", "begin anew in another folder")
-    try:
-        axes = [grid[axis] for axis in ("depths", "widths", "seeds")] + [axis["values"] for axis in grid["vary"]]
-        count = math.prod(map(len, axes))
-    except (KeyError, TypeError) as error:
-        raise InputError(damaged(path / "study.toml", f"it is no grid ({error!r})", "begin anew in another")) from None
+    facts = records.read(path / "study.json", records.StudyData, "begin anew in another folder")
     ended = sum(1 for _ in (path / "cells").glob("*_seed=*.json"))
-    stages = {"run": ended == count, "report": is_there(path / "scaling.html")}
+    stages = {"run": ended == facts.num_cells, "report": is_there(path / "scaling.html")}
     return {
-        "data": _text(grid.get("data"), path),
+        "data": facts.name,
         "done": tuple(stage for stage, found in stages.items() if found),
         "missing": tuple(stage for stage, found in stages.items() if not found),
     }

@@ -13,11 +13,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from robust_nas.core.figures import matrix_plot
-from robust_nas.core.registry import Group
+from robust_nas.core.registry import Group, name_of
 from robust_nas.core.shown import Shown, Summary, frame
+from robust_nas.spaces import mixed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
     from robust_nas.runtime.stages import Stage
-    from robust_nas.spaces import Space
+    from robust_nas.spaces import ElasticSupernet, Space
     from robust_nas.spaces.cell.supernet import Supernet
     from robust_nas.threat import ThreatModel
+
+    SharedWeights: TypeAlias = Supernet | ElasticSupernet
 
 
 DRAWS = 10_000
@@ -53,7 +56,7 @@ class SearchResult(Shown):
 
     space: Space
     probabilities: list[list[float]]
-    supernet: Supernet | None
+    supernet: SharedWeights | None
     record: dict[str, Any]
     measured: Sequence[str] | None = None
 
@@ -169,10 +172,25 @@ class Search(ABC):
         return ()
 
     def check(self, space: Space) -> None:
-        """Raise InputError for a space that it cannot search; a recipe with both is then refused."""
+        """Raise InputError for a space that it cannot search; a recipe with both is then refused.
+
+        One that trains a supernet needs a space that has one.
+        """
+        if self.needs_supernet:
+            mixed(space, name_of(self))
 
     def rehearse(self, space: Space, data: Dataset) -> None:
         """Raise InputError for what the search would be refused for when it begins; no run folder is left then."""
+
+    def supernet_of(self, space: Space, data: Dataset, structure: Mapping[str, Any]) -> SharedWeights:
+        """Return a supernet that a search's weights fit, with values of its own.
+
+        Args:
+            structure: its structure when the weights were saved.
+        """
+        supernet = mixed(space, name_of(self)).supernet(data, partial=structure["partial"][0])
+        supernet.load_structure(structure)
+        return supernet
 
     @abstractmethod
     def search(self, space: Space, data: Dataset, threat: ThreatModel, stage: Stage) -> SearchResult:

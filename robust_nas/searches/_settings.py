@@ -23,21 +23,19 @@ from robust_nas.training.pgd_at import PGDAT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(Section):
-    """The objective of both levels, and the length of the search.
+class Course(Section):
+    """The objective, and the length of the search.
 
     Args:
         epochs: passes over the training split.
         batch_size: global batch of either level.
         objective: of both levels: a training method, with its examples and its loss. `standard` searches on
             clean images, `pgd_at` on adversarial ones, `ibp` on a bound of the loss over the ball.
-        hold_sample: whether the loss uses the mixture that its examples were crafted against, or a fresh one.
     """
 
     epochs: int = 50
     batch_size: int = 64
     objective: TrainingMethod = field(default_factory=lambda: PGDAT(attack=FGSM(random_start=True, batch_norm="batch")))
-    hold_sample: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +45,17 @@ class Objective(Section):
                 f"search.objective cannot be '{name_of(self.objective)}': replayed batches and mixtures of batch "
                 "norms are for trainings; take another method, such as pgd_at."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Course):
+    """The objective of both levels on mixtures.
+
+    Args:
+        hold_sample: whether the loss uses the mixture that its examples were crafted against, or a fresh one.
+    """
+
+    hold_sample: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +217,8 @@ class Validation(Section):
     """The measurements after each epoch.
 
     Args:
-        validation_attack: attacks the supernet at the mean mixture after each epoch.
+        validation_attack: attacks the supernet after each epoch: at the mean mixture; an elastic one as its largest and
+            its smallest network.
         validation_images: number of validation images for that, the first ones; all, if not given.
     """
 

@@ -35,6 +35,7 @@ from robust_nas.runtime.states import save_state
 from robust_nas.samplers import Questions, Sampler, Study
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.searches import Search, SearchResult
+from robust_nas.searches._measured import believed, check_replay
 from robust_nas.searches._trials import FOLDER, PATIENCE, Trials, wait
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.spaces import mixed
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 
     from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset
+    from robust_nas.searches import SharedWeights
     from robust_nas.spaces import Space
-    from robust_nas.spaces.cell.supernet import Supernet
     from robust_nas.threat import ThreatModel
 
 Objective = Literal["robust", "clean", "score", "parameters", "multiply_adds"]
@@ -164,7 +165,7 @@ class TrialSearch(Search):
             if not pending:
                 break
             if number <= done:
-                _check_replay(number, trials[number - 1]["architecture"], str(pending.popleft()), stage)
+                check_replay(number, trials[number - 1]["architecture"], str(pending.popleft()), stage)
                 questions.answer(trials[number - 1]["values"])
                 continue
             values = measure(pending[0]) if queue is None else _shared(queue, number, pending, measure, stage)
@@ -182,9 +183,9 @@ class TrialSearch(Search):
         if self.num_parallel > 1 and stage.folder is not None and stage.world.is_main:
             Trials(stage.folder / FOLDER).close()
         sharing.finish()
-        return self._believed(space, supernet, trials, seconds)
+        return believed(space, supernet, trials, seconds)
 
-    def _open(self, data: Dataset, stage: Stage, supernet: Supernet | None, done: int) -> Trials | None:
+    def _open(self, data: Dataset, stage: Stage, supernet: SharedWeights | None, done: int) -> Trials | None:
         """Return the trials in the run folder, for other processes to take part; None where none can."""
         if self.num_parallel == 1 or stage.folder is None or not stage.world.is_main:
             return None
@@ -217,7 +218,7 @@ class TrialSearch(Search):
             raise InputError("A trial is measured by one process here; start 'robust-nas work' without torchrun.")
         queue, over = Trials(stage.folder / FOLDER), stage.folder / STAGE_FILES["search"]
         count, idle, joined = 0, time.monotonic(), False
-        supernet: Supernet | None = None
+        supernet: SharedWeights | None = None
 
         def measure(architecture: AnyArchitecture) -> list[float]:
             return self._measure(architecture, space, data, threat, stage, supernet)
@@ -257,11 +258,10 @@ class TrialSearch(Search):
 
     def _shared_supernet(
         self, structure: dict[str, Any] | None, space: Space, data: Dataset, queue: Trials, stage: Stage
-    ) -> Supernet | None:
+    ) -> SharedWeights | None:
         if structure is None:
             return None
-        supernet = mixed(space, "sampled").supernet(data, partial=structure["partial"][0])
-        supernet.load_structure(structure)
+        supernet = self.sharing.supernet_of(space, data, structure)
         load_weights(supernet, queue.folder / WEIGHTS, "resume the run, which writes them anew")
         return supernet.to(stage.world.device)
 
@@ -272,7 +272,7 @@ class TrialSearch(Search):
         data: Dataset,
         threat: ThreatModel,
         stage: Stage,
-        supernet: Supernet | None,
+        supernet: SharedWeights | None,
     ) -> list[float]:
         """Return an architecture's objectives, the higher the better.
 
@@ -310,26 +310,6 @@ class TrialSearch(Search):
             found |= {"robust": outcome.robust_accuracy, "clean": outcome.clean_accuracy}
         return [{**costs, **found}[name] for name in self.objectives]
 
-    def _believed(
-        self, space: Space, supernet: Supernet | None, trials: list[dict[str, Any]], seconds: float
-    ) -> SearchResult:
-        """Return the trials, best first, and how often the best tenth of them have each operation or decided value.
-
-        As if there were one trial more, with a part of every one of these: none is impossible.
-        """
-        ranked = sorted(trials, key=lambda trial: trial["values"][0], reverse=True)
-        best = [space.indices_of(space.parse(trial["architecture"])) for trial in ranked[: max(1, len(ranked) // 10)]]
-        probabilities = [
-            [
-                (sum(places[row] == place for places in best) + 1 / len(options)) / (len(best) + 1)
-                for place in range(len(options))
-            ]
-            for row, options in enumerate(space.choices.values())
-        ]
-        measured = [trial["architecture"] for trial in ranked]
-        record = {"trajectory": [], "seconds": seconds, "measured": measured, "trials": trials}
-        return SearchResult(space, probabilities, supernet, record, measured)
-
 
 def _shared(
     queue: Trials,
@@ -355,15 +335,6 @@ def _shared(
                 idle = math.inf  # said once
             wait()
     return values
-
-
-def _check_replay(number: int, before: str, now: str, stage: Stage) -> None:
-    """Raise InputError if a sampler that is told the same does not ask the same as before the interruption."""
-    if before != now:
-        raise InputError(
-            f"Trial {number} of {stage.folder} was {before}, but the sampler would now ask for {now}: its package has "
-            "changed since; resume with the versions that environment.json names, or start a new run."
-        )
 
 
 def _keep(questions: Questions, stage: Stage) -> None:

@@ -6,8 +6,9 @@ space of one's own.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from robust_nas.core import catalogue
 from robust_nas.core.checks import check_path
 from robust_nas.core.config import build, read_toml, to_dict
 from robust_nas.core.errors import InputError, suggest
-from robust_nas.core.registry import Group, named
+from robust_nas.core.registry import Group, named, offered
 from robust_nas.datasets import DataForm
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from robust_nas.architectures import AnyArchitecture
     from robust_nas.datasets import Dataset, NetworkData
+    from robust_nas.spaces._elastic import ElasticCosts as ElasticCosts
+    from robust_nas.spaces._elastic import ElasticSupernet as ElasticSupernet
     from robust_nas.spaces.cell.supernet import Supernet
 
 
@@ -174,6 +177,51 @@ class MixedSpace(Space, Protocol):
         """Return the network in which every edge is a mixture of all operations, on 1/`partial` of the channels."""
 
 
+@runtime_checkable
+class ElasticSpace(Space, Protocol):
+    """A space whose networks can share weights along depth and width: `ElasticSupernet` has those of all.
+
+    A network of fewer blocks has the first blocks of each stage, one of fewer channels the first channels.
+    """
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The decisions of depth and width: their values are numbers, and the higher one makes the larger network."""
+
+    @property
+    def unshared(self) -> Mapping[str, Sequence[object]]:
+        """The keys that list several options of what weights are not shared between, with these options."""
+
+    def shared_names(self, architecture: AnyArchitecture) -> Mapping[str, str]:
+        """Return the modules of an architecture's network whose names depend on its depth, by their names in all."""
+
+
+def extreme(space: ElasticSpace, options: Mapping[str, Sequence[str]], choose: Callable[..., str]) -> AnyArchitecture:
+    """Return the architecture of the largest or smallest (`max` or `min`) of some options of depth and width."""
+    chosen = {name: choose(options[name], key=float) for name in space.sizes}
+    return space.decided([chosen.get(name, values[0]) for name, values in space.decisions.items()])
+
+
+def elastic(space: Space, search: str) -> ElasticSpace:
+    """Return a space whose networks can share weights along depth and width, for the search of a name.
+
+    Raises:
+        InputError: if it decides neither, or has several options of something else.
+    """
+    if not isinstance(space, ElasticSpace) or all(len(space.decisions[name]) == 1 for name in space.sizes):
+        raise InputError(
+            f"The search '{search}' shares weights along depth and width, but the space {space.name} decides neither; "
+            "take one that does, such as elastic-resnet-small."
+        )
+    if unshared := space.unshared:
+        remedy = " ".join(f"space.{key}={json.dumps([options[0]])}" for key, options in unshared.items())
+        raise InputError(
+            f"The search '{search}' shares weights along depth and width alone, but {space.name} has several options "
+            f"of space.{', space.'.join(unshared)}; keep one, as in '{remedy}'."
+        )
+    return space
+
+
 def mixed(space: Space, search: str) -> MixedSpace:
     """Return a space that has a supernet, for the search of a name.
 
@@ -185,7 +233,7 @@ def mixed(space: Space, search: str) -> MixedSpace:
     raise InputError(
         f"The search '{search}' trains a supernet, but the space {space.name} has none: its architectures are lists of "
         "decisions. Searches that work: 'sampled', with search.training (a short training of every trial) or "
-        "search.objectives = [\"score\"]; and 'given'."
+        "search.objectives = [\"score\"]; 'elastic', where they decide depth and width alone; and 'given'."
     )
 
 
@@ -307,3 +355,11 @@ def _built(table: Mapping[str, Any], where: str) -> Space:
 
 _KINDS = Group(__name__, "Kind", "decided")
 _GROUP = _Catalogue(__name__, "Space", "decided")
+
+__getattr__ = offered(
+    __name__,
+    {
+        "ElasticCosts": "_elastic",
+        "ElasticSupernet": "_elastic",
+    },
+)

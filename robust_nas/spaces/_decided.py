@@ -1,4 +1,4 @@
-"""The base class of spaces of independent decisions, without a supernet."""
+"""The base class of spaces of independent decisions, without a supernet of mixtures."""
 
 from __future__ import annotations
 

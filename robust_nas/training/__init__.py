@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from robust_nas.training._options import Forward as Forward
     from robust_nas.training._plan import Training as Training
 
-Norm = Literal["batch", "mixture"]
+Norm = Literal["batch", "mixture", "separate"]
 
 
 @dataclass
@@ -142,7 +142,8 @@ class TrainingMethod(ABC):
     """
 
     norm: ClassVar[Norm] = "batch"
-    """"mixture" gives clean and adversarial images batch norms of their own, if `train.norm` does not say otherwise."""
+    """"mixture" gives clean and adversarial images batch norms of their own, if `train.norm` does not say otherwise;
+    "separate" gives them statistics of their own only."""
 
     fixed_size: ClassVar[bool] = False
     """Whether images and batches must keep their size."""
@@ -199,6 +200,26 @@ class TrainingMethod(ABC):
         that losses added to a method's cost no pass of their own. It is the model itself, or has it as `forward.model`,
         for what is not an ordinary pass.
         """
+
+
+def together(forward: Callable[[Tensor], Tensor], crafted: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of adversarial images and of clean ones that go in with them, for a method's loss.
+
+    One pass of both together, but for a forward pass that knows of a mixture (`Forward.together`).
+
+    Args:
+        forward: as a method's `loss` is given it.
+        crafted: [B, C, H, W].
+        clean: all or the first ones of the batch's own images.
+    """
+    import torch
+
+    # A search's forward pass, or a model, has no mixture to choose in.
+    own: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = getattr(forward, "together", None)
+    if own is not None:
+        return own(crafted, clean)
+    first, second = forward(torch.cat([crafted, clean])).split([len(crafted), len(clean)])
+    return first, second
 
 
 _GROUP = Group(__name__, "TrainingMethod", "craft")

@@ -108,6 +108,6 @@ def _peaks(training: Training, model: nn.Module, batch: Batch) -> tuple[int, int
 def trainer_of(training: Training, model: nn.Module, world: World | None = None) -> Trainer:
     """Return a trainer of a model, as `fit` makes it; without a world, in this process on the CPU."""
     if training.mixes:
-        mix(model)
+        mix(model, shared=training.shares_affine)
     training.method.prepare(model, 0)
     return Trainer(model, training, world or World())

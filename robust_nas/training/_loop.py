@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.certification import certify
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import InputError, NotFinite
 from robust_nas.core.seeds import generator_at, seed_at, seeded
 from robust_nas.datasets import check_batch, epoch_batches
 from robust_nas.evaluation import evaluate
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from robust_nas.threat import ThreatModel
 
 
-class Diverged(InputError):
+class Diverged(NotFinite):
     """The loss is no number any more."""
 
 
@@ -86,10 +86,10 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
         probed(evaluating(copied(model)), data.train[:2].images.new_zeros(2, data.image_shape[0], size, size))
     if training.precision == "float16" and stage.world.device.type == "cpu":
         stage.progress.say(f"{stage.name}: float16 is slow on a CPU; train.precision=float32 is faster")
-    if training.mixes and not mix(model) and training.norm == "mixture":
+    if training.mixes and not mix(model, shared=training.shares_affine) and training.norm is not None:
         raise InputError(
-            "train.norm 'mixture' puts two batch norms in place of each nn.BatchNorm2d, but this network has none; set "
-            "it to 'batch'."
+            f"train.norm '{training.norm}' puts two batch norms in place of each nn.BatchNorm2d, but this network has "
+            "none; set it to 'batch'."
         )
     if training.drop_path and not isinstance(model, DropsPaths):
         raise InputError(
@@ -459,9 +459,9 @@ def _collapsed(history: list[dict[str, Any]], watch: float) -> bool:
 
 def _check_branches(model: nn.Module) -> None:
     advice = {
-        "clean": "set train.clean_weight above 0, or train.norm to 'batch'",
-        "adversarial": "take a method that crafts examples, with train.clean_weight above 0, or set train.norm to "
-        "'batch'",
+        "clean": "set train.clean_weight above 0, or clean_images of the method pgd_at, or train.norm to 'batch'",
+        "adversarial": "take a method that crafts examples, with train.clean_weight above 0 (or pgd_at with "
+        "clean_images), or set train.norm to 'batch'",
     }
     for branch in sorted(unused_branches(model)):
         raise InputError(f"No image goes through the {branch} batch norm of the mixture; {advice[branch]}.")

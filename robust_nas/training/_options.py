@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.core.errors import InputError
-from robust_nas.models.mixture_norm import through
+from robust_nas.models.mixture_norm import is_mixed, through
 from robust_nas.models.scores import logits_of
 from robust_nas.training import Batch
 
@@ -66,6 +66,21 @@ class Forward:
         logits = found.float()
         self._known.append((images, logits))
         return logits
+
+    def together(self, crafted: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of adversarial images and of clean ones that go in with them, some of the batch's.
+
+        In one pass, in which plain batch norms take the statistics of both together; where clean images have statistics
+        of their own, in two.
+        """
+        if is_mixed(self.model):
+            return self(crafted), self(clean)
+        both, sizes = torch.cat([crafted, clean]), [len(crafted), len(clean)]
+        of_crafted, of_clean = self(both).split(sizes)
+        self._known += [(crafted, of_crafted), (clean, of_clean)]
+        for features in [features for images, features in self._features if images is both]:
+            self._features += zip((crafted, clean), features.split(sizes), strict=True)
+        return of_crafted, of_clean
 
     def features(self, images: Tensor) -> Tensor:
         """Return the tapped part's output [B, C, H, W] in the pass of these images."""

@@ -57,7 +57,7 @@ class Training(
         if method.bounds_network and (self.compile or self.mixes):
             raise InputError(
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
-                "train.compile and train.norm 'mixture'."
+                "train.compile, and train.norm or set it to 'batch'."
             )
         for name, weight in (("drop_path", self.drop_path), ("auxiliary", self.auxiliary)):
             if weight and (self.compile or method.bounds_network):

@@ -281,9 +281,11 @@ class Normalisation(Objective):
     """Batch norms of clean and adversarial images.
 
     Args:
-        norm: "mixture" gives clean and adversarial images batch norms of their own (arXiv:1906.03787); "batch" gives
-            all one; if not given, the method decides.
-        serve: the batch norm of a mixture that the trained network keeps: "adversarial" or "clean".
+        norm: "mixture" gives clean and adversarial images batch norms of their own (arXiv:1906.03787); "separate" gives
+            them statistics of their own, and one scale and shift; "batch" gives all one; if not given, the method
+            decides.
+        serve: the batch norm of a mixture that the trained network keeps, or the statistics of a separate one:
+            "adversarial" or "clean".
     """
 
     norm: Norm | None = None
@@ -297,13 +299,18 @@ class Normalisation(Objective):
         if self.serve == "clean" and not self.mixes:
             raise InputError(
                 "train.serve 'clean' chooses a branch of a mixture; set train.norm to 'mixture' and train.clean_weight "
-                "above 0 as well."
+                "above 0 as well (or train.norm to 'separate', or clean_images of the method pgd_at above 0)."
             )
 
     @property
     def mixes(self) -> bool:
-        """Whether the network is trained with mixture batch norms."""
-        return (self.norm or self.method.norm) == "mixture"
+        """Whether clean and adversarial images have statistics of their own in training."""
+        return (self.norm or self.method.norm) != "batch"
+
+    @property
+    def shares_affine(self) -> bool:
+        """Whether they have these alone, and one scale and shift."""
+        return (self.norm or self.method.norm) == "separate"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,11 @@ from robust_nas.threat import ThreatModel
         (lambda: PGD(loss="hinge"), "PGD.loss must be one of cross_entropy, margin, dlr, kl, but got 'hinge'"),  # type: ignore[arg-type]
         (lambda: PGD(loss="kl", random_start=False), "set targets=0 and random_start=true"),
         (lambda: PGD(loss="kl", targets=2), "set targets=0 and random_start=true"),
+        (lambda: PGD(random_target=True, targets=2), "set targets=0 or random_target=false"),
+        (lambda: PGD(random_target=True, loss="kl"), "set random_target=false and clean_start=0"),
+        (lambda: PGD(clean_start=1.2), r"PGD.clean_start is a share of the samples in \[0, 1\], but got 1.2"),
+        (lambda: PGD(clean_start=0.2, random_start=False), "set clean_start=0 or random_start=true"),
+        (lambda: PGD(clean_start=0.2, loss="kl"), "set random_target=false and clean_start=0"),
         (lambda: PGD(momentum=-1), "PGD.momentum must be at least 0"),
         (lambda: PGD(schedule="linear"), "PGD.schedule must be one of constant, cosine"),  # type: ignore[arg-type]
         (lambda: PGD(early_stop=True, batch_norm="batch"), "set batch_norm='running'"),

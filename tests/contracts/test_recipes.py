@@ -9,7 +9,9 @@ import pytest
 
 from robust_nas import recipes as recipe
 from robust_nas import spaces
+from robust_nas.attacks.pgd import PGD
 from robust_nas.core import catalogue, config
+from robust_nas.training.pgd_at import PGDAT
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -20,6 +22,20 @@ def test_a_recipe_is_complete_and_its_record_reads_back_as_itself(name: str) -> 
     assert recipe.from_table(record, name) == loaded
     assert loaded.name == name
     assert record["search"].get("hold_sample", True) is True
+
+
+def test_the_protocol_of_intriguing_properties_has_the_published_figures() -> None:
+    chosen = recipe.load("intriguing-imagenet")
+    assert isinstance(chosen.train.method, PGDAT)
+    attack = chosen.train.method.attack
+    assert attack == PGD(steps=30, step_size=1 / 255, random_target=True, clean_start=0.2, batch_norm="running")
+    assert (chosen.threat.epsilon, chosen.train.label_smoothing) == (16 / 255, 0.1)
+    # A tenth of the learning rate after epochs 35, 70 and 95 of 110, from .1 for each 256 images on.
+    rates = [chosen.train.learning_rate_at((epoch - 0.5) / 110) for epoch in (1, 35, 36, 70, 71, 95, 96, 110)]
+    expected = [0.1 * chosen.train.batch_size / 256 * 0.1**drops for drops in (0, 0, 1, 1, 2, 2, 3, 3)]
+    assert rates == pytest.approx(expected)
+    assert max(chosen.evaluation.curve_steps) == 2000
+    assert config.to_dict(chosen.evaluation.steps_attack)["step_size"] == 1 / 255
 
 
 def test_a_folder_of_images_is_a_recipe_of_its_own_name(tmp_path: Path) -> None:

@@ -79,6 +79,24 @@ def test_a_curve_at_given_radii_has_the_threats_own_so_that_its_row_is_not_of_a_
     assert float(found.evaluation.attacks[1].correct.double().mean()) == found.curve[1].accuracy < 1
 
 
+def test_the_worst_case_counts_what_a_long_ascent_broke_and_its_curve_is_in_the_record(
+    bends: tuple[nn.Module, ImageSet],
+) -> None:
+    model, data = bends
+    plan = EvaluationPlan(
+        attacks=(FGSM(),), strongest=(), curve_attack=PGD(steps=1), curve_steps=(30, 2), masking_images=0
+    )
+    found = plan.assess(model, data, [LINF, L2], stage())
+    points = found.summary().steps
+    assert [(point.norm, point.steps) for point in points] == [("linf", 2), ("linf", 30), ("l2", 2), ("l2", 30)]
+    for threat, point in ((LINF, points[1]), (L2, points[3])):
+        *_, last = [attack for attack in found.evaluation.attacks if attack.threat == threat]
+        assert last.label == "pgd over steps" and int(last.correct.sum()) == point.accuracy * 80
+        assert not bool((found.evaluation.under(threat) & ~last.correct).any())
+    names = [cost.label for cost in plan.costs(model, data, [LINF], World(), 0)]
+    assert "pgd over 30 steps, linf 0.1" in names
+
+
 @pytest.mark.parametrize(
     ("plan", "threat", "message"),
     [

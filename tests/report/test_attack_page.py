@@ -196,6 +196,27 @@ def test_a_lead_sentence_quotes_the_union_with_its_interval_and_what_it_is_made_
     assert "second: 85.0 % (" in built[1].text and "Clean: 95.0 % (" in lead
 
 
+def test_accuracy_over_steps_is_drawn_and_said_with_its_intervals(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "stepped")
+    models = models_of(tmp_path / "stepped")
+    common = {"attack": "pgd", "norm": "linf", "epsilon": 8 / 255, "step_size": 1 / 255, "count": 40}
+    for name, shift in (("first", 0.0), ("second", 0.1)):
+        models[name]["steps"] = [
+            {**common, "steps": steps, "accuracy": value + shift, "low": value, "high": 0.95, "last": value + shift}
+            for steps, value in ((10, 0.75), (2000, 0.5))
+        ]
+    change(tmp_path / "stepped", models=models)
+    text, page = build(tmp_path / "stepped")
+    assert "Accuracy over steps" in page.text and "PGD, linf 8/255, steps of 1/255, 40 images" in page.text
+    said = "first: 75.0 % (75.0 to 95.0) after 10 of 40 images, 50.0 % (50.0 to 95.0) after 2,000 of 40 images; second"
+    assert said in text
+    assert "Accuracy over steps" not in build(folder)[1].text
+    # More images correct after an ascent than when clean are a defect.
+    models["first"]["steps"][0] |= {"accuracy": 0.975}
+    change(tmp_path / "stepped", models=models)
+    assert "first: more images are correct under attack at 0.0313725 than when clean." in build(tmp_path / "stepped")[0]
+
+
 def test_the_table_has_every_number_in_its_column(built: tuple[str, Page]) -> None:
     rows = [[cell.split()[0] for cell in row] for row in built[1].rows if len(row) == 10]
     # Clean; union and average; the worst case, APGD and FAB at linf, and again at l2. FAB at linf leaves 32 of 40, at

@@ -214,6 +214,12 @@ STATEFUL = {
         "optimiser": "lamb",
         "learning_rate": 0.01,
     },
+    "separate": {
+        "method": {"name": "pgd_at", "clean_images": 0.5, "attack": {"name": "fgsm"}},
+        "norm": "separate",
+        "awp": 0.01,
+        "ema": 0.9,
+    },
     "bfloat16": {"method": "trades", "precision": "bfloat16", "optimiser": "adamw", "learning_rate": 0.001},
     "lars": {"method": "fast", "optimiser": "lars", "channels_last": True},
 }

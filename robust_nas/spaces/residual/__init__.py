@@ -93,6 +93,23 @@ class ResidualSpace(Decisions):
         found |= {"block": self.blocks, "stem": self.stems}
         return {name: tuple(map(str, options)) for name, options in found.items()}
 
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The decisions of depth and width."""
+        return tuple(name for name in self.decisions if name.split()[0] in ("depth", "width"))
+
+    @property
+    def unshared(self) -> dict[str, tuple[object, ...]]:
+        """The keys that list several options beside those of depth and width."""
+        keys = ("kernels", "activations", "norms", "se", "blocks", "stems")
+        return {key: options for key in keys if len(options := getattr(self, key)) > 1}
+
+    def shared_names(self, architecture: AnyArchitecture) -> dict[str, str]:
+        """Return the blocks' names by stage: their own go through all stages."""
+        assert isinstance(architecture, ResidualArchitecture)
+        places = [f"{stage}.{place}" for stage, depth in enumerate(architecture.depths) for place in range(depth)]
+        return {f"blocks.{number}": f"stages.{place}" for number, place in enumerate(places)}
+
     def parse(self, text: str) -> ResidualArchitecture:
         """Read an architecture of this space.
 

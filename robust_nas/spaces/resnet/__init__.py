@@ -22,7 +22,7 @@ from robust_nas.architectures.resnet import (
     width_text,
 )
 from robust_nas.core.errors import InputError
-from robust_nas.spaces import BuiltFrom
+from robust_nas.spaces import BuiltFrom, extreme
 from robust_nas.spaces._decided import Decisions, check_options
 
 if TYPE_CHECKING:
@@ -111,6 +111,28 @@ class ResNetSpace(Decisions):
         found |= {"block": self.blocks, "stem": self.stems, "norm": list(map(norm_text, self.norms))}
         found |= {"activation": self.activations, "se": self.se, "denoise": self.denoise}
         return {name: tuple(map(str, options)) for name, options in found.items() if options}
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The decisions of depth and width."""
+        return tuple(name for name in self.decisions if name.split()[0] in ("depth", "blocks", "width"))
+
+    @property
+    def unshared(self) -> dict[str, tuple[str, ...]]:
+        """The keys that list several options beside those of depth and width; `blocks` too, where depth decides it."""
+        keys = ("splits", "stems", "norms", "activations", "se", "denoise")
+        ends = (extreme(self, self.decisions, choose) for choose in (min, max))
+        blocks = tuple(dict.fromkeys(end.parts["block"] for end in ends))
+        found = {"blocks": self.blocks or blocks, **{key: getattr(self, key) for key in keys}}
+        return {key: options for key, options in found.items() if len(options) > 1}
+
+    def shared_names(self, architecture: AnyArchitecture) -> dict[str, str]:
+        """Return the names of denoising, which is behind the last block of a stage."""
+        assert isinstance(architecture, ResNetArchitecture)
+        if architecture.denoise == "none":
+            return {}
+        stages = enumerate(architecture.stages, start=1)
+        return {f"layer{stage}.{depth}": f"layer{stage}.denoising" for stage, depth in stages}
 
     def _telling(self) -> Iterator[list[str]]:
         """Yield values of the decisions among which there is one for every mistake that some of them make together.

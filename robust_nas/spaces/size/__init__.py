@@ -67,6 +67,20 @@ class SizeSpace(Decisions):
         options = tuple(map(str, self.channels))
         return {f"layer {number}": options for number in range(1, len(self.reduces) + 1)}
 
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """All decisions are of width."""
+        return tuple(self.decisions)
+
+    @property
+    def unshared(self) -> dict[str, tuple[object, ...]]:
+        """There are no other options."""
+        return {}
+
+    def shared_names(self, architecture: AnyArchitecture) -> dict[str, str]:
+        """Every module has the same name in all networks."""
+        return {}
+
     def parse(self, text: str) -> ChannelConfiguration:
         """Read an architecture of this space.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from robust_nas import pipeline, records
-from robust_nas.core.errors import InputError, Terminated, TooLarge, reason_of
+from robust_nas.core.errors import InputError, NotFinite, Terminated, TooLarge, reason_of
 from robust_nas.records.scaling import CellEnd, Status
 from robust_nas.runtime.distributed import end_with_parent
 from robust_nas.runtime.process import unchanged_process
@@ -27,7 +27,6 @@ from robust_nas.runtime.run_folder import is_run
 from robust_nas.runtime.threads import wait_passively
 from robust_nas.studies.scaling import grid
 from robust_nas.studies.scaling.files import Files, claimed
-from robust_nas.training import Diverged
 
 TAKEN = 76
 """The exit code of a process whose cell another one measures, or has measured."""
@@ -95,7 +94,7 @@ def _run(study: Path, name: str) -> None:
 
 
 def _status(error: Exception) -> Status:
-    if isinstance(error, Diverged):
+    if isinstance(error, NotFinite):
         return "diverged"
     of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError | TooLarge)
     return "out of memory" if of_memory or _OF_MEMORY.search(str(error)) else "failed"

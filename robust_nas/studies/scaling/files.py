@@ -1,7 +1,7 @@
 """The folder of a scaling study.
 
     study.toml               the grid
-    images.json              the data in numbers, which plans and pages are made from
+    study.json               its data and cells in numbers
     cells/NAME/              a cell's run folder
     cells/NAME.log           what its process said
     cells/NAME.claim         locked by the process that measures it

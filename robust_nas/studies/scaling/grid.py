@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +98,18 @@ class Grid:
         return found | {axis.key: axis.values for axis in self.vary}
 
     def __len__(self) -> int:
-        return math.prod(map(len, self._axes.values()))
+        return len(self.depths) * len(self.widths) * len(self.seeds) * len(self.varied)
+
+    @property
+    def varied(self) -> list[dict[str, str]]:
+        """The combinations of the settings that vary.
+
+        Left out are those with several norms and no clean images: all images would go through one, which is the plain
+        norm.
+        """
+        keys = [axis.key for axis in self.vary]
+        every = (dict(zip(keys, values, strict=True)) for values in itertools.product(*(a.values for a in self.vary)))
+        return [each for each in every if not _has_idle_norms(each)]
 
     def architecture(self, depth: int, width: str) -> ResNetArchitecture:
         """Return the network of a depth and a width.
@@ -112,15 +122,12 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """Return all cells: the small networks first, and seed by seed, so that an early end leaves whole grids."""
-        keys = [axis.key for axis in self.vary]
-        every = itertools.product(*(axis.values for axis in self.vary))
-        varied = [dict(zip(keys, values, strict=True)) for values in every]
         networks = {(depth, width): self.architecture(depth, width) for depth in self.depths for width in self.widths}
         return [
             Cell(grid=self, depth=depth, width=width, network=network, seed=seed, varied=each)
             for seed in self.seeds
             for (depth, width), network in networks.items()
-            for each in varied
+            for each in self.varied
         ]
 
 
@@ -263,6 +270,12 @@ def _net_for(data: str, size: int | None, overrides: Sequence[str], data_root: P
         source = recipes.load(data, of_data, data_root=data_root).data
         size = getattr(source, "size", None) or max(source.load_splits().image_shape[1:])
     return "cifar-resnet" if size <= SMALL else "resnet"
+
+
+def _has_idle_norms(varied: Mapping[str, str]) -> bool:
+    """Whether settings have a norm for clean images, of which there are none."""
+    clean = varied.get(SHORT["clean_images"], "")
+    return bool(re.fullmatch(r"0*\.?0*", clean)) and clean != "" and varied.get(SHORT["norms"], "batch") != "batch"
 
 
 def _in_name(value: str) -> str:

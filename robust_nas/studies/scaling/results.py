@@ -28,7 +28,7 @@ def read(study: Path) -> StudyRecord:
         InputError: if `study` is none, or a file of it is damaged.
     """
     cells, files = grid.read(study).cells(), Files(study)
-    data = records.read(study / "images.json", StudyData)
+    data = records.read(study / "study.json", StudyData)
     first = cells[0].recipe
     sessions = [session for cell in cells for session in sessions_of(RunFolder(files.run(cell.name)))]
     return StudyRecord(
@@ -70,6 +70,7 @@ def _row(cell: Cell, files: Files, data: StudyData) -> CellRow:
         clean=None if attacked is None else _measured(attacked.clean),
         robust=None if attacked is None else _measured(attacked.worst_case),
         attacks={} if attacked is None else {each.name: _measured(each) for each in attacked.attacks},
+        steps={} if attacked is None else {str(point.steps): point.accuracy for point in attacked.steps},
     )
 
 

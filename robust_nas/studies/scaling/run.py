@@ -71,11 +71,11 @@ def begin(grid: Grid, study: Path) -> Path:
     Raises:
         InputError: for a mistake in the settings, data that is not there, or a folder that has something else.
     """
-    if study.exists() and not (study / "images.json").is_file():
+    if study.exists() and not (study / "study.json").is_file():
         raise InputError(f"{study} has other files than those of a scaling study; name a folder that is not there yet.")
     folder = RunFolder(study)
     if not study.exists():
-        chosen = [cell.recipe for cell in grid.cells()]
+        chosen = [cell.recipe for cell in grid.cells() if cell.seed == grid.seeds[0]]  # the others differ by their seed
         data = pipeline.read_data(chosen[0].data, World())
         facts = StudyData(
             name=data.name,
@@ -83,9 +83,10 @@ def begin(grid: Grid, study: Path) -> Path:
             num_classes=len(data.classes),
             num_train=len(data.train),
             num_validation=len(data.validation),
+            num_cells=len(grid),
         )
         make_folder(study, "choose another place with --out")
-        records.write(study / "images.json", facts)
+        records.write(study / "study.json", facts)
     folder.settle(config.to_dict(grid), "study.toml")
     Files(study).cells.mkdir(exist_ok=True)
     return study
