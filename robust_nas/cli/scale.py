@@ -41,12 +41,33 @@ GRID = (
 @app.command(
     OVERRIDES,
     *GRID,
-    examples=["robust-nas scale plan --depths 20,38,74,146 --widths 1,2 --data cifar10 --train pgd_at --seeds 3"],
+    argument("--size", type=int, metavar="PIXELS", help="a side of the images; with the next two, no data is read"),
+    argument("--classes", type=int, metavar="N", help="classes"),
+    argument("--num-images", type=int, metavar="N", help="images to train on"),
+    argument("--memory", type=float, metavar="GIB", help="memory that there is (this device's)"),
+    argument("--seconds", type=float, help="to be spent on timing, about (5)"),
+    argument(
+        "--no-attacks", dest="attacks", action="store_false", default=None, help="leave out the attacks on test images"
+    ),
+    examples=[
+        "robust-nas scale plan --depths 20,38,74,146 --widths 1,2 --data cifar10 --train pgd_at --seeds 3",
+        "robust-nas scale plan --depths 152,638 --data fast-imagenet --size 224 --classes 1000 --num-images 1281167",
+    ],
 )
 def plan(overrides: Sequence[str], **options: Any) -> None:
     """Say what each network of a grid costs, and what fits into memory, before anything is trained."""
-    grid = slow.scaling.from_words(overrides, **given(options))
-    slow.answer.answer(lambda: str(grid), grid)
+    chosen = given(options)
+    missing = [f"--{name}" for name in ("data", "depths") if name not in chosen]
+    if missing:
+        raise InputError(f"A grid needs {' and '.join(missing)}, such as --depths 20,38,74 --data cifar10.")
+    own = {name: chosen.pop(name) for name in PLAN if name in chosen}
+    grid = slow.scaling.from_words(overrides, **chosen, size=own.get("size"))
+    found = slow.scaling.plan(grid, **own, progress=progress())
+    slow.answer.answer(found.text, found)
+
+
+PLAN = ("size", "classes", "num_images", "memory", "seconds", "attacks")
+"""The arguments of `scaling.plan` that are none of a grid."""
 
 
 @app.command(

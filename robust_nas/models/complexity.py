@@ -23,6 +23,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def machine_memory() -> int:
+    """Return the bytes of memory that this process may take."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([memory, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+
+
 @contextlib.contextmanager
 def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
     """Build modules that fit into the machine's memory; what does not is refused before its memory is touched.
@@ -34,9 +41,7 @@ def within_memory(what: str, *, copies: int = 4) -> Iterator[None]:
     Raises:
         TooLarge: as soon as the parameters would take more than there is.
     """
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = min([memory, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+    memory = machine_memory()
     taken, refusal = 0, f"{what} takes more than the {memory / 2**30:.3g} GiB of memory that there are; choose smaller "
     refusal += "sizes in [space], such as fewer channels."
 

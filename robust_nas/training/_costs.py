@@ -39,7 +39,7 @@ def forward_equivalents(training: Training, model: nn.Module, batch: Batch) -> f
         model: in training mode; it is changed by a step.
         batch: with a memory of its own.
     """
-    trainer = _trainer(training, model)
+    trainer = trainer_of(training, model)
 
     def forward() -> None:
         with torch.no_grad():
@@ -96,7 +96,7 @@ _SMALL = 32
 
 def _peaks(training: Training, model: nn.Module, batch: Batch) -> tuple[int, int, int, int]:
     """Return the most bytes that a step holds, and a plain pass, and those of gradients and the optimiser's state."""
-    trainer = _trainer(training, model)
+    trainer = trainer_of(training, model)
     trainer.step(batch, 0.0)  # makes the optimiser's state
     with Meter(chain(model.parameters(), model.buffers())) as meter:
         trainer.step(batch, 0.0)
@@ -105,9 +105,9 @@ def _peaks(training: Training, model: nn.Module, batch: Batch) -> tuple[int, int
     return meter.peak, measure_pass(model, batch.images).peak, gradients, trainer.optimiser_size
 
 
-def _trainer(training: Training, model: nn.Module) -> Trainer:
-    """Return a trainer of a model, as `fit` makes it."""
+def trainer_of(training: Training, model: nn.Module, world: World | None = None) -> Trainer:
+    """Return a trainer of a model, as `fit` makes it; without a world, in this process on the CPU."""
     if training.mixes:
         mix(model, shared=training.shares_affine)
     training.method.prepare(model, 0)
-    return Trainer(model, training, World())
+    return Trainer(model, training, world or World())

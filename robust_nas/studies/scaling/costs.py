@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust_nas import spaces
 from robust_nas.architectures.resnet import NETS, ResNetArchitecture
@@ -154,24 +154,35 @@ def step_of(recipe: Recipe, network: ResNetArchitecture, data: StudyData) -> Ste
         narrow = replace(shallow, widths=(float(share),) * len(network.stages))
         _STEPS[key] = step_cost(
             training,
-            lambda: _untrained(shallow, form),
-            lambda: _untrained(narrow, form),
+            lambda: made(shallow, form),
+            lambda: made(narrow, form),
             lambda count: random_batch(form, recipe.threat, count),
         )
     return _STEPS[key]
 
 
-def _untrained(network: ResNetArchitecture, form: DataForm) -> nn.Module:
+def made(network: ResNetArchitecture, form: DataForm) -> nn.Module:
+    """Return an architecture's untrained network."""
     with seeded(0, "costs"):
         return _space(str(network)).network(network, form)
 
 
-def random_batch(form: DataForm, threat: ThreatModel, count: int) -> Batch:
+def random_images(form: DataForm, count: int) -> Tensor:
+    """Return random images [count, C, H, W] in [0, 1]."""
+    return torch.rand(count, *form.image_shape, generator=generator_at("cpu", 0, "costs"))
+
+
+def random_batch(form: DataForm, threat: ThreatModel, count: int, device: torch.device | str = "cpu") -> Batch:
     """Return a batch of random images, with all classes in turn."""
-    images = torch.rand(count, *form.image_shape, generator=generator_at("cpu", 0, "costs"))
-    places = torch.arange(count)
-    labels = places % len(form.classes)
+    places = torch.arange(count, device=device)
+    labels, images = places % len(form.classes), random_images(form, count).to(device)
     return Batch(images, labels, labels, threat, 0, places, places, count, count, Memory())
+
+
+def part_of(batch: Batch, count: int) -> Batch:
+    """Return the first images of a batch as one of their own."""
+    tensors = {name: getattr(batch, name)[:count] for name in ("images", "labels", "targets", "ids", "places")}
+    return replace(batch, **tensors, num_samples=count, batch_size=count, memory=Memory())
 
 
 @dataclass(frozen=True)
