@@ -40,7 +40,7 @@ class StudyData(Record):
         num_classes: classes.
         num_train: images to train on.
         num_validation: images that choose the epoch.
-        num_cells: cells of its grid.
+        num_cells: cells of its grid; 0 of a plan, which has no folder.
     """
 
     name: str
@@ -48,7 +48,7 @@ class StudyData(Record):
     num_classes: Count
     num_train: Count
     num_validation: Count
-    num_cells: Count
+    num_cells: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
