@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 from scipy import stats
 from scipy.optimize import least_squares
 
+from robust_nas import records
 from robust_nas.core.errors import InputError
+from robust_nas.records import plain
 from robust_nas.records.reading import SIZES, Law, Reading
 from robust_nas.records.scaling import CellRow, StudyRecord
 from robust_nas.studies.scaling import measured, power, reading
@@ -290,11 +294,20 @@ def test_a_reading_is_text_facts_and_a_table(study: StudyRecord, found: Reading)
     text = reading.text(found)
     assert all(row.network in text for row in study.cells)
     assert all(len(line) <= 120 for line in text.splitlines())
+    facts = json.loads(json.dumps(plain(found), allow_nan=False))
+    assert records.build(Reading, facts, Path("facts.json")) == found
     frame = found.to_frame()
     assert list(frame["name"]) == [row.name for row in study.cells]
     assert frame["robust"].tolist() == [row.robust.accuracy for row in study.cells if row.robust]
     assert found.findings[0] in repr(found).replace("\n        ", " ")
     assert set(SIZES) == {own.over for own in found.laws}
+
+
+def test_no_interval_of_an_error_ends_above_1(made_study: Made) -> None:
+    study = made_study(lambda depth, width: min(0.96 + depth / 10_000, 1), DEPTHS, noise=0.01)
+    cells = tuple(row for row in study.cells if row.robust and row.robust.accuracy >= 0)
+    (sample,) = samples(replace(study, cells=cells), "robust")
+    assert max(own.error.high or 0 for own in frontier(sample, "parameters").networks) <= 1
 
 
 def test_a_study_in_which_nothing_finished_is_read(study: StudyRecord) -> None:

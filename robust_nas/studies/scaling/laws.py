@@ -134,7 +134,7 @@ def _fit(sample: Sample, sizes: Floats, found: PowerLaws, *, beyond: bool) -> Fi
         noise=sample.noise,
         scatter=float(np.sqrt((distance**2).mean())),
         curve=tuple(
-            OnCurve(size=float(place), error=sample.estimate(errors[:, i]), beyond=place > largest * (1 + 1e-9))
+            OnCurve(size=float(place), error=sample.estimate(errors[:, i]), beyond=bool(place > largest * (1 + 1e-9)))
             for i, place in enumerate(places)
         ),
     )

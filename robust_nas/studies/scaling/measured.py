@@ -67,7 +67,7 @@ class Sample:
     leave intervals too narrow. Hence distances are drawn from those of all networks: of logarithms, in which errors of
     all sizes vary about equally. They are stretched twice: by n / (n - 1) of the variance, since distances from the
     mean of n seeds are shorter than those from the truth, and by the quantile of t over that of the normal
-    distribution, since the variance is estimated itself.
+    distribution, since the variance is estimated itself. No drawn error is above 1.
 
     Args:
         setting: its name.
@@ -115,7 +115,7 @@ class Sample:
             logs = np.log([*network.errors.values()])
             random = np.random.default_rng(seed_at(0, "scaling", self.setting, self.error, network.name))
             drawn = self._pool[random.integers(len(self._pool), size=(RESAMPLES, len(logs)))]
-            found.append(np.exp(np.vstack([logs, logs.mean() + drawn])))
+            found.append(np.minimum(np.exp(np.vstack([logs, logs.mean() + drawn])), 1.0))
         return found
 
     @cached_property
