@@ -41,6 +41,7 @@ class StudyData(Record):
         num_train: images to train on.
         num_validation: images that choose the epoch.
         num_cells: cells of its grid; 0 of a plan, which has no folder.
+        command: what was typed to make it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StudyData(Record):
     num_train: Count
     num_validation: Count
     num_cells: Count = 0
+    command: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
