@@ -202,7 +202,8 @@ def _train(
             )
         within = stage.within("validation")
         with trainer.average.held(), through(model, training.serve), trainer.checkpointed():
-            result = evaluate(model, data.validation, threat, [training.selection_attack], stage=within)
+            attacks, chunk = [training.selection_attack], training.selection_batch
+            result = evaluate(model, data.validation, threat, attacks, batch_size=chunk, stage=within)
             accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
             if is_certified:
                 (proved,) = certify(model, data.validation, threat, bound="interval", stage=within)

@@ -9,9 +9,10 @@ from typing import Literal
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
-from robust_nas.core.checks import check_choice
+from robust_nas.core.checks import check_at_least, check_choice
 from robust_nas.core.config import Section
 from robust_nas.core.errors import InputError
+from robust_nas.evaluation import BATCH_SIZE
 from robust_nas.models.mixture_norm import Branch
 from robust_nas.threat import epsilon_scale_at
 from robust_nas.training import Norm, TrainingMethod
@@ -415,14 +416,17 @@ class Selection(Section):
         keep: "best" keeps the network of the epoch with the best accuracy on the validation split, under attack, or,
             where the method bounds the network, certified by intervals; "last" keeps that of the last epoch, as in
             publications that do not select.
+        selection_batch: validation images that are attacked at once; fewer take less memory.
     """
 
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
+    selection_batch: int = BATCH_SIZE
     keep: Kept = "best"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train.keep", self.keep, Kept)
+        check_at_least("train.selection_batch", self.selection_batch, 1)
 
 
 def _check_shares(**values: float | None) -> None:
