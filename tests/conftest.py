@@ -130,6 +130,7 @@ def made_study() -> Callable[..., StudyRecord]:
                     parameters=int(1e4 * capacity), multiply_adds=int(1e6 * capacity), epochs=20,
                     training_flops=1e12 * capacity, status="finished", seconds=1.0, peak_memory=2**28, clean=clean,
                     robust=robust, attacks={"pgd": robust},
+                    validation={"clean": 1 - true(depth, width, **own) / 2, "robust": 1 - true(depth, width, **own)},
                     steps={str(steps): 1 - errors[0] + 0.05 / steps for steps in (1, 10, 100, 2000)},
                 )
             )  # fmt: skip

@@ -281,8 +281,7 @@ def test_a_budget_has_the_best_network_within_it_and_a_prediction_inside_the_mea
         own = within(sample, over_training, budget)
         inside = {row.network for row in study.cells if row.training_flops <= budget}
         errors = {
-            name: np.mean([1 - row.robust.accuracy for row in study.cells if row.network == name and row.robust])
-            for name in inside
+            row.network: 1 - row.validation["robust"] for row in study.cells if row.network in inside and row.validation
         }
         assert own.network == (min(errors, key=lambda name: errors[name]) if errors else None)
         assert (own.predicted is not None) is is_inside and (own.refusal is None) is is_inside

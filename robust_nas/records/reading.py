@@ -239,8 +239,9 @@ class Within(Record):
     Args:
         setting: its name.
         budget: training FLOPs.
-        network: the measured network of least robust error among those within it; None if none is.
-        error: its error.
+        network: of the networks within it, the one of least robust error on validation images; None if there is none.
+        validation: that error.
+        error: its error on test images.
         parameters: of a network whose training takes the whole budget, between measured ones; None if refused.
         predicted: robust error there, by the law over training FLOPs.
         refusal: the reason why nothing is predicted.
@@ -249,6 +250,7 @@ class Within(Record):
     setting: str
     budget: float
     network: str | None = None
+    validation: float | None = None
     error: Estimate | None = None
     parameters: float | None = None
     predicted: Estimate | None = None

@@ -150,9 +150,9 @@ def within(reading: Reading) -> Content:
         "Parameters then",
     ]
     caption = (
-        "The measured network of least robust error whose training takes no more FLOPs than the budget (attacks "
-        "included, two for each multiply-add), and what the law over training FLOPs gives for a network that takes "
-        "all of it, inside the measured range alone."
+        "The network of least robust error on validation images whose training takes no more FLOPs than the budget "
+        "(attacks included, two for each multiply-add), its error on test images, and what the law over training FLOPs "
+        "gives for a network that takes all of it, inside the measured range alone."
     )
     content: list[Content] = [
         table_of(heads, rows, caption, "The best within a budget of training FLOPs", left=3 if several else 2)

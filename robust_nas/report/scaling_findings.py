@@ -107,11 +107,11 @@ def _budget(reading: Reading) -> Iterator[str]:
     if not found:
         yield f"No network of this study trains within {budget} FLOPs."
         return
-    best = min(found, key=lambda own: own.error.value if own.error else 1.0)
+    best = min(found, key=lambda own: 1.0 if own.validation is None else own.validation)
     assert best.error is not None
     yield (
-        f"Within {budget} training FLOPs the least robust error that was measured is {with_interval(best.error)}, of "
-        f"{best.network}{of_setting(best.setting)}."
+        f"Within {budget} training FLOPs validation images choose {best.network}{of_setting(best.setting)}, whose "
+        f"robust error on test images is {with_interval(best.error)}."
     )
     predicted = [own for own in reading.within if own.predicted and own.parameters]
     if predicted:

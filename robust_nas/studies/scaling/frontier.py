@@ -110,14 +110,17 @@ def budgets(samples: Sequence[Sample]) -> list[float]:
 def within(sample: Sample, law: Law, budget: float) -> Within:
     """Return the best of a setting within a budget of training FLOPs: measured, and by the law.
 
+    Validation images choose among the measured ones, and test images measure the one that is chosen.
+
     Args:
         sample: a setting's networks, with robust errors.
         law: of these over training FLOPs.
         budget: training FLOPs of one network.
     """
     affordable = [place for place, network in enumerate(sample.networks) if network.flops <= budget]
-    best = min(affordable, key=lambda place: sample.means[0, place], default=None)
+    best = min(affordable, key=lambda place: sample.networks[place].validation, default=None)
     network = None if best is None else sample.networks[best].name
+    validation = None if best is None else sample.networks[best].validation
     error = None if best is None else sample.estimate(sample.means[:, best])
     flops = np.array([network.flops for network in sample.networks])
     parameters, predicted, refusal = None, None, None
@@ -132,8 +135,8 @@ def within(sample: Sample, law: Law, budget: float) -> Within:
         logs = np.log([sample.networks[place].row.parameters for place in order])
         parameters = float(np.exp(np.interp(np.log(budget), np.log(flops[order]), logs)))
     return Within(
-        setting=sample.setting, budget=budget, network=network, error=error, parameters=parameters,
-        predicted=predicted, refusal=refusal,
+        setting=sample.setting, budget=budget, network=network, validation=validation, error=error,
+        parameters=parameters, predicted=predicted, refusal=refusal,
     )  # fmt: skip
 
 

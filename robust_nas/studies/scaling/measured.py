@@ -35,11 +35,13 @@ class Network:
         row: one of its cells: all have the same size.
         errors: by seed, fractions above 0.
         flops: of its training, mean over seeds.
+        validation: mean robust error on validation images; it alone may choose among networks.
     """
 
     row: CellRow
     errors: dict[int, float]
     flops: float
+    validation: float
 
     @property
     def name(self) -> str:
@@ -167,6 +169,7 @@ def samples(study: StudyRecord, kind: Kind) -> list[Sample]:
                     rows[0],
                     {row.seed: _error(row, kind) for row in rows},
                     float(np.mean([row.training_flops for row in rows])),
+                    float(np.mean([1 - row.validation["robust"] for row in rows if row.validation])),
                 )
                 for rows in networks.values()
             ),
