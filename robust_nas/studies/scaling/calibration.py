@@ -163,10 +163,10 @@ class Trial:
             loss.backward()
             model.zero_grad()
 
-        def fitting(passes: float) -> int:
+        def fitting(passes: float, share: float = self.seconds / 18) -> int:
             """Return as many images as there is time for."""
             images = full
-            while images > 2 and 2 * passes * candidate.flops * images / rate > self.seconds / 9:
+            while images > 2 and passes * candidate.flops * images / rate > share:
                 images //= 2
             return images
 
@@ -178,8 +178,10 @@ class Trial:
         if many > few:
             ratio = self._mean(lambda: one_pass(many)) / self._mean(lambda: one_pass(few))
             points.append((many, per_pass * ratio))
-        held = candidate.cost.step * max(many, self.step.graphs * few) / candidate.cost.training.images
-        taken = self._memory(partial(one_pass, many), partial(whole, few))
+        # Of few images it is mostly pieces: once more of as many as possible.
+        most = max(many, fitting(1.0, self.seconds / 9))
+        held = candidate.cost.step * max(most, self.step.graphs * few) / candidate.cost.training.images
+        taken = self._memory(partial(one_pass, most), partial(whole, few))
         return Timed(points, held, None if taken is None else taken - candidate.cost.gradients)
 
     def _memory(self, *works: Callable[[], None]) -> int | None:
