@@ -42,8 +42,8 @@ NORMS = {"plain": "batch", "separate": "separate", "mixture": "mixture"}
 SHARES = (0.0, 0.5, 1.0)
 ATTACKERS = ("untargeted", "random targets")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "digits": {"epsilon": 0.15, "epochs": 15, "images": None, "test": 300},
-    "mnist": {"epsilon": 0.2, "epochs": 8, "images": 1000, "test": 200},
+    "digits": {"epsilon": 0.15, "epochs": 15, "batch": 64, "images": None, "test": 300},
+    "mnist": {"epsilon": 0.2, "epochs": 12, "batch": 32, "images": 1000, "test": 200},
 }
 MEASURES = {"clean": "clean", "pgd": "PGD-50", "apgd": "with APGD"}
 
@@ -79,17 +79,17 @@ def load(options: argparse.Namespace) -> Dataset:
     """Return the images."""
     if options.data == "digits":
         return rn.datasets.load("digits")
-    sizes = {"train_size": options.images, "validation_size": 500, "test_size": options.test}
+    sizes = {"train_size": options.images, "validation_size": 200, "test_size": options.test}
     return rn.datasets.load("mnist", root=options.root, download=False, **sizes)
 
 
-def plan(cell: Cell, epsilon: float, epochs: int, steps: int) -> Training:
+def plan(cell: Cell, epsilon: float, epochs: int, batch: int, steps: int) -> Training:
     """Return the training of a cell."""
     pgd = {"name": "pgd", "steps": steps, "step_size": epsilon / 4}
     attack = {**pgd, "random_target": cell.attacker == "random targets"}
     table = {
         "epochs": epochs,
-        "batch_size": 64,
+        "batch_size": batch,
         "learning_rate": 0.1,
         "method": {"name": "pgd_at", "clean_images": cell.share, "attack": attack},
         "norm": NORMS[cell.norm],
@@ -103,7 +103,9 @@ def measure(cell: Cell, data: Dataset, options: argparse.Namespace) -> dict[str,
     threat, started = rn.ThreatModel(epsilon=options.epsilon), time.process_time()
     network = rn.create(NETWORK, data, seed=cell.seed)
     stage = Stage("train", cell.seed, World(), Progress(quiet=True))
-    fitted = fit(network, data, threat, plan(cell, options.epsilon, options.epochs, options.steps), stage)
+    fitted = fit(
+        network, data, threat, plan(cell, options.epsilon, options.epochs, options.batch, options.steps), stage
+    )
     trained = time.process_time() - started
     attacks = [PGD(steps=50, step_size=options.epsilon / 10), APGD(steps=50), APGD(steps=50, loss="dlr", targets=3)]
     found = rn.evaluate(fitted.model, data.test[: options.test], threat, attacks=attacks, seed=0, progress=False)
@@ -196,8 +198,9 @@ def differences(found: Found, seeds: Sequence[int]) -> list[str]:
 def report(found: Found, options: argparse.Namespace, data: Dataset) -> str:
     """Return the whole page."""
     rows = list(found.values())
-    command = f"python benchmarks/mixture_norms.py --data {options.data} --epochs {options.epochs} --steps "
-    command += f"{options.steps} --epsilon {options.epsilon:g} --test {rows[0]['test_images']} --seeds "
+    command = f"python benchmarks/mixture_norms.py --data {options.data} --epochs {options.epochs} --batch "
+    command += f"{options.batch} --steps {options.steps} --epsilon {options.epsilon:g} --test {rows[0]['test_images']} "
+    command += "--seeds "
     command += " ".join(map(str, options.seeds)) + (f" --images {options.images}" if options.images else "")
     seconds = statistics.fmean(row["seconds"] for row in rows)
     return "\n".join(
@@ -206,9 +209,10 @@ def report(found: Found, options: argparse.Namespace, data: Dataset) -> str:
             "",
             f"`{command}`",
             "",
-            f"{NETWORK}, {len(data.train)} training images, {options.epochs} epochs of PGD-{options.steps} training at "
-            f"linf {options.epsilon:g} in batches of 64, adversarial half served. Of {rows[0]['test_images']} test "
-            'images, in percent: mean and standard deviation over seeds. "With APGD" is the worst case over PGD-50, '
+            f"{NETWORK}, {len(data.train)} training images, PGD-{options.steps} training at linf "
+            f"{options.epsilon:g} for {options.epochs} epochs in batches of {options.batch}, adversarial half served. "
+            f"Of {rows[0]['test_images']} test images, "
+            'in percent: mean and standard deviation over seeds. "With APGD" is the worst case over PGD-50, '
             "APGD on the cross-entropy, and APGD on the targeted difference of logits ratio with 3 targets, 50 steps "
             f"each. {seconds:.0f} s of one core a training, attacks included. Without clean images all norms are one.",
             "",
@@ -235,7 +239,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, help="training images of MNIST (1000)")
     parser.add_argument("--test", type=int, help="test images that are attacked (300 of digits, 200 of MNIST)")
-    parser.add_argument("--epochs", type=int, help="epochs of a training (15 on digits, 8 on MNIST)")
+    parser.add_argument("--epochs", type=int, help="epochs of a training (15 on digits, 12 on MNIST)")
+    parser.add_argument("--batch", type=int, help="images of a batch (64 of digits, 32 of MNIST)")
     parser.add_argument("--steps", type=int, default=7, help="steps of PGD in training (7)")
     parser.add_argument("--epsilon", type=float, help="radius in linf (0.15 on digits, 0.2 on MNIST)")
     options = parser.parse_args()
@@ -248,7 +253,7 @@ def main() -> None:
     settings = {
         key: value
         for key, value in vars(options).items()
-        if key in ("data", "images", "test", "epochs", "steps", "epsilon")
+        if key in ("data", "images", "test", "epochs", "batch", "steps", "epsilon")
     }
     for cell in cells(options.seeds):
         path = options.work / cell.file

@@ -34,6 +34,7 @@ _FROM = {
     "load_models": "intake",
     "load_run": "api",
     "run": "api",
+    "scale": "studies.scaling.calls",
     "search": "api",
     "show_progress": "runtime.progress",
     "smooth": "api",
@@ -84,6 +85,7 @@ __all__ = [
     "proxies",
     "run",
     "samplers",
+    "scale",
     "search",
     "searches",
     "show_progress",
@@ -135,6 +137,7 @@ if TYPE_CHECKING:
     from robust_nas.integrations.python_module import export_python
     from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib
     from robust_nas.runtime.progress import show_progress
+    from robust_nas.studies.scaling.calls import scale
     from robust_nas.threat import ThreatModel
 
 

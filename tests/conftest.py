@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
 
 if TYPE_CHECKING:
+    from robust_nas.records.scaling import StudyRecord
     from robust_nas.tables import Table
 
 # Before anything imports torch, and inherited by the processes that tests start: on a few busy cores, several threads
@@ -87,3 +90,52 @@ def robbench(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tab
     with mock.patch.dict(os.environ, ROBUST_NAS_HOME=str(tmp_path_factory.mktemp("home"))):
         path = transfer.import_published(shared_data / "nas-robbench-201", format="nas-robbench-201-web", name=None)
     return Table(path, "nas-robbench-201")
+
+
+@pytest.fixture(scope="session")
+def made_study() -> Callable[..., StudyRecord]:
+    """Return a function that makes the record of a study whose errors follow a known law, with noise over seeds."""
+    import numpy as np
+
+    from robust_nas.records.evaluation import Measured
+    from robust_nas.records.scaling import CellRow, StudyRecord
+
+    def measured(accuracy: float) -> Measured:
+        return Measured(accuracy=accuracy, low=max(accuracy - 0.03, 0), high=min(accuracy + 0.03, 1), count=1000)
+
+    def make(
+        true: Callable[..., float],
+        depths: Sequence[int],
+        widths: Sequence[Any] = (1,),
+        *,
+        noise: float = 0.01,
+        seeds: int = 3,
+        varied: Sequence[dict[str, str]] = ({},),
+        random: int = 0,
+    ) -> StudyRecord:
+        """Make a study; `true(depth, width, **varied)` is the robust error, and the clean one is its half."""
+        draws, rows = np.random.default_rng(random), []
+        for seed, depth, width, own in itertools.product(range(seeds), depths, widths, varied):
+            each = width if isinstance(width, tuple) else (width,) * 3
+            capacity = depth * sum(part**2 for part in each) / 3
+            name = f"net-{depth} width={'-'.join(map(str, each)) if isinstance(width, tuple) else width}"
+            setting = "".join(f"_{key}={value}" for key, value in own.items())
+            errors = [true(depth, width, **own) * share * math.exp(noise * draws.normal()) for share in (1.0, 0.5)]
+            robust, clean = (measured(1 - error) for error in errors)
+            rows.append(
+                CellRow(
+                    name=f"{name}{setting}_seed={seed}", network=name, net="cifar-resnet", depth=depth,
+                    blocks=(depth // 6,) * 3, widths=tuple(map(float, each)),
+                    channels=tuple(int(16 * part) for part in each), seed=seed, varied=dict(own),
+                    parameters=int(1e4 * capacity), multiply_adds=int(1e6 * capacity), epochs=20,
+                    training_flops=1e12 * capacity, status="finished", seconds=1.0, peak_memory=2**28, clean=clean,
+                    robust=robust, attacks={"pgd": robust},
+                    steps={str(steps): 1 - errors[0] + 0.05 / steps for steps in (1, 10, 100, 2000)},
+                )
+            )  # fmt: skip
+        return StudyRecord(
+            name="scale-made", data="digits", threat="linf 0.1", method="pgd_at", hardware=("a processor, 2 cores",),
+            command="robust-nas scale run --data digits", cells=tuple(rows),
+        )  # fmt: skip
+
+    return make

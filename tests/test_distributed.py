@@ -345,6 +345,7 @@ FROM_THE_IMAGE = {"name": "pgd", "steps": 2, "step_size": 0.05, "random_start": 
         {"method": {"name": "sprout", "noise": 0.0, "mixup": 0.0, "alpha": 0.1, "concentration": 1e6}},
         {"method": {"name": "conadv", "staleness": 1}, "ema": 0.9},
         {"method": {"name": "pgd_at", "attack": FROM_THE_IMAGE, "clean_images": 1.0}, "awp": 0.01},
+        {"method": {"name": "cat", "attack": FROM_THE_IMAGE, "eta": 0.05, "c": 0.0}, "accumulate": 3, "awp": 0.01},
     ],
     ids=lambda options: "-".join([options["method"]["name"], *list(options)[1:]]),
 )
@@ -361,6 +362,36 @@ def test_two_ranks_train_and_remember_what_one_process_does(options: dict[str, A
         assert bool(table.abs().sum() > 0)
         torch.testing.assert_close(ranks[0]["tables"][name], table, atol=1e-5, rtol=1e-5)
     assert alone["shared"].keys() == ranks[0]["shared"].keys()
+
+
+def test_two_ranks_take_their_batches_in_parts_with_checkpointing_as_one_process_the_whole(tmp_path: Path) -> None:
+    space = spaces.load("robust-resnet-small")
+    digits = datasets.load("digits")
+    data = dataclasses.replace(digits, train=digits.train[:32], validation=digits.validation[:8])
+    architecture = space.parse(
+        "depths=2-1-1 widths=8-16-16 kernel=3 activation=silu norm=group se=none block=basic stem=8"
+    )
+
+    def train(world: World, **options: Any) -> Any:
+        torch.manual_seed(0)
+        model = space.network(architecture, data)  # whose gradients are averaged in the backward pass
+        plan = build(
+            Training,
+            {
+                "method": {"name": "pgd_at", "attack": FROM_THE_IMAGE},
+                "epochs": 1,
+                "batch_size": 16,
+                "selection_attack": "fgsm",
+                **options,
+            },
+        )
+        return fit(model, data, ThreatModel(epsilon=0.1), plan, Stage("train", 0, world, Progress(quiet=True))).last
+
+    alone = train(World())
+    ranks = on_two_ranks(lambda world: train(world, accumulate=3, checkpointing=True), tmp_path)
+    for name, value in alone.items():
+        torch.testing.assert_close(ranks[0][name], value, atol=1e-4, rtol=1e-3)
+        assert torch.equal(ranks[0][name], ranks[1][name])
 
 
 class _PartlyUsed(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,8 @@ def run(words: Sequence[str], out: Path, workers: int, memory: float | None, ret
     if names[1:]:
         raise InputError(f"'robust-nas scale run' takes one study, but got {', '.join(names)}.")
     asked = {**chosen, "overrides": overrides} if chosen or overrides else {}
-    study = slow.scaling.begun(Path(names[0]) if names else None, asked, out)
+    typed = f"robust-nas {shlex.join(sys.argv[1:])}"
+    study = slow.scaling.begun(Path(names[0]) if names else None, asked, out, typed)
     with going_on(f"Go on with: robust-nas scale run {study}"):
         slow.scaling.measure(study, progress(), workers=workers, memory=memory, retry=retry)
     _report(study, None)
@@ -110,5 +113,5 @@ def report(study: Path, budget: float | None) -> None:
 
 
 def _report(study: Path, budget: float | None) -> None:
-    found = slow.scaling.report(study, budget)
-    slow.answer.answer(found.text, found.facts)
+    text, facts, _ = slow.scaling.report(study, budget)
+    slow.answer.answer(text, facts)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robust_nas.models.checkpointing import Recomputed
 from robust_nas.models.mixture_norm import MixtureBatchNorm2d
 
 
@@ -58,20 +59,25 @@ def folded(model: nn.Module) -> Iterator[None]:
     if _is_compiled(model):
         yield
         return
-    replaced: list[nn.Sequential] = []
+    replaced: list[tuple[nn.Sequential, Recomputed | None]] = []
     try:
         with torch.no_grad():
             for parent in list(model.modules()):
                 if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
                     continue
                 children = _fold_children(list(parent))
-                if len(children) < len(parent) and "forward" not in vars(parent):
-                    parent.forward = functools.partial(_pass_through, children)  # type: ignore[method-assign]
-                    replaced.append(parent)
+                own = vars(parent).get("forward")
+                if len(children) < len(parent) and (own is None or (isinstance(own, Recomputed) and own.is_plain)):
+                    forward = functools.partial(_pass_through, children)
+                    parent.forward = own.around(forward) if own else forward  # type: ignore[method-assign]
+                    replaced.append((parent, own))
         yield
     finally:
-        for parent in replaced:
-            del parent.forward
+        for parent, own in replaced:
+            if own is None:
+                del parent.forward
+            else:
+                parent.forward = own  # type: ignore[method-assign]
 
 
 def _fold_children(children: Sequence[nn.Module]) -> list[nn.Module]:

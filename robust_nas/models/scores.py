@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from robust_nas.core.errors import InputError, NotFinite, reason_of
 from robust_nas.models.losses import Loss
@@ -44,7 +45,7 @@ def gradient_at(points: Tensor, value: Tensor) -> Tensor | None:
     """
     try:
         (gradient,) = torch.autograd.grad(value, points, allow_unused=True)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, CheckpointError):
         raise
     except RuntimeError as error:
         reason = reason_of(error).partition(" Hint:")[0].rstrip(".")

@@ -40,7 +40,8 @@ class StudyData(Record):
         num_classes: classes.
         num_train: images to train on.
         num_validation: images that choose the epoch.
-        num_cells: cells of its grid.
+        num_cells: cells of its grid; 0 of a plan, which has no folder.
+        command: what was typed to make it.
     """
 
     name: str
@@ -48,7 +49,8 @@ class StudyData(Record):
     num_classes: Count
     num_train: Count
     num_validation: Count
-    num_cells: Count
+    num_cells: Count = 0
+    command: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,7 @@ class StudyRecord(Record):
         threat: as "linf 8/255".
         method: the training method.
         hardware: the processors of the sessions.
+        command: what ran it, as one types it; None if that is not known.
         cells: in the grid's order.
     """
 
@@ -130,4 +133,5 @@ class StudyRecord(Record):
     threat: str
     method: str
     hardware: tuple[str, ...]
+    command: str | None = None
     cells: Annotated[tuple[CellRow, ...], Field(min_length=1)]

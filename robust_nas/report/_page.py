@@ -20,9 +20,15 @@ EPSILON = "\N{GREEK SMALL LETTER EPSILON}"
 
 
 def frame(contents: Measurements, header: Html, sections: Sequence[tuple[str, Content]]) -> Html:
-    """Return the whole page; a section without content is left out."""
+    """Return the whole page of a folder; a section without content is left out."""
+    return whole_page(
+        contents.path.resolve().name, contents.environment.version if contents.environment else "", header, sections
+    )
+
+
+def whole_page(name: str, version: str, header: Html, sections: Sequence[tuple[str, Content]]) -> Html:
+    """Return the whole page about a folder of this name, by this version of robust-nas."""
     titled = [(title, title.lower().replace(" ", "-"), body) for title, body in sections if body is not None]
-    name, version = contents.path.resolve().name, contents.environment.version if contents.environment else ""
     head = element(
         "head",
         element("meta", charset="utf-8"),

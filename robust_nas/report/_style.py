@@ -37,6 +37,8 @@ code { overflow-wrap: anywhere; }
 .lead { font-size: 1.08rem; }
 .note, figcaption { font-size: .87rem; line-height: 1.5; }
 .note { max-width: 46rem; }
+.findings { margin: 0 0 .9rem; padding-left: 1.2rem; max-width: 46rem; }
+.findings li { margin-bottom: .3rem; overflow-wrap: anywhere; }
 nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; list-style: none; margin: 1.4rem 0 0; padding: 0;
   font-size: .9rem; }
 nav a { text-decoration: none; }
@@ -91,7 +93,7 @@ pre { background: var(--faint); padding: 1rem 1.1rem; border-radius: 4px; line-h
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1.6rem 2.4rem; }
 .two > * { min-width: 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
-.grid + details { margin-top: 1.2rem; }
+.grid + details, .grid + .scroll { margin-top: 1.2rem; }
 details > .scroll, details > .two, details > ul { margin-top: 1rem; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--rule); color: var(--muted);

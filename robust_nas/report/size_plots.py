@@ -34,7 +34,7 @@ class Sized:
 
     Args:
         title: the model's title.
-        size: its number of parameters.
+        size: its number of parameters, or another cost.
         accuracy: a fraction.
         low: the lower end of its 95 % interval.
         high: the upper end.
@@ -42,7 +42,7 @@ class Sized:
     """
 
     title: str
-    size: int
+    size: float
     accuracy: float
     low: float
     high: float
@@ -50,7 +50,9 @@ class Sized:
 
 
 @styled
-def size_plot(points: Sequence[Sized], kind: str, key: str, name: str) -> tuple[Html, list[str]]:
+def size_plot(
+    points: Sequence[Sized], kind: str, key: str, name: str, below: str = "parameters"
+) -> tuple[Html, list[str]]:
     """Return accuracy over size with the Pareto front as a staircase, and the titles that found no room in it.
 
     Args:
@@ -58,6 +60,7 @@ def size_plot(points: Sequence[Sized], kind: str, key: str, name: str) -> tuple[
         kind: "clean", "attacked" or "certified".
         key: makes the ids of one figure differ from those of the others on the page.
         name: the figure's name for those who cannot see it.
+        below: the size in words.
     """
     figure, axes = figure_of(340, 250)
     colour, marker = MARKERS[kind]
@@ -66,7 +69,7 @@ def size_plot(points: Sequence[Sized], kind: str, key: str, name: str) -> tuple[
         look: dict[str, Any] = {"markersize": 7, "markerfacecolor": face, "markeredgewidth": 1.6, "linestyle": "none"}
         axes.plot([point.size] * 2, [point.low, point.high], color=colour, linewidth=1.2, zorder=2)
         axes.plot([point.size], [point.accuracy], color=colour, marker=marker, zorder=3, **look)
-    _axes_of(axes, points)
+    _axes_of(axes, points, below)
     front = sorted((point.size, point.accuracy) for point in points if point.on_front)
     steps = [*front, (axes.get_xlim()[1], front[-1][1])]
     axes.plot(*zip(*steps, strict=True), color=colour, drawstyle="steps-post", zorder=1, gid="front")
@@ -74,7 +77,7 @@ def size_plot(points: Sequence[Sized], kind: str, key: str, name: str) -> tuple[
     return to_svg(figure, key, name), unnamed
 
 
-def _axes_of(axes: Axes, points: Sequence[Sized]) -> None:
+def _axes_of(axes: Axes, points: Sequence[Sized], below: str) -> None:
     """Make the axes hold all points and intervals; sizes that differ much are on a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -90,8 +93,8 @@ def _axes_of(axes: Axes, points: Sequence[Sized]) -> None:
         axes.set_xlim(smallest - margin, largest + margin)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _in_short(size)))
-    axes.set_xlabel("parameters")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: in_short(size)))
+    axes.set_xlabel(below)
     low, high = min(point.low for point in points), max(point.high for point in points)
     margin = max(0.1 * (high - low), 0.02)
     axes.set_ylim(low - margin, high + margin)
@@ -101,12 +104,13 @@ def _axes_of(axes: Axes, points: Sequence[Sized]) -> None:
     )
 
 
-def _in_short(size: float) -> str:
-    """Return a number of parameters as an axis has room for it."""
-    for unit, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if size >= unit:
+def in_short(size: float) -> str:
+    """Return a number of parameters, or operations, as an axis has room for it."""
+    for unit, letter in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        # What would be written as 1000 of a unit is 1 of the next.
+        if float(f"{size:.4g}") >= unit:
             return f"{size / unit:.4g}{letter}"
-    return f"{size:g}"
+    return f"{size:.4g}"
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[Sized]) -> list[str]:

@@ -245,6 +245,15 @@ class World:
         options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return wrapper(model, device_ids=ids, **options)
 
+    def alone(self, wrapper: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Within it, passes through what `wrap` has returned add to this rank's own gradients.
+
+        The backward pass of the next one outside of it averages the sums.
+        """
+        if isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            return wrapper.no_sync()
+        return contextlib.nullcontext()
+
     def mean_through(self, value: Tensor) -> Tensor:
         """Return the mean of `value` over all ranks, through which every rank can differentiate the ranks' mean loss.
 

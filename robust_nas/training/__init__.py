@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from robust_nas.core.errors import InputError
@@ -119,6 +120,8 @@ class Batch:
         memory: the method's memory; the same object in every step.
         mean: the mean of a tensor over all ranks.
         epsilon_scale: how far epsilon has grown, in [0, 1]; 0 while it has not begun to.
+        whole: images of this rank's batch, where this is a part of it; all of them, if not given.
+        first: the place of the part's first image among them.
     """
 
     images: Tensor
@@ -133,6 +136,25 @@ class Batch:
     memory: Memory
     mean: Callable[[Tensor], Tensor] = lambda value: value
     epsilon_scale: float = 1.0
+    whole: int | None = None
+    first: int = 0
+
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batch in as many parts, whose sizes differ by one image at most."""
+        ends = [len(self.images) * number // count for number in range(count + 1)]
+        return [self] if count == 1 else [self._part(slice(*pair)) for pair in pairwise(ends)]
+
+    def _part(self, rows: slice) -> Batch:
+        sliced = {name: getattr(self, name)[rows] for name in ("images", "labels", "targets", "ids", "places")}
+        return replace(self, **sliced, whole=len(self.images), first=rows.start)
+
+    def drawn(self, draw: Callable[[int], Tensor]) -> Tensor:
+        """Return this part's rows [B, ...] of what is drawn for the whole batch: as many as `draw` is called with.
+
+        What is drawn from a generator goes through here, so that an image gets the same numbers in a part.
+        """
+        count = len(self.images)
+        return draw(self.whole or count)[self.first : self.first + count]
 
 
 class TrainingMethod(ABC):
@@ -179,6 +201,11 @@ class TrainingMethod(ABC):
     def differentiates_twice(self) -> bool:
         """Whether the loss has a gradient in it, through which compiled networks cannot be differentiated."""
         return False
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a batch's examples are those of its parts, and its loss is the mean of theirs, image by image."""
+        return True
 
     @property
     def fits_searches(self) -> bool:

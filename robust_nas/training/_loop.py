@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +17,11 @@ from torch.nn import functional as F
 from robust_nas.attacks.fgsm import FGSM
 from robust_nas.certification import certify
 from robust_nas.core.errors import InputError, NotFinite
-from robust_nas.core.seeds import generator_at, seed_at, seeded
-from robust_nas.datasets import check_batch, epoch_batches
+from robust_nas.core.seeds import seed_at, seeded
+from robust_nas.datasets import check_batch
 from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
+from robust_nas.models.checkpointing import Recomputed, blocks_of, checkpointed, failures_said
 from robust_nas.models.frozen import copied, evaluating
 from robust_nas.models.history import Epoch, History
 from robust_nas.models.metering import size_of
@@ -31,10 +34,11 @@ from robust_nas.runtime.stages import Stage
 from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces.module import ModuleSpace
 from robust_nas.training import Batch, Memory, on_device
-from robust_nas.training._augment import crop_and_flip, cutout, mix_up
+from robust_nas.training._batches import batches_of
 from robust_nas.training._optimisers import make_optimiser
-from robust_nas.training._options import Average, Forward, added_losses, moved_weights
+from robust_nas.training._options import Average, Forward, added_losses, moved_weights, parts_of_a_step
 from robust_nas.training._plan import Training
+from robust_nas.training._sections import Precision
 
 if TYPE_CHECKING:
     from robust_nas.datasets import Dataset
@@ -81,6 +85,11 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
 def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> TrainingResult:
     for size in training.batch_sizes:
         check_batch("train.batch_size", size, len(data.train), stage.world)
+        if size // stage.world.size < training.accumulate:
+            raise InputError(
+                f"train.accumulate takes a batch in {training.accumulate} parts, but each process has "
+                f"{size // stage.world.size} images of a batch of {size}; set it lower."
+            )
     training.check_size(min([*data.image_shape[1:], *(phase.size for phase in training.phases if phase.size)]))
     for size in {phase.size for phase in training.phases if phase.size}:
         probed(evaluating(copied(model)), data.train[:2].images.new_zeros(2, data.image_shape[0], size, size))
@@ -129,6 +138,7 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
         epsilon_warm_up=0.0,  # so that what bounds the network does
         epsilon_ramp=0.0,
         compile=False,
+        accumulate=min(training.accumulate, count),
         schedule="one_cycle",
         knots=(),
         milestones=Training.milestones,
@@ -181,7 +191,7 @@ def _train(
         if training.drop_path and isinstance(model, DropsPaths):
             model.drop_path = training.drop_path * epoch / training.epochs
         model.train()
-        batches = _batches(data, threat, training, trainer.memory, stage, epoch)
+        batches = batches_of(data, threat, training, trainer.memory, stage, epoch)
         losses = [trainer.step(batch, progress) for progress, batch in batches]
         trainer.agree()
         mean_loss = float(world.mean(torch.stack(losses).mean()))
@@ -191,8 +201,9 @@ def _train(
                 f"than {training.learning_rate}."
             )
         within = stage.within("validation")
-        with trainer.average.held(), through(model, training.serve):
-            result = evaluate(model, data.validation, threat, [training.selection_attack], stage=within)
+        with trainer.average.held(), through(model, training.serve), trainer.checkpointed():
+            attacks, chunk = [training.selection_attack], training.selection_batch
+            result = evaluate(model, data.validation, threat, attacks, batch_size=chunk, stage=within)
             accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
             if is_certified:
                 (proved,) = certify(model, data.validation, threat, bound="interval", stage=within)
@@ -279,6 +290,7 @@ class Trainer:
         self._learning = model if self._head is None else nn.ModuleList([model, self._head])
         self._optimiser = make_optimiser(self._learning, training)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
+        self._blocks = blocks_of(model) if training.checkpointing else []
         self._checked = False
         self.average, self.memory = Average(model, training.ema), Memory()
 
@@ -292,17 +304,19 @@ class Trainer:
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Craft, compute the loss, step; return the loss. `progress` is the share of the training that is then done."""
         model, training = self._model, self._training
-        with self._cast(), through(model, "adversarial"):
-            crafted = training.method.craft(self._called, batch)
-        with moved_weights(model, training.awp, lambda: self._loss(self._called, crafted, batch), batch.mean):
-            loss = self._loss(self._wrapped, crafted, batch)
-            if not loss.requires_grad:
-                raise InputError(
-                    "The network's loss depends on its weights by nothing that has a gradient (detach, argmax or "
-                    "no_grad in it?), so that it cannot be trained; take that out of it."
-                )
-            self._optimiser.zero_grad(set_to_none=True)
-            self._scaler.scale(loss).backward()
+        parts = batch.parts(training.accumulate)
+        shares = [len(part.images) / len(batch.images) for part in parts]
+        with self.checkpointed() as passes:
+            with self._cast(training.craft_precision or training.precision), through(model, "adversarial"):
+                crafted = [training.method.craft(self._called, part) for part in parts]
+            terms = [partial(self._term, self._called, *each) for each in zip(shares, crafted, parts, strict=True)]
+            with moved_weights(model, training.awp, terms, batch.mean):
+                loss = self._differentiated(shares, crafted, parts)
+        if passes and not any(each.calls for each in passes):
+            raise InputError(
+                f"The network calls none of its {len(passes)} blocks as modules, so that their activations cannot be "
+                "computed again; call them (block(x)), or set train.checkpointing to false."
+            )
         for part in self._unreduced:
             self._world.mean_gradients(part)
         if not self._checked:
@@ -318,22 +332,50 @@ class Trainer:
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self.average.update()
-        return loss.detach()
+        return loss
+
+    def _differentiated(self, shares: Sequence[float], crafted: Sequence[Tensor], parts: Sequence[Batch]) -> Tensor:
+        """Return the batch's loss, of which the parameters have the gradient afterwards."""
+        total = torch.zeros((), device=self._world.device)
+        for number, share in enumerate(parts_of_a_step(self._learning, shares)):
+            is_last = number == len(parts) - 1
+            with contextlib.nullcontext() if is_last else self._world.alone(self._wrapped):
+                loss = self._term(self._wrapped, share, crafted[number], parts[number])
+                if not loss.requires_grad:
+                    raise InputError(
+                        "The network's loss depends on its weights by nothing that has a gradient (detach, argmax or "
+                        "no_grad in it?), so that it cannot be trained; take that out of it."
+                    )
+                if number == 0:
+                    self._optimiser.zero_grad(set_to_none=True)
+                self._scaler.scale(loss).backward()
+            total = total + loss.detach()
+        return total
+
+    @contextlib.contextmanager
+    def checkpointed(self) -> Iterator[list[Recomputed]]:
+        """Within it, the network's activations are computed again where the training says so."""
+        with checkpointed(self._blocks) as passes, failures_said():
+            yield passes
+
+    def _term(self, called: nn.Module, share: float, crafted: Tensor, batch: Batch) -> Tensor:
+        """Return a part's contribution to the batch's loss."""
+        return share * self._loss(called, crafted, batch)
 
     def _loss(self, called: nn.Module, crafted: Tensor, batch: Batch) -> Tensor:
         training, head = self._training, self._head
         tapped = None if head is None else self._model.auxiliary_at
         forward = Forward(self._model, called, batch.images, self._format, tapped)  # type: ignore[arg-type]
         # Seeded for dropout; what AWP moves the weights along has the same mask.
-        with self._cast(), seeded(batch.seed, "model", device=self._world.device):
+        place = ("model", batch.first) if batch.first else ("model",)
+        with self._cast(training.precision), seeded(batch.seed, *place, device=self._world.device):
             loss = training.method.loss(forward, crafted, batch) + added_losses(training, forward, crafted, batch)
             if head is not None:
                 logits = head(forward.features(crafted)).float()
                 loss = loss + training.auxiliary * F.cross_entropy(logits, batch.targets)
             return loss
 
-    def _cast(self) -> torch.autocast:
-        precision = self._training.precision
+    def _cast(self, precision: Precision) -> torch.autocast:
         return torch.autocast(self._world.device.type, getattr(torch, precision), enabled=precision != "float32")
 
     def agree(self) -> None:
@@ -382,58 +424,6 @@ def _auxiliary_head(model: nn.Module, training: Training, world: World, seed: in
     with seeded(seed):
         head = model.auxiliary_head()
     return head.to(world.device).train()
-
-
-def _batches(
-    data: Dataset, threat: ThreatModel, training: Training, memory: Memory, stage: Stage, epoch: int
-) -> Iterator[tuple[float, Batch]]:
-    """Give this rank's augmented batches of an epoch, each with the share of the training that is done after it."""
-    world, phase, num_classes = stage.world, training.phase_at(epoch), len(data.classes)
-    replays = training.method.replays
-    size = phase.batch_size or training.batch_size
-    indices = epoch_batches(len(data.train), size, world, stage.seed, stage.name, epoch)
-    read = data.train.batches(indices, size=phase.size, seed=seed_at(stage.seed, stage.name, epoch, "read"))
-    places = torch.arange(world.rank, size, world.size, device=world.device)
-    steps = len(indices) * replays
-    for iteration, (ids, part) in enumerate(zip(indices, read, strict=True)):
-        place = (stage.name, epoch, iteration, "rank", world.rank)
-        generator = generator_at(world.device, stage.seed, *place, "augment")
-        images, targets = crop_and_flip(part.images, training.padding, training.flip, generator), part.labels
-        if training.cutout:
-            images = cutout(images, training.cutout, generator)
-        if training.mix_up:
-            images, targets = mix_up(images, part.labels, num_classes, training.mix_up, generator)
-        if training.label_smoothing:
-            targets = _smoothed(targets, num_classes, training.label_smoothing)
-        for replay in range(replays):
-            step = iteration * replays + replay
-            epsilon_scale = training.epsilon_scale_at((epoch + step / steps) / training.epochs)
-            # The first replay of a batch draws as a method without replays does.
-            again = (replay,) if replay else ()
-            seed = seed_at(stage.seed, *place, *again, "craft")
-            yield (
-                (epoch + (step + 1) / steps) / training.epochs,
-                Batch(
-                    images=images,
-                    labels=part.labels,
-                    targets=targets,
-                    threat=threat.grown(epsilon_scale),
-                    seed=seed,
-                    ids=ids.to(world.device),
-                    places=places,
-                    num_samples=len(data.train),
-                    batch_size=size,
-                    memory=memory,
-                    mean=world.mean,
-                    epsilon_scale=epsilon_scale,
-                ),
-            )
-
-
-def _smoothed(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return probabilities [B, K] with a part of each label spread over all classes."""
-    sharp = targets if targets.is_floating_point() else F.one_hot(targets, num_classes).float()
-    return (1 - smoothing) * sharp + smoothing / num_classes
 
 
 def _accuracies(row: dict[str, Any]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,7 +112,7 @@ def added_losses(training: Training, forward: Callable[[Tensor], Tensor], crafte
 
 @contextlib.contextmanager
 def moved_weights(
-    model: nn.Module, gamma: float, loss: Callable[[], Tensor], mean: Callable[[Tensor], Tensor]
+    model: nn.Module, gamma: float, losses: Sequence[Callable[[], Tensor]], mean: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Move the weights up the loss by gamma of their norm, and put them back (AWP, arXiv:2004.05884, equations 8, 9).
 
@@ -120,7 +120,7 @@ def moved_weights(
 
     Args:
         gamma: the size of the move; 0 for none.
-        loss: the loss at the present weights; not for what is averaged over ranks in backward.
+        losses: the terms of the loss at the present weights; not for what is averaged over ranks in backward.
         mean: the mean over ranks, so that all move alike.
     """
     if not gamma:
@@ -129,7 +129,10 @@ def moved_weights(
     weights = [weight for weight in model.parameters() if weight.dim() > 1 and weight.requires_grad]
     kept = [weight.detach().clone() for weight in weights]
     buffers = [buffer.clone() for buffer in model.buffers()]
-    gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
+    gradients: list[Tensor] = []
+    for loss in losses:
+        found = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
+        gradients = [one + other for one, other in zip(gradients, found, strict=True)] if gradients else list(found)
     with torch.no_grad():
         # One message for all of them.
         averaged = mean(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -143,6 +146,30 @@ def moved_weights(
         with torch.no_grad():
             for weight, value in zip(weights, kept, strict=True):
                 weight.copy_(value)
+
+
+def parts_of_a_step(module: nn.Module, shares: Sequence[float]) -> Iterator[float]:
+    """Give the parts' shares of the batch, one by one; every part begins with the buffers as they were.
+
+    Afterwards floating point buffers are the mean, by shares, of what the parts have left behind, and the others what
+    the last one has: running statistics move once, towards the mean of the parts' statistics, as those of several
+    ranks do.
+    """
+    buffers = list(module.buffers()) if len(shares) > 1 else []
+    starts = [buffer.clone() for buffer in buffers]
+    means = [torch.zeros_like(buffer) if buffer.is_floating_point() else buffer for buffer in buffers]
+    for share in shares:
+        with torch.no_grad():
+            for buffer, start in zip(buffers, starts, strict=True):
+                buffer.copy_(start)
+        yield share
+        with torch.no_grad():
+            for buffer, mean in zip(buffers, means, strict=True):
+                if mean is not buffer:
+                    mean.add_(buffer, alpha=share)
+    with torch.no_grad():
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean)
 
 
 class Average:

@@ -59,6 +59,16 @@ class Training(
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
                 "train.compile, and train.norm or set it to 'batch'."
             )
+        if self.checkpointing and (self.compile or method.bounds_network):
+            raise InputError(
+                "train.checkpointing is for networks that are neither compiled nor bounded in training; leave out "
+                "train.compile, take a method that does not bound the network, or set it to false."
+            )
+        if self.accumulate > 1 and not method.accumulates:
+            raise InputError(
+                f"train.accumulate takes a batch in parts, but the loss of {type(method).__name__} as it is set is of "
+                "all its images together; set it to 1, or take another method."
+            )
         for name, weight in (("drop_path", self.drop_path), ("auxiliary", self.auxiliary)):
             if weight and (self.compile or method.bounds_network):
                 raise InputError(

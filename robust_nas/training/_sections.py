@@ -9,9 +9,10 @@ from typing import Literal
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.pgd import PGD
-from robust_nas.core.checks import check_choice
+from robust_nas.core.checks import check_at_least, check_choice
 from robust_nas.core.config import Section
 from robust_nas.core.errors import InputError
+from robust_nas.evaluation import BATCH_SIZE
 from robust_nas.models.mixture_norm import Branch
 from robust_nas.threat import epsilon_scale_at
 from robust_nas.training import Norm, TrainingMethod
@@ -362,9 +363,20 @@ class Numerics(Section):
         gradient_clip: the largest Euclidean length of the gradient of all parameters, to which a longer one is scaled;
             0 for none. Certified training is published with 10.
         compile: whether the passes are compiled, which takes minutes at first and pays in long trainings.
+        craft_precision: the precision in which examples are crafted; `precision`, if not given.
+        checkpointing: whether the activations of the network's blocks are computed again in every backward pass, in
+            the attacks as well, instead of kept: less memory, one more forward pass for each backward pass, and the
+            same numbers (arXiv:1604.06174). Blocks are found by `models.checkpointing.blocks_of`.
+        accumulate: parts in which each process crafts, and differentiates, its batch of a step, one after the other:
+            less memory. Gradients are the whole batch's, to rounding, but for batch norm: each part is normalised by
+            its own statistics, as that of each process is, and the running statistics move once, by the parts' mean.
+            Examples are the whole batch's too, unless the attack takes batch statistics; dropout draws by part.
     """
 
     precision: Precision = "float32"
+    craft_precision: Precision | None = None
+    checkpointing: bool = False
+    accumulate: int = 1
     channels_last: bool = False
     gradient_clip: float = 0.0
     compile: bool = False
@@ -372,6 +384,10 @@ class Numerics(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train.precision", self.precision, Precision)
+        if self.craft_precision is not None:
+            check_choice("train.craft_precision", self.craft_precision, Precision)
+        if self.accumulate < 1:
+            raise InputError(f"train.accumulate must be at least 1, but got {self.accumulate}.")
         _check_not_negative(gradient_clip=self.gradient_clip)
 
 
@@ -400,14 +416,17 @@ class Selection(Section):
         keep: "best" keeps the network of the epoch with the best accuracy on the validation split, under attack, or,
             where the method bounds the network, certified by intervals; "last" keeps that of the last epoch, as in
             publications that do not select.
+        selection_batch: validation images that are attacked at once; fewer take less memory.
     """
 
     selection_attack: Attack = field(default_factory=lambda: PGD(steps=10))
+    selection_batch: int = BATCH_SIZE
     keep: Kept = "best"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train.keep", self.keep, Kept)
+        check_at_least("train.selection_batch", self.selection_batch, 1)
 
 
 def _check_shares(**values: float | None) -> None:

@@ -112,8 +112,7 @@ class CAT(TrainingMethod):
             own = cross_entropy(logits, labels)
             return self._losses(own, logits, labels, share, drawn(logits.shape[1]))
 
-        generator = generator_at(images.device, batch.seed, "start")
-        points = ball.random(generator).to(images.dtype) if attack.random_start else images
+        points = ball.at(self._uniform(batch)).to(images.dtype) if attack.random_start else images
         with frozen(model, attack.batch_norm):
             for _ in range(attack.steps):
                 points = ball.ascend(points, input_gradient(model, points, labels, losses)[2], step_size)
@@ -152,10 +151,17 @@ class CAT(TrainingMethod):
         """Return the images' radii [B], in double precision: epsilon in float32 can be larger than epsilon."""
         return batch.memory.table("radii", (batch.num_samples,), batch.images.device)[batch.ids].double()
 
+    def _uniform(self, batch: Batch) -> Tensor:
+        """Return the numbers [B, C * H * W + 1] that the starts are made of."""
+        device, size = batch.images.device, batch.images[0].numel() + 1
+        generator = generator_at(device, batch.seed, "start")
+        return batch.drawn(lambda count: torch.rand((count, size), device=device, generator=generator))
+
     def _drawn(self, batch: Batch, num_classes: int, what: str) -> Tensor:
         """Return one Dirichlet draw per image, [B, K]."""
+        dirichlet = Dirichlet(torch.full((num_classes,), self.concentration))
         with seeded(batch.seed, what):
-            draws: Tensor = Dirichlet(torch.full((num_classes,), self.concentration)).sample((len(batch.images),))
+            draws = batch.drawn(lambda count: dirichlet.sample((count,)))
         return draws.to(batch.images)
 
     def _plain_attack(self) -> PGD:

@@ -63,8 +63,11 @@ class ConAdv(TrainingMethod):
 
     def _stale(self, model: nn.Module, batch: Batch) -> nn.Module:
         """Remember the present state of `model`, and return a copy of it in the oldest state that is needed."""
-        past = [*batch.memory.shared.get("past_states", []), _state(model, batch)][-self.staleness - 1 :]
-        batch.memory.shared["past_states"] = past
+        past = batch.memory.shared.get("past_states", [])
+        # The parts of a batch are one step's.
+        if batch.first == 0:
+            past = [*past, _state(model, batch)][-self.staleness - 1 :]
+            batch.memory.shared["past_states"] = past
         stale = copy.deepcopy(model)
         stale.load_state_dict(past[0])
         return stale

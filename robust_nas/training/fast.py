@@ -73,6 +73,11 @@ class Fast(TrainingMethod):
         return self.grad_align > 0
 
     @property
+    def accumulates(self) -> bool:
+        """Whether the loss is the mean of a batch's parts'; GradAlign's is over the images that have a gradient."""
+        return self.grad_align == 0
+
+    @property
     def stays_in_ball(self) -> bool:
         """Whether the crafted images are inside the threat model."""
         return self.start != "n_fgsm"
@@ -133,5 +138,9 @@ def _uniform(batch: Batch, radius: float, what: str) -> Tensor:
     """Return numbers from U(-radius, radius), shaped as the batch's images; `what` is their address."""
     images = batch.images
     generator = generator_at(images.device, batch.seed, what)
-    uniform = torch.rand(images.shape, dtype=images.dtype, device=images.device, generator=generator)
+    uniform = batch.drawn(
+        lambda count: torch.rand(
+            (count, *images.shape[1:]), dtype=images.dtype, device=images.device, generator=generator
+        )
+    )
     return radius * (2 * uniform - 1)

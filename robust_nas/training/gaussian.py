@@ -39,8 +39,9 @@ class Gaussian(TrainingMethod):
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the images with noise."""
-        device = batch.images.device
-        noise = torch.randn(batch.images.shape, device=device, generator=generator_at(device, batch.seed, "noise"))
+        device, shape = batch.images.device, batch.images.shape[1:]
+        generator = generator_at(device, batch.seed, "noise")
+        noise = batch.drawn(lambda count: torch.randn((count, *shape), device=device, generator=generator))
         return batch.images + self.sigma * noise
 
     def loss(self, forward: Callable[[Tensor], Tensor], crafted: Tensor, batch: Batch) -> Tensor:

@@ -48,6 +48,8 @@ class SPROUT(TrainingMethod):
     """
 
     stays_in_ball: ClassVar[bool] = False
+    # An image is mixed with any other one of the batch.
+    accumulates: ClassVar[bool] = False
 
     noise: float = 0.1
     mixup: float = 0.2

@@ -56,7 +56,11 @@ class TRADES(TrainingMethod):
         if not isinstance(self.attack, Continuing):
             return self.attack.perturb(model, images, labels, threat, seed=batch.seed)
         generator = generator_at(images.device, batch.seed, "trades")
-        normal = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
+        normal = batch.drawn(
+            lambda count: torch.randn(
+                (count, *images.shape[1:]), dtype=images.dtype, device=images.device, generator=generator
+            )
+        )
         # In a mixture, the attack sees the adversarial batch norm only: its clean prediction is not quite the loss's.
         start = threat.around(images).project(images + self.noise * normal)
         return self.attack.continue_from(model, start, images, labels, threat, seed=batch.seed)

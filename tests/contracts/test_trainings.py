@@ -98,6 +98,7 @@ OPTIONS = {
     "mixture": {"norm": "mixture", "clean_weight": 1.0, "optimiser": "adamw", "learning_rate": 0.001},
     "bfloat16": {"precision": "bfloat16", "channels_last": True, "clean_weight": 0.5, "epsilon_ramp": 0.5},
     "float16": {"precision": "float16", "awp": 0.005},
+    "parts": {"accumulate": 3, "craft_precision": "float32", "clean_weight": 0.5},
 }
 
 
@@ -108,6 +109,8 @@ def test_every_option_composes_with_every_method(name: str, options: dict[str, A
         pytest.skip("nothing adversarial is trained on, which a mixture refuses")
     if training.get(name).bounds_network and "norm" in options:
         pytest.skip("bounds are of the function that clean images see, which a plan refuses to mix")
+    if not training.get(name)().accumulates and "accumulate" in options:
+        pytest.skip("its loss couples the images of a batch, which a plan refuses to take in parts")
     digits = load("digits")
     data = dataclasses.replace(digits, train=digits.train[:64], validation=digits.validation[:32])
     plan = build(

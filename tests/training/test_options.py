@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from robust_nas.core.errors import InputError
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Forward, Memory, Training
-from robust_nas.training._loop import _smoothed
+from robust_nas.training._batches import _smoothed
 from robust_nas.training._optimisers import make_optimiser
 from robust_nas.training._options import Average, added_losses, moved_weights
 from robust_nas.training._plan import Knot, Phase
@@ -74,7 +74,7 @@ def test_moved_weights_are_a_share_of_their_norm_away_up_the_loss_and_come_back_
     model.load_state_dict(before)
     low = float(loss().detach())
     model.load_state_dict(before)
-    with moved_weights(model, 0.01, loss, lambda value: value):
+    with moved_weights(model, 0.01, [loss], lambda value: value):
         for weight, gradient, key in zip(weights, gradients, ("0.weight", "4.weight"), strict=True):
             expected = before[key] + 0.01 * before[key].norm() * gradient / gradient.norm()
             torch.testing.assert_close(weight.detach(), expected)
@@ -91,7 +91,7 @@ def test_weights_come_back_after_an_error_too():
     before = model[0].weight.detach().clone()
     with (
         pytest.raises(RuntimeError, match="stop"),
-        moved_weights(model, 0.1, lambda: model(batch.images).sum(), lambda value: value),
+        moved_weights(model, 0.1, [lambda: model(batch.images).sum()], lambda value: value),
     ):
         assert not torch.equal(model[0].weight, before)
         raise RuntimeError("stop")

@@ -37,6 +37,7 @@ def read(study: Path) -> StudyRecord:
         threat=f"{first.threat.norm} {format_pixels(first.threat.epsilon)}",
         method=name_of(first.train.method),
         hardware=tuple(differing(sessions)),
+        command=data.command,
         cells=tuple(_row(cell, files, data) for cell in cells),
     )
 

@@ -39,13 +39,14 @@ def folder_of(grid: Grid, out: Path) -> Path:
     return out / f"scale-{config.digest(config.to_dict(grid))}"
 
 
-def begun(study: Path | None, words: Mapping[str, Any], out: Path) -> Path:
+def begun(study: Path | None, words: Mapping[str, Any], out: Path, command: str | None = None) -> Path:
     """Return the folder of a study, made if it is not there yet.
 
     Args:
         study: the folder; if not given, one in `out` that is named after the grid.
         words: those of `from_words`; without any, the study must be there.
         out: the folder of studies.
+        command: what is typed to make it, for its page.
 
     Raises:
         InputError: for a mistake in the words, data that is not there, or a folder that has another grid.
@@ -60,10 +61,10 @@ def begun(study: Path | None, words: Mapping[str, Any], out: Path) -> Path:
     if missing:
         raise InputError(f"A grid needs {' and '.join(missing)}, such as --depths 20,38,74 --data cifar10.")
     grid = grids.from_words(**words)
-    return begin(grid, study or folder_of(grid, out))
+    return begin(grid, study or folder_of(grid, out), command)
 
 
-def begin(grid: Grid, study: Path) -> Path:
+def begin(grid: Grid, study: Path, command: str | None = None) -> Path:
     """Make a grid's folder, unless it is there, and return it.
 
     All that can be known to be wrong is found here: a study that cannot start leaves no folder.
@@ -84,6 +85,7 @@ def begin(grid: Grid, study: Path) -> Path:
             num_train=len(data.train),
             num_validation=len(data.validation),
             num_cells=len(grid),
+            command=command,
         )
         make_folder(study, "choose another place with --out")
         records.write(study / "study.json", facts)

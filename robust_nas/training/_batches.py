@@ -1,0 +1,73 @@
+"""The batches of a training, augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robust_nas.core.seeds import generator_at, seed_at
+from robust_nas.datasets import epoch_batches
+from robust_nas.runtime.stages import Stage
+from robust_nas.training import Batch, Memory
+from robust_nas.training._augment import crop_and_flip, cutout, mix_up
+
+if TYPE_CHECKING:
+    from robust_nas.datasets import Dataset
+    from robust_nas.threat import ThreatModel
+    from robust_nas.training._plan import Training
+
+
+def batches_of(
+    data: Dataset, threat: ThreatModel, training: Training, memory: Memory, stage: Stage, epoch: int
+) -> Iterator[tuple[float, Batch]]:
+    """Give this rank's augmented batches of an epoch, each with the share of the training that is done after it."""
+    world, phase, num_classes = stage.world, training.phase_at(epoch), len(data.classes)
+    replays = training.method.replays
+    size = phase.batch_size or training.batch_size
+    indices = epoch_batches(len(data.train), size, world, stage.seed, stage.name, epoch)
+    read = data.train.batches(indices, size=phase.size, seed=seed_at(stage.seed, stage.name, epoch, "read"))
+    places = torch.arange(world.rank, size, world.size, device=world.device)
+    steps = len(indices) * replays
+    for iteration, (ids, part) in enumerate(zip(indices, read, strict=True)):
+        place = (stage.name, epoch, iteration, "rank", world.rank)
+        generator = generator_at(world.device, stage.seed, *place, "augment")
+        images, targets = crop_and_flip(part.images, training.padding, training.flip, generator), part.labels
+        if training.cutout:
+            images = cutout(images, training.cutout, generator)
+        if training.mix_up:
+            images, targets = mix_up(images, part.labels, num_classes, training.mix_up, generator)
+        if training.label_smoothing:
+            targets = _smoothed(targets, num_classes, training.label_smoothing)
+        for replay in range(replays):
+            step = iteration * replays + replay
+            epsilon_scale = training.epsilon_scale_at((epoch + step / steps) / training.epochs)
+            # The first replay of a batch draws as a method without replays does.
+            again = (replay,) if replay else ()
+            seed = seed_at(stage.seed, *place, *again, "craft")
+            yield (
+                (epoch + (step + 1) / steps) / training.epochs,
+                Batch(
+                    images=images,
+                    labels=part.labels,
+                    targets=targets,
+                    threat=threat.grown(epsilon_scale),
+                    seed=seed,
+                    ids=ids.to(world.device),
+                    places=places,
+                    num_samples=len(data.train),
+                    batch_size=size,
+                    memory=memory,
+                    mean=world.mean,
+                    epsilon_scale=epsilon_scale,
+                ),
+            )
+
+
+def _smoothed(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return probabilities [B, K] with a part of each label spread over all classes."""
+    sharp = targets if targets.is_floating_point() else F.one_hot(targets, num_classes).float()
+    return (1 - smoothing) * sharp + smoothing / num_classes
