@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from robust_nas.evaluation import evaluate
 from robust_nas.models.scores import logits_of
 from robust_nas.recipes import Recipe
 from robust_nas.runtime.distributed import World
+from robust_nas.runtime.resident import growth
 from robust_nas.studies.scaling import costs
 from robust_nas.training import StepCost, trainer_of
 
@@ -73,13 +75,15 @@ class Pace:
         rates: seconds for a multiplication, a byte and an operation.
         sizes: multiplications of a training pass of one image, of the networks that were timed, rising.
         ratios: of each, its measured time over the fitted one.
-        timed: the steps: images, training passes of the network that a step amounts to, and seconds.
+        timed: the steps: images, multiplications of a training pass of one, and seconds for a pass of all.
+        overhead: the memory that steps really took, as a multiple of the activations that torch held.
     """
 
     rates: tuple[float, float, float]
     sizes: tuple[float, ...]
     ratios: tuple[float, ...]
     timed: tuple[tuple[int, float, float], ...]
+    overhead: float
 
     def seconds(self, cost: costs.NetworkCost, images: int) -> float:
         """Return the expected time of a training pass of a batch."""
@@ -87,6 +91,21 @@ class Pace:
         size = cost.training.flops / cost.training.images
         ratio = np.interp(math.log(size), np.log(self.sizes), np.log(self.ratios))
         return fitted * math.exp(float(ratio))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What was found of a network.
+
+    Args:
+        points: images, and the seconds of a training pass of them.
+        held: bytes of activations that torch held at most.
+        taken: bytes that the process took for them; None where the system does not say.
+    """
+
+    points: list[tuple[int, float]]
+    held: float
+    taken: int | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,7 @@ class Trial:
         """Return the multiplications of the least that is timed: steps of two images, one of which does not count."""
         return 4 * candidate.flops * self.passes
 
-    def timed(self, candidate: Candidate, rate: float) -> list[tuple[int, float]]:
+    def timed(self, candidate: Candidate, rate: float) -> Timed:
         """Return the seconds that a step takes for each of its training passes, by few images and by many.
 
         Args:
@@ -144,10 +163,10 @@ class Trial:
             loss.backward()
             model.zero_grad()
 
-        def fitting(passes: float) -> int:
+        def fitting(passes: float, share: float = self.seconds / 18) -> int:
             """Return as many images as there is time for."""
             images = full
-            while images > 2 and 2 * passes * candidate.flops * images / rate > self.seconds / 9:
+            while images > 2 and passes * candidate.flops * images / rate > share:
                 images //= 2
             return images
 
@@ -155,10 +174,30 @@ class Trial:
         per_pass = self._mean(lambda: whole(few)) / self.passes
         rate = candidate.flops * few / per_pass
         many = fitting(1.0)
-        if many <= few:
-            return [(few, per_pass)]
-        ratio = self._mean(lambda: one_pass(many)) / self._mean(lambda: one_pass(few))
-        return [(few, per_pass), (many, per_pass * ratio)]
+        points = [(few, per_pass)]
+        if many > few:
+            ratio = self._mean(lambda: one_pass(many)) / self._mean(lambda: one_pass(few))
+            points.append((many, per_pass * ratio))
+        # Of few images it is mostly pieces: once more of as many as possible.
+        most = max(many, fitting(1.0, self.seconds / 9))
+        held = candidate.cost.step * max(most, self.step.graphs * few) / candidate.cost.training.images
+        taken = self._memory(partial(one_pass, most), partial(whole, few))
+        return Timed(points, held, None if taken is None else taken - candidate.cost.gradients)
+
+    def _memory(self, *works: Callable[[], None]) -> int | None:
+        """Return the bytes that some work takes; None where the system does not say."""
+        device = self.world.device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_reserved(device)
+            for work in works:
+                work()
+            return torch.cuda.max_memory_reserved(device) - before
+        with growth() as found:
+            for work in 2 * works:  # pieces add up
+                work()
+        return found.most
 
     def _mean(self, work: Callable[[], None]) -> float:
         """Return the seconds of some work, the second time that it is done; of short work, the mean of several."""
@@ -185,6 +224,7 @@ def calibrate(candidates: Sequence[Candidate], trial: Trial) -> Pace:
     left = sorted(candidates, key=lambda each: each.flops)
     started, rate = trial.clock(), FIRST_GUESS
     points: list[tuple[Candidate, int, float]] = []
+    memory: list[Timed] = []
     while left:
         rest = min(trial.seconds / 3, trial.seconds - (trial.clock() - started))
         fitting = [each for each in left if trial.least(each) / rate <= rest]
@@ -193,13 +233,14 @@ def calibrate(candidates: Sequence[Candidate], trial: Trial) -> Pace:
         candidate = left[0] if not points else fitting[-1]
         left = [each for each in left if each is not candidate]
         found = trial.timed(candidate, rate)
-        points += [(candidate, images, taken) for images, taken in found]
-        images, taken = found[-1]
+        points += [(candidate, images, taken) for images, taken in found.points]
+        images, taken = found.points[-1]
         rate = candidate.flops * images / taken
-    return _fit(points)
+        memory.append(found)
+    return _fit(points, memory)
 
 
-def _fit(points: Sequence[tuple[Candidate, int, float]]) -> Pace:
+def _fit(points: Sequence[tuple[Candidate, int, float]], memory: Sequence[Timed]) -> Pace:
     """Return the rates, none below 0, whose relative errors have the least squares, and what is left of them."""
     from scipy.optimize import nnls
 
@@ -220,7 +261,15 @@ def _fit(points: Sequence[tuple[Candidate, int, float]]) -> Pace:
         tuple(sizes),
         tuple(last[size] for size in sizes),
         tuple((images, candidate.flops, seconds) for candidate, images, seconds in points),
+        _overhead(memory),
     )
+
+
+def _overhead(memory: Sequence[Timed]) -> float:
+    """Return the memory taken over the memory held, at least 1; the large networks count."""
+    known = [(found.taken, found.held) for found in memory if found.taken is not None]
+    taken, held = (math.fsum(column) for column in zip(*known, strict=True)) if known else (1.0, 1.0)
+    return max(1.0, taken / held)
 
 
 class _Counted(nn.Module):

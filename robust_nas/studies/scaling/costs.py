@@ -142,6 +142,9 @@ def step_of(recipe: Recipe, network: ResNetArchitecture, data: StudyData) -> Ste
     whatever the depth.
     """
     training = recipe.train
+    if hasattr(training, "accumulate"):  # what grows with the batch grows with its parts
+        settings: dict[str, Any] = {"accumulate": 1}
+        training = replace(training, **settings)
     if training.precision == "float16":
         training = replace(training, precision="bfloat16")  # as large, and fast on a CPU too
     shallow = replace(network, stages=(1,) * len(network.stages))
@@ -212,13 +215,7 @@ class NetworkCost:
     def activations_checkpointed(self) -> float | None:
         """The same with checkpointing: inputs of blocks, and the largest block's own; None without blocks."""
         blocks = self.training.blocks
-        return None if blocks is None else (self._inputs + blocks.largest) / self.training.images
-
-    @property
-    def _inputs(self) -> int:
-        """The bytes that are kept outside of blocks."""
-        assert self.training.blocks is not None
-        return self.training.kept - self.training.blocks.kept + self.training.blocks.between
+        return None if blocks is None else (_outside(self.training) + blocks.largest) / self.training.images
 
     @property
     def step(self) -> int:
@@ -228,8 +225,22 @@ class NetworkCost:
     @property
     def step_checkpointed(self) -> int | None:
         """The same with checkpointing; None without blocks."""
-        blocks = self.training.blocks
-        return None if blocks is None else max(self._inputs, blocks.checkpointed)
+        return _checkpointed(self.training)
+
+    @property
+    def attack_checkpointed(self) -> int | None:
+        """The most bytes of an attack's pass with checkpointing; None without blocks."""
+        return _checkpointed(self.attack)
+
+
+def _outside(one: Pass) -> int:
+    """Return the bytes that are kept outside of a pass's blocks."""
+    assert one.blocks is not None
+    return one.kept - one.blocks.kept + one.blocks.between
+
+
+def _checkpointed(one: Pass) -> int | None:
+    return None if one.blocks is None else max(_outside(one), one.blocks.checkpointed)
 
 
 def network_cost(
@@ -262,7 +273,7 @@ def network_cost(
     for weight in evaluating(network).parameters():
         weight.requires_grad_(False)
     # Its backward pass keeps less and less: the most is held where it begins.
-    attack = measure_pass(network, attacked.requires_grad_(), backward=False, memory=memory)
+    attack = measure_pass(network, attacked.requires_grad_(), blocks=blocks, backward=False, memory=memory)
     size = Size(parameters, training.forward_flops // batch_size // 2)
     return NetworkCost(size, gradients, state, training, attack)
 
@@ -278,6 +289,7 @@ class PeakMemory:
         step: activations of a training step.
         step_checkpointed: the same with checkpointing; None for a network without blocks.
         validation: activations of the attack on validation images, which are not there together with a step's.
+        validation_checkpointed: the same with checkpointing; None for a network without blocks.
     """
 
     weights: int
@@ -286,6 +298,7 @@ class PeakMemory:
     step: int
     step_checkpointed: int | None
     validation: int
+    validation_checkpointed: int | None
 
     @property
     def fixed(self) -> int:
@@ -294,23 +307,28 @@ class PeakMemory:
 
     def peak(self, checkpointing: bool = False) -> int:
         """Return the most that is held at once."""
-        step = self.step_checkpointed if checkpointing and self.step_checkpointed is not None else self.step
-        return self.fixed + max(step, self.validation)
+        checkpointed = (self.step_checkpointed or self.step, self.validation_checkpointed or self.validation)
+        return self.fixed + max(checkpointed if checkpointing else (self.step, self.validation))
 
 
-def peak_memory(cost: NetworkCost, step: StepCost, averages: bool) -> PeakMemory:
+def peak_memory(cost: NetworkCost, step: StepCost, averages: bool, overhead: float = 1.0) -> PeakMemory:
     """Return the memory of a training.
 
     Args:
         step: of its steps.
         averages: whether there is a running mean of the weights.
+        overhead: the memory that activations take, as a multiple of what torch holds.
     """
-    recomputed = cost.step_checkpointed
+
+    def taken(activations: int | None, graphs: float) -> int | None:
+        return None if activations is None else round(overhead * graphs * activations)
+
     return PeakMemory(
         weights=cost.state * (3 if averages else 2),
         gradients=round(cost.gradients * (1 + step.copies)),
         optimiser=round(cost.gradients * step.optimiser),
-        step=round(step.graphs * cost.step),
-        step_checkpointed=None if recomputed is None else round(step.graphs * recomputed),
-        validation=cost.attack.forward_peak,
+        step=round(overhead * step.graphs * cost.step),
+        step_checkpointed=taken(cost.step_checkpointed, step.graphs),
+        validation=round(overhead * cost.attack.forward_peak),
+        validation_checkpointed=taken(cost.attack_checkpointed, 1.0),
     )

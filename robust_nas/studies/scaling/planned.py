@@ -91,6 +91,7 @@ class Plan(Shown):
         base: bytes that the process takes without a network, images included.
         rates: seconds for a multiplication, for a byte and for an operation, as they were fitted.
         timed: the steps that were timed: images, multiplications of a training pass of one, and seconds for a pass.
+        overhead: the memory that steps really took, as a multiple of the activations that torch held.
         seconds: of all cells, one after the other, attacks included.
         flops: of all cells, attacks included.
     """
@@ -103,6 +104,7 @@ class Plan(Shown):
     base: int
     rates: tuple[float, float, float]
     timed: tuple[tuple[int, float, float], ...]
+    overhead: float
     seconds: float
     flops: float
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +25,7 @@ from robust_nas.records.scaling import StudyData
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress
+from robust_nas.runtime.resident import resident
 from robust_nas.studies.scaling import costs
 from robust_nas.studies.scaling.calibration import (
     Candidate,
@@ -44,12 +44,18 @@ SECONDS = 5.0
 
 
 def study_data(
-    recipe: Recipe, *, size: int | None = None, classes: int | None = None, num_images: int | None = None
+    recipe: Recipe,
+    num_cells: int,
+    *,
+    size: int | None = None,
+    classes: int | None = None,
+    num_images: int | None = None,
 ) -> tuple[StudyData, int, int]:
     """Return a study's data in numbers, its test images, and the bytes that its images take in memory.
 
     Args:
         recipe: its data is read, unless all three numbers are given.
+        num_cells: of the study.
         size: pixels a side of its images.
         classes: its classes.
         num_images: images to train on.
@@ -71,6 +77,7 @@ def study_data(
             num_classes=classes,
             num_train=num_images,
             num_validation=validation,
+            num_cells=num_cells,
         )
         return found, tested, (validation + tested) * 3 * size * size
     data = pipeline.read_data(source, World())
@@ -82,6 +89,7 @@ def study_data(
         num_classes=classes or len(data.classes),
         num_train=num_images or len(data.train),
         num_validation=len(data.validation),
+        num_cells=num_cells,
     )
     tested = (
         len(data.test) if recipe.evaluation.num_images is None else min(len(data.test), recipe.evaluation.num_images)
@@ -124,7 +132,7 @@ def plan(
         raise InputError(f"--seconds must be above 0, but got {seconds}.")
     kinds = _kinds(grid)
     first = kinds[0].recipe
-    data, tested, held = study_data(first, size=size, classes=classes, num_images=num_images)
+    data, tested, held = study_data(first, len(grid), size=size, classes=classes, num_images=num_images)
     world = World.start(first.device, first.threads)
     planner = _Planner(data, tested, held, world, memory, progress)
     return planner.plan(kinds, len(grid.seeds), seconds, attacks)
@@ -171,9 +179,7 @@ class _Planner:
         """The bytes that are taken before there is a network."""
         if self.world.device.type == "cuda":
             return self.held
-        with open("/proc/self/statm", encoding="ascii") as file:
-            resident = int(file.read().split()[1]) * resource.getpagesize()
-        return resident + self.held
+        return (resident() or 0) + self.held
 
     def plan(self, kinds: list[Cell], seeds: int, seconds: float, attacks: bool) -> Plan:
         """Return the plan of one cell for each network and setting."""
@@ -192,6 +198,7 @@ class _Planner:
             base=base,
             rates=pace.rates,
             timed=pace.timed,
+            overhead=pace.overhead,
             seconds=seeds * math.fsum(row.seconds + (row.attack_seconds or 0.0) for row in rows),
             flops=seeds * math.fsum(row.flops + row.validation_flops + (row.attack_flops or 0.0) for row in rows),
         )
@@ -277,7 +284,7 @@ class _Planner:
             flops += part.epochs * part.steps * part.batch_size * step.passes * one_image * share
             taken = accumulate * pace.seconds(cost, max(1, part.batch_size // accumulate)) * share
             seconds += part.epochs * (part.steps * taken * step.passes / 3 + validation * per_validation)
-        memory = costs.peak_memory(cost, step, averages=training.ema > 0)
+        memory = costs.peak_memory(cost, step, averages=training.ema > 0, overhead=pace.overhead)
         checkpointing = bool(getattr(training, "checkpointing", False))
         fits, reason = self.fit(cell, largest, memory, base, checkpointing, accumulate)
         recomputed = None if memory.step_checkpointed is None else memory.peak(True)
@@ -328,15 +335,16 @@ class _Planner:
         if memory.fixed > left:
             weights = f"{memory.fixed / GIB:.3g} GiB of weights, gradients and the optimiser's state"
             return "no", f"{name} does not fit: {weights}, but {there}."
-        if memory.fixed + memory.validation > left:
+        attacked = min(memory.validation, memory.validation_checkpointed or memory.validation)
+        if memory.fixed + attacked > left:
             chunk = min(BATCH_SIZE, self.data.num_validation)
-            attacked = f"{memory.validation / GIB:.3g} GiB of activations of {chunk} validation images under attack"
-            return "no", f"{name} does not fit: {attacked}, but {there}."
+            words = f"{attacked / GIB:.3g} GiB of activations of {chunk} validation images under attack"
+            return "no", f"{name} does not fit: {words}, but {there}."
         with_it = memory.step_checkpointed
         words = f"{name}, batch {part.batch_size // accumulate}: {memory.step / GIB:.3g} GiB of activations"
         words += "" if with_it is None else f", {with_it / GIB:.3g} GiB with checkpointing"
         words += f", but {there}."
-        if with_it is not None and memory.fixed + with_it <= left:
+        if with_it is not None and memory.peak(True) <= left:
             return "with checkpointing", words
         least = memory.step if with_it is None else with_it
         batch = math.floor((left - memory.fixed) / (least / (part.batch_size // accumulate)))
