@@ -77,6 +77,14 @@ def test_a_grid_is_read_back_from_its_file_as_it_was() -> None:
         ({"depths": "8", "vary": ["train.norm"]}, "KEY=VALUE,VALUE"),
         ({"depths": "8", "vary": ["train.nrom=batch,mixture"]}, "nrom"),
         ({"depths": "8", "train": "pgdat"}, "Did you mean 'pgd_at'"),
+        ({"depths": "8", "widths": "2,2-2-2"}, "has 2 twice"),
+        ({"depths": "8", "overrides": ["seed=7"]}, "seeds are --seeds"),
+        ({"depths": "8", "vary": ["search.architecture=a,b"]}, "networks are --depths"),
+        ({"depths": "8", "vary": ["data.size=8,16"]}, "one data set"),
+        ({"depths": "8", "vary": ["train.awp=0.5/255,0.5-255"]}, "would have the folder"),
+        ({"depths": "8", "norms": "mixture", "clean_images": "0"}, "of which there are none"),
+        ({"depths": "8", "norms": "plain,mixture"}, "No image goes through the clean batch norm"),
+        ({"depths": "8", "epoch": "5"}, "Did you mean 'epochs'"),
     ],
 )
 def test_a_grid_that_is_none_is_refused_in_a_sentence_and_leaves_no_folder(
@@ -94,7 +102,8 @@ def test_the_folder_of_another_grid_or_of_something_else_is_refused_by_what_diff
     with pytest.raises(InputError, match="other settings: depths"):
         scaling.begun(study, {**words, "depths": "8,14"}, tmp_path)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(InputError, match="other files than those of a scaling study"):
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="something else than a scaling study"):
         scaling.begun(tmp_path / "mine", words, tmp_path)
     with pytest.raises(InputError, match=r"has no study\.toml"):
         scaling.measure(tmp_path / "mine", QUIET)

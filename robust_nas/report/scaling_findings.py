@@ -93,7 +93,8 @@ def _best(reading: Reading) -> Iterator[str]:
                     continue
                 best = min(priced, key=lambda network: network.error.value)
                 yield (
-                    f"The least robust error{of_setting(setting)} is {with_interval(best.error)}, of {best.network} "
+                    f"The least robust error on test images{of_setting(setting)}, of "
+                    f"{counted(len(priced), 'network')}, is {with_interval(best.error)}, of {best.network} "
                     f"({in_short(best.cost)} parameters)."
                 )
 

@@ -129,7 +129,8 @@ class Elastic(Search, Validation, Curriculum, WeightSettings, Course):
         measuring, started = replace(stage, name=f"{stage.name}-trials"), time.monotonic()
         done, state = measuring.resume()
         trials: list[dict[str, Any]] = [] if state is None else state["trials"]
-        seconds = course.pop("seconds") if state is None else state["seconds"]
+        trained = course.pop("seconds")
+        seconds = trained if state is None else state["seconds"]
         images = data.validation[: self.num_images]
         left = stage.progress.steps(range(done, self.trials), "trials", total=self.trials, done=done)
         for number in range(1, self.trials + 1):

@@ -47,6 +47,11 @@ class PGDAT(TrainingMethod):
                 f"but got {self.clean_share} and {self.clean_images}; set one of them to 0."
             )
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether a batch may be taken in parts: a share of each part is rounded otherwise than one of the whole."""
+        return self.clean_images in (0, 1)
+
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return adversarial examples of the whole batch."""
         return self.attack.perturb(model, batch.images, batch.labels, batch.threat, seed=batch.seed)

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robust_nas.architectures.resnet import width_text
 from robust_nas.records.reading import Reading
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import of_call
+from robust_nas.studies.scaling.grid import SHORT
 from robust_nas.studies.scaling.reading import read
 from robust_nas.studies.scaling.results import read as read_cells
 from robust_nas.studies.scaling.run import begun, measure
@@ -53,7 +55,8 @@ def scale(
         retry: whether cells that did not finish are measured again.
         budget: training FLOPs, for the best size within them.
         progress: whether to show it.
-        words: net, options, train and threat, as `from_words` takes them.
+        words: net, options, train and threat, as `from_words` takes them; and the values of norms, clean_images and
+            epochs.
 
     Raises:
         InputError: for a grid that is none, data that is not there, or a folder of another grid.
@@ -61,6 +64,7 @@ def scale(
     axes = {"depths": _text(depths), "widths": _text(widths), "seeds": _text(seeds)}
     varied = [f"{key}={_text(values)}" for key, values in (vary or {}).items()]
     with unchanged_process():
+        words = {name: _text(values) if name in SHORT else values for name, values in words.items()}
         words = {**words, **axes, "data": str(data), "vary": varied, "overrides": list(settings)}
         study = begun(None if folder is None else Path(folder), words, Path(out))
         measure(study, of_call(progress), workers=workers, memory=memory, retry=retry)
@@ -70,5 +74,5 @@ def scale(
 def _text(values: Listed) -> str:
     """Return the values of an axis as the command line has them."""
     if isinstance(values, str | float | int):
-        return f"{values:g}" if isinstance(values, float) else str(values)
+        return width_text(values) if isinstance(values, float) else str(values)
     return ",".join([*map(_text, values), *([""] if len(values) == 1 else [])])

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from robust_nas import pipeline, records
-from robust_nas.core.errors import InputError, NotFinite, Terminated, TooLarge, reason_of
+from robust_nas.core.errors import InputError, Interrupted, NotFinite, Terminated, TooLarge, reason_of
 from robust_nas.records.scaling import CellEnd, Status
 from robust_nas.runtime.distributed import end_with_parent
 from robust_nas.runtime.process import unchanged_process
@@ -30,6 +30,9 @@ from robust_nas.studies.scaling.files import Files, claimed
 
 TAKEN = 76
 """The exit code of a process whose cell another one measures, or has measured."""
+
+LOST = 75
+"""The exit code of a process that lost another one of its own: another try may succeed."""
 
 _OF_MEMORY = re.compile(r"can't allocate memory|out of memory|Cannot allocate memory", re.IGNORECASE)
 
@@ -49,6 +52,9 @@ def main(words: Sequence[str]) -> int:
             return TAKEN
         try:
             end = _measured(study, name)
+        except Interrupted as error:
+            print(f"robust-nas: {error}", file=sys.stderr)
+            return LOST
         except KeyboardInterrupt as stop:
             return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
         records.write(files.end_file(name), end)
@@ -62,6 +68,8 @@ def _measured(study: Path, name: str) -> CellEnd:
     reason = None
     try:
         _run(study, name)
+    except Interrupted:  # a process of its own was killed
+        raise
     except Exception as error:
         status, reason = _status(error), reason_of(error)
         if not isinstance(error, InputError):

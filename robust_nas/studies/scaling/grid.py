@@ -14,7 +14,7 @@ from robust_nas import recipes
 from robust_nas.architectures.resnet import ResNetArchitecture, check_net, parse_widths, width_text
 from robust_nas.core import config
 from robust_nas.core.catalogue import expanded
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import InputError, suggest
 from robust_nas.core.registry import name_of
 from robust_nas.recipes import Recipe
 
@@ -30,8 +30,20 @@ SMALL = 64
 NORMS = {"plain": "batch"}
 """Values of train.norm by other names that people have for them."""
 
+OWN = {
+    "seed": "seeds are --seeds",
+    "name": "names are made from the grid",
+    "search": "networks are --depths, --widths and --options",
+    "space": "networks are --depths, --widths and --options",
+    "derive": "networks are --depths, --widths and --options",
+}
+"""The keys of a recipe that the grid itself makes, and from what."""
+
 SHORT = {"norms": "train.norm", "clean_images": "train.method.clean_images", "epochs": "train.epochs"}
 """The settings that vary by options of their own."""
+
+GRID_WORDS = ("depths", "widths", "seeds", "net", "options", "train", "threat", "vary", "certify")
+"""The other words of a grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         check_net(self.net)
+        object.__setattr__(self, "widths", tuple(map(_width, self.widths)))
         if len({axis.key for axis in self.vary}) < len(self.vary):
             raise InputError("A setting varies twice in the grid; give all of its values at once.")
         for axis, values in self._axes.items():
@@ -89,8 +102,32 @@ class Grid:
                 raise InputError(f"The axis '{axis}' of the grid has no value; give it one or more, such as 20,38.")
             if twice := next((value for value in values if list(values).count(value) > 1), None):
                 raise InputError(f"The axis '{axis}' of the grid has {twice} twice; give each value once.")
+        self._check_keys()
         for depth, width in itertools.product(self.depths, self.widths):
             self.architecture(depth, width)
+        if not self.varied:
+            raise InputError(
+                "Every cell of this grid has a norm for clean images, of which there are none; add shares above 0 to "
+                "--clean-images, or plain to --norms."
+            )
+        depth, width, seed = self.depths[0], self.widths[0], self.seeds[0]
+        first, names = self.architecture(depth, width), set[str]()
+        for each in self.varied:
+            name = Cell(grid=self, depth=depth, width=width, network=first, seed=seed, varied=each).name
+            if name in names:
+                raise InputError(f"Two settings of the grid would have the folder {name}; give one of them otherwise.")
+            names.add(name)
+
+    def _check_keys(self) -> None:
+        """Raise InputError for settings that the grid itself makes, or that change what its rows say of the data."""
+        given = [setting.partition("=")[0] for setting in self.settings]
+        for key in (*given, *(axis.key for axis in self.vary)):
+            part = key.partition(".")[0]
+            if part in OWN:
+                raise InputError(f"'{key}' is not a setting of a study's cells, whose {OWN[part]}.")
+        for axis in self.vary:
+            if axis.key.partition(".")[0] == "data":
+                raise InputError(f"A study has one data set, but '{axis.key}' varies; make a study of each.")
 
     @property
     def _axes(self) -> dict[str, Sequence[Any]]:
@@ -117,8 +154,7 @@ class Grid:
         Raises:
             InputError: for a depth that no split reaches, with the nearest, or a width that groups do not divide.
         """
-        widths = "-".join(map(width_text, parse_widths(width)))
-        return ResNetArchitecture.parse(f"{self.net}-{depth} width={widths} {self.options}".rstrip())
+        return ResNetArchitecture.parse(f"{self.net}-{depth} width={width} {self.options}".rstrip())
 
     def cells(self) -> list[Cell]:
         """Return all cells: the small networks first, and seed by seed, so that an early end leaves whole grids."""
@@ -209,12 +245,17 @@ def from_words(
     Raises:
         InputError: for words that are no grid, a grid that is too large to be meant, or what `Grid` raises.
     """
+    for name in short:
+        if name not in SHORT:
+            raise InputError(f"A grid has no '{name}'. {suggest(name, [*SHORT, *GRID_WORDS])}")
     axes = [(SHORT[name], values) for name, values in short.items()]
     for word in vary:
         key, equals, values = word.partition("=")
         if not equals:
             raise InputError(f"A setting that varies is written KEY=VALUE,VALUE, but got '{word}'.")
         axes.append((key, values))
+    if Path(data).is_dir() and data not in recipes.names():
+        data = str(Path(data).resolve())  # cells are processes, maybe in other folders
     found = Grid(
         data=data,
         net=net or _net_for(data, size, overrides, data_root),
@@ -270,6 +311,12 @@ def _net_for(data: str, size: int | None, overrides: Sequence[str], data_root: P
         source = recipes.load(data, of_data, data_root=data_root).data
         size = getattr(source, "size", None) or max(source.load_splits().image_shape[1:])
     return "cifar-resnet" if size <= SMALL else "resnet"
+
+
+def _width(text: str) -> str:
+    """Return a width as it is written, once where it is the same in all stages."""
+    widths = [width_text(width) for width in parse_widths(text)]
+    return widths[0] if len({*widths}) == 1 else "-".join(widths)
 
 
 def _has_idle_norms(varied: Mapping[str, str]) -> bool:

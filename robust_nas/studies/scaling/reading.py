@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from robust_nas import records
 from robust_nas.core.checks import check_type
 from robust_nas.core.errors import InputError
 from robust_nas.core.text import aligned
@@ -57,7 +58,9 @@ def report(folder: Path, budget: float | None = None) -> Answer:
     from robust_nas.studies.scaling import results  # brings what builds networks, which a record does not need
 
     given = f" --budget {budget:g}" if budget is not None else ""
-    found = read(results.read(folder), budget, command=f"robust-nas scale report {folder}{given}")
+    study = results.read(folder)
+    records.write(folder / "scaling.json", study)
+    found = read(study, budget, command=f"robust-nas scale report {folder}{given}")
     page = write_scaling_report(found, folder / "scaling.html")
     return Answer(f"{text(found)}\n\npage: {page}", {**plain(found), "page": str(page)}, page)
 

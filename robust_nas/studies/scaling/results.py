@@ -29,13 +29,16 @@ def read(study: Path) -> StudyRecord:
     """
     cells, files = grid.read(study).cells(), Files(study)
     data = records.read(study / "study.json", StudyData)
-    first = cells[0].recipe
+    # One of each setting: seeds, depths and widths change neither.
+    recipes = list({tuple(cell.varied.items()): cell.recipe for cell in reversed(cells)}.values())[::-1]
+    threats = [f"{each.threat.norm} {format_pixels(each.threat.epsilon)}" for each in recipes]
+    methods = [name_of(each.train.method) for each in recipes]
     sessions = [session for cell in cells for session in sessions_of(RunFolder(files.run(cell.name)))]
     return StudyRecord(
         name=study.name,
         data=data.name,
-        threat=f"{first.threat.norm} {format_pixels(first.threat.epsilon)}",
-        method=name_of(first.train.method),
+        threat=" or ".join(dict.fromkeys(threats)),
+        method=" or ".join(dict.fromkeys(methods)),
         hardware=tuple(differing(sessions)),
         command=data.command,
         cells=tuple(_row(cell, files, data) for cell in cells),

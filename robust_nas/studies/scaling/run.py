@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ from robust_nas import pipeline, records
 from robust_nas.core import config
 from robust_nas.core.checks import check_at_least
 from robust_nas.core.errors import InputError
-from robust_nas.core.writing import make_folder
+from robust_nas.core.writing import make_folder, write_text
+from robust_nas.recipes.rehearsal import rehearse
 from robust_nas.records.scaling import CellEnd, StudyData
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder
 from robust_nas.studies.scaling import grid as grids
-from robust_nas.studies.scaling.cell import TAKEN
+from robust_nas.studies.scaling.cell import LOST, TAKEN
 from robust_nas.studies.scaling.files import Files, is_claimed
 from robust_nas.studies.scaling.grid import Cell, Grid
 
@@ -72,26 +75,47 @@ def begin(grid: Grid, study: Path, command: str | None = None) -> Path:
     Raises:
         InputError: for a mistake in the settings, data that is not there, or a folder that has something else.
     """
-    if study.exists() and not (study / "study.json").is_file():
-        raise InputError(f"{study} has other files than those of a scaling study; name a folder that is not there yet.")
-    folder = RunFolder(study)
-    if not study.exists():
-        chosen = [cell.recipe for cell in grid.cells() if cell.seed == grid.seeds[0]]  # the others differ by their seed
-        data = pipeline.read_data(chosen[0].data, World())
-        facts = StudyData(
-            name=data.name,
-            image_shape=data.image_shape,
-            num_classes=len(data.classes),
-            num_train=len(data.train),
-            num_validation=len(data.validation),
-            num_cells=len(grid),
-            command=command,
-        )
-        make_folder(study, "choose another place with --out")
-        records.write(study / "study.json", facts)
-    folder.settle(config.to_dict(grid), "study.toml")
-    Files(study).cells.mkdir(exist_ok=True)
+    if not _is_study(study):
+        if study.exists() and (not study.is_dir() or any(study.iterdir())):
+            raise InputError(f"{study} has something else than a scaling study; name a folder that is not there yet.")
+        _make(grid, study, command)
+    RunFolder(study).settle(config.to_dict(grid), "study.toml")
     return study
+
+
+def _is_study(path: Path) -> bool:
+    return (path / "study.toml").is_file()
+
+
+def _make(grid: Grid, study: Path, command: str | None) -> None:
+    """Make a study's folder, in whole or not at all; another process may have done so meanwhile."""
+    first = replace(grid, depths=grid.depths[:1], widths=grid.widths[:1], seeds=grid.seeds[:1])
+    every = [cell.recipe for cell in replace(grid, seeds=grid.seeds[:1]).cells()]
+    data = pipeline.read_data(every[0].data, World())
+    for cell in first.cells():  # a step of each setting's training says what does not fit
+        rehearse(cell.recipe, data, World(), trains=True)
+    facts = StudyData(
+        name=data.name,
+        image_shape=data.image_shape,
+        num_classes=len(data.classes),
+        num_train=len(data.train),
+        num_validation=len(data.validation),
+        num_cells=len(grid),
+        command=command,
+    )
+    make_folder(study.parent, "choose another place with --out")
+    making = Path(tempfile.mkdtemp(prefix=f".{study.name}.", suffix=".unfinished", dir=study.parent))
+    try:
+        making.chmod(0o755)
+        (making / "cells").mkdir()
+        records.write(making / "study.json", facts)
+        write_text(making / "study.toml", config.to_toml(config.to_dict(grid)))
+        making.rename(study)
+    except OSError:
+        if not _is_study(study):
+            raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def measure(
@@ -115,7 +139,7 @@ def measure(
     files, cells = Files(study), grids.read(study).cells()
     for cell in cells if retry else ():
         if (end := files.end(cell.name)) is not None and end.status != "finished":
-            files.end_file(cell.name).unlink()
+            files.end_file(cell.name).unlink(missing_ok=True)  # another process may have done so
     bench = _Bench(files, cells, workers, memory)
     progress.say(f"study: {study}")
     try:
@@ -192,13 +216,15 @@ class _Bench:
             if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
                 raise KeyboardInterrupt  # whoever stopped the cell means the study
             self.killed[name] = self.killed.get(name, 0) + 1
-            if code < 0 and self.killed[name] < TRIES:
+            if (code < 0 or code == LOST) and self.killed[name] < TRIES:
                 continue
             records.write(self.files.end_file(name), self._lost(name, code, time.monotonic() - started))
 
     def _lost(self, name: str, code: int, seconds: float) -> CellEnd:
-        if code == -signal.SIGKILL:
-            reason = f"its process was killed {TRIES} times, as the system does when memory runs out"
+        if code in (-signal.SIGKILL, LOST):
+            reason = (
+                f"its process, or one of its own, was killed {TRIES} times, as the system does when memory runs out"
+            )
             return CellEnd(status="out of memory", reason=reason, seconds=seconds)
         ended = f"by signal {-code}" if code < 0 else f"with code {code}"
         reason = f"its process ended {ended}; {self.files.log(name).name} has what it said"
