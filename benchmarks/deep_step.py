@@ -41,8 +41,7 @@ def step_in_this_process(case: dict[str, Any]) -> dict[str, Any]:
     from robust_nas.core.seeds import seeded
     from robust_nas.runtime.distributed import World
     from robust_nas.runtime.environment import describe_environment, hardware
-    from robust_nas.training import Batch, Memory, Training
-    from robust_nas.training._loop import Trainer
+    from robust_nas.training import Batch, Memory, Trainer, Training
 
     world, count, size = World.start(case["device"], threads=case["threads"]), case["batch"], case["size"]
     if case["data"]:
