@@ -370,8 +370,7 @@ class Numerics(Section):
         accumulate: parts in which each process crafts, and differentiates, its batch of a step, one after the other:
             less memory. Gradients are the whole batch's, to rounding, but for batch norm: each part is normalised by
             its own statistics, as that of each process is, and the running statistics move once, by the parts' mean.
-            Examples are the whole batch's too, unless the attack takes batch statistics; dropout, and which images
-            `clean_images` takes, are drawn by part.
+            Examples are the whole batch's too, unless the attack takes batch statistics; dropout draws by part.
     """
 
     precision: Precision = "float32"
