@@ -104,7 +104,7 @@ def _elsewhere(what: str, name: str, images: int, seconds: float) -> dict[str, A
 
 def _deep(seconds: float) -> float:
     """Return the seconds in which ResNet-638 at 224 x 224 pixels is planned, from the start of the command."""
-    words = "--depths 638 --net resnet --data fast-imagenet --size 224 --classes 1000 --num-images 1281167 --no-attacks"
+    words = "--depths 638 --data intriguing-imagenet --size 224 --classes 1000 --num-images 1280167 --no-attacks"
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "robust_nas", "scale", "plan", *words.split(), "--seconds", str(seconds), "threads=1"],

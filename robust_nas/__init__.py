@@ -33,6 +33,7 @@ _FROM = {
     "export_python": "integrations.python_module",
     "load_models": "intake",
     "load_run": "api",
+    "plan_scaling": "studies.scaling.calls",
     "run": "api",
     "scale": "studies.scaling.calls",
     "search": "api",
@@ -82,6 +83,7 @@ __all__ = [
     "intake",
     "load_models",
     "load_run",
+    "plan_scaling",
     "proxies",
     "run",
     "samplers",
@@ -137,7 +139,7 @@ if TYPE_CHECKING:
     from robust_nas.integrations.python_module import export_python
     from robust_nas.integrations.vnnlib import write_benchmark, write_vnnlib
     from robust_nas.runtime.progress import show_progress
-    from robust_nas.studies.scaling.calls import scale
+    from robust_nas.studies.scaling.calls import plan_scaling, scale
     from robust_nas.threat import ThreatModel
 
 

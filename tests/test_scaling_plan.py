@@ -19,10 +19,14 @@ from robust_nas.architectures.resnet import ResNetArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.models.checkpointing import blocks_of
 from robust_nas.models.metering import measure_pass
+from robust_nas.recipes import Recipe
 from robust_nas.records.scaling import StudyData
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.progress import Progress
 from robust_nas.studies import scaling
 from robust_nas.studies.scaling import costs
 from robust_nas.studies.scaling.calibration import Candidate, Pace, evaluation_passes, load_of, validation_passes
+from robust_nas.studies.scaling.planning import _Planner
 
 
 def data(side: int = 32, classes: int = 10) -> StudyData:
@@ -32,7 +36,6 @@ def data(side: int = 32, classes: int = 10) -> StudyData:
         num_classes=classes,
         num_train=1000,
         num_validation=100,
-        num_cells=1,
     )
 
 
@@ -91,7 +94,7 @@ class _Saved:
 
 
 @pytest.mark.parametrize(
-    "text", ["cifar-resnet-8 width=0.5", "resnet-14 width=0.25 stem=cifar split=1-1-1-1", "wrn-10-1"]
+    "text", ["cifar-resnet-8 width=0.5", "resnet-10 width=0.25 stem=cifar block=basic", "wrn-10-1"]
 )
 def test_activations_on_the_meta_device_are_what_autograd_saves_on_the_cpu(text):
     model, images, labels = real(text).train(), torch.rand(6, 3, 32, 32), torch.zeros(6, dtype=torch.int64)
@@ -125,7 +128,7 @@ def test_activations_with_checkpointing_are_those_of_torchs_own_on_the_cpu(text)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_pgd_k_takes_2k_plus_3_passes_and_a_running_mean_or_awp_what_they_add(steps):
     def passes(*settings: str) -> float:
-        method = f"train.method=pgd_at[attack=pgd[steps={steps}]]"
+        method = f"train.method={{name='pgd_at',attack={{name='pgd',steps={steps}}}}}"
         recipe = recipes.for_model("cifar-resnet-20", [method, *settings], data="digits")
         return costs.step_of(recipe, network("cifar-resnet-20"), replace(data(8), image_shape=(1, 8, 8))).passes
 
@@ -141,7 +144,7 @@ def test_steps_that_differentiate_two_passes_together_hold_two_passes_activation
         return costs.step_of(recipe, network("cifar-resnet-20"), data(16)).graphs
 
     assert graphs("train.method=standard") == pytest.approx(1, abs=0.1)
-    assert graphs("train.method=trades[attack=pgd[steps=1]]") == pytest.approx(2, abs=0.15)
+    assert graphs("train.method=trades") == pytest.approx(2, abs=0.15)
 
 
 def test_weights_copies_and_the_optimisers_state_are_counted():
@@ -172,18 +175,16 @@ def test_a_network_that_no_machine_holds_is_planned_on_the_meta_device():
 
 
 def test_attacks_are_counted_without_a_network_as_if_no_image_fell():
-    settings = [
-        "train.selection_attack=pgd[steps=3]",
-        "evaluation.attacks=[{name='pgd',steps=4}]",
-        "evaluation.strongest=[]",
-        "evaluation.curve_epsilons=[]",
-        "evaluation.masking_images=0",
-    ]
-    recipe = recipes.for_model("cifar-resnet-8", settings, data="digits")
+    def recipe(steps: int) -> Recipe:
+        attacks = [f"evaluation.attacks=[{{name='pgd',steps={steps}}}]", "evaluation.strongest=[]"]
+        settings = ["train.selection_attack={name='pgd',steps=3}", "evaluation.masking_images=0", *attacks]
+        return recipes.for_model("cifar-resnet-8", settings, data="digits")
+
     form = costs.form_of(data(), (3, 32, 32))
     # A pass says which images are right, each step is one both ways, and a last pass judges.
-    assert validation_passes(recipe, form) == 3 * 2 + 2
-    assert evaluation_passes(recipe, form, 50) == pytest.approx(50 * (4 * 2 + 2))
+    assert validation_passes(recipe(4), form) == 3 * 2 + 2
+    more = evaluation_passes(recipe(14), form, 50) - evaluation_passes(recipe(4), form, 50)
+    assert more == pytest.approx(50 * 10 * 2)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,6 @@ def test_seconds_are_the_rates_times_the_load_and_ratios_go_between_networks(pac
 
 def test_calibration_finds_the_rate_of_a_clock_that_counts_multiplications(monkeypatch):
     from robust_nas.models.metering import Meter
-    from robust_nas.runtime.distributed import World
     from robust_nas.studies.scaling import calibration
 
     recipe = recipes.for_model("cifar-resnet-8", ["train.method.attack.steps=1"], data="digits")
@@ -232,7 +232,7 @@ def test_calibration_finds_the_rate_of_a_clock_that_counts_multiplications(monke
 def plan(*settings: str, **words):
     given = {"depths": "8", "data": "digits", "widths": "0.5", **words}
     own = {name: given.pop(name) for name in ("memory", "size", "classes", "num_images") if name in given}
-    grid = scaling.from_words(["device=cpu", "threads=1", *settings], **given)
+    grid = scaling.from_words(["device=cpu", "threads=1", *settings], size=own.get("size"), **given)
     return scaling.plan(grid, seconds=0.2, attacks=False, **own)
 
 
@@ -254,25 +254,48 @@ def test_a_plan_has_a_row_per_network_and_setting_and_counts_all_seeds():
     assert "4 networks" in repr(found)
 
 
-def test_what_does_not_fit_says_what_is_too_large_and_what_would_fit():
-    words = {"size": 32, "classes": 10, "num_images": 5000, "data": "cifar10-small"}
-    settings = ["train.batch_size=512", "train.method.attack.steps=1", "data.validation_size=8"]
-    all_there = plan(*settings, depths="20", **words)
-    (row,) = all_there.networks
-    gib = 2**30
+GIB = 2**30
 
-    def with_memory(left: float):
-        (found,) = plan(*settings, depths="20", memory=(all_there.base * 1.05 + left) / gib, **words).networks
-        return found
+FITS = [
+    (21.0, "yes", None),
+    (
+        11.0,
+        "with checkpointing",
+        "batch 64: 16 GiB of activations, 4 GiB with checkpointing, but 10 GiB are left of 11",
+    ),
+    (
+        5.0,
+        "with checkpointing and train.accumulate=2",
+        "cifar-resnet-20 at 32 px, batch 64: 16 GiB of activations, 4 GiB with checkpointing; 100 validation images "
+        "under attack: 6 GiB of activations, 2 GiB with checkpointing, but 4 GiB are left of 5",
+    ),
+    (3.5, "with checkpointing and train.accumulate=3 and train.selection_batch=75", "2.5 GiB are left"),
+    (
+        1.9,
+        "no",
+        "cifar-resnet-20 at 32 px does not fit: 1 GiB of weights, gradients and the optimiser's state, but 0.9",
+    ),
+]
 
-    between = with_memory((row.memory_plain + row.memory_checkpointed) / 2)
-    assert between.fits == "with checkpointing"
-    assert "cifar-resnet-20 width=0.5 at 32 px, batch 512:" in between.reason
-    assert "GiB of activations" in between.reason and "with checkpointing, but" in between.reason
-    less = with_memory(row.memory_checkpointed / 3)
-    assert less.fits.startswith("with checkpointing and train.accumulate=")
-    none = with_memory(-all_there.base)
-    assert none.fits == "no" and "weights, gradients and the optimiser's state" in none.reason
+
+@pytest.mark.parametrize(("memory", "fits", "reason"), FITS)
+def test_what_does_not_fit_says_what_is_too_large_and_what_would_fit(memory, fits, reason):
+    settings = ["train.batch_size=64", "train.selection_batch=100"]
+    grid = scaling.from_words(settings, data="digits", depths="20", size=32)
+    (cell,) = grid.cells()
+    planner = _Planner(data(), 100, 0, World(), memory, Progress(quiet=True))
+    needed = costs.PeakMemory(
+        weights=GIB // 2,
+        gradients=GIB // 4,
+        optimiser=GIB // 4,
+        step=16 * GIB,
+        step_checkpointed=4 * GIB,
+        validation=6 * GIB,
+        validation_checkpointed=2 * GIB,
+    )
+    found, words = planner.fit(cell, planner.largest(cell), needed, GIB)
+    assert found == fits
+    assert (words is None) if reason is None else (reason in words)
 
 
 def test_images_that_are_not_here_are_planned_by_their_numbers():

@@ -53,7 +53,8 @@ GRID = (
     ),
     examples=[
         "robust-nas scale plan --depths 20,38,74,146 --widths 1,2 --data cifar10 --train pgd_at --seeds 3",
-        "robust-nas scale plan --depths 152,638 --data fast-imagenet --size 224 --classes 1000 --num-images 1281167",
+        "robust-nas scale plan --net resnet --depths 152,638 --data intriguing-imagenet --size 224 --classes 1000 "
+        "--num-images 1280167",
     ],
 )
 def plan(overrides: Sequence[str], **options: Any) -> None:

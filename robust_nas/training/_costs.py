@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,8 @@ class StepCost:
 
     Args:
         passes: its operations, as a multiple of those of one forward pass of the batch.
-        graphs: its activations, as a multiple of those that a forward pass keeps for its backward pass: 1 if never two
-            passes are differentiated together.
+        graphs: its activations without checkpointing, as a multiple of those that a forward pass keeps for its backward
+            pass: 1 if never two passes are differentiated together.
         copies: what is held beside them and does not grow with the batch, weights and gradients left out, as a
             multiple of the gradients' size.
         optimiser: the optimiser's state, as a multiple of the gradients' size.
@@ -82,6 +82,8 @@ def step_cost(
         batch: returns a batch of so many images, with a memory of its own.
     """
     passes = forward_equivalents(training, network().train(), batch(2))
+    # Of a plain pass too, checkpointing would leave the inputs of blocks.
+    training = replace(training, checkpointing=False)
     (small, plain, gradients, _), (larger, larger_plain, _, optimiser) = (
         _peaks(training, narrow().train(), batch(count)) for count in (_SMALL, 2 * _SMALL)
     )

@@ -1,8 +1,8 @@
 """The pace of a device at adversarial training, from a few seconds of it, and the passes of attacks.
 
 A step takes time for its multiplications, for the memory that its operations read and write, and for every operation as
-such: small networks are slow by the last of these, wide ones by the first. A few networks are timed, real steps each,
-and the three rates are fitted to them; between the networks that were timed, the fit's ratio to the measured time is
+such: small networks are slow by the last of these, wide ones by the first. A few networks are timed, real steps with
+few images and passes with many, and the three rates are fitted to them; between the networks that were timed, the fit's ratio to the measured time is
 interpolated over the size.
 """
 
@@ -27,13 +27,16 @@ from robust_nas.recipes import Recipe
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.resident import growth
 from robust_nas.studies.scaling import costs
-from robust_nas.training import StepCost, trainer_of
+from robust_nas.training import Batch, StepCost, trainer_of
 
 NOTHING_FALLS = 1e-6
 """The share of the radius at which attacks are counted: no image falls, so that they do all they can."""
 
 FIRST_GUESS = 2e10
 """Multiplications and additions in a second, before any were timed: a slow core."""
+
+SMALLEST = 32
+"""Pixels a side of the smallest images on which a step is timed."""
 
 OF_WEIGHTS = 10
 """How often a pass, the update included, reads or writes a number for each weight."""
@@ -98,12 +101,14 @@ class Timed:
     """What was found of a network.
 
     Args:
-        points: images, and the seconds of a training pass of them.
+        points: images, and the seconds that a step takes for each of its training passes.
+        ratio: of the time of a step for each of its training passes to that of a pass by itself.
         held: bytes of activations that torch held at most.
         taken: bytes that the process took for them; None where the system does not say.
     """
 
     points: list[tuple[int, float]]
+    ratio: float
     held: float
     taken: int | None
 
@@ -130,74 +135,60 @@ class Trial:
     seconds: float
     clock: Callable[[], float] = time.perf_counter
 
-    @property
-    def passes(self) -> float:
-        """Training passes that a step amounts to."""
-        return self.step.passes / 3
-
-    def least(self, candidate: Candidate) -> float:
-        """Return the multiplications of the least that is timed: steps of two images, one of which does not count."""
-        return 4 * candidate.flops * self.passes
-
-    def timed(self, candidate: Candidate, rate: float) -> Timed:
-        """Return the seconds that a step takes for each of its training passes, by few images and by many.
+    def timed(self, candidate: Candidate, rate: float, ratio: float | None) -> Timed:
+        """Return the seconds of passes of a network by few images and by many, and of a step.
 
         Args:
             rate: multiplications and additions in a second, about.
+            ratio: as `Timed` has it, of another network; for one whose steps are too long to be timed.
         """
         training, device = self.recipe.train, self.world.device
-        full = candidate.cost.training.images
-        full = max(min(2, full), min(full, int(self.memory / candidate.cost.activations)))
-        batch = costs.random_batch(replace(self.form, image_shape=candidate.shape), self.recipe.threat, full, device)
+        batch = candidate.cost.training.images
+        full = max(min(2, batch), min(batch, int(self.memory / candidate.cost.activations)))
         with seeded(0, "calibration"):
             model = candidate.make().to(device).train()
         trainer = trainer_of(training, model, self.world)
         half = training.precision != "float32"
+        images = self._batch(candidate.shape, full)
 
-        def whole(images: int) -> None:
-            trainer.step(costs.part_of(batch, images), 0.0)
-
-        def one_pass(images: int) -> None:
+        def one_pass(batch: Batch) -> None:
             with torch.autocast(device.type, getattr(torch, training.precision), enabled=half):
-                loss = F.cross_entropy(logits_of(model, batch.images[:images]), batch.labels[:images])
-            loss.backward()
+                loss = F.cross_entropy(logits_of(model, batch.images), batch.labels)
+            loss.backward()  # type: ignore[no-untyped-call]
             model.zero_grad()
 
-        def fitting(passes: float, share: float = self.seconds / 18) -> int:
-            """Return as many images as there is time for."""
-            images = full
-            while images > 2 and passes * candidate.flops * images / rate > share:
-                images //= 2
-            return images
+        def step(batch: Batch) -> None:
+            trainer.step(batch, 0.0)
 
-        few = fitting(self.passes)
-        per_pass = self._mean(lambda: whole(few)) / self.passes
-        rate = candidate.flops * few / per_pass
-        many = fitting(1.0)
-        points = [(few, per_pass)]
-        if many > few:
-            ratio = self._mean(lambda: one_pass(many)) / self._mean(lambda: one_pass(few))
-            points.append((many, per_pass * ratio))
+        def most(passes: float, share: float, flops: float = candidate.flops) -> int:
+            """Return as many images as there is time for, all things done twice."""
+            count = full
+            while count > 1 and 2 * passes * flops * count / rate > share:
+                count //= 2
+            return count
+
+        share, passes = self.seconds / 9, self.step.passes / 3
+        few = most(passes, share)
+        stepped = costs.part_of(images, max(min(2, full), few))
+        if few < 2 and ratio is None:
+            # Steps of smaller images have about the same ratio.
+            channels, height, width = candidate.shape
+            least = max(2, math.ceil(math.sqrt(2 * 2 * passes * candidate.flops / rate / share)))
+            shape = (channels, max(SMALLEST, height // least), max(SMALLEST, width // least))
+            stepped = self._batch(shape, min(2, full))
+        if few >= 2 or ratio is None:
+            ratio = self._mean(partial(step, stepped)) / passes / self._mean(partial(one_pass, stepped))
+        many = max(min(2, full), most(1.0, share))
+        counts = sorted({max(min(2, full), many // 4), many})
+        points = [(count, ratio * self._mean(partial(one_pass, costs.part_of(images, count)))) for count in counts]
         # Of few images it is mostly pieces: once more of as many as possible.
-        most = max(many, fitting(1.0, self.seconds / 9))
-        held = candidate.cost.step * max(most, self.step.graphs * few) / candidate.cost.training.images
-        taken = self._memory(partial(one_pass, most), partial(whole, few))
-        return Timed(points, held, None if taken is None else taken - candidate.cost.gradients)
+        several = max(many, most(1.0, 2 * share))
+        held = candidate.cost.step * several / batch
+        taken = self._memory(partial(one_pass, costs.part_of(images, several)))
+        return Timed(points, ratio, held, None if taken is None else taken - candidate.cost.gradients)
 
-    def _memory(self, *works: Callable[[], None]) -> int | None:
-        """Return the bytes that some work takes; None where the system does not say."""
-        device = self.world.device
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_reserved(device)
-            for work in works:
-                work()
-            return torch.cuda.max_memory_reserved(device) - before
-        with growth() as found:
-            for work in 2 * works:  # pieces add up
-                work()
-        return found.most
+    def _batch(self, shape: tuple[int, int, int], count: int) -> Batch:
+        return costs.random_batch(replace(self.form, image_shape=shape), self.recipe.threat, count, self.world.device)
 
     def _mean(self, work: Callable[[], None]) -> float:
         """Return the seconds of some work, the second time that it is done; of short work, the mean of several."""
@@ -210,12 +201,26 @@ class Trial:
             times.append(self.clock())
         return (times[-1] - times[0]) / (len(times) - 1)
 
+    def _memory(self, *works: Callable[[], None]) -> int | None:
+        """Return the bytes that some work takes; None where the system does not say."""
+        device = self.world.device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_reserved(device)
+            for work in works:
+                work()
+            return torch.cuda.max_memory_reserved(device) - before
+        with growth() as found:
+            for work in 3 * works:  # pieces add up
+                work()
+        return found.most
+
 
 def calibrate(candidates: Sequence[Candidate], trial: Trial) -> Pace:
-    """Return the pace of a device, from real steps of some networks.
+    """Return the pace of a device, from some networks.
 
-    The smallest network is timed, then the largest that there is time for, then those between. A whole step is timed
-    with few images, and a pass with as many of the batch as there is time for.
+    The smallest network is timed, then the largest that there is time for, then those between.
 
     Args:
         candidates: networks of about the grid's sizes.
@@ -224,20 +229,19 @@ def calibrate(candidates: Sequence[Candidate], trial: Trial) -> Pace:
     left = sorted(candidates, key=lambda each: each.flops)
     started, rate = trial.clock(), FIRST_GUESS
     points: list[tuple[Candidate, int, float]] = []
-    memory: list[Timed] = []
+    found: list[Timed] = []
     while left:
-        rest = min(trial.seconds / 3, trial.seconds - (trial.clock() - started))
-        fitting = [each for each in left if trial.least(each) / rate <= rest]
+        rest = min(trial.seconds / 9, trial.seconds - (trial.clock() - started))
+        fitting = [each for each in left if 4 * each.flops / rate <= rest]
         if points and not fitting:
             break
         candidate = left[0] if not points else fitting[-1]
         left = [each for each in left if each is not candidate]
-        found = trial.timed(candidate, rate)
-        points += [(candidate, images, taken) for images, taken in found.points]
-        images, taken = found.points[-1]
-        rate = candidate.flops * images / taken
-        memory.append(found)
-    return _fit(points, memory)
+        found.append(trial.timed(candidate, rate, found[-1].ratio if found else None))
+        points += [(candidate, images, seconds) for images, seconds in found[-1].points]
+        images, seconds = found[-1].points[-1]
+        rate = candidate.flops * images / seconds
+    return _fit(points, found)
 
 
 def _fit(points: Sequence[tuple[Candidate, int, float]], memory: Sequence[Timed]) -> Pace:

@@ -141,13 +141,12 @@ def step_of(recipe: Recipe, network: ResNetArchitecture, data: StudyData) -> Ste
     Counted are real steps of the shallowest network of the line, on small images: a method does the same passes
     whatever the depth.
     """
-    training = recipe.train
-    if hasattr(training, "accumulate"):  # what grows with the batch grows with its parts
-        settings: dict[str, Any] = {"accumulate": 1}
-        training = replace(training, **settings)
+    # What grows with the batch grows with its parts.
+    training = replace(recipe.train, accumulate=1)
     if training.precision == "float16":
         training = replace(training, precision="bfloat16")  # as large, and fast on a CPU too
-    shallow = replace(network, stages=(1,) * len(network.stages))
+    # With a block in each stage, there would be little to compute again.
+    shallow = replace(network, stages=(1 + training.checkpointing,) * len(network.stages))
     halvings = len(network.stages) - 1 + 2 * (network.stem == "imagenet")
     side = min(*data.image_shape[1:], max(PROBED, 2**halvings))
     key = (config.digest([config.to_dict(training), config.to_dict(recipe.threat)]), str(shallow), side)

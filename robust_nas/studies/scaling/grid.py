@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,7 +101,8 @@ class Grid:
         for axis, values in self._axes.items():
             if not values:
                 raise InputError(f"The axis '{axis}' of the grid has no value; give it one or more, such as 20,38.")
-            if twice := next((value for value in values if list(values).count(value) > 1), None):
+            counts = Counter(values)
+            if twice := next((value for value, count in counts.items() if count > 1), None):
                 raise InputError(f"The axis '{axis}' of the grid has {twice} twice; give each value once.")
         self._check_keys()
         for depth, width in itertools.product(self.depths, self.widths):

@@ -46,7 +46,7 @@ class PlannedNetwork:
         epoch_seconds: expected time of an epoch, validation included.
         seconds: of the training.
         attack_seconds: of the attacks on test images, at most; None if they were left out.
-        fits: "yes", "with checkpointing", "with checkpointing and train.accumulate=8", or "no".
+        fits: "yes", "no", or what is to be set, "with checkpointing and train.accumulate=8".
         reason: of what does not fit as it is: the thing that is too large.
     """
 

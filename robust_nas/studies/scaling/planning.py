@@ -17,7 +17,6 @@ from robust_nas.architectures.resnet import ResNetArchitecture
 from robust_nas.core.errors import InputError
 from robust_nas.core.registry import name_of
 from robust_nas.datasets import DataForm
-from robust_nas.evaluation import BATCH_SIZE
 from robust_nas.models.complexity import machine_memory
 from robust_nas.models.pace import settle_threads
 from robust_nas.recipes import Recipe
@@ -45,7 +44,6 @@ SECONDS = 5.0
 
 def study_data(
     recipe: Recipe,
-    num_cells: int,
     *,
     size: int | None = None,
     classes: int | None = None,
@@ -55,7 +53,6 @@ def study_data(
 
     Args:
         recipe: its data is read, unless all three numbers are given.
-        num_cells: of the study.
         size: pixels a side of its images.
         classes: its classes.
         num_images: images to train on.
@@ -77,7 +74,6 @@ def study_data(
             num_classes=classes,
             num_train=num_images,
             num_validation=validation,
-            num_cells=num_cells,
         )
         return found, tested, (validation + tested) * 3 * size * size
     data = pipeline.read_data(source, World())
@@ -89,7 +85,6 @@ def study_data(
         num_classes=classes or len(data.classes),
         num_train=num_images or len(data.train),
         num_validation=len(data.validation),
-        num_cells=num_cells,
     )
     tested = (
         len(data.test) if recipe.evaluation.num_images is None else min(len(data.test), recipe.evaluation.num_images)
@@ -132,7 +127,7 @@ def plan(
         raise InputError(f"--seconds must be above 0, but got {seconds}.")
     kinds = _kinds(grid)
     first = kinds[0].recipe
-    data, tested, held = study_data(first, len(grid), size=size, classes=classes, num_images=num_images)
+    data, tested, held = study_data(first, size=size, classes=classes, num_images=num_images)
     world = World.start(first.device, first.threads)
     planner = _Planner(data, tested, held, world, memory, progress)
     return planner.plan(kinds, len(grid.seeds), seconds, attacks)
@@ -220,12 +215,16 @@ class _Planner:
     def cost(self, cell: Cell) -> NetworkCost:
         """Return the passes of a cell's network, at the largest images and batch of its training."""
         part = self.largest(cell)
-        shape, batch = self.shape(part), part.batch_size // _accumulate(cell.recipe)
-        chunk = min(BATCH_SIZE, self.data.num_validation)
+        shape, batch = self.shape(part), part.batch_size // cell.recipe.train.accumulate
+        chunk = self.chunk(cell)
         key = (str(cell.network), cell.recipe.train.mixes, shape, batch, chunk)
         if key not in self._costs:
             self._costs[key] = self._measured(cell.network, shape, batch, chunk)
         return self._costs[key]
+
+    def chunk(self, cell: Cell) -> int:
+        """Return the validation images that are attacked at once."""
+        return min(cell.recipe.train.selection_batch, self.data.num_validation)
 
     def _measured(
         self, network: ResNetArchitecture, shape: tuple[int, int, int], batch: int, chunk: int
@@ -243,8 +242,8 @@ class _Planner:
         for cell, cost in zip(kinds, found, strict=True):
             if cell.varied != first.varied:
                 continue
-            shape, chunk = self.shape(self.largest(cell)), min(BATCH_SIZE, self.data.num_validation)
-            for blocks in (1, 2):
+            shape, chunk = self.shape(self.largest(cell)), self.chunk(cell)
+            for blocks in (2, 3) if cell.recipe.train.checkpointing else (1, 2):
                 shallow = replace(cell.network, stages=tuple(min(blocks, own) for own in cell.network.stages))
                 if str(shallow) not in candidates and shallow != cell.network:
                     own = self._measured(shallow, shape, cost.training.images, chunk)
@@ -272,8 +271,7 @@ class _Planner:
         recipe, training = cell.recipe, cell.recipe.train
         step = costs.step_of(recipe, cell.network, self.data)
         parts, largest = costs.parts_of(training, self.data), self.largest(cell)
-        accumulate = _accumulate(recipe)
-        chunk = min(BATCH_SIZE, self.data.num_validation)
+        accumulate, chunk = training.accumulate, self.chunk(cell)
         one_image = cost.training.forward_flops / cost.training.images
         own = (math.prod(self.data.image_shape[1:])) / math.prod(self.shape(largest)[1:])
         validation = validation_passes(recipe, self.form) * self.data.num_validation
@@ -285,8 +283,7 @@ class _Planner:
             taken = accumulate * pace.seconds(cost, max(1, part.batch_size // accumulate)) * share
             seconds += part.epochs * (part.steps * taken * step.passes / 3 + validation * per_validation)
         memory = costs.peak_memory(cost, step, averages=training.ema > 0, overhead=pace.overhead)
-        checkpointing = bool(getattr(training, "checkpointing", False))
-        fits, reason = self.fit(cell, largest, memory, base, checkpointing, accumulate)
+        fits, reason = self.fit(cell, largest, memory, base)
         recomputed = None if memory.step_checkpointed is None else memory.peak(True)
         return PlannedNetwork(
             network=str(cell.network),
@@ -307,7 +304,7 @@ class _Planner:
             attack_flops=None if attack is None else attack * one_image * own,
             activations=cost.activations,
             activations_checkpointed=cost.activations_checkpointed,
-            memory=memory.peak(checkpointing),
+            memory=memory.peak(training.checkpointing),
             memory_plain=memory.peak(),
             memory_checkpointed=recomputed,
             epoch_seconds=seconds / training.epochs,
@@ -317,45 +314,41 @@ class _Planner:
             reason=reason,
         )
 
-    def fit(
-        self,
-        cell: Cell,
-        part: costs.Part,
-        memory: PeakMemory,
-        base: int,
-        checkpointing: bool,
-        accumulate: int,
-    ) -> tuple[str, str | None]:
+    def fit(self, cell: Cell, part: costs.Part, memory: PeakMemory, base: int) -> tuple[str, str | None]:
         """Return whether a training fits into the memory or how it would, and what is too large as it is."""
+        training = cell.recipe.train
         left = self.memory - base
-        name = f"{cell.network} at {max(self.shape(part)[1:])} px"
-        there = f"{max(left, 0) / GIB:.3g} GiB are left of {self.memory / GIB:.3g}"
-        if memory.peak(checkpointing) <= left:
+        if memory.peak(training.checkpointing) <= left:
             return "yes", None
-        if memory.fixed > left:
+        name = f"{cell.network} at {max(self.shape(part)[1:])} px"
+        there = f"but {max(left, 0) / GIB:.3g} GiB are left of {self.memory / GIB:.3g}"
+        if memory.fixed >= left:
             weights = f"{memory.fixed / GIB:.3g} GiB of weights, gradients and the optimiser's state"
-            return "no", f"{name} does not fit: {weights}, but {there}."
-        attacked = min(memory.validation, memory.validation_checkpointed or memory.validation)
-        if memory.fixed + attacked > left:
-            chunk = min(BATCH_SIZE, self.data.num_validation)
-            words = f"{attacked / GIB:.3g} GiB of activations of {chunk} validation images under attack"
-            return "no", f"{name} does not fit: {words}, but {there}."
-        with_it = memory.step_checkpointed
-        words = f"{name}, batch {part.batch_size // accumulate}: {memory.step / GIB:.3g} GiB of activations"
-        words += "" if with_it is None else f", {with_it / GIB:.3g} GiB with checkpointing"
-        words += f", but {there}."
-        if with_it is not None and memory.peak(True) <= left:
-            return "with checkpointing", words
-        least = memory.step if with_it is None else with_it
-        batch = math.floor((left - memory.fixed) / (least / (part.batch_size // accumulate)))
-        how = "" if with_it is None else "with checkpointing and "
-        if batch < 2:
-            return "no", words
-        return f"{how or 'with '}train.accumulate={math.ceil(part.batch_size / batch)}", words
-
-
-def _accumulate(recipe: Recipe) -> int:
-    return int(getattr(recipe.train, "accumulate", 1))
+            return "no", f"{name} does not fit: {weights}, {there}."
+        settings, reasons = [], []
+        batch, chunk, room = part.batch_size // training.accumulate, self.chunk(cell), left - memory.fixed
+        step, attack = memory.step, memory.validation
+        for whole, recomputed, what in (
+            (step, memory.step_checkpointed, f"batch {batch}"),
+            (attack, memory.validation_checkpointed, f"{chunk} validation images under attack"),
+        ):
+            if (recomputed if training.checkpointing and recomputed is not None else whole) > room:
+                with_it = "" if recomputed is None else f", {recomputed / GIB:.3g} GiB with checkpointing"
+                reasons.append(f"{what}: {whole / GIB:.3g} GiB of activations{with_it}")
+        if not training.checkpointing and memory.step_checkpointed is not None:
+            settings.append("checkpointing")
+            step, attack = memory.step_checkpointed, memory.validation_checkpointed or attack
+        elif training.checkpointing:
+            step, attack = memory.step_checkpointed or step, memory.validation_checkpointed or attack
+        fitting = math.floor(room / (step / batch))
+        attacked = math.floor(room / (attack / chunk))
+        if fitting < min(2, batch) or attacked < 1:
+            return "no", f"{name} does not fit: {'; '.join(reasons)}, {there}."
+        if step > room:
+            settings.append(f"train.accumulate={math.ceil(part.batch_size / fitting)}")
+        if attack > room:
+            settings.append(f"train.selection_batch={attacked}")
+        return f"with {' and '.join(settings)}", f"{name}, {'; '.join(reasons)}, {there}."
 
 
 def _device_name(world: World) -> str:
