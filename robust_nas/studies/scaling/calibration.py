@@ -2,8 +2,8 @@
 
 A step takes time for its multiplications, for the memory that its operations read and write, and for every operation as
 such: small networks are slow by the last of these, wide ones by the first. A few networks are timed, real steps with
-few images and passes with many, and the three rates are fitted to them; between the networks that were timed, the fit's ratio to the measured time is
-interpolated over the size.
+few images and passes with many, and the three rates are fitted to them; between the networks that were timed, the fit's
+ratio to the measured time is interpolated over the size.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Trial:
         def one_pass(batch: Batch) -> None:
             with torch.autocast(device.type, getattr(torch, training.precision), enabled=half):
                 loss = F.cross_entropy(logits_of(model, batch.images), batch.labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             model.zero_grad()
 
         def step(batch: Batch) -> None:
