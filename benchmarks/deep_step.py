@@ -53,7 +53,7 @@ def step_in_this_process(case: dict[str, Any]) -> dict[str, Any]:
     with seeded(0):
         model = rn.create(case["architecture"], data).to(world.device).train()
     settings = {name: case[name] for name in ("checkpointing", "accumulate", "precision")}
-    method = {"name": "pgd_at", "attack": {"name": "pgd", "steps": 2}}
+    method = {"name": "pgd_at", "attack": {"name": "pgd", "steps": 2, "batch_norm": "batch"}}
     plan = build(Training, {"method": method, "batch_size": count, "learning_rate": 0.01, **settings}, "train")
     part, places = data.train[:count], torch.arange(count, device=world.device)
     images, labels = part.images.to(world.device), part.labels.to(world.device)

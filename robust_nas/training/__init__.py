@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from robust_nas.training._costs import step_cost as step_cost
     from robust_nas.training._costs import trainer_of as trainer_of
     from robust_nas.training._loop import Diverged as Diverged
+    from robust_nas.training._loop import Trainer as Trainer
     from robust_nas.training._loop import TrainingResult as TrainingResult
     from robust_nas.training._loop import fit as fit
     from robust_nas.training._loop import rehearse as rehearse
@@ -259,6 +260,7 @@ __getattr__ = offered(
         "step_cost": "_costs",
         "trainer_of": "_costs",
         "Diverged": "_loop",
+        "Trainer": "_loop",
         "TrainingResult": "_loop",
         "fit": "_loop",
         "rehearse": "_loop",
