@@ -114,5 +114,6 @@ def test_a_scaling_study_is_a_row_that_is_run_when_all_cells_of_its_grid_have_en
     assert (row.kind, row.data, row.done, row.missing) == ("scaling", "digits", (), ("run", "report"))
     (study / "cells" / "cifar-resnet-14_width=1_seed=0.json").write_text("{}")
     assert list_runs(tmp_path)[0].done == ("run",)
+    del facts["num_train"]
     (study / "study.json").write_text(json.dumps(facts))
-    assert "num_cells" in str(list_runs(tmp_path)[0].damage)
+    assert "it has no num_train" in str(list_runs(tmp_path)[0].damage)

@@ -109,42 +109,30 @@ def test_the_folder_of_another_grid_or_of_something_else_is_refused_by_what_diff
         scaling.measure(tmp_path / "mine", QUIET)
 
 
-def test_a_cell_that_diverges_or_finds_no_memory_is_recorded_and_the_study_goes_on(
+def test_a_cell_that_diverges_or_finds_no_memory_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
+    wide = 64  # 450 million parameters
+    overrides = (*QUICK, "train.learning_rate=1e30")
+    words = {"data": "digits", "depths": "8", "widths": f"0.25,{wide}", "overrides": overrides}
+    study = scaling.begun(tmp_path / "study", words, tmp_path)
+    scaling.measure(study, QUIET, workers=2, memory=1.5)
+    ends = {row.width: row.status for row in results.read(study).cells}
+    assert ends == {"0.25": "diverged", str(wide): "out of memory"}
+
+
+@pytest.mark.slow
+def test_a_cell_is_the_run_that_its_network_has_by_itself(
     tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    wide = 64  # 450 million parameters
-    study = scaling.begun(
-        tmp_path / "study",
-        {
-            "data": "digits",
-            "depths": "8",
-            "widths": f"0.25,{wide}",
-            "vary": ["train.learning_rate=0.1,1e30"],
-            "overrides": QUICK,
-        },
-        tmp_path,
-    )
-    scaling.measure(study, QUIET, workers=2, memory=1.5)
-    files = Files(study)
-    ends = {cell.name: files.end(cell.name) for cell in grids.read(study).cells()}
-    assert {name: end and end.status for name, end in ends.items()} == {
-        "cifar-resnet-8_width=0.25_learning_rate=0.1_seed=0": "finished",
-        "cifar-resnet-8_width=0.25_learning_rate=1e30_seed=0": "diverged",
-        f"cifar-resnet-8_width={wide}_learning_rate=0.1_seed=0": "out of memory",
-        f"cifar-resnet-8_width={wide}_learning_rate=1e30_seed=0": "out of memory",
-    }
-    run = files.run("cifar-resnet-8_width=0.25_learning_rate=0.1_seed=0")
-    # The same training by itself.
-    alone = command(
-        "train", "cifar-resnet-8 width=0.25", "--data", "digits", *QUICK, "train.learning_rate=0.1", "workers=1",
-        "--out", tmp_path / "runs",
-    )  # fmt: skip
+    study = scaling.begun(None, {"data": "digits", "depths": "8", "widths": "0.25", "overrides": QUICK}, tmp_path)
+    scaling.measure(study, QUIET)
+    (row,) = results.read(study).cells
+    out = tmp_path / "runs"
+    alone = command("train", row.network, "--data", "digits", *QUICK, "workers=1", "--out", out)
     assert alone.returncode == 0, alone.stderr
-    (other,) = (tmp_path / "runs").iterdir()
-    facts = [json.loads((folder / "train.json").read_text())["models"][0] for folder in (run, other)]
-    assert facts[0]["validation"] == facts[1]["validation"]
-    row = {cell.name: cell for cell in results.read(study).cells}[run.name]
-    evaluated = json.loads((run / "evaluation.json").read_text())["models"]["model-0"]
+    (other,) = out.iterdir()
+    facts = json.loads((other / "train.json").read_text())["models"][0]
+    assert row.validation == facts["validation"]
+    evaluated = json.loads((Files(study).run(row.name) / "evaluation.json").read_text())["models"]["model-0"]
     assert row.robust is not None
     assert row.robust.accuracy == evaluated["worst_case"]["accuracy"]
 
