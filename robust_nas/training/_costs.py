@@ -85,7 +85,7 @@ def step_cost(
     # Of a plain pass too, checkpointing would leave the inputs of blocks.
     training = replace(training, checkpointing=False)
     (small, plain, gradients, _), (larger, larger_plain, _, optimiser) = (
-        _peaks(training, narrow().train(), batch(count)) for count in (_SMALL, 2 * _SMALL)
+        _peaks(training, narrow().train(), batch(2), batch(count)) for count in (_SMALL, 2 * _SMALL)
     )
     slope, plain_slope = larger - small, larger_plain - plain
     rest, plain_rest = small - slope, plain - plain_slope
@@ -96,10 +96,15 @@ _SMALL = 32
 """Images of the smaller of the two batches that tell what grows with the batch from what does not."""
 
 
-def _peaks(training: Training, model: nn.Module, batch: Batch) -> tuple[int, int, int, int]:
-    """Return the most bytes that a step holds, and a plain pass, and those of gradients and the optimiser's state."""
+def _peaks(training: Training, model: nn.Module, first: Batch, batch: Batch) -> tuple[int, int, int, int]:
+    """Return the most bytes that a step holds, and a plain pass, and those of gradients and the optimiser's state.
+
+    Args:
+        first: a small batch, whose step makes the optimiser's state.
+        batch: the one of the counted step.
+    """
     trainer = trainer_of(training, model)
-    trainer.step(batch, 0.0)  # makes the optimiser's state
+    trainer.step(first, 0.0)
     with Meter(chain(model.parameters(), model.buffers())) as meter:
         trainer.step(batch, 0.0)
     gradients = size_of(weight for weight in model.parameters() if weight.requires_grad)
