@@ -22,9 +22,7 @@ from robust_nas.cli import slow
 from robust_nas.core.commands import End
 from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit
 from robust_nas.core.text import visible
-
-LOST = 75
-"""Exit code of work of which a part was lost: EX_TEMPFAIL of sysexits.h, which says that another try may succeed."""
+from robust_nas.runtime.watch import LOST, said_at_the_end
 
 SAME = "The same command goes on where it ended."
 """How to go on with work that finds its own folder again."""
@@ -67,7 +65,7 @@ def going_on(again: str, say: Callable[[str], None] | None = None) -> Iterator[N
     """
     with _stopping(f"Stopped. {again}", say):
         try:
-            with slow.distributed.losses_said():
+            with slow.distributed.losses_said(), said_at_the_end(again):
                 yield
         except Interrupted as error:
             raise Interrupted(f"{error} {again}") from error

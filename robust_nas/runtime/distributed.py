@@ -33,8 +33,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
-from robust_nas.core.errors import InputError, Interrupted, of_exit
+from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit
+from robust_nas.runtime.watch import BEAT, SILENCE, Watch
 
 T = TypeVar("T")
 
@@ -56,17 +59,41 @@ def losses_said(*, joining: bool = False) -> Iterator[None]:
     """
     try:
         yield
+    except Terminated as stop:
+        # A launcher ends all processes when one is lost.
+        if (lost := _lost()) is not None:
+            raise Interrupted(lost) from stop
+        raise
     except MemoryError as error:
-        raise Interrupted(_NO_MEMORY) from error
+        raise _told(Interrupted(_NO_MEMORY)) from error
     except RuntimeError as error:
         if joining or (in_group() and (isinstance(error, dist.DistError) or _OF_THE_GROUP.search(str(error)))):
-            raise Interrupted(
-                "Another process of this group has ended, or has not answered for as long as 'patience' says."
-            ) from error
+            raise Interrupted(_lost(wait=SILENCE + 5 * BEAT) or _NO_ANSWER) from error
         if isinstance(error, torch.OutOfMemoryError) or _OF_MEMORY.search(str(error)):
-            raise Interrupted(_NO_MEMORY) from error
+            raise _told(Interrupted(_NO_MEMORY)) from error
+        raise
+    except InputError as error:
+        _told(error)  # the others may wait for this process
         raise
 
+
+_WATCHES: list[Watch] = []
+"""The watch over the group that this process has joined, if it has."""
+
+
+def _lost(wait: float = 0.0) -> str | None:
+    """Return which other process of the group is lost, in a sentence, if one is."""
+    return _WATCHES[-1].lost(wait) if _WATCHES else None
+
+
+def _told(error: InputError) -> InputError:
+    """Let the others of the group know why this process ends; return the error."""
+    if _WATCHES:
+        _WATCHES[-1].tell(str(error))
+    return error
+
+
+_NO_ANSWER = "Another process of this group has ended, or has not answered for as long as 'patience' says."
 
 _NO_MEMORY = "Memory has run out; free some, or set batch sizes, data.size or workers lower in a new run."
 
@@ -101,8 +128,46 @@ def in_group() -> bool:
 
 def leave_group() -> None:
     """Leave the process group; nothing may be reduced afterwards."""
+    while _WATCHES:
+        _WATCHES.pop().close()
     if in_group():
         dist.destroy_process_group()
+
+
+JOINING = 60.0
+"""Seconds in which the processes of a group must meet."""
+
+
+def _join(backend: str, patience: float) -> None:
+    """Join the group whose place the environment says, and watch over it.
+
+    Raises:
+        InputError: if the environment does not say where the group meets.
+        Interrupted: if the others do not come.
+    """
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {' and '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} not set: start the processes by torchrun, which sets them, or "
+            "unset WORLD_SIZE."
+        )
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=min(patience, JOINING))))
+        # All are here before torch's own start, which waits as long as the work may.
+        PrefixStore("meeting", store).set(str(rank), "")
+        PrefixStore("meeting", store).wait([str(other) for other in range(size)])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=patience))
+    except (RuntimeError, ValueError) as error:
+        raise Interrupted(
+            f"The {os.environ['WORLD_SIZE']} processes of this group did not meet at {place} within "
+            f"{min(patience, JOINING):.0f} s; start all of them, and see that this address can be reached."
+        ) from error
+    # A connection of its own, whose waits are short.
+    own = store.clone() if hasattr(store, "clone") else store
+    _WATCHES.append(Watch(PrefixStore("watch", own), rank, size))
+    _WATCHES[-1].begin()
 
 
 class _Mean(torch.autograd.Function):
@@ -170,9 +235,7 @@ class World:
         if size == 1:
             return cls(device=place, workers=workers)
         if not dist.is_initialized():
-            limit = timedelta(seconds=patience)
-            with losses_said(joining=True):
-                dist.init_process_group("gloo" if kind == "cpu" else "nccl", timeout=limit)
+            _join("gloo" if kind == "cpu" else "nccl", patience)
         return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place, workers=workers)
 
     def stop(self) -> None:
