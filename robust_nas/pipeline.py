@@ -118,7 +118,8 @@ class Job:
 
     def stage(self, name: str) -> Stage:
         """Return a stage's place in the run."""
-        return Stage(name, self.recipe.seed, self.world, self.progress, self.folder.path)
+        chosen = self.recipe
+        return Stage(name, chosen.seed, self.world, self.progress, self.folder.path, chosen.save_steps)
 
     def has(self, name: str) -> bool:
         """Whether a result file exists, as rank 0 sees it."""

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from robust_nas import datasets, spaces
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core.config import build
-from robust_nas.core.errors import InputError, Interrupted
+from robust_nas.core.errors import InputError, Interrupted, Terminated
+from robust_nas.runtime import stepping
 from robust_nas.runtime.distributed import PATIENCE, World, losses_said
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.stages import Stage
@@ -392,6 +393,45 @@ def test_two_ranks_take_their_batches_in_parts_with_checkpointing_as_one_process
     for name, value in alone.items():
         torch.testing.assert_close(ranks[0][name], value, atol=1e-4, rtol=1e-3)
         assert torch.equal(ranks[0][name], ranks[1][name])
+
+
+def test_two_ranks_of_which_one_is_stopped_end_after_the_same_step_and_go_on_to_equal_bits(tmp_path: Path) -> None:
+    space, digits = spaces.load("nasbench201", channels=4, cells_per_stage=1), datasets.load("digits")
+    data = dataclasses.replace(digits, train=digits.train[:128], validation=digits.validation[:8])
+    cell = space.parse("|nor_conv_3x3~0|+|skip_connect~0|none~1|+|skip_connect~0|nor_conv_3x3~1|none~2|")
+
+    def train(folder: Path, stopped_at: int = -1) -> Callable[[World], Any]:
+        def trained(world: World) -> Any:
+            stepping.MOST_STEPS = 2  # quick steps ask each other less often
+            torch.manual_seed(0)
+            model, steps = space.network(cell, data), 0
+            method = {"name": "cat", "attack": {"name": "pgd", "steps": 2}, "eta": 0.05}
+            table = {"method": method, "epochs": 2, "batch_size": 16, "selection_attack": "fgsm", "ema": 0.9}
+
+            def watched(*_: Any) -> None:
+                nonlocal steps
+                steps += model.training and torch.is_grad_enabled()
+                if steps == stopped_at and world.rank == 1:
+                    signal.raise_signal(signal.SIGTERM)
+
+            model.register_forward_pre_hook(watched)
+            stage = Stage("train", 0, world, Progress(quiet=True), folder)
+            try:
+                return fit(model, data, ThreatModel(epsilon=0.1), build(Training, table), stage).last
+            except Terminated:
+                return "stopped"
+
+        return trained
+
+    for name in ("whole", "parts"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    whole = on_two_ranks(train(tmp_path / "whole"), tmp_path)
+    assert on_two_ranks(train(tmp_path / "parts", stopped_at=3), tmp_path) == ["stopped", "stopped"]
+    saved = load_state(tmp_path / "parts" / "checkpoints" / "train.state.safetensors")
+    assert (saved["step"], len(saved["state"]["within"]["losses"][0])) == (0, 3)
+    assert not torch.equal(*[own["buffer/stem.1.running_mean"] for own in saved["state"]["within"]["own"]])
+    for ours, expected in zip(on_two_ranks(train(tmp_path / "parts"), tmp_path), whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
 class _PartlyUsed(nn.Module):

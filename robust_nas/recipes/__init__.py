@@ -72,6 +72,8 @@ class Recipe:
         workers: forked processes that share out the chunks of an evaluation on the CPU; with
             `threads = 1`, results do not depend on it. Without effect where there is an accelerator.
         patience: seconds that one of several processes waits for the others before it takes them for lost and ends.
+        save_steps: optimiser steps of a search or a training after which its state is saved, beside that after every
+            epoch; 0 for epochs alone. Whoever stops a run by Ctrl-C or SIGTERM loses no step with any.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Recipe:
     threads: int | None = None
     workers: int = 1
     patience: float = PATIENCE
+    save_steps: int = 0
     derive: Derivation = field(default_factory=Derivation)
     train: Training = field(default_factory=Training)
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
@@ -99,6 +102,7 @@ class Recipe:
             self.derive.check(self.space)
         if self.workers > LARGEST_WORKERS:
             raise InputError(f"workers must be at most {LARGEST_WORKERS}, but got {self.workers}.")
+        check_at_least("save_steps", self.save_steps, 0)
         if self.train.boosting and self.derive.count == 1:
             raise InputError(
                 "train.boosting trains every network after the first beside those before it, but derive.count is 1."

@@ -32,6 +32,7 @@ class Stage:
         world: the processes at work.
         progress: the display of the stage's progress.
         folder: the run folder, or None.
+        save_steps: optimiser steps after which its state is saved within an epoch; 0 for whole epochs alone.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Stage:
     world: World
     progress: Progress
     folder: Path | None = None
+    save_steps: int = 0
 
     @property
     def checkpoint(self) -> Path | None:

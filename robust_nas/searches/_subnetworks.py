@@ -6,6 +6,7 @@ import math
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from robust_nas.datasets import epoch_batches
 from robust_nas.evaluation import evaluate
 from robust_nas.models.calibration import calibrated
 from robust_nas.runtime.progress import accuracies_in_words
+from robust_nas.runtime.stepping import Steps, named_buffers
 from robust_nas.samplers import draw
 from robust_nas.searches._weight_step import MOMENTUM
 from robust_nas.training import Batch, Forward, Memory
@@ -118,22 +120,25 @@ class SubnetworkTrainer:
             epsilon_scale=epsilon_scale,
         )
 
-    def learn(self, epoch: int) -> float:
-        """Go through the training split once; return the mean loss."""
+    def learn(self, epoch: int, steps: Steps) -> float:
+        """Go through what is left of the training split; return the mean loss."""
         settings, world = self.settings, self.world
         self.supernet.train()
         batches = epoch_batches(
             len(self.data.train), settings.batch_size, world, self.stage.seed, "search", "train", epoch
         )
-        losses = []
-        for iteration, indices in enumerate(batches):
+        for iteration, indices in enumerate(batches[steps.done :], steps.done):
             progress = (epoch + iteration / len(batches)) / settings.epochs
             for group in self.optimiser.param_groups:
                 group["lr"] = settings.learning_rate_at(progress)
-            losses.append(self.take(epoch, iteration, indices, settings.epsilon_scale_at(progress)))
+            steps.add(self.take(epoch, iteration, indices, settings.epsilon_scale_at(progress)))
+        self.merge()
+        return steps.mean_loss()
+
+    def merge(self) -> None:
+        """Give every rank what the objective remembers of the others' images."""
         for kept in self._memory.values():
-            kept.merge(world)
-        return float(world.mean(torch.stack(losses).mean()))
+            kept.merge(self.world)
 
     def measure(self, architecture: AnyArchitecture, images: ImageSet, attack: Attack) -> dict[str, float]:
         """Return the accuracies of an architecture's network with the shared weights and statistics of its own."""
@@ -156,24 +161,35 @@ class SubnetworkTrainer:
             seconds, epochs = state["seconds"], state["epochs"]
             self.load_state(state)
         left: Sequence[int] = range(done, settings.epochs)
+        total, own = len(self.data.train) // settings.batch_size, partial(named_buffers, self.supernet)
+
+        def under_way() -> dict[str, Any]:
+            return {**self.state(), "seconds": seconds + time.monotonic() - started, "epochs": epochs}
+
         for epoch in stage.progress.steps(left, "search", total=settings.epochs, done=done):
-            loss = self.learn(epoch)
+            with Steps(stage, epoch, total, under_way, own, self.merge) as steps:
+                steps.go_on(state or {})
+                state = None
+                loss = self.learn(epoch, steps)
             if not math.isfinite(loss):
                 raise InputError(
                     f"The search's loss is {loss} in epoch {epoch + 1}; set search.learning_rate lower than "
                     f"{settings.learning_rate}."
                 )
-            measured = {
-                role: self.measure(architecture, images, settings.validation_attack)
-                for role, architecture in ((LARGEST, self.supernet.largest), (SMALLEST, self.supernet.smallest))
-            }
+            ends = ((LARGEST, self.supernet.largest), (SMALLEST, self.supernet.smallest))
+            with steps.kept():
+                measured = {role: self.measure(each, images, settings.validation_attack) for role, each in ends}
             seconds, started = seconds + time.monotonic() - started, time.monotonic()
             epochs.append({"epoch": epoch + 1, **measured, "loss": loss, "seconds": seconds})
             stage.progress.note(accuracies_in_words(measured[LARGEST], loss))
             stage.log(**{"step" if key == "epoch" else key: value for key, value in epochs[-1].items()})
-            stage.save(epoch + 1, {**self.state(), "seconds": seconds, "epochs": epochs})
-        ends = {LARGEST: str(self.supernet.largest), SMALLEST: str(self.supernet.smallest)}
-        return {**ends, "epochs": epochs, "seconds": seconds}
+            stage.save(epoch + 1, under_way())
+        return {
+            LARGEST: str(self.supernet.largest),
+            SMALLEST: str(self.supernet.smallest),
+            "epochs": epochs,
+            "seconds": seconds,
+        }
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from robust_nas.certification import certify
@@ -20,6 +20,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.datasets import epoch_batches
 from robust_nas.evaluation import evaluate
 from robust_nas.runtime.progress import accuracies_in_words
+from robust_nas.runtime.stepping import Steps, named_buffers
 from robust_nas.searches import SearchResult
 from robust_nas.searches._collapses import Collapses
 from robust_nas.searches._mixtures import Step
@@ -64,25 +65,30 @@ class SupernetTrainer:
         """Yield the epochs that are left."""
         yield from range(done, self.settings.epochs)
 
-    def learn(self, epoch: int) -> float:
-        """Go through the training split once; return the weights' mean loss."""
+    def steps(self, epoch: int, state: Callable[[], dict[str, Any]] | None = None) -> Steps:
+        """Return the steps of an epoch, between which `state` is saved."""
+        total, own = len(self.data.train) // self.settings.batch_size, partial(named_buffers, self.supernet)
+        return Steps(self.stage, epoch, total, state or self.state, own, self.mixtures.merge)
+
+    def learn(self, epoch: int, steps: Steps | None = None) -> float:
+        """Go through what is left of the training split; return the weights' mean loss."""
         settings, world, seed = self.settings, self.world, self.stage.seed
+        steps = steps or self.steps(epoch)
         while self.stages.is_over(epoch):
             self.begin(self.stages.number + 1)
         self.supernet.train()
         train = epoch_batches(len(self.data.train), settings.batch_size, world, seed, "search", "train", epoch)
-        losses = []
-        for iteration, indices in enumerate(train):
+        for iteration, indices in enumerate(train[steps.done :], steps.done):
             progress = (epoch + iteration / len(train)) / settings.epochs
             scale = settings.epsilon_scale_at(progress)
             step = Step(self.threat.grown(scale), scale, (epoch, iteration))
             self.stages.go_to(progress)
             self.weights.go_to(progress)
             self.before_weights(step, indices)
-            losses.append(self.weights.take(step, indices))
+            steps.add(self.weights.take(step, indices))
         world.mean_buffers(self.supernet)
         self.mixtures.merge()
-        return float(world.mean(torch.stack(losses).mean()))
+        return steps.mean_loss()
 
     def before_weights(self, step: Step, train: Tensor) -> None:
         """Do what comes before a step of the weights, whose training batch has the indices `train`."""
@@ -153,20 +159,29 @@ class SupernetTrainer:
         else:
             self.load_state(state)
             seconds, trajectory = state["seconds"], state["trajectory"]
+
+        def under_way() -> dict[str, Any]:
+            now = seconds + time.monotonic() - started
+            return {**self.state(), "seconds": now, "trajectory": trajectory}
+
         for epoch in stage.progress.steps(self.epochs(done), "search", total=settings.epochs, done=done):
-            mean_loss = self.learn(epoch)
+            with self.steps(epoch, under_way) as steps:
+                steps.go_on(state or {})
+                state = None
+                mean_loss = self.learn(epoch, steps)
             if not math.isfinite(mean_loss):
                 raise InputError(
                     f"The search's loss is {mean_loss} in epoch {epoch + 1}; set search.learning_rate lower "
                     f"than {settings.learning_rate}."
                 )
-            snapshot = {**self.snapshot(epoch + 1), "loss": mean_loss}
+            with steps.kept():
+                snapshot = {**self.snapshot(epoch + 1), "loss": mean_loss}
             seconds, started = seconds + time.monotonic() - started, time.monotonic()
             trajectory.append({**snapshot, "seconds": seconds})
             stage.progress.note(accuracies_in_words(snapshot["validation"], mean_loss))
             stage.log(epoch + 1, **trajectory[-1])
             self.after_epoch(trajectory)
-            stage.save(epoch + 1, {**self.state(), "seconds": seconds, "trajectory": trajectory})
+            stage.save(epoch + 1, under_way())
         # A collapsed search ends before the auxiliary skip is gone, and derived networks have no such skip.
         self.supernet.add_skip(0.0)
         record = {"trajectory": trajectory, "seconds": seconds, "hold_sample": settings.hold_sample}

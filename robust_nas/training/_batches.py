@@ -21,18 +21,29 @@ if TYPE_CHECKING:
     from robust_nas.training._plan import Training
 
 
+def steps_of(data: Dataset, training: Training, epoch: int) -> int:
+    """Return the steps of an epoch."""
+    size = training.phase_at(epoch).batch_size or training.batch_size
+    return len(data.train) // size * training.method.replays
+
+
 def batches_of(
-    data: Dataset, threat: ThreatModel, training: Training, memory: Memory, stage: Stage, epoch: int
+    data: Dataset, threat: ThreatModel, training: Training, memory: Memory, stage: Stage, epoch: int, done: int = 0
 ) -> Iterator[tuple[float, Batch]]:
-    """Give this rank's augmented batches of an epoch, each with the share of the training that is done after it."""
+    """Give this rank's augmented batches of an epoch, each with the share of the training that is done after it.
+
+    Args:
+        done: steps of the epoch that are done, whose batches are left out.
+    """
     world, phase, num_classes = stage.world, training.phase_at(epoch), len(data.classes)
     replays = training.method.replays
     size = phase.batch_size or training.batch_size
     indices = epoch_batches(len(data.train), size, world, stage.seed, stage.name, epoch)
-    read = data.train.batches(indices, size=phase.size, seed=seed_at(stage.seed, stage.name, epoch, "read"))
+    begun = done // replays
+    read = data.train.batches(indices[begun:], size=phase.size, seed=seed_at(stage.seed, stage.name, epoch, "read"))
     places = torch.arange(world.rank, size, world.size, device=world.device)
     steps = len(indices) * replays
-    for iteration, (ids, part) in enumerate(zip(indices, read, strict=True)):
+    for iteration, (ids, part) in enumerate(zip(indices[begun:], read, strict=True), begun):
         place = (stage.name, epoch, iteration, "rank", world.rank)
         generator = generator_at(world.device, stage.seed, *place, "augment")
         images, targets = crop_and_flip(part.images, training.padding, training.flip, generator), part.labels
@@ -42,7 +53,7 @@ def batches_of(
             images, targets = mix_up(images, part.labels, num_classes, training.mix_up, generator)
         if training.label_smoothing:
             targets = _smoothed(targets, num_classes, training.label_smoothing)
-        for replay in range(replays):
+        for replay in range(done % replays if iteration == begun else 0, replays):
             step = iteration * replays + replay
             epsilon_scale = training.epsilon_scale_at((epoch + step / steps) / training.epochs)
             # The first replay of a batch draws as a method without replays does.

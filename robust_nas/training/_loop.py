@@ -31,10 +31,11 @@ from robust_nas.records.training import Course
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress, accuracies_in_words
 from robust_nas.runtime.stages import Stage
+from robust_nas.runtime.stepping import Steps
 from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces.module import ModuleSpace
 from robust_nas.training import Batch, Memory, on_device
-from robust_nas.training._batches import batches_of
+from robust_nas.training._batches import batches_of, steps_of
 from robust_nas.training._optimisers import make_optimiser
 from robust_nas.training._options import Average, Forward, added_losses, moved_weights, parts_of_a_step
 from robust_nas.training._plan import Training
@@ -185,23 +186,32 @@ def _train(
         history, best_weights, seconds = state["history"], state["best_weights"], state["seconds"]
         course = state["course"]
 
+    def under_way() -> dict[str, Any]:
+        now = seconds + time.monotonic() - started
+        facts = {"history": history, "course": course, "best_weights": best_weights, "seconds": now}
+        return {"trainer": trainer.state(), **facts}
+
     for epoch in stage.progress.steps(range(done, training.epochs), stage.name, total=training.epochs, done=done):
         if _collapsed(history, watch):
             break
         if training.drop_path and isinstance(model, DropsPaths):
             model.drop_path = training.drop_path * epoch / training.epochs
         model.train()
-        batches = batches_of(data, threat, training, trainer.memory, stage, epoch)
-        losses = [trainer.step(batch, progress) for progress, batch in batches]
+        total, share = steps_of(data, training, epoch), partial(trainer.memory.merge, world)
+        with Steps(stage, epoch, total, under_way, trainer.own, share) as steps:
+            steps.go_on(state or {})
+            state = None
+            for progress, batch in batches_of(data, threat, training, trainer.memory, stage, epoch, steps.done):
+                steps.add(trainer.step(batch, progress))
         trainer.agree()
-        mean_loss = float(world.mean(torch.stack(losses).mean()))
+        mean_loss = steps.mean_loss()
         if not math.isfinite(mean_loss):
             raise Diverged(
                 f"The loss of {stage.name} is {mean_loss} in epoch {epoch + 1}; set train.learning_rate lower "
                 f"than {training.learning_rate}."
             )
         within = stage.within("validation")
-        with trainer.average.held(), through(model, training.serve), trainer.checkpointed():
+        with steps.kept(), trainer.average.held(), through(model, training.serve), trainer.checkpointed():
             attacks, chunk = [training.selection_attack], training.selection_batch
             result = evaluate(model, data.validation, threat, attacks, batch_size=chunk, stage=within)
             accuracies = {"clean": result.clean_accuracy, "robust": result.robust_accuracy}
@@ -223,16 +233,7 @@ def _train(
             seconds=seconds,
         )
         stage.progress.note(accuracies_in_words(accuracies, mean_loss))
-        stage.save(
-            epoch + 1,
-            {
-                "trainer": trainer.state(),
-                "history": history,
-                "course": course,
-                "best_weights": best_weights,
-                "seconds": seconds,
-            },
-        )
+        stage.save(epoch + 1, under_way())
         if _collapsed(history, watch):
             stage.progress.say(
                 f"{stage.name}: stopped, as the robust accuracy on validation images fell from "
@@ -377,6 +378,11 @@ class Trainer:
 
     def _cast(self, precision: Precision) -> torch.autocast:
         return torch.autocast(self._world.device.type, getattr(torch, precision), enabled=precision != "float32")
+
+    def own(self) -> dict[str, Tensor]:
+        """Return the running statistics, which differ from rank to rank until they `agree`, by name."""
+        running = {f"buffer/{name}": value for name, value in self._learning.named_buffers()}
+        return running | {f"average/{name}": value for name, value in self.average.buffers.items()}
 
     def agree(self) -> None:
         """Give all ranks the same buffers and memory."""

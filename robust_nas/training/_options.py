@@ -198,9 +198,14 @@ class Average:
     @torch.no_grad()
     def agree(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Replace the means of floating point buffers by their mean over ranks."""
-        for name, _ in self._model.named_buffers():
-            if name in self.values and self.values[name].is_floating_point():
-                self.values[name].copy_(mean(self.values[name]))
+        for value in self.buffers.values():
+            if value.is_floating_point():
+                value.copy_(mean(value))
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The means of buffers, by name."""
+        return {name: self.values[name] for name, _ in self._model.named_buffers() if name in self.values}
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
