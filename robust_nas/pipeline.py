@@ -42,7 +42,7 @@ from robust_nas.records.run import RecordedRows
 from robust_nas.records.search import SearchRecord
 from robust_nas.records.training import Trained, TrainingRecord
 from robust_nas.report import write_report
-from robust_nas.runtime.distributed import World
+from robust_nas.runtime.distributed import World, is_restarted, launched
 from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.per_sample import check_outcomes, compare_outcomes
 from robust_nas.runtime.progress import Progress
@@ -710,6 +710,12 @@ def start(
     if fill is None and chosen.derive.diversity and not chosen.search.needs_supernet:
         raise InputError(derivation.NO_WEIGHTS.format(chosen.derive.diversity))
     world = World.start(chosen.device, chosen.threads, chosen.workers, chosen.patience)
+    world.check_same("configuration", chosen.to_dict())
+    if (begun := world.on_main(lambda: _begun(chosen, root))) is not None:
+        progress.say(f"torchrun has started this again: going on with {begun}")
+        if chosen.threads is None and (threads := recorded(sessions_of(RunFolder.open(begun)))) is not None:
+            torch.set_num_threads(threads)
+        return _job(chosen, begun, world, progress)
     data = load_data(chosen, world)
     tried = settle_threads(chosen, data, world)
     warnings = rehearse(chosen, data, world, trains=fill is None)
@@ -730,6 +736,20 @@ def start(
         job.say(tried)
     job.loaded, job.noted = data, True
     return job
+
+
+def _begun(chosen: Recipe, root: Path) -> Path | None:
+    """Return the run folder of a recipe that this launch by torchrun has begun before a restart; None if there is none.
+
+    A restart has the command's words again, which would begin anew.
+    """
+    if not is_restarted():
+        return None
+    for place in sorted(root.glob("*/config.toml"), key=lambda each: each.stat().st_mtime, reverse=True):
+        sessions = sessions_of(RunFolder.open(place.parent))
+        if sessions and sessions[0].launch == launched() and config.read_toml(place) == chosen.to_dict():
+            return place.parent
+    return None
 
 
 def resume(path: Path, overrides: list[str], progress: Progress) -> Job:

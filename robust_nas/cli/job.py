@@ -29,12 +29,15 @@ def progress() -> Progress:
 
 def begun(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> Job:
     """Return the job of a recipe, in a new run folder."""
-    return slow.pipeline.start(slow.recipes.load(recipe, overrides, data_root=data_root), out, progress(), sys.argv[1:])
+    chosen = slow.recipes.load(recipe, overrides, data_root=data_root)
+    with slow.distributed.losses_said():
+        return slow.pipeline.start(chosen, out, progress(), sys.argv[1:])
 
 
 def resumed(path: Path, overrides: Sequence[str] = ()) -> Job:
     """Return the job of a run folder."""
-    return slow.pipeline.resume(path, list(overrides), progress())
+    with slow.distributed.losses_said():
+        return slow.pipeline.resume(path, list(overrides), progress())
 
 
 @contextlib.contextmanager

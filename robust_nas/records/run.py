@@ -14,7 +14,11 @@ from robust_nas.records.evaluation import Count, Radius
 
 @dataclass(frozen=True, kw_only=True)
 class Session(Record):
-    """The environment of a session that computed something of a folder."""
+    """The environment of a session that computed something of a folder.
+
+    Args:
+        launch: of torchrun, whose restarts are of the same; None without it.
+    """
 
     version: str
     commit: str | None
@@ -28,6 +32,7 @@ class Session(Record):
     world_size: Annotated[int, Field(ge=1)]
     arguments: tuple[str, ...]
     started: str
+    launch: str | None = None
 
     def __post_init__(self) -> None:
         datetime.fromisoformat(self.started)

@@ -18,13 +18,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import inspect
+import itertools
 import math
 import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -36,7 +38,9 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit
+from robust_nas import __version__
+from robust_nas.core import config
+from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit, reason_of
 from robust_nas.runtime.watch import BEAT, SILENCE, Watch
 
 T = TypeVar("T")
@@ -61,7 +65,7 @@ def losses_said(*, joining: bool = False) -> Iterator[None]:
         yield
     except Terminated as stop:
         # A launcher ends all processes when one is lost.
-        if (lost := _lost()) is not None:
+        if (lost := _lost(wait=2.5 * BEAT)) is not None:
             raise Interrupted(lost) from stop
         raise
     except MemoryError as error:
@@ -83,7 +87,12 @@ _WATCHES: list[Watch] = []
 
 def _lost(wait: float = 0.0) -> str | None:
     """Return which other process of the group is lost, in a sentence, if one is."""
-    return _WATCHES[-1].lost(wait) if _WATCHES else None
+    if not _WATCHES:
+        return None
+    try:
+        return _WATCHES[-1].lost(wait)
+    except Terminated:  # the launcher, which has noticed the loss as well
+        return _WATCHES[-1].lost(2.5 * BEAT)
 
 
 def _told(error: InputError) -> InputError:
@@ -126,6 +135,18 @@ def in_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def launched() -> str | None:
+    """Return what tells the launch by torchrun that this process is of, restarts included; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    # Without a name of its own (the static way to meet), a launch is one process of torchrun.
+    return f"{socket.gethostname()}/{os.getppid()}" if name == "none" else name
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started these processes again, after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def leave_group() -> None:
     """Leave the process group; nothing may be reduced afterwards."""
     while _WATCHES:
@@ -133,6 +154,12 @@ def leave_group() -> None:
     if in_group():
         dist.destroy_process_group()
 
+
+_MET: dict[str, Any] = {}
+"""By address, the store at which this process has met others, with its rank and their number: for all its groups."""
+
+_GROUPS = itertools.count()
+"""The numbers of the groups that this process joins, one after the other."""
 
 JOINING = 60.0
 """Seconds in which the processes of a group must meet."""
@@ -152,17 +179,21 @@ def _join(backend: str, patience: float) -> None:
             f"{'are' if len(missing) > 1 else 'is'} not set: start the processes by torchrun, which sets them, or "
             "unset WORLD_SIZE."
         )
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    place, limit = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", timedelta(seconds=min(patience, JOINING))
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=min(patience, JOINING))))
+        if place not in _MET:
+            _MET[place] = next(rendezvous("env://", timeout=limit))
+        store, rank, size = _MET[place]
+        store = PrefixStore(f"group {next(_GROUPS)}", store)
         # All are here before torch's own start, which waits as long as the work may.
-        PrefixStore("meeting", store).set(str(rank), "")
-        PrefixStore("meeting", store).wait([str(other) for other in range(size)])
+        store.set(f"here/{rank}", "")
+        store.wait([f"here/{other}" for other in range(size)], limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=patience))
     except (RuntimeError, ValueError) as error:
         raise Interrupted(
             f"The {os.environ['WORLD_SIZE']} processes of this group did not meet at {place} within "
-            f"{min(patience, JOINING):.0f} s; start all of them, and see that this address can be reached."
+            f"{min(patience, JOINING):.0f} s ({reason_of(error)}); start all of them, and see that this address can be "
+            "reached."
         ) from error
     # A connection of its own, whose waits are short.
     own = store.clone() if hasattr(store, "clone") else store
@@ -236,7 +267,24 @@ class World:
             return cls(device=place, workers=workers)
         if not dist.is_initialized():
             _join("gloo" if kind == "cpu" else "nccl", patience)
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place, workers=workers)
+        world = cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place, workers=workers)
+        world.check_same("installation", {"robust-nas": __version__, "torch": torch.__version__, "device": kind})
+        return world
+
+    def check_same(self, what: str, values: Mapping[str, Any]) -> None:
+        """Raise InputError on every rank unless all of them have the same.
+
+        Args:
+            what: that is compared, such as "configuration".
+            values: a table of this rank's.
+        """
+        first, *others = self.gather(dict(values))
+        for rank, other in enumerate(others, start=1):
+            if differing := config.differences(first, other):
+                raise InputError(
+                    f"Process {rank} of this group has another {what} than process 0: {', '.join(differing[:3])}. "
+                    "Start all processes in the same way, with the same installation and files."
+                )
 
     def stop(self) -> None:
         """Leave the group; nothing may be reduced afterwards."""

@@ -37,6 +37,7 @@ def describe_environment(world: World, arguments: list[str]) -> Session:
     import torch
 
     from robust_nas.records.run import Session
+    from robust_nas.runtime.distributed import launched
 
     accelerator = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
     return Session(
@@ -52,6 +53,7 @@ def describe_environment(world: World, arguments: list[str]) -> Session:
         world_size=world.size,
         arguments=tuple(arguments),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        launch=launched(),
     )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +39,7 @@ class Steps:
         stage: whose steps they are.
         epoch: epochs that are done.
         total: steps of the epoch.
-        state: returns the stage's state, as `Stage.save` takes it.
+        state: returns the stage's state, as `Stage.save` takes it; it is called by all processes together.
         own: returns what differs from process to process until the epoch's end, such as running statistics, by name.
         share: gives all processes what each has written of common tables; it is called by all at once.
     """
@@ -96,30 +96,34 @@ class Steps:
         if stop is not None:
             raise stop
 
-    def save(self, *, agreed: bool = False) -> None:
-        """Save the state after the steps that are done.
-
-        Args:
-            agreed: whether nothing differs from process to process any more; then each may call this for itself.
-        """
-        world = self._stage.world
-        losses = torch.stack(self.losses).cpu()
-        alone = world.size == 1 or agreed
-        if not alone:
+    def save(self) -> None:
+        """Save the state after the steps that are done; all processes do it together."""
+        world, losses = self._stage.world, torch.stack(self.losses).cpu()
+        parts: list[tuple[Tensor, dict[str, Tensor]]] = [(losses, {})]
+        if world.size > 1:
             self._share()
-        own = {} if alone else {name: value.detach().cpu() for name, value in self._own().items()}
-        parts = [(losses, own)] if alone else world.gather((losses, own))
-        within = {"losses": [part[0] for part in parts], "own": [part[1] for part in parts if part[1]]}
-        self._stage.save(self._epoch, {**self._state(), WITHIN: within})
+            parts = world.gather((losses, {name: value.detach().cpu() for name, value in self._own().items()}))
+        self._write(self._state(), parts)
+
+    def _write(self, state: Mapping[str, Any], parts: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> None:
+        within = {"losses": [losses for losses, _ in parts], "own": [own for _, own in parts if own]}
+        self._stage.save(self._epoch, {**state, WITHIN: within})
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Save the state if the block is stopped, which follows the last step and changes nothing of it."""
+        """Save the state if the block is stopped, which follows the last step and changes nothing of it.
+
+        By then all processes have the same.
+        """
+        if self._stage.folder is None:
+            yield
+            return
+        # All are asked for it together, while none is stopped.
+        state = self._state() if self._stage.world.size > 1 else None
         try:
             yield
         except KeyboardInterrupt:
-            if self._stage.folder is not None and self.losses:
-                self.save(agreed=True)
+            self._write(state or self._state(), [(torch.stack(self.losses).cpu(), {})])
             raise
 
     def _agreed(self) -> type[KeyboardInterrupt] | None:
