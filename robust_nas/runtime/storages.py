@@ -7,6 +7,7 @@ in no text that leaves this module (`core.secrets`).
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 import warnings
@@ -47,6 +48,8 @@ DRIVERS = {
 }
 """The packages that speak with a kind of server, the preferred one first, by SQLAlchemy's names of them."""
 
+_MADE_MEANWHILE = re.compile("already exists|unique|duplicate", re.IGNORECASE)
+
 _ALIASES = {"postgres": "postgresql", "mariadb": "mysql"}
 
 _WRITTEN = (
@@ -66,6 +69,8 @@ def normal(text: str) -> str:
         raise InputError(f"A storage is a file or a URL, but got {masked(text)!r}; {_WRITTEN}.")
     if not separator or scheme == JOURNAL:
         return f"{JOURNAL}://{_file(rest if separator else text)}"
+    if rest.partition("?")[0].count("@") > 1:
+        raise InputError(f"In the storage '{masked(text)}' an @ of the password must be written %40.")
     url = _parsed(text)
     kind, _, driver = url.drivername.partition("+")
     kind = _ALIASES.get(kind, kind)
@@ -258,8 +263,8 @@ def _in_time(text: str, connect: Callable[[], T]) -> T:
                 found.append(connect())
                 return
             except Exception as error:
-                # Two processes that make the tables at the same time; the second finds them.
-                if not left or "exist" not in str(error):
+                # Of processes that make the tables at the same time all but one are refused; then they are there.
+                if not left or not _MADE_MEANWHILE.search(_said(error)):
                     failed.append(error)
                     return
                 time.sleep(0.5)

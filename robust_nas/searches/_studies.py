@@ -1,6 +1,6 @@
 """Open trials as those of an Optuna study, in a journal in a shared folder or in a database.
 
-    user attributes of the study     robust_nas, search, recipe, agreed, host, over
+    user attributes of the study     robust_nas (which search it is), recipe, agreed, host, over
     trials                           parameters by the names of decisions; values; as user attributes the trial's number
                                      (from 1), the architecture as text, its seed, who measures it, and the seconds
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from robust_nas.spaces import Space
 
 MARK = "robust_nas"
-"""The attribute of studies that are searches of this package, with the version of their form."""
+"""The attribute of studies that are searches of this package: the version of their form, and which search it is."""
 
 VERSION = 1
 
@@ -100,14 +100,13 @@ class StoredTrials(OpenTrials):
             study = optuna.load_study(study_name=self._name, storage=self._storage.storage)
             # Else whoever made it was killed at once, or is about to write the same.
             if not study.user_attrs and not study.get_trials(deepcopy=False):
-                study.set_user_attr("search", self._identity)
-                study.set_user_attr(MARK, VERSION)
+                study.set_user_attr(MARK, self._mark_of_search)
                 study.set_metric_names(list(objectives))
             return study
 
         study = self._storage.call(create)
         found = self._storage.call(lambda: study.user_attrs)
-        if found.get("search") != self._identity or found.get(MARK) != VERSION:
+        if found.get(MARK) != self._mark_of_search:
             raise InputError(
                 f"The study {self.place} is of another search; name another one: search.study=NAME, or --study NAME."
             )
@@ -213,6 +212,10 @@ class StoredTrials(OpenTrials):
 
     def host(self) -> dict[str, Any] | None:
         return self._attributes().get("host")
+
+    @property
+    def _mark_of_search(self) -> dict[str, Any]:
+        return {"version": VERSION, "search": self._identity}
 
     @property
     def _loaded(self) -> Study:
@@ -354,7 +357,7 @@ def searches_in(storage: Opened) -> dict[str, dict[str, Any]]:
     def read() -> dict[str, dict[str, Any]]:
         names = optuna.get_all_study_names(storage.storage)
         every = {name: optuna.load_study(study_name=name, storage=storage.storage).user_attrs for name in names}
-        return {name: found for name, found in every.items() if found.get(MARK) == VERSION}
+        return {name: found for name, found in every.items() if (found.get(MARK) or {}).get("version") == VERSION}
 
     with quiet():
         return storage.call(read)
