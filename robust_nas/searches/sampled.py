@@ -423,11 +423,11 @@ def study_of(storage: str, study: str | None, progress: Progress) -> tuple[str, 
         progress, f"no search under way in {storage} yet; begin one with --storage, or end this by Ctrl-C"
     )
     while True:
-        found = searches_in(opened)
+        found = {name: facts for name, facts in searches_in(opened).items() if "agreed" in facts}
         if study is not None and study in found:
             name = study
         else:
-            under_way = [name for name, facts in found.items() if not facts.get("over") and "agreed" in facts]
+            under_way = [name for name, facts in found.items() if not facts.get("over")]
             if study is None and len(under_way) > 1:
                 raise InputError(
                     f"{storage} has several searches under way: {', '.join(sorted(under_way))}; name one: --study NAME."

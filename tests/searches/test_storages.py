@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from robust_nas.cli import main
 from robust_nas.core import secrets
 from robust_nas.core.errors import InputError
 from robust_nas.core.secrets import masked
@@ -250,7 +252,7 @@ def test_a_killed_workers_trial_is_measured_again_under_its_number_and_seed(spac
     assert sorted(trial.user_attrs["trial"] for trial in complete) == [1, 2, 3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("place", ["journal", "postgresql"], indirect=True)
+@pytest.mark.parametrize("place", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
 def test_a_killed_search_goes_on_to_the_same_result_and_so_does_one_whose_storage_is_lost(
     space, data, tmp_path, monkeypatch, place
 ):
@@ -428,3 +430,37 @@ def test_a_password_is_written_nowhere_and_heard_again_from_the_environment(monk
 )
 def test_texts_are_masked(text, shown):
     assert masked(text) == shown
+
+
+def _command(words: list[str], output: Path, environment: dict[str, str]) -> Callable[[], None]:
+    """A command in a fork, which has torch already."""
+
+    def typed() -> None:
+        sys.argv[1:] = words
+        os.environ.update(environment)
+        with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            main()
+
+    return typed
+
+
+def test_by_commands_alone_a_worker_measures_and_no_file_or_line_has_the_password(tmp_path, server):
+    url = f"postgresql://nas:s3cr%2Ft%40horse@{server}/trials"
+    search = ["search", "robust-resnet-small", "--data", "digits", "--storage", url, "--study", "commands", "threads=1"]
+    search += ['search.objectives=["score"]', "search.proxy=num_params", "search.trials=4", "--out", f"{tmp_path}/runs"]
+    work = ["work", url.replace(":s3cr%2Ft%40horse", ""), "--study", "commands"]
+    with (
+        _worker(_command(search, tmp_path / "first", {})) as first,
+        _worker(_command(work, tmp_path / "second", {secrets.PASSWORD: PASSWORD})) as second,
+    ):
+        first.join(120)
+        second.join(60)
+    said = [(tmp_path / name).read_text() for name in ("first", "second")]
+    assert (first.exitcode, second.exitcode) == (0, 0), said
+    assert "The search of commands in" in said[1]
+    study = _study(url, "commands")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    texts = [*said, str(study.user_attrs)]
+    texts += [path.read_bytes().decode("latin-1") for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert any("postgresql://nas:***@" in text for text in texts[3:])
+    assert not [text for text in texts if "s3cr" in text or "%2Ft" in text]
