@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 
 from robust_nas.cli import main
 from robust_nas.core import secrets
-from robust_nas.core.errors import InputError
+from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.secrets import masked
 from robust_nas.core.seeds import seed_at
 from robust_nas.proxies.num_params import NumParams
@@ -464,3 +464,21 @@ def test_by_commands_alone_a_worker_measures_and_no_file_or_line_has_the_passwor
     texts += [path.read_bytes().decode("latin-1") for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert any("postgresql://nas:***@" in text for text in texts[3:])
     assert not [text for text in texts if "s3cr" in text or "%2Ft" in text]
+
+
+def test_a_storage_may_be_away_for_a_while_and_then_the_process_ends_as_one_that_lost_a_part(tmp_path, monkeypatch):
+    opened = storages.opened(storages.normal(f"{tmp_path}/trials.log"))
+    assert opened is not None
+    answers = iter([ConnectionResetError("reset by peer"), optuna.exceptions.StorageInternalError("busy"), "here"])
+
+    def call() -> str:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(storages.time, "sleep", lambda seconds: None)
+    assert opened.call(call) == "here"
+    monkeypatch.setattr(storages, "OUTAGE", 0.0)
+    answers = iter([ConnectionResetError("reset by postgresql://a:pw@host/b")] * 2)
+    with pytest.raises(Interrupted, match=r"has not answered for 0 s \(reset by postgresql://a:\*\*\*@host/b\)"):
+        opened.call(call)
