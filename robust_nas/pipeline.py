@@ -22,7 +22,7 @@ from robust_nas.architectures import AnyArchitecture
 from robust_nas.bounds import Bound, LinearMargins
 from robust_nas.certification import Contradiction, refusal
 from robust_nas.certification.plan import Place, Plan, leave_out
-from robust_nas.core import config
+from robust_nas.core import catalogue, config
 from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, is_there
 from robust_nas.core.registry import name_of
@@ -42,6 +42,7 @@ from robust_nas.records.run import RecordedRows
 from robust_nas.records.search import SearchRecord
 from robust_nas.records.training import Trained, TrainingRecord
 from robust_nas.report import write_report
+from robust_nas.runtime import storages
 from robust_nas.runtime.distributed import World, is_restarted, launched
 from robust_nas.runtime.environment import add_session, sessions_of
 from robust_nas.runtime.per_sample import check_outcomes, compare_outcomes
@@ -51,7 +52,7 @@ from robust_nas.runtime.stages import Stage, check_states
 from robust_nas.runtime.states import load_state, save_state
 from robust_nas.runtime.threads import recorded
 from robust_nas.searches import SearchResult
-from robust_nas.searches.sampled import TrialSearch
+from robust_nas.searches.sampled import TrialSearch, study_of
 from robust_nas.spaces import MixedSpace, Space
 from robust_nas.spaces.cell import CellSpace
 from robust_nas.tables import local
@@ -271,32 +272,50 @@ def search(job: Job) -> None:
     stage.finish()
 
 
-def work(path: Path, progress: Progress) -> None:
-    """Measure trials of a search that another process runs in a run folder, until it is over.
+def work(place: str, progress: Progress, *, study: str | None = None, data_root: Path | None = None) -> None:
+    """Measure trials of a search that another process runs, until it is over.
+
+    Args:
+        place: its run folder; or the storage of its trials, on machines that share no folder with it.
+        study: the search's name in the storage; the only one that is under way, if not given.
+        data_root: the folder of the data set's files, where it is another one here.
 
     Raises:
-        InputError: if it is no run folder, or one whose search has nothing to share.
+        InputError: if it is no run folder or storage, or one whose search has nothing to share.
     """
-    folder = RunFolder.open(path)
-    chosen = recipe.from_table(config.read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    if storages.is_url(place):
+        storage = storages.normal(place)
+        name, table = study_of(storage, study, progress)
+        where, path, table = f"{name} in {storage}", None, {**table}
+    else:
+        if study is not None:
+            raise InputError(f"--study names a study in a storage, but {place} is a folder; leave it out.")
+        folder = RunFolder.open(place)
+        where, path, table = place, folder.path, config.read_toml(folder / "config.toml")
+    if data_root is not None:
+        config.set_key(table, "data.root", str(catalogue.expanded(data_root).resolve()))
+    chosen = recipe.from_table(table, where if path is None else str(path / "config.toml"))
     if not isinstance(chosen.search, TrialSearch):
         raise InputError(
-            f"'robust-nas work' measures trials, but the search of {path} has none; that needs search=sampled."
+            f"'robust-nas work' measures trials, but the search of {where} has none; that needs search=sampled."
         )
-    if (folder / "search.json").is_file():
-        progress.say(f"The search of {path} is over: there is nothing to measure.")
+    if path is not None and (path / "search.json").is_file():
+        progress.say(f"The search of {where} is over: there is nothing to measure.")
         return
-    threads = chosen.threads or recorded(sessions_of(folder))
+    threads = chosen.threads or (None if path is None else recorded(sessions_of(RunFolder(path))))
+    # The storage as it was reached from here: the one that runs the search may know it by another host's name.
+    searched = chosen.search if path is not None else replace(chosen.search, storage=storage, study=name)
     world = World.start(chosen.device, threads, chosen.workers, chosen.patience)
     torch.use_deterministic_algorithms(world.device.type == "cpu")
     try:
         stage, data = Stage("search", chosen.seed, world, progress, path), load_data(chosen, world)
-        check_same_data(path, data)
-        progress.say(f"measuring trials of {path}; Ctrl-C ends this, not the search")
-        count = chosen.search.work(chosen.space, data, chosen.threat, stage)
+        if path is not None:
+            check_same_data(path, data)
+        progress.say(f"measuring trials of {where}; Ctrl-C ends this, not the search")
+        count = searched.work(chosen.space, data, chosen.threat, stage)
     finally:
         world.stop()
-    progress.say(f"The search of {path} is over; {count} of its trials were measured here.")
+    progress.say(f"The search of {where} is over; {count} of its trials were measured here.")
 
 
 def _rows(space: Space) -> dict[str, Any]:
@@ -716,6 +735,7 @@ def start(
         if chosen.threads is None and (threads := recorded(sessions_of(RunFolder.open(begun)))) is not None:
             torch.set_num_threads(threads)
         return _job(chosen, begun, world, progress)
+    world.on_main(chosen.search.reach)
     data = load_data(chosen, world)
     tried = settle_threads(chosen, data, world)
     warnings = rehearse(chosen, data, world, trains=fill is None)

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run.sh, test.sh and .ci/run: `set_up` leaves in $python an interpreter that has robust-nas installed.
 #
 # The environment is .venv in the checkout, made with the newest Python on PATH from 3.11 on. An environment of one's
@@ -16,7 +17,7 @@ set_up() {
   if [ -n "${ROBUST_NAS_PYTHON:-}" ]; then
     python=$ROBUST_NAS_PYTHON
     "$python" -P -c "import robust_nas" 2>/dev/null ||
-      fail "ROBUST_NAS_PYTHON is $python, which cannot import robust_nas; install it there with '$python -m pip install -e \"$root[dev]\"', or unset ROBUST_NAS_PYTHON."
+      fail "ROBUST_NAS_PYTHON is $python, which cannot import robust_nas; install it there with '$python -m pip install -e \"${root}[dev]\"', or unset ROBUST_NAS_PYTHON."
     return
   fi
   python=$root/.venv/bin/python

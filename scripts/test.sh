@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv if need be and runs the tests; arguments are passed on to pytest, paths are relative to the checkout.
 set -euo pipefail
+# shellcheck source=setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up dev
 cd "$root"

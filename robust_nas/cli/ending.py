@@ -21,6 +21,7 @@ from typing import Any
 from robust_nas.cli import slow
 from robust_nas.core.commands import End
 from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit
+from robust_nas.core.secrets import masked
 from robust_nas.core.text import visible
 from robust_nas.runtime.watch import LOST, said_at_the_end
 
@@ -131,7 +132,9 @@ def _fail(message: str, error: BaseException) -> None:
         raise (error if isinstance(error, Exception) else RuntimeError(message)) from error.__cause__
     # Under torchrun a mistake may be one rank's alone; mistakes that all ranks find are said by each.
     rank = os.environ.get("RANK", "0")
-    print(f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{visible(_shortened(message))}", file=sys.stderr)
+    print(
+        f"robust-nas: {'' if rank == '0' else f'rank {rank}: '}{visible(_shortened(masked(message)))}", file=sys.stderr
+    )
     raise End(LOST if isinstance(error, Interrupted) else 2)
 
 

@@ -52,15 +52,26 @@ def run(
     finish(job, slow.pipeline.run_after_costs if budget else slow.pipeline.run)
 
 
-@command(RUN, examples=["robust-nas work runs/RUN"])
-def work(run: Path) -> None:
+@command(
+    argument("place", metavar="RUN|STORAGE", help="a run folder, a scaling study, or the storage of a search's trials"),
+    argument("--study", metavar="NAME", help="with a storage that has several searches: one's name"),
+    DATA_ROOT,
+    examples=[
+        "robust-nas work runs/RUN",
+        "robust-nas work journal:///shared/trials.log",
+        "robust-nas work postgresql://user@host/base --study NAME",
+    ],
+)
+def work(place: str, study: str | None, data_root: Path | None) -> None:
     """Measure trials of a search=sampled that runs elsewhere, with search.num_parallel above 1; or a study's cells."""
-    if (run / "study.toml").is_file():
-        with going_on(f"Go on with: robust-nas work {run}"):
-            slow.scaling.measure(run, progress())
+    if (Path(place) / "study.toml").is_file():
+        if study is not None or data_root is not None:
+            raise InputError(f"{place} is a scaling study, which has its cells and data; leave the options out.")
+        with going_on(f"Go on with: robust-nas work {place}"):
+            slow.scaling.measure(Path(place), progress())
         return
     with going_on("The trial under way is measured by another process."):
-        slow.pipeline.work(run, progress())
+        slow.pipeline.work(place, progress(), study=study, data_root=data_root)
 
 
 @command(RUN, examples=["robust-nas derive runs/RUN"])

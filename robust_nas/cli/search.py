@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,17 @@ OF_SPACE = (
 )
 """The options of `recipes.for_space`."""
 
+STORAGE = (
+    argument(
+        "--storage",
+        metavar="URL",
+        help="of a search by trials: share them with 'robust-nas work URL' on other machines, through a journal in a "
+        "shared folder (journal:///FILE), PostgreSQL or MySQL",
+    ),
+    argument("--study", metavar="NAME", help="with --storage: the name of the search in it (that of the run folder)"),
+)
+"""The options that are written as settings, search.storage and search.study."""
+
 OF_TABLE = (
     argument(
         "--objective",
@@ -55,10 +67,12 @@ OF_TABLE = (
     DATA_ROOT,
     argument("--data", metavar="NAME", help="with a search space: a data set that has a recipe, or a folder"),
     *OF_SPACE,
+    *STORAGE,
     argument("--on", metavar="table:NAME", help="simulate searches of a table instead, by queries"),
     *OF_TABLE,
     examples=[
         "robust-nas search robust-resnet-small --data digits --threat linf:0.1",
+        "robust-nas search robust-resnet-small --data digits --storage postgresql://user@host/base",
         "robust-nas search --on table:nas-robbench-201 --dataset cifar10 --objective pgd@8/255",
     ],
 )
@@ -69,11 +83,18 @@ def search(
     data_root: Path | None,
     on: str | None,
     data: str | None,
+    storage: str | None,
+    study: str | None,
     **options: Any,
 ) -> None:
     """Train the supernet and its distributions over architectures; or simulate searches of a table."""
     chosen = given(options)
     _check_job(chosen, recipe, on, data, data_root)
+    places = given({"storage": storage, "study": study})
+    if places and (on is not None or (recipe is not None and slow.run_folder.is_run(recipe))):
+        raise InputError(f"--{next(iter(places))} is for a search that begins; leave it out.")
+    # As TOML strings: what a URL has in it is no value of another kind.
+    overrides = [*overrides, *(f"search.{name}={json.dumps(value)}" for name, value in places.items())]
     if on is not None:
         _search_table(on, out, chosen)
     elif data is not None:

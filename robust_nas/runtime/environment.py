@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from robust_nas import __version__, records
 from robust_nas.core.files import is_there
+from robust_nas.core.secrets import masked
 
 if TYPE_CHECKING:
     from robust_nas.records.run import Session
@@ -51,7 +52,7 @@ def describe_environment(world: World, arguments: list[str]) -> Session:
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         world_size=world.size,
-        arguments=tuple(arguments),
+        arguments=tuple(map(masked, arguments)),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         launch=launched(),
     )

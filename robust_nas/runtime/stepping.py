@@ -119,11 +119,11 @@ class Steps:
             yield
             return
         # All are asked for it together, while none is stopped.
-        state = self._state() if self._stage.world.size > 1 else None
+        state, losses = self._state(), self._stage.world.gather(torch.stack(self.losses).cpu())
         try:
             yield
         except KeyboardInterrupt:
-            self._write(state or self._state(), [(torch.stack(self.losses).cpu(), {})])
+            self._write(state, [(each, {}) for each in losses])
             raise
 
     def _agreed(self) -> type[KeyboardInterrupt] | None:

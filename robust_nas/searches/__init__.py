@@ -182,6 +182,9 @@ class Search(ABC):
     def rehearse(self, space: Space, data: Dataset) -> None:
         """Raise InputError for what the search would be refused for when it begins; no run folder is left then."""
 
+    def reach(self) -> None:
+        """Raise InputError if a server or a folder that the search needs does not answer."""
+
     def supernet_of(self, space: Space, data: Dataset, structure: Mapping[str, Any]) -> SharedWeights:
         """Return a supernet that a search's weights fit, with values of its own.
 

@@ -5,6 +5,8 @@
     trials/7.asked.json        the architecture of trial 7, to be measured
     trials/7.claim             locked by the process that measures it
     trials/7.measured.json     its values, which do not depend on who measured them
+    trials/host.json           who runs the search, and whom it has seen come
+    trials/NAME.guest          a process of another machine that has come
 
 The process that runs the search asks and reads; all measure. A lock ends with the process that has it, however that
 ends, `kill -9` included, and the trial is open again: no clocks are compared, and nobody waits for a lease to run out.
@@ -16,10 +18,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,44 +31,45 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.files import damaged, read_json
 from robust_nas.core.writing import open_own, write_json
 from robust_nas.records import read
+from robust_nas.runtime.run_folder import STAGE_FILES
+from robust_nas.searches._sharing import OpenTrials, own_name
 
 T = TypeVar("T")
 
 FOLDER = "trials"
 
-POLL = 0.5
-"""Seconds between two looks at a folder in which there was nothing to do."""
-
-PATIENCE = 60.0
-"""Seconds after which it is said what is being waited for."""
-
 _ADVICE = "delete the folder trials and resume the run"
 
 
 @dataclass(frozen=True)
-class Trials:
-    """The open trials of one search, in a folder of their own."""
+class Trials(OpenTrials):
+    """The open trials of one search, in a folder of their own in the run folder."""
 
     folder: Path
 
-    def open(self, agreed: dict[str, Any], done: int) -> None:
-        """Begin, or go on after trial `done`; what processes must agree with is there last."""
+    @property
+    def place(self) -> str:
+        """The run folder."""
+        return str(self.folder.parent)
+
+    def open(self, agreed: dict[str, Any], done: Sequence[dict[str, Any]]) -> None:
         self.folder.mkdir(exist_ok=True)
         for path in self.folder.glob("[0-9]*.*.json"):
-            if int(path.name.partition(".")[0]) <= done:
+            if int(path.name.partition(".")[0]) <= len(done):
                 path.unlink()
+        self.welcome({"process": own_name(), "machine": socket.gethostname(), "seen": []})
         write_json(self.folder / "queue.json", agreed)
 
     def close(self) -> None:
-        """Remove everything: the search is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def is_over(self) -> bool:
+        return not self.folder.parent.is_dir() or (self.folder.parent / STAGE_FILES["search"]).exists()
+
     def agreed(self) -> dict[str, Any] | None:
-        """Return the data that a process must agree with, or None while the search has not begun to ask."""
         return _unless_gone(self.folder / "queue.json", _table)
 
     def ask(self, number: int, architecture: AnyArchitecture) -> None:
-        """Open a trial; one that was open before an interruption stays, with its values if it has been measured."""
         if self.asked(number) != str(architecture):
             (self.folder / f"{number}.measured.json").unlink(missing_ok=True)
             write_json(self.folder / f"{number}.asked.json", {"architecture": str(architecture)})
@@ -79,27 +80,20 @@ class Trials:
         return None if found is None else found.architecture
 
     def values(self, number: int) -> list[float] | None:
-        """Return a trial's values, or None if it has not been measured."""
         path = self.folder / f"{number}.measured.json"
         found = _unless_gone(path, lambda path: read(path, records.MeasuredTrial, _ADVICE))
         return None if found is None else list(found.values)
 
     def forget(self, number: int) -> None:
-        """Remove a trial's files: its values are in the search's own state."""
         for kind in ("asked.json", "measured.json", "claim"):  # no longer asked, it cannot be claimed any more
             (self.folder / f"{number}.{kind}").unlink(missing_ok=True)
 
     def numbers(self) -> list[int]:
-        """Return the numbers of the trials that are asked and not measured, the oldest first."""
         found = [int(path.name.partition(".")[0]) for path in self.folder.glob("[0-9]*.asked.json")]
         return sorted(number for number in found if self.values(number) is None)
 
     @contextlib.contextmanager
     def claim(self, number: int) -> Iterator[str | None]:
-        """Give the architecture of a trial that this process alone may measure now, or None.
-
-        None if another process measures it, or has done so.
-        """
         try:
             file = open_own(self.folder / f"{number}.claim", "a")
         except FileNotFoundError:  # the search has ended meanwhile
@@ -113,21 +107,33 @@ class Trials:
             text = self.asked(number) if self.values(number) is None else None
             if text is not None:
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.write(f"{own_name()}\n")
                 file.flush()
             yield text
 
     def claimant(self, number: int) -> str:
-        """Return the process that measures a trial, in words."""
         with contextlib.suppress(OSError):
             return (self.folder / f"{number}.claim").read_text(encoding="utf-8").strip() or "another process"
         return "another process"
 
     def answer(self, number: int, architecture: AnyArchitecture, values: Sequence[float], seconds: float) -> None:
-        """Write a trial's values, unless it is no longer open."""
         found = {"architecture": str(architecture), "values": list(values), "seconds": seconds}
         if self.asked(number) == str(architecture):
             write_json(self.folder / f"{number}.measured.json", found)
+
+    def greet(self, guest: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the search has ended meanwhile
+            open_own(self.folder / f"{guest}.guest", "w").close()
+
+    def guests(self) -> list[str]:
+        return sorted(path.stem for path in self.folder.glob("*.guest"))
+
+    def welcome(self, host: dict[str, Any]) -> None:
+        write_json(self.folder / "host.json", host)
+
+    def host(self) -> dict[str, Any] | None:
+        found = _unless_gone(self.folder / "host.json", _table)
+        return found if found and {"process", "machine", "seen"} <= found.keys() else None
 
 
 def _unless_gone(path: Path, reader: Callable[[Path], T]) -> T | None:
@@ -147,11 +153,6 @@ def _table(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(damaged(path, "it must be a table", _ADVICE))
     return found
-
-
-def wait() -> None:
-    """Wait before another look at the folder."""
-    time.sleep(POLL)
 
 
 def _locked(file: IO[str]) -> bool:

@@ -27,7 +27,7 @@ from robust_nas.runtime.stages import Stage, read_metrics
 from robust_nas.samplers.evolution import Evolution
 from robust_nas.samplers.nsga2 import NSGA2
 from robust_nas.samplers.tpe import TPE
-from robust_nas.searches import _trials, sampled
+from robust_nas.searches import _sharing
 from robust_nas.searches._trials import Trials
 from robust_nas.searches.random_sharing import RandomSharing
 from robust_nas.searches.sampled import TrialSearch
@@ -42,7 +42,7 @@ CELLS = [Architecture.parse(digits) for digits in ("321434", "323133", "333333")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(_trials, "POLL", 0.02)
+    monkeypatch.setattr(_sharing, "POLL", 0.02)
 
 
 def _stage(folder=None, **world):
@@ -229,7 +229,7 @@ def test_the_journal_goes_on_after_a_kill_in_the_middle_of_a_line(space, data, t
     with pytest.raises(KeyboardInterrupt):
         search.search(space, data, THREAT, _stage(tmp_path))
     monkeypatch.undo()
-    monkeypatch.setattr(_trials, "POLL", 0.02)
+    monkeypatch.setattr(_sharing, "POLL", 0.02)
     journal = tmp_path / "study.journal"
     journal.write_bytes(journal.read_bytes()[:-7])
     Path(f"{journal}.lock").touch()
@@ -294,7 +294,7 @@ def test_a_journal_of_something_else_is_replaced(space, data, tmp_path):
 
 def test_a_trial_is_claimed_by_one_process_until_it_ends_or_the_values_are_there(tmp_path):
     trials = Trials(tmp_path / "trials")
-    trials.open(AGREED, 0)
+    trials.open(AGREED, [])
     for number, cell in enumerate(CELLS, start=1):
         trials.ask(number, cell)
 
@@ -323,12 +323,12 @@ def test_a_trial_is_claimed_by_one_process_until_it_ends_or_the_values_are_there
 
 def test_what_was_open_before_an_interruption_keeps_its_values_and_what_was_told_is_forgotten(tmp_path):
     trials = Trials(tmp_path / "trials")
-    trials.open(AGREED, 0)
+    trials.open(AGREED, [])
     for number, cell in enumerate(CELLS, start=1):
         trials.ask(number, cell)
         trials.answer(number, cell, [float(number)], 1.0)
     (tmp_path / "trials" / ".3.asked.json.robust-nas-1.json").touch()  # what a killed process leaves
-    trials.open(AGREED, 1)
+    trials.open(AGREED, [{}])
     trials.ask(2, CELLS[1])
     trials.ask(3, CELLS[0])  # another one than before
     assert [trials.values(number) for number in (1, 2, 3)] == [None, [2.0], None]
@@ -342,7 +342,7 @@ def test_what_was_open_before_an_interruption_keeps_its_values_and_what_was_told
 
 def test_who_cannot_take_part_is_told_so(space, data, tmp_path):
     search, trials = _scored(Evolution()), Trials(tmp_path / "trials")
-    own = sampled._to_agree_on(data)
+    own = _sharing.to_agree_on(data)
     other = dataclasses.replace(data, train=data.train[:5])
     for agreed, message in [
         ({**own, "processes": 2}, "measured by 2 processes of torchrun together"),
@@ -353,7 +353,7 @@ def test_who_cannot_take_part_is_told_so(space, data, tmp_path):
             "here are not those of .*the train split has 64 images instead of 5",
         ),
     ]:
-        trials.open({"supernet": None, **agreed}, 0)
+        trials.open({"supernet": None, **agreed}, [])
         with pytest.raises(InputError, match=message):
             search.work(space, data, THREAT, _stage(tmp_path))
     with pytest.raises(InputError, match="without torchrun"):
