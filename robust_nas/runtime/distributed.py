@@ -115,7 +115,8 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.world.mean(gradient), None
+        # Through the function itself: a loss may have a gradient in it.
+        return ctx.world.mean_through(gradient), None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from robust_nas.models.history import Epoch, History
 from robust_nas.models.metering import size_of
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
 from robust_nas.models.scores import NoGradient, probed
+from robust_nas.models.synchronised_norm import check_synchronisable, synchronised
 from robust_nas.records.training import Course
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress, accuracies_in_words
@@ -100,6 +101,8 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
             f"train.norm '{training.norm}' puts two batch norms in place of each nn.BatchNorm2d, but this network has "
             "none; set it to 'batch'."
         )
+    if training.norm_sync == "synchronised":
+        check_synchronisable(model)
     if training.drop_path and not isinstance(model, DropsPaths):
         raise InputError(
             "train.drop_path is for networks with paths to drop, such as those of the DARTS space; set it to 0."
@@ -310,7 +313,7 @@ class Trainer:
             with self._cast(training.craft_precision or training.precision), through(model, "adversarial"):
                 crafted = [training.method.craft(self._called, part) for part in parts]
             terms = [partial(self._term, self._called, *each) for each in zip(shares, crafted, parts, strict=True)]
-            with moved_weights(model, training.awp, terms, batch.mean):
+            with self._synchronised(), moved_weights(model, training.awp, terms, batch.mean):
                 loss = self._differentiated(shares, crafted, parts)
         if passes and not any(each.calls for each in passes):
             raise InputError(
@@ -351,6 +354,11 @@ class Trainer:
                 self._scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
+
+    def _synchronised(self) -> contextlib.AbstractContextManager[None]:
+        if self._training.norm_sync == "local":
+            return contextlib.nullcontext()
+        return synchronised(self._learning, self._world)
 
     @contextlib.contextmanager
     def checkpointed(self) -> Iterator[list[Recomputed]]:

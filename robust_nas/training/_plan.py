@@ -59,6 +59,11 @@ class Training(
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
                 "train.compile, and train.norm or set it to 'batch'."
             )
+        if self.norm_sync == "synchronised" and (self.compile or method.bounds_network):
+            raise InputError(
+                "train.norm_sync 'synchronised' is for networks that are neither compiled nor bounded in training; "
+                "leave out train.compile, take a method that does not bound the network, or set it to 'local'."
+            )
         if self.checkpointing and (self.compile or method.bounds_network):
             raise InputError(
                 "train.checkpointing is for networks that are neither compiled nor bounded in training; leave out "

@@ -22,6 +22,7 @@ Schedule = Literal["one_cycle", "one_cycle_lr", "cosine", "piecewise", "cyclic",
 OptimiserName = Literal["sgd", "adamw", "lars", "lamb"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Kept = Literal["best", "last"]
+NormSync = Literal["local", "synchronised"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,14 +288,20 @@ class Normalisation(Objective):
             decides.
         serve: the batch norm of a mixture that the trained network keeps, or the statistics of a separate one:
             "adversarial" or "clean".
+        norm_sync: the images whose statistics batch norms take in training, where several processes train: "local"
+            takes those of each process, "synchronised" those of all, with one message for each norm and pass. Attacks
+            take those of each process in either case, and running statistics are equal on all before every evaluation
+            and checkpoint.
     """
 
     norm: Norm | None = None
     serve: Branch = "adversarial"
+    norm_sync: NormSync = "local"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train.serve", self.serve, Branch)
+        check_choice("train.norm_sync", self.norm_sync, NormSync)
         if self.norm is not None:
             check_choice("train.norm", self.norm, Norm)
         if self.serve == "clean" and not self.mixes:
