@@ -46,7 +46,7 @@ def synchronised(model: nn.Module, world: World) -> Iterator[None]:
     norms = [module for module in modules if isinstance(module, _PLAIN) and type(module) in _PLAIN]
     try:
         for norm in norms:
-            norm.forward = partial(_forward, norm, norm.forward, world)
+            norm.forward = partial(_forward, norm, norm.forward, world)  # type: ignore[method-assign]
         yield
     finally:
         for norm in norms:

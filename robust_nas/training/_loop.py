@@ -29,6 +29,7 @@ from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unu
 from robust_nas.models.scores import NoGradient, probed
 from robust_nas.models.synchronised_norm import check_synchronisable, synchronised
 from robust_nas.records.training import Course
+from robust_nas.runtime.compression import reduction_of, ring_bytes
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress, accuracies_in_words
 from robust_nas.runtime.stages import Stage
@@ -283,19 +284,23 @@ class Trainer:
         # Compiled, it has one graph for the attack and one for the step.
         self._called: nn.Module = torch.compile(model) if training.compile else model  # type: ignore[assignment]
         self._head = _auxiliary_head(model, training, world, seed)
+        # The head learns with the network, and is no part of it.
+        self._learning = model if self._head is None else nn.ModuleList([model, self._head])
+        self._reduction = reduction_of(
+            training.compression, world, self._learning.parameters(), rank=training.powersgd_rank, seed=seed
+        )
         # A pass through a network of one's own may leave out some of its parameters, for which DDP would wait.
-        self._wrapped = world.wrap(self._called) if _uses_all(model) else self._called
+        self._wrapped = world.wrap(self._called, self._reduction) if _uses_all(model) else self._called
         self._unreduced = [model] if self._wrapped is self._called else []
         if self._unreduced:
             world.share_start(model)
         self._unreduced += [] if self._head is None else [self._head]
-        # The head learns with the network, and is no part of it.
-        self._learning = model if self._head is None else nn.ModuleList([model, self._head])
         self._optimiser = make_optimiser(self._learning, training)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
         self._blocks = blocks_of(model) if training.checkpointing else []
         self._checked = False
         self.average, self.memory = Average(model, training.ema), Memory()
+        self.steps = 0
 
     @property
     def optimiser_size(self) -> int:
@@ -303,6 +308,14 @@ class Trainer:
         return size_of(
             value for state in self._optimiser.state.values() for value in state.values() if isinstance(value, Tensor)
         )
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes of gradients that this process has sent, if they go around a ring of all; 0 where it is alone."""
+        if self._reduction is not None:
+            return self._reduction.sent
+        learning = (weight for weight in self._learning.parameters() if weight.requires_grad)
+        return self.steps * ring_bytes(self._world, size_of(learning))
 
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Craft, compute the loss, step; return the loss. `progress` is the share of the training that is then done."""
@@ -321,7 +334,7 @@ class Trainer:
                 "computed again; call them (block(x)), or set train.checkpointing to false."
             )
         for part in self._unreduced:
-            self._world.mean_gradients(part)
+            self._world.mean_gradients(part, self._reduction)
         if not self._checked:
             _check_branches(model)
             self._checked = True
@@ -335,6 +348,9 @@ class Trainer:
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self.average.update()
+        self.steps += 1
+        if self._reduction is not None:
+            self._reduction.step += 1
         return loss
 
     def _differentiated(self, shares: Sequence[float], crafted: Sequence[Tensor], parts: Sequence[Batch]) -> Tensor:
@@ -393,7 +409,7 @@ class Trainer:
         self.memory.merge(self._world)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
+        """Return the state for a checkpoint, the same on all ranks after `agree`; all ranks must call this."""
         return {
             "model": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -401,6 +417,7 @@ class Trainer:
             "average": {"values": self.average.values, "steps": self.average.steps},
             "memory": self.memory.state(),
             **({} if self._head is None else {"head": self._head.state_dict()}),
+            **({} if self._reduction is None else {"reduction": self._reduction.state()}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -413,6 +430,8 @@ class Trainer:
         device, average = self._world.device, state["average"]
         self.average.values, self.average.steps = on_device(device, average["values"]), average["steps"]
         self.memory.load_state(state["memory"], device)
+        if self._reduction is not None and "reduction" in state:
+            self._reduction.load_state(state["reduction"])
 
 
 def _uses_all(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robust_nas.core.errors import InputError
+from robust_nas.training._communication import Communication
 from robust_nas.training._sections import (
     Augmentation,
     Curriculum,
@@ -25,6 +26,7 @@ __all__ = ["Knot", "Phase", "Training"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training(
+    Communication,
     Selection,
     Start,
     Numerics,
@@ -63,6 +65,11 @@ class Training(
             raise InputError(
                 "train.norm_sync 'synchronised' is for networks that are neither compiled nor bounded in training; "
                 "leave out train.compile, take a method that does not bound the network, or set it to 'local'."
+            )
+        if self.compression == "powersgd" and self.precision == "float16":
+            raise InputError(
+                "train.compression 'powersgd' keeps what it leaves out for the next step, but gradients in float16 "
+                "change their scale between steps; set train.precision to 'bfloat16'."
             )
         if self.checkpointing and (self.compile or method.bounds_network):
             raise InputError(
