@@ -144,6 +144,8 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
         compile=False,
         accumulate=min(training.accumulate, count),
         schedule="one_cycle",
+        base_batch=None,
+        warm_up_epochs=None,
         knots=(),
         milestones=Training.milestones,
         cycles=1,
