@@ -18,7 +18,7 @@ from robust_nas.attacks.fgsm import FGSM
 from robust_nas.certification import certify
 from robust_nas.core.errors import InputError, NotFinite
 from robust_nas.core.seeds import seed_at, seeded
-from robust_nas.datasets import check_batch
+from robust_nas.datasets import check_batch, unlabelled
 from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
 from robust_nas.models.checkpointing import Recomputed, blocks_of, checkpointed, failures_said
@@ -182,6 +182,7 @@ def _train(
     if state is None:
         training.method.prepare(model, seed_at(stage.seed, stage.name, "prepare"))
     trainer = Trainer(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
+    extra = None if training.unlabelled is None else unlabelled(training.unlabelled, data)
     history: list[dict[str, Any]] = []
     course: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
@@ -197,7 +198,7 @@ def _train(
         if training.drop_path and isinstance(model, DropsPaths):
             model.drop_path = training.drop_path * epoch / training.epochs
         model.train()
-        batches = batches_of(data, threat, training, trainer.memory, stage, epoch)
+        batches = batches_of(data, threat, training, trainer.memory, stage, epoch, extra)
         losses = [trainer.step(batch, progress) for progress, batch in batches]
         trainer.agree()
         mean_loss = float(world.mean(torch.stack(losses).mean()))
