@@ -146,6 +146,7 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
         schedule="one_cycle",
         base_batch=None,
         warm_up_epochs=None,
+        unlabelled_batch=None,
         knots=(),
         milestones=Training.milestones,
         cycles=1,
