@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import signal
@@ -58,6 +59,9 @@ def on_two_ranks(function: Callable[[World], Any], folder: Path, patience: float
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # What a wrapped network and the digits import, once here instead of in every process.
+    importlib.import_module("torch._inductor.utils")
+    datasets.load("digits")
     # Forked: functions of a test module cannot be imported by a fresh process.
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_rank, args=(function, rank, port, folder, patience)) for rank in range(2)]

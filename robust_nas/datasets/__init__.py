@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     from robust_nas.datasets._batches import check_batch as check_batch
     from robust_nas.datasets._batches import epoch_batches as epoch_batches
+    from robust_nas.datasets._batches import stream_batches as stream_batches
     from robust_nas.datasets._own import dataset as dataset
     from robust_nas.datasets._own import image_set as image_set
+    from robust_nas.datasets._unlabelled import unlabelled as unlabelled
 
     Images: TypeAlias = "ImageSet | tuple[Any, Any] | torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]"
 
@@ -507,5 +509,7 @@ __getattr__ = offered(
         "dataset": "_own",
         "image_set": "_own",
         "epoch_batches": "_batches",
+        "stream_batches": "_batches",
+        "unlabelled": "_unlabelled",
     },
 )

@@ -31,3 +31,27 @@ def epoch_batches(count: int, batch_size: int, world: World, seed: int, *place: 
     order = torch.randperm(count, generator=generator_at("cpu", seed, *place))
     batches = order[: count - count % batch_size].split(batch_size)
     return [batch[world.rank :: world.size] for batch in batches]
+
+
+def stream_batches(
+    count: int, batch_size: int, world: World, seed: int, *place: str | int, first: int, number: int
+) -> list[Tensor]:
+    """Return this rank's image indices of some global batches of an endless stream over `count` images.
+
+    The stream goes through all images in a random order, then in another one, and so on: nothing is left out, and where
+    it stands follows from the batch's number alone.
+
+    Args:
+        first: number of the first batch, from 0.
+        number: of batches.
+
+    Raises:
+        InputError: if the batch does not divide among the ranks.
+    """
+    if batch_size % world.size:
+        raise InputError(f"A batch of {batch_size} does not divide among {world.size} processes; change it.")
+    start, stop = first * batch_size, (first + number) * batch_size
+    passes = range(start // count, -(-stop // count))
+    orders = [torch.randperm(count, generator=generator_at("cpu", seed, *place, again)) for again in passes]
+    stream = torch.cat(orders)[start - passes.start * count :][: stop - start]
+    return [batch[world.rank :: world.size] for batch in stream.split(batch_size)]

@@ -60,7 +60,7 @@ class ClassFolders:
             InputError: if there are fewer than two classes, one has no images, or something cannot be read.
         """
         entries, others = _entries(str(folder)), Counter[str]()
-        files = {entry.name: _images(entry.path, others) for entry in sorted(entries, key=_name) if entry.is_dir()}
+        files = {entry.name: image_files(entry.path, others) for entry in sorted(entries, key=_name) if entry.is_dir()}
         empty = [name for name, found in files.items() if not found]
         if len(files) < 2 or empty:
             what = f"the class folder '{empty[0]}' has no images" if empty else f"it has {len(files)} class folders"
@@ -191,7 +191,7 @@ def _is_left_over(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
-def _images(folder: str, others: Counter[str]) -> list[str]:
+def image_files(folder: str, others: Counter[str]) -> list[str]:
     """The image files in a folder and those in it, sorted; other files are counted in `others`, by ending."""
     found: list[str] = []
     for entry in _files(folder):

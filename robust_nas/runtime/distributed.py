@@ -41,6 +41,7 @@ from torch.distributed.rendezvous import rendezvous
 from robust_nas import __version__
 from robust_nas.core import config
 from robust_nas.core.errors import InputError, Interrupted, Terminated, of_exit, reason_of
+from robust_nas.runtime.compression import Half, Reduction
 from robust_nas.runtime.watch import BEAT, SILENCE, Watch
 
 T = TypeVar("T")
@@ -211,7 +212,27 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.world.mean(gradient), None
+        # Through the function itself: a loss may have a gradient in it.
+        return ctx.world.mean_through(gradient), None
+
+
+def _reduced(reduction: Reduction, bucket: Any) -> torch.futures.Future[Tensor]:
+    """Return the mean of a part of the gradients, as a communication hook of DDP."""
+    if isinstance(reduction, Half):
+        # Torch's own: it goes on while the backward pass does.
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+
+        reduction.count(bucket.buffer().numel())
+        hook = fp16_compress_hook if reduction.dtype == torch.float16 else bf16_compress_hook
+        return hook(None, bucket)  # type: ignore[arg-type]  # the group of all
+    gradients = bucket.gradients()
+    for gradient, mean in zip(gradients, reduction.mean(bucket.parameters(), gradients), strict=True):
+        gradient.copy_(mean)
+    done: torch.futures.Future[Tensor] = torch.futures.Future(
+        devices=[gradients[0].device] if gradients[0].device.type == "cuda" else None
+    )
+    done.set_result(bucket.buffer())
+    return done
 
 
 @dataclass(frozen=True)
@@ -342,10 +363,14 @@ class World:
                 helper.join()
         return results
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, reduction: Reduction | None = None) -> nn.Module:
         """Return a module whose backward averages the gradients over all ranks; `model` itself in one process.
 
         Every pass must use all parameters; `mean_gradients` is for others.
+
+        Args:
+            model: the network.
+            reduction: compresses the gradients, if given.
         """
         if self.size == 1:
             return model
@@ -354,7 +379,11 @@ class World:
         wrapper = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
         options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return wrapper(model, device_ids=ids, **options)
+        wrapped = wrapper(model, device_ids=ids, **options)
+        if reduction is not None:
+            # Torch reads the annotations of a hook, and takes no strings for them.
+            wrapped.register_comm_hook(reduction, lambda state, bucket: _reduced(state, bucket))
+        return wrapped
 
     def alone(self, wrapper: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Within it, passes through what `wrap` has returned add to this rank's own gradients.
@@ -384,16 +413,43 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def stack(self, value: Tensor) -> Tensor:
+        """Return every rank's `value` [...], of one shape, as [size, ...], on every rank."""
+        return torch.stack(self.gather_rows(value.contiguous(), [len(value)] * self.size))
+
+    def gather_rows(self, value: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """Return every rank's `value` [N, ...], on every rank; `lengths` are the ranks' N."""
+        if self.size == 1:
+            return [value]
+        padded = value.new_zeros(max(lengths), *value.shape[1:])
+        padded[: len(value)] = value
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(found, padded)
+        return [each[:length] for each, length in zip(found, lengths, strict=True)]
+
+    def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Give `parts[rank]` [N] to each rank; return what the ranks have given to this one, as long as its own."""
+        if self.size == 1:
+            return list(parts)
+        lengths, own = [len(part) for part in parts], len(parts[self.rank])
+        received = parts[0].new_empty(own * self.size)
+        dist.all_to_all_single(received, torch.cat(list(parts)), [own] * self.size, lengths)
+        return list(received.split(own)) if own else [received] * self.size
+
     def share_start(self, model: nn.Module) -> None:
         """Give every rank the parameters and buffers of rank 0, as `wrap` does: code of others may draw its own."""
         if self.size > 1:
             for tensor in [*model.parameters(), *model.buffers()]:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def mean_gradients(self, model: nn.Module) -> None:
+    def mean_gradients(self, model: nn.Module, reduction: Reduction | None = None) -> None:
         """Replace the gradient of every parameter that has one on some rank by its mean over all ranks.
 
         For what `wrap` is not for: modules of which a pass may leave out parameters, on some ranks or on all.
+
+        Args:
+            model: the network.
+            reduction: compresses the gradients, if given.
         """
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.size == 1 or not learning:
@@ -403,6 +459,10 @@ class World:
         for kind in dict.fromkeys(each.dtype for each in shared):  # in the same order on all ranks
             some = [each for each in shared if each.dtype == kind]
             gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in some]
+            if reduction is not None:
+                for each, mean in zip(some, reduction.mean(some, gradients), strict=True):
+                    each.grad = mean
+                continue
             mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
             for each, part in zip(some, mean.split([each.numel() for each in some]), strict=True):
                 each.grad = part.view_as(each)

@@ -123,6 +123,7 @@ class Batch:
         epsilon_scale: how far epsilon has grown, in [0, 1]; 0 while it has not begun to.
         whole: images of this rank's batch, where this is a part of it; all of them, if not given.
         first: the place of the part's first image among them.
+        unlabelled: images [U, C, H, W] without labels, augmented, for methods that take them.
     """
 
     images: Tensor
@@ -139,6 +140,7 @@ class Batch:
     epsilon_scale: float = 1.0
     whole: int | None = None
     first: int = 0
+    unlabelled: Tensor | None = None
 
     def parts(self, count: int) -> list[Batch]:
         """Return the batch in as many parts, whose sizes differ by one image at most."""
@@ -179,6 +181,9 @@ class TrainingMethod(ABC):
 
     curriculum: ClassVar[tuple[float, float]] = (0.0, 0.0)
     """The shares of the steps in which epsilon is almost 0, and grows, if the training does not give them."""
+
+    takes_unlabelled: ClassVar[bool] = False
+    """Whether it has a loss of a batch's unlabelled images, whose examples `craft` returns after the others'."""
 
     stays_in_pixels: ClassVar[bool] = True
     """Whether the crafted images are in [0, 1]."""

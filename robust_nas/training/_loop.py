@@ -18,7 +18,7 @@ from robust_nas.attacks.fgsm import FGSM
 from robust_nas.certification import certify
 from robust_nas.core.errors import InputError, NotFinite
 from robust_nas.core.seeds import seed_at, seeded
-from robust_nas.datasets import check_batch
+from robust_nas.datasets import check_batch, unlabelled
 from robust_nas.evaluation import evaluate
 from robust_nas.models import DropsPaths, OffersAuxiliaryHead
 from robust_nas.models.checkpointing import Recomputed, blocks_of, checkpointed, failures_said
@@ -27,7 +27,9 @@ from robust_nas.models.history import Epoch, History
 from robust_nas.models.metering import size_of
 from robust_nas.models.mixture_norm import mix, plain_state, through, unmix, unused_branches
 from robust_nas.models.scores import NoGradient, probed
+from robust_nas.models.synchronised_norm import check_synchronisable, synchronised
 from robust_nas.records.training import Course
+from robust_nas.runtime.compression import reduction_of, ring_bytes
 from robust_nas.runtime.distributed import World
 from robust_nas.runtime.progress import Progress, accuracies_in_words
 from robust_nas.runtime.stages import Stage
@@ -101,6 +103,8 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
             f"train.norm '{training.norm}' puts two batch norms in place of each nn.BatchNorm2d, but this network has "
             "none; set it to 'batch'."
         )
+    if training.norm_sync == "synchronised":
+        check_synchronisable(model)
     if training.drop_path and not isinstance(model, DropsPaths):
         raise InputError(
             "train.drop_path is for networks with paths to drop, such as those of the DARTS space; set it to 0."
@@ -141,6 +145,9 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
         compile=False,
         accumulate=min(training.accumulate, count),
         schedule="one_cycle",
+        base_batch=None,
+        warm_up_epochs=None,
+        unlabelled_batch=None,
         knots=(),
         milestones=Training.milestones,
         cycles=1,
@@ -177,6 +184,7 @@ def _train(
     if state is None:
         training.method.prepare(model, seed_at(stage.seed, stage.name, "prepare"))
     trainer = Trainer(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
+    extra = None if training.unlabelled is None else unlabelled(training.unlabelled, data)
     history: list[dict[str, Any]] = []
     course: list[dict[str, Any]] = []
     best_weights: dict[str, Tensor] = {}
@@ -201,7 +209,8 @@ def _train(
         with Steps(stage, epoch, total, under_way, trainer.own, share) as steps:
             steps.go_on(state or {})
             state = None
-            for progress, batch in batches_of(data, threat, training, trainer.memory, stage, epoch, steps.done):
+            memory = trainer.memory
+            for progress, batch in batches_of(data, threat, training, memory, stage, epoch, extra, steps.done):
                 steps.add(trainer.step(batch, progress))
         trainer.agree()
         mean_loss = steps.mean_loss()
@@ -281,19 +290,23 @@ class Trainer:
         # Compiled, it has one graph for the attack and one for the step.
         self._called: nn.Module = torch.compile(model) if training.compile else model  # type: ignore[assignment]
         self._head = _auxiliary_head(model, training, world, seed)
+        # The head learns with the network, and is no part of it.
+        self._learning = model if self._head is None else nn.ModuleList([model, self._head])
+        self._reduction = reduction_of(
+            training.compression, world, self._learning.parameters(), rank=training.powersgd_rank, seed=seed
+        )
         # A pass through a network of one's own may leave out some of its parameters, for which DDP would wait.
-        self._wrapped = world.wrap(self._called) if _uses_all(model) else self._called
+        self._wrapped = world.wrap(self._called, self._reduction) if _uses_all(model) else self._called
         self._unreduced = [model] if self._wrapped is self._called else []
         if self._unreduced:
             world.share_start(model)
         self._unreduced += [] if self._head is None else [self._head]
-        # The head learns with the network, and is no part of it.
-        self._learning = model if self._head is None else nn.ModuleList([model, self._head])
         self._optimiser = make_optimiser(self._learning, training)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "float16")
         self._blocks = blocks_of(model) if training.checkpointing else []
         self._checked = False
         self.average, self.memory = Average(model, training.ema), Memory()
+        self.steps = 0
 
     @property
     def optimiser_size(self) -> int:
@@ -301,6 +314,14 @@ class Trainer:
         return size_of(
             value for state in self._optimiser.state.values() for value in state.values() if isinstance(value, Tensor)
         )
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes of gradients that this process has sent, if they go around a ring of all; 0 where it is alone."""
+        if self._reduction is not None:
+            return self._reduction.sent
+        learning = (weight for weight in self._learning.parameters() if weight.requires_grad)
+        return self.steps * ring_bytes(self._world, size_of(learning))
 
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Craft, compute the loss, step; return the loss. `progress` is the share of the training that is then done."""
@@ -311,7 +332,7 @@ class Trainer:
             with self._cast(training.craft_precision or training.precision), through(model, "adversarial"):
                 crafted = [training.method.craft(self._called, part) for part in parts]
             terms = [partial(self._term, self._called, *each) for each in zip(shares, crafted, parts, strict=True)]
-            with moved_weights(model, training.awp, terms, batch.mean):
+            with self._synchronised(), moved_weights(model, training.awp, terms, batch.mean):
                 loss = self._differentiated(shares, crafted, parts)
         if passes and not any(each.calls for each in passes):
             raise InputError(
@@ -319,7 +340,7 @@ class Trainer:
                 "computed again; call them (block(x)), or set train.checkpointing to false."
             )
         for part in self._unreduced:
-            self._world.mean_gradients(part)
+            self._world.mean_gradients(part, self._reduction)
         if not self._checked:
             _check_branches(model)
             self._checked = True
@@ -333,6 +354,9 @@ class Trainer:
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self.average.update()
+        self.steps += 1
+        if self._reduction is not None:
+            self._reduction.step += 1
         return loss
 
     def _differentiated(self, shares: Sequence[float], crafted: Sequence[Tensor], parts: Sequence[Batch]) -> Tensor:
@@ -352,6 +376,11 @@ class Trainer:
                 self._scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
+
+    def _synchronised(self) -> contextlib.AbstractContextManager[None]:
+        if self._training.norm_sync == "local":
+            return contextlib.nullcontext()
+        return synchronised(self._learning, self._world)
 
     @contextlib.contextmanager
     def checkpointed(self) -> Iterator[list[Recomputed]]:
@@ -391,7 +420,7 @@ class Trainer:
         self.memory.merge(self._world)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
+        """Return the state for a checkpoint, the same on all ranks after `agree`; all ranks must call this."""
         return {
             "model": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -399,6 +428,7 @@ class Trainer:
             "average": {"values": self.average.values, "steps": self.average.steps},
             "memory": self.memory.state(),
             **({} if self._head is None else {"head": self._head.state_dict()}),
+            **({} if self._reduction is None else {"reduction": self._reduction.state()}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -411,6 +441,8 @@ class Trainer:
         device, average = self._world.device, state["average"]
         self.average.values, self.average.steps = on_device(device, average["values"]), average["steps"]
         self.memory.load_state(state["memory"], device)
+        if self._reduction is not None and "reduction" in state:
+            self._reduction.load_state(state["reduction"])
 
 
 def _uses_all(model: nn.Module) -> bool:

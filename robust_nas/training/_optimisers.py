@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def make_optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Return the optimiser of all of a model's parameters."""
-    parameters, rate, decay = model.parameters(), training.learning_rate, training.weight_decay
+    rate, decay = training.peak_rate, training.weight_decay
+    parameters = _groups(model) if training.plain_vectors else model.parameters()
     nesterov = training.nesterov and training.momentum > 0
     if training.optimiser == "sgd":
         return torch.optim.SGD(
@@ -39,3 +40,15 @@ def make_optimiser(model: nn.Module, training: Training) -> torch.optim.Optimize
     # Decay inside the update, so that the trust ratio sees it (arXiv:1904.00962, algorithm 2). Without adam_debias the
     # library divides the learning rate by 1 - beta_1^t, which makes the first step ten times too long.
     return Lamb(parameters, rate, weight_decay=decay, weight_decouple=False, adam_debias=True)
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters of more than one dimension, and the others with what leaves them plain."""
+    learning = list(model.parameters())
+    vectors = [parameter for parameter in learning if parameter.dim() < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in learning if parameter.dim() > 1]},
+        # A trust ratio of 1, in the library's words.
+        {"params": vectors, "weight_decay": 0.0, "adam": True},
+    ]
+    return [group for group in groups if group["params"]]

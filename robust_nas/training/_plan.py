@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robust_nas.core.errors import InputError
+from robust_nas.training._communication import Communication
 from robust_nas.training._sections import (
     Augmentation,
     Curriculum,
@@ -19,12 +20,15 @@ from robust_nas.training._sections import (
     Selection,
     Start,
 )
+from robust_nas.training._unlabelled import Unlabelled
 
 __all__ = ["Knot", "Phase", "Training"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(
+    Unlabelled,
+    Communication,
     Selection,
     Start,
     Numerics,
@@ -59,6 +63,18 @@ class Training(
                 "This method bounds the network as it is, with the batch norms of the clean images; leave out "
                 "train.compile, and train.norm or set it to 'batch'."
             )
+        if self.norm_sync == "synchronised" and (self.compile or method.bounds_network):
+            raise InputError(
+                "train.norm_sync 'synchronised' is for networks that are neither compiled nor bounded in training; "
+                "leave out train.compile, take a method that does not bound the network, or set it to 'local'."
+            )
+        if self.unlabelled is not None:
+            self._check_unlabelled()
+        if self.compression == "powersgd" and self.precision == "float16":
+            raise InputError(
+                "train.compression 'powersgd' keeps what it leaves out for the next step, but gradients in float16 "
+                "change their scale between steps; set train.precision to 'bfloat16'."
+            )
         if self.checkpointing and (self.compile or method.bounds_network):
             raise InputError(
                 "train.checkpointing is for networks that are neither compiled nor bounded in training; leave out "
@@ -75,3 +91,17 @@ class Training(
                     f"train.{name} changes the network in training, which is neither compiled nor bounded so; leave "
                     "out train.compile, and take a method that does not bound the network, or set it to 0."
                 )
+
+    def _check_unlabelled(self) -> None:
+        if not self.method.takes_unlabelled:
+            raise InputError(
+                f"train.unlabelled gives images without labels, but {type(self.method).__name__} has no loss of them; "
+                "take the method dat, or leave it out."
+            )
+        given = {"mixtures": self.mixes, "pairing": self.pairing, "auxiliary": self.auxiliary}
+        given["accumulate"] = self.accumulate > 1
+        if wrong := [name for name, value in given.items() if value]:
+            what = "train.norm" if wrong[0] == "mixtures" else f"train.{wrong[0]}"
+            raise InputError(
+                f"{what} is of labelled images alone, and cannot be used with train.unlabelled; leave out one of them."
+            )

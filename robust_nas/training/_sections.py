@@ -22,6 +22,7 @@ Schedule = Literal["one_cycle", "one_cycle_lr", "cosine", "piecewise", "cyclic",
 OptimiserName = Literal["sgd", "adamw", "lars", "lamb"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Kept = Literal["best", "last"]
+NormSync = Literal["local", "synchronised"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,30 +111,39 @@ class Optimisation(Length):
         optimiser: "sgd", "adamw", or for large batches "lars" (You et al. 2017, arXiv:1708.03888) or "lamb"
             (You et al. 2020, arXiv:1904.00962).
         learning_rate: the largest learning rate.
+        base_batch: the batch that this learning rate is for; it is multiplied by batch_size / base_batch (linear
+            scaling, arXiv:1706.02677). If not given, it is for any.
         schedule: "one_cycle" rises linearly over the first `warm_up` share and falls linearly to 0; "one_cycle_lr" is
             torch's `OneCycleLR` as it is by default: along cosines from 1/25 of `learning_rate` up and down to
             1/250000, while the momentum goes from 0.95 down to 0.85 and back; "cosine" rises as "one_cycle" and falls
             along a cosine; "cyclic" rises and falls linearly, `cycles` times, each rise as long as its fall;
             "piecewise" drops by 10 at each of `milestones`; "linear" joins `knots` by straight lines.
         warm_up: share of the steps in which the learning rate rises (one_cycle, one_cycle_lr, cosine).
+        warm_up_epochs: the same in epochs, in place of `warm_up`; before "piecewise" as well, whose `milestones` stay
+            shares of all epochs.
         cycles: rises of "cyclic".
         milestones: shares of the epochs (piecewise).
         knots: learning rates by epoch, in order (linear).
         momentum: of sgd and lars.
         nesterov: whether their momentum is Nesterov's.
         weight_decay: of all parameters.
+        plain_vectors: whether biases, and scales and shifts of norms, are left out of weight decay and of the rates
+            that "lamb" has by layer ("lars" leaves them out in any case).
     """
 
     optimiser: OptimiserName = "sgd"
     learning_rate: float = 0.1
+    base_batch: int | None = None
     schedule: Schedule = "one_cycle"
     warm_up: float = 0.3
+    warm_up_epochs: float | None = None
     cycles: int = 1
     milestones: tuple[float, ...] = (0.75, 0.9)
     knots: tuple[Knot, ...] = ()
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
+    plain_vectors: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,6 +166,38 @@ class Optimisation(Length):
                 )
         self._check_milestones()
         self._check_knots()
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        if self.base_batch is not None:
+            check_at_least("train.base_batch", self.base_batch, 1)
+            if self.schedule == "linear" or len(set(self.batch_sizes)) > 1:
+                raise InputError(
+                    "train.base_batch scales one learning rate for one batch, not train.knots and the batches of "
+                    "train.phases; leave it out."
+                )
+        if self.warm_up_epochs is None:
+            return
+        if not 0 <= self.warm_up_epochs < self.epochs:
+            raise InputError(
+                f"train.warm_up_epochs must be at least 0 and below train.epochs, but got {self.warm_up_epochs} of "
+                f"{self.epochs}."
+            )
+        if self.schedule in ("cyclic", "linear"):
+            raise InputError(
+                f"train.warm_up_epochs is not of the schedule '{self.schedule}', which says itself when it rises; "
+                "leave it out."
+            )
+
+    @property
+    def peak_rate(self) -> float:
+        """The largest learning rate, for this batch."""
+        return self.learning_rate * (1 if self.base_batch is None else self.batch_size / self.base_batch)
+
+    @property
+    def warm_up_share(self) -> float:
+        """The share of the epochs in which the learning rate rises, where the schedule begins by that."""
+        return self.warm_up if self.warm_up_epochs is None else self.warm_up_epochs / self.epochs
 
     def _check_milestones(self) -> None:
         if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
@@ -179,19 +221,21 @@ class Optimisation(Length):
     def learning_rate_at(self, progress: float) -> float:
         """Return the learning rate when a share of the epochs, in [0, 1], is done."""
         if self.schedule == "piecewise":
-            return self.learning_rate * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
+            if self.warm_up_epochs is not None and progress < self.warm_up_share:
+                return self.peak_rate * progress / self.warm_up_share
+            return self.peak_rate * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
         if self.schedule == "cyclic":
             place = math.fmod(progress * self.cycles, 1.0)
-            return self.learning_rate * (1 - abs(2 * place - 1))
+            return self.peak_rate * (1 - abs(2 * place - 1))
         if self.schedule == "linear":
             return self._between_knots(progress * self.epochs)
         if self.schedule == "one_cycle_lr":
-            return self._along_cosines(progress, self.learning_rate / 25, self.learning_rate, self.learning_rate / 25e4)
-        if progress < self.warm_up:
-            return self.learning_rate * progress / self.warm_up
-        falling = (progress - self.warm_up) / (1 - self.warm_up)
+            return self._along_cosines(progress, self.peak_rate / 25, self.peak_rate, self.peak_rate / 25e4)
+        if progress < self.warm_up_share:
+            return self.peak_rate * progress / self.warm_up_share
+        falling = (progress - self.warm_up_share) / (1 - self.warm_up_share)
         left_over = 1 - falling if self.schedule == "one_cycle" else (1 + math.cos(math.pi * falling)) / 2
-        return self.learning_rate * left_over
+        return self.peak_rate * left_over
 
     def momentum_at(self, progress: float) -> float:
         """Return the momentum when a share of the epochs, in [0, 1], is done."""
@@ -206,9 +250,9 @@ class Optimisation(Length):
 
     def _along_cosines(self, progress: float, first: float, middle: float, last: float) -> float:
         """Return the value that half a cosine leads to, from `first` to `middle` in the warm-up, then to `last`."""
-        start, end, place = first, middle, progress / max(self.warm_up, 1e-12)
-        if progress >= self.warm_up:
-            start, end, place = middle, last, (progress - self.warm_up) / (1 - self.warm_up)
+        start, end, place = first, middle, progress / max(self.warm_up_share, 1e-12)
+        if progress >= self.warm_up_share:
+            start, end, place = middle, last, (progress - self.warm_up_share) / (1 - self.warm_up_share)
         return end + (start - end) * (1 + math.cos(math.pi * place)) / 2
 
 
@@ -287,14 +331,20 @@ class Normalisation(Objective):
             decides.
         serve: the batch norm of a mixture that the trained network keeps, or the statistics of a separate one:
             "adversarial" or "clean".
+        norm_sync: the images whose statistics batch norms take in training, where several processes train: "local"
+            takes those of each process, "synchronised" those of all, with one message for each norm and pass. Attacks
+            take those of each process in either case, and running statistics are equal on all before every evaluation
+            and checkpoint.
     """
 
     norm: Norm | None = None
     serve: Branch = "adversarial"
+    norm_sync: NormSync = "local"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train.serve", self.serve, Branch)
+        check_choice("train.norm_sync", self.norm_sync, NormSync)
         if self.norm is not None:
             check_choice("train.norm", self.norm, Norm)
         if self.serve == "clean" and not self.mixes:

@@ -11,6 +11,7 @@ from robust_nas import recipes as recipe
 from robust_nas import spaces
 from robust_nas.attacks.pgd import PGD
 from robust_nas.core import catalogue, config
+from robust_nas.training.dat import DAT
 from robust_nas.training.pgd_at import PGDAT
 
 
@@ -36,6 +37,24 @@ def test_the_protocol_of_intriguing_properties_has_the_published_figures() -> No
     assert rates == pytest.approx(expected)
     assert max(chosen.evaluation.curve_steps) == 2000
     assert config.to_dict(chosen.evaluation.steps_attack)["step_size"] == 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("name", "epsilon", "steps", "epochs", "drops"),
+    [("dat-cifar10", 8 / 255, 10, 105, (80, 95, 100)), ("dat-imagenet", 2 / 255, 4, 35, (25,))],
+)
+def test_distributed_adversarial_training_has_the_published_figures(
+    name: str, epsilon: float, steps: int, epochs: int, drops: tuple[int, ...]
+) -> None:
+    chosen = recipe.load(name)
+    plan = chosen.train
+    assert plan.method == DAT(attack=PGD(steps=steps, step_size=2 / 255, batch_norm="running"))
+    assert (chosen.threat.epsilon, plan.batch_size, plan.optimiser, plan.epochs) == (epsilon, 2048, "lamb", epochs)
+    # From 0 to .01 in 5 epochs, and a tenth after each of the published ones, counted from there.
+    assert [plan.learning_rate_at(epoch / epochs) for epoch in (0, 2.5, 5)] == pytest.approx([0, 0.005, 0.01])
+    for number, drop in enumerate(drops):
+        rates = [plan.learning_rate_at((drop + side) / epochs) for side in (-0.5, 0.5)]
+        assert rates == pytest.approx([0.01 * 0.1**number, 0.01 * 0.1 ** (number + 1)])
 
 
 def test_a_folder_of_images_is_a_recipe_of_its_own_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robust_nas.core.config import build
 from robust_nas.core.errors import InputError
 from robust_nas.threat import ThreatModel
 from robust_nas.training import Batch, Forward, Memory, Training
@@ -221,3 +222,76 @@ def test_a_step_of_lamb_is_the_learning_rate_times_the_weights_norm():
     # You et al. 2020, algorithm 2: the update (here without decay) is rescaled to the norm of the weights.
     before, _, after = _one_step("lamb", 0.0)
     torch.testing.assert_close((after - before).norm(), 0.1 * before.norm(), rtol=1e-3, atol=0)
+
+
+def _lamb_of(plain: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return two steps' movement of a weight and a bias, and the movement by the published formulas."""
+    torch.manual_seed(0)
+    layer = nn.Linear(40, 30)
+    with torch.no_grad():
+        layer.weight.mul_(40)  # of a norm above 10
+    rate, decay, state = 0.01, 0.1, {}
+    chosen = make_optimiser(
+        layer, Training(optimiser="lamb", learning_rate=rate, weight_decay=decay, plain_vectors=plain)
+    )
+    expected = [layer.weight.detach().clone(), layer.bias.detach().clone()]
+    for step in range(2):
+        gradients = [torch.randn(value.shape, generator=torch.Generator().manual_seed(step)) for value in expected]
+        layer.weight.grad, layer.bias.grad = (gradient.clone() for gradient in gradients)
+        chosen.step()
+        for place, gradient in enumerate(gradients):
+            first, second = state.get(place, (0.0, 0.0))
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            state[place], is_plain = (first, second), plain and place == 1
+            update = first / (second.sqrt() + 1e-6) + (0 if is_plain else decay) * expected[place]
+            ratio = 1 if is_plain else expected[place].norm().clamp(0, 10) / update.norm()
+            expected[place] = expected[place] - rate * ratio * update
+    return layer.weight.detach(), expected[0], layer.bias.detach(), expected[1]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_lamb_has_dats_trust_ratio_and_plain_vectors_have_none_and_no_decay(plain):
+    # The authors' code: m / (sqrt(v) + 1e-6) + decay w, times clamp(|w|, 0, 10) over its norm; no bias correction.
+    weight, expected, bias, expected_bias = _lamb_of(plain)
+    torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(bias, expected_bias, atol=1e-6, rtol=1e-4)
+
+
+def test_lars_leaves_biases_plain():
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    before, gradient = layer.bias.detach().clone(), torch.randn(3)
+    layer.weight.grad, layer.bias.grad = torch.randn(3, 4), gradient.clone()
+    make_optimiser(layer, Training(optimiser="lars", learning_rate=0.1, weight_decay=0.5, nesterov=False)).step()
+    torch.testing.assert_close(layer.bias.detach(), before - 0.1 * gradient)
+
+
+def test_the_learning_rate_grows_with_the_batch_and_over_whole_epochs():
+    plan = Training(
+        epochs=105,
+        batch_size=2048,
+        base_batch=512,
+        learning_rate=0.01,
+        schedule="piecewise",
+        milestones=(80 / 105, 95 / 105),
+        warm_up_epochs=5,
+    )
+    rates = [plan.learning_rate_at(epoch / 105) for epoch in (0, 1, 2.5, 5, 79.9, 80.1, 95.1)]
+    assert rates == pytest.approx([0, 0.008, 0.02, 0.04, 0.04, 0.004, 0.0004])
+    cosine = Training(epochs=20, warm_up_epochs=5, schedule="cosine")
+    share = Training(epochs=20, warm_up=0.25, schedule="cosine")
+    assert [cosine.learning_rate_at(i / 40) for i in range(41)] == [share.learning_rate_at(i / 40) for i in range(41)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_batch": 0}, "base_batch"),
+        ({"base_batch": 64, "epochs": 2, "phases": ({"epochs": 1}, {"epochs": 1, "batch_size": 8})}, "phases"),
+        ({"warm_up_epochs": 50.0}, "below train.epochs"),
+        ({"warm_up_epochs": 1.0, "schedule": "cyclic"}, "cyclic"),
+    ],
+)
+def test_a_wrong_scaling_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        build(Training, options, "train")
