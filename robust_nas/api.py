@@ -7,7 +7,7 @@ A call that takes longer than a second shows its progress on standard error, in 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -40,7 +40,7 @@ from robust_nas.recipes import from_table
 from robust_nas.recipes import load as load_recipe
 from robust_nas.recipes.rehearsal import any_network
 from robust_nas.records import KINDS, read_stage
-from robust_nas.runtime.distributed import World, losses_said
+from robust_nas.runtime.distributed import World, is_launched, losses_said
 from robust_nas.runtime.process import unchanged_process
 from robust_nas.runtime.progress import Progress, of_call
 from robust_nas.runtime.run_folder import RunFolder
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 
 @unchanged_process()
+@losses_said()
 def search(
     space: Space | str,
     data: Dataset | Images,
@@ -68,23 +69,36 @@ def search(
     *,
     method: str = "dirichlet",
     seed: int = 0,
+    folder: Path | str | None = None,
+    save_steps: int = 0,
     progress: bool = True,
     **options: Any,
 ) -> SearchResult:
     """Search `space`; `options` are the search's fields. The result's `best` is the most probable architecture.
 
-    Data without splits is split as `rn.Dataset.from_torch` says.
+    Data without splits is split as `rn.Dataset.from_torch` says. In a script that `torchrun` started, all processes
+    make the call, and work on it together.
+
+    Args:
+        folder: for the state under way: the same call goes on where it was ended.
+        save_steps: optimiser steps after which the state is saved, beside that after every epoch.
     """
     data = datasets.dataset(data)
     threat = ThreatModel.of(threat)
     space = _space(space)
     chosen = config.build(searches.get(method), named(options), "search")
-    settle_threads(any_network(space, data, seed), data.some(max(chosen.batch_sizes, default=1)))
-    found: SearchResult = chosen.search(space, data, threat, _stage("search", seed, data, progress))
+    world = _world(data)
+    settings = {"space": spaces.describe(space), "search": config.to_dict(chosen), "threat": config.to_dict(threat)}
+    stage = _stage("search", seed, data, world, progress, folder, settings, save_steps)
+    data = data.to(world.device)
+    if world.size == 1:
+        settle_threads(any_network(space, data, seed), data.some(max(chosen.batch_sizes, default=1)))
+    found: SearchResult = chosen.search(space, data, threat, stage)
     return found
 
 
 @unchanged_process()
+@losses_said()
 def derive(
     found: SearchResult,
     space: Space | str,
@@ -100,7 +114,9 @@ def derive(
     data = datasets.dataset(data)
     threat = ThreatModel.of(threat)
     plan = config.build(derivation.Derivation, named(options), "derive")
-    candidates = derivation.derive(found, _space(space), data, threat, plan, _stage("derive", seed, data, progress))
+    world = _world(data)
+    stage = _stage("derive", seed, data, world, progress)
+    candidates = derivation.derive(found, _space(space), data.to(world.device), threat, plan, stage)
     return [candidate.architecture for candidate in candidates[: plan.count]]
 
 
@@ -147,6 +163,7 @@ def _network(
 
 
 @unchanged_process()
+@losses_said()
 def train(
     architecture: AnyArchitecture | str | nn.Module,
     data: Dataset | Images,
@@ -157,6 +174,8 @@ def train(
     frozen_members: Sequence[nn.Module] = (),
     seed: int = 0,
     recipe: str | None = None,
+    folder: Path | str | None = None,
+    save_steps: int = 0,
     progress: bool = True,
     **options: Any,
 ) -> nn.Module:
@@ -168,7 +187,8 @@ def train(
         rn.train("wrn-28-10 activation=silu", data, threat, recipe="fast-cifar10")
 
     The returned module has the epochs in its attribute `history` (`robust_nas.models.history.History`), which is no
-    part of its weights.
+    part of its weights. In a script that `torchrun` started, all processes make the call: each has its part of every
+    batch and its accelerator, and all return the same weights.
 
     Args:
         architecture: of `space`; or a module that takes images [B, C, H, W] in [0, 1] to logits [B, K], on the device
@@ -179,6 +199,8 @@ def train(
         frozen_members: trained models: the new one is trained for what it adds to an ensemble with them. Their
             parameters lose their gradients.
         recipe: whose [train] section gives what is not given here.
+        folder: for the state under way: the same call goes on where it was ended, also by Ctrl-C or SIGTERM.
+        save_steps: optimiser steps after which the state is saved, beside that after every epoch.
         options: fields of the recipe's [train] section (`epochs`, `batch_size`, `learning_rate`, `awp`, ...).
 
     Raises:
@@ -195,13 +217,23 @@ def train(
         raise InputError("train.start_from is for runs; give the module with its weights in place of an architecture.")
     if not isinstance(frozen_members, Sequence) or not all(isinstance(model, nn.Module) for model in frozen_members):
         raise InputError(f"train takes a list of modules as frozen_members, but got {frozen_members!r}.")
-    stage = _stage("train", seed, data, progress)
+    world = _world(data)
+    data, own = data.to(world.device), isinstance(architecture, nn.Module)
     if isinstance(architecture, nn.Module):
-        _check_trainable(architecture, data)
-        settle_threads(architecture, data.some(plan.batch_size))
-        return _with_history(fit_with(frozen_members, architecture, data, threat, plan, stage))
-    model = _network("train", architecture, data, space, seed).to(data.train.device)
-    settle_threads(model, data.some(plan.batch_size))
+        model = architecture if world.size == 1 else architecture.to(world.device)
+        _check_trainable(model, data)
+    else:
+        model = _network("train", architecture, data, space, seed).to(world.device)
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    settings = {
+        "network": type(model).__name__ if own else str(architecture),
+        "shapes": config.digest(shapes),
+        "train": config.to_dict(plan),
+        "threat": config.to_dict(threat),
+    }
+    stage = _stage("train", seed, data, world, progress, folder, settings, save_steps)
+    if world.size == 1:
+        settle_threads(model, data.some(plan.batch_size))
     return _with_history(fit_with(frozen_members, model, data, threat, plan, stage))
 
 
@@ -244,6 +276,7 @@ def evaluate(
 
 
 @unchanged_process()
+@losses_said()
 def evaluate(
     model: nn.Module,
     *given: Any,
@@ -291,26 +324,33 @@ def evaluate(
     if folder is not None:
         check_path("folder", folder)
     notes = tuple(evaluation.notes(model, data, seed))
-    for note in notes:
-        warnings.warn(note, stacklevel=3)  # the caller's line; between are this function and its decorator
+    world = _world(data)
+    for note in notes if world.is_main else ():
+        warnings.warn(note, stacklevel=4)  # the caller's line; between are this function and its decorators
     if folder is None:
-        if len(data) >= batch_size:  # what is less takes no longer than this
+        if len(data) >= batch_size and world.size == 1:  # what is less takes no longer than this
             settle_threads(model, data.images[:batch_size])
-        alone = Stage("evaluate", seed, World(), of_call(progress))
+        alone = Stage("evaluate", seed, world, of_call(progress and world.is_main))
         found = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=alone)
         return replace(found, notes=notes)
     place = RunFolder(Path(folder))
-    make_folder(place.path, "give another folder")
-    place.lock()
-    stage = Stage(f"attack-{evaluation.file_name(name)}", seed, World(), of_call(progress), place.path)
+
+    def begin() -> None:
+        make_folder(place.path, "give another folder")
+        place.lock()
+
+    world.on_main(begin)
+    shown = of_call(progress and world.is_main)
+    stage = Stage(f"attack-{evaluation.file_name(name)}", seed, world, shown, place.path)
     result = evaluation.evaluate(model, data, threat, attacks, batch_size=batch_size, stage=stage)
     result = replace(result, notes=notes)
-    result.save(folder, name)
+    world.on_main(lambda: result.save(folder, name))
     stage.finish()
     return result
 
 
 @unchanged_process()
+@losses_said()
 def certify(
     model: nn.Module,
     data: Images,
@@ -331,15 +371,16 @@ def certify(
     """
     if epsilons is not None and not isinstance(epsilons, Sequence):
         raise InputError(f"certify takes a list of radii as epsilons, but got {epsilons!r}; write [{epsilons!r}].")
-    chosen = config.made(bound_group.get, bound, "bound")
+    chosen, images = config.made(bound_group.get, bound, "bound"), datasets.image_set(data)
+    world = _world(images)
     return certify_model(
         model,
-        datasets.image_set(data),
+        images,
         threat,
         bound=chosen,
         epsilons=epsilons,
         batch_size=batch_size,
-        stage=Stage("certify", 0, World(), of_call(progress)),
+        stage=Stage("certify", 0, world, of_call(progress and world.is_main)),
     )
 
 
@@ -533,7 +574,7 @@ def _check_trainable(model: nn.Module, data: Dataset) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("The module has no parameter that requires a gradient; there is nothing to train.")
     for note in notes:
-        warnings.warn(note, stacklevel=4)
+        warnings.warn(note, stacklevel=5)
 
 
 def _space(space: Space | str) -> Space:
@@ -541,6 +582,29 @@ def _space(space: Space | str) -> Space:
     return spaces.load(space) if isinstance(space, str) else space
 
 
-def _stage(name: str, seed: int, data: Dataset, progress: bool) -> Stage:
+def _world(data: Dataset | datasets.ImageSet) -> World:
+    """Join the processes that `torchrun` started, as all of them make the same call; or be alone with the data."""
+    device = (data.train if isinstance(data, Dataset) else data).device
+    return World.start(device.type) if is_launched() else World(device=device)
+
+
+def _stage(
+    name: str,
+    seed: int,
+    data: Dataset,
+    world: World,
+    progress: bool,
+    folder: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    save_steps: int = 0,
+) -> Stage:
+    """Return a call's stage; in a folder, which has no other call's, where one is given."""
     check_type("seed", seed, Integral, "a whole number")
-    return Stage(name, seed, World(device=data.train.device), of_call(progress))
+    check_at_least("save_steps", save_steps, 0)
+    shown = of_call(progress and world.is_main)
+    if folder is None:
+        return Stage(name, seed, world, shown)
+    check_path("folder", folder)
+    call = {**(settings or {}), "seed": int(seed), "processes": world.size, "data": data.fingerprint()}
+    place = RunFolder.open_or_create(Path(folder), records.plain(call), world, file=f"{name}-call.json")
+    return Stage(name, seed, world, shown, place.path, save_steps)

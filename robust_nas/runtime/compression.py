@@ -124,7 +124,7 @@ class Quantised(Reduction):
 
     A value v of a segment with the Euclidean norm |s| is |s| sign(v) l / 127, where l is 127 |v| / |s|, rounded up with
     the probability of its fraction (QSGD, Alistarh et al. 2017, arXiv:1610.02132, section 3.1, which DAT quantises by:
-    Zhang et al. 2022, arXiv:2206.06257, section 4). Its mean is v, and the variance of a segment of d values is at most
+    Zhang et al. 2022, arXiv:2206.06257). Its mean is v, and the variance of a segment of d values is at most
     min(d / 127^2, sqrt(d) / 127) |s|^2 (lemma 3.1). DAT's norms are of whole parameters; segments of 512 values keep
     that bound below 1/31 (as QSGD's buckets do, section 4).
 

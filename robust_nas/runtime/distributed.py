@@ -143,6 +143,11 @@ def launched() -> str | None:
     return f"{socket.gethostname()}/{os.getppid()}" if name == "none" else name
 
 
+def is_launched() -> bool:
+    """Whether this process is one of several that `torchrun` or the like has started, or that have joined a group."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 or (in_group() and dist.get_world_size() > 1)
+
+
 def is_restarted() -> bool:
     """Whether torchrun has started these processes again, after one of them was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -262,6 +267,7 @@ class World:
             InputError: if `device` is not here, `threads` or `workers` is below 1, or `patience` is not above 0.
         """
         local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        size = dist.get_world_size() if in_group() else size
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if kind not in ("cpu", "cuda"):
             raise InputError(f"device must be auto, cpu or cuda, but got '{device}'.")

@@ -33,7 +33,7 @@ class DAT(TrainingMethod):
     """Cross-entropy on clean and on adversarial images, and a robust loss on unlabelled ones.
 
     lambda l(f(x), y) + l(f(x'), y) + beta phi(u, u'), means over this process's labelled images x and unlabelled ones u
-    (problem 2 of the paper, whose sum over workers the loop makes). phi is KL(f(u) || f(u')), TRADES' consistency, or
+    (the paper's problem, whose sum over workers the loop makes). phi is KL(f(u) || f(u')), TRADES' consistency, or
     the cross-entropy l(f(u'), c) with the class c that f(u) predicts. Unlabelled images come from `train.unlabelled`;
     without, the method is adversarial training with clean images.
 
