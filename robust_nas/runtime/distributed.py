@@ -190,7 +190,9 @@ def _join(backend: str, patience: float) -> None:
         if place not in _MET:
             _MET[place] = next(rendezvous("env://", timeout=limit))
         store, rank, size = _MET[place]
-        store = PrefixStore(f"group {next(_GROUPS)}", store)
+        # torchrun may keep its store when it starts processes again, with all that those before have left in it.
+        attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
+        store = PrefixStore(f"attempt {attempt}, group {next(_GROUPS)}", store)
         # All are here before torch's own start, which waits as long as the work may.
         store.set(f"here/{rank}", "")
         store.wait([f"here/{other}" for other in range(size)], limit)
