@@ -174,8 +174,9 @@ def load_data(recipe: Recipe, world: World) -> Dataset:
     derivation_sizes = [recipe.derive.batch_size]
     sizes = {"search": recipe.search.batch_sizes, "derive": derivation_sizes, "train": recipe.train.batch_sizes}
     for section, batches in sizes.items():
+        sharing = recipe.train.trainers(world.size) if section == "train" else world.size
         for size in batches:
-            check_batch(f"{section}.batch_size", size, len(data.train), world)
+            check_batch(f"{section}.batch_size", size, len(data.train), replace(world, size=sharing))
     return data.to(world.device)
 
 

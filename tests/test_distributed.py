@@ -40,12 +40,12 @@ from robust_nas.training import Training, fit
 from robust_nas.training.pgd_at import PGDAT
 
 
-def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path, patience: float) -> None:
+def _rank(function: Callable[[World], Any], rank: int, size: int, port: int, folder: Path, patience: float) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
+        WORLD_SIZE=str(size),
+        LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
@@ -54,8 +54,10 @@ def _rank(function: Callable[[World], Any], rank: int, port: int, folder: Path, 
     world.stop()
 
 
-def on_two_ranks(function: Callable[[World], Any], folder: Path, patience: float = PATIENCE) -> list[Any]:
-    """Return the results of `function` on each of two gloo ranks."""
+def on_two_ranks(
+    function: Callable[[World], Any], folder: Path, patience: float = PATIENCE, size: int = 2
+) -> list[Any]:
+    """Return the results of `function` on each of two gloo ranks, or of more."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -64,13 +66,14 @@ def on_two_ranks(function: Callable[[World], Any], folder: Path, patience: float
     datasets.load("digits")
     # Forked: functions of a test module cannot be imported by a fresh process.
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_rank, args=(function, rank, port, folder, patience)) for rank in range(2)]
+    arguments = [(function, rank, size, port, folder, patience) for rank in range(size)]
+    processes = [context.Process(target=_rank, args=each) for each in arguments]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=60)
         assert process.exitcode == 0
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 def _reductions(world: World) -> dict[str, Any]:

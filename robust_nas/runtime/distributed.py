@@ -27,10 +27,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -157,6 +157,7 @@ def leave_group() -> None:
     """Leave the process group; nothing may be reduced afterwards."""
     while _WATCHES:
         _WATCHES.pop().close()
+    _HALVES.clear()
     if in_group():
         dist.destroy_process_group()
 
@@ -231,7 +232,7 @@ def _reduced(reduction: Reduction, bucket: Any) -> torch.futures.Future[Tensor]:
 
         reduction.count(bucket.buffer().numel())
         hook = fp16_compress_hook if reduction.dtype == torch.float16 else bf16_compress_hook
-        return hook(None, bucket)  # type: ignore[arg-type]  # the group of all
+        return hook(reduction.world.group, bucket)  # type: ignore[arg-type]  # None is the group of all
     gradients = bucket.gradients()
     for gradient, mean in zip(gradients, reduction.mean(bucket.parameters(), gradients), strict=True):
         gradient.copy_(mean)
@@ -244,12 +245,25 @@ def _reduced(reduction: Reduction, bucket: Any) -> torch.futures.Future[Tensor]:
 
 @dataclass(frozen=True)
 class World:
-    """The processes that work on one run, and this one's place among them."""
+    """The processes that work on one run, or a half of them, and this one's place among them.
+
+    Args:
+        rank: of this process.
+        size: processes.
+        device: of this process.
+        workers: forked copies of this process, see `start`.
+        patience: seconds that a process waits for the others.
+        group: torch's, of these processes; None for all that were started.
+        first: the rank that this world's rank 0 has among all.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
     workers: int = 1
+    patience: float = PATIENCE
+    group: dist.ProcessGroup | None = field(default=None, repr=False)
+    first: int = 0
 
     @classmethod
     def start(
@@ -296,7 +310,7 @@ class World:
             return cls(device=place, workers=workers)
         if not dist.is_initialized():
             _join("gloo" if kind == "cpu" else "nccl", patience)
-        world = cls(rank=dist.get_rank(), size=dist.get_world_size(), device=place, workers=workers)
+        world = cls(dist.get_rank(), dist.get_world_size(), place, workers, patience)
         world.check_same("installation", {"robust-nas": __version__, "torch": torch.__version__, "device": kind})
         return world
 
@@ -387,7 +401,7 @@ class World:
         wrapper = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
         options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        wrapped = wrapper(model, device_ids=ids, **options)
+        wrapped = wrapper(model, device_ids=ids, process_group=self.group, **options)
         if reduction is not None:
             # Torch reads the annotations of a hook, and takes no strings for them.
             wrapped.register_comm_hook(reduction, lambda state, bucket: _reduced(state, bucket))
@@ -418,7 +432,7 @@ class World:
         if self.size == 1:
             return value
         total = value.detach().clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total
 
     def stack(self, value: Tensor) -> Tensor:
@@ -432,7 +446,7 @@ class World:
         padded = value.new_zeros(max(lengths), *value.shape[1:])
         padded[: len(value)] = value
         found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
+        dist.all_gather(found, padded, group=self.group)
         return [each[:length] for each, length in zip(found, lengths, strict=True)]
 
     def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
@@ -441,14 +455,23 @@ class World:
             return list(parts)
         lengths, own = [len(part) for part in parts], len(parts[self.rank])
         received = parts[0].new_empty(own * self.size)
-        dist.all_to_all_single(received, torch.cat(list(parts)), [own] * self.size, lengths)
+        dist.all_to_all_single(received, torch.cat(list(parts)), [own] * self.size, lengths, group=self.group)
         return list(received.split(own)) if own else [received] * self.size
 
     def share_start(self, model: nn.Module) -> None:
         """Give every rank the parameters and buffers of rank 0, as `wrap` does: code of others may draw its own."""
-        if self.size > 1:
-            for tensor in [*model.parameters(), *model.buffers()]:
-                dist.broadcast(tensor.detach(), src=0)
+        self.share([*model.parameters(), *model.buffers()])
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Give every rank the values of rank 0's tensors, in one message for each dtype."""
+        if self.size == 1:
+            return
+        for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+            some = [tensor.detach() for tensor in tensors if tensor.dtype == kind]
+            joined = torch.cat([tensor.flatten() for tensor in some])
+            dist.broadcast(joined, src=self.first, group=self.group)
+            for tensor, part in zip(some, joined.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def mean_gradients(self, model: nn.Module, reduction: Reduction | None = None) -> None:
         """Replace the gradient of every parameter that has one on some rank by its mean over all ranks.
@@ -487,7 +510,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def gather_shards(self, shards: Iterable[T], total: int) -> list[T]:
@@ -502,7 +525,7 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, device=self.device)
+        dist.broadcast_object_list(values, src=self.first, group=self.group, device=self.device)
         return values[0]
 
     def on_main(self, function: Callable[[], T]) -> T:
@@ -524,4 +547,74 @@ class World:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
+
+    def pair(self) -> Pair:
+        """Return this process's pair: ranks 0 and 1 are one, 2 and 3 the next; all ranks must call this.
+
+        Raises:
+            InputError: if the number of processes is odd.
+        """
+        if self.size % 2:
+            raise InputError(f"Pairs are of an even number of processes, but there are {self.size}.")
+        if not _HALVES:
+            limit = timedelta(seconds=self.patience)
+            _HALVES.extend(_group(range(start, self.size, 2), limit) for start in (0, 1))
+        second = self.rank % 2
+        half = replace(self, rank=self.rank // 2, size=self.size // 2, group=_HALVES[second], first=second)
+        return Pair(bool(second), half, self.rank - 1 if second else self.rank + 1)
+
+
+_HALVES: list[dist.ProcessGroup] = []
+"""The groups of the first and of the second processes of all pairs, once they are needed."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A tensor on its way from the other process of a pair, or to it.
+
+    Args:
+        value: what is sent, or what is received into.
+        work: torch's, that can be waited for.
+    """
+
+    value: Tensor
+    work: dist.Work
+
+    def wait(self) -> Tensor:
+        """Return the value once it has arrived; what is sent may be changed then."""
+        self.work.wait()
+        return self.value
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two processes that share work; every process is in one pair. Their messages arrive in the order of sending.
+
+    Args:
+        is_second: which of the two this process is.
+        world: the first processes of all pairs, or the second ones, among which this one is.
+        partner: the other process's rank among all.
+    """
+
+    is_second: bool
+    world: World
+    partner: int
+
+    def send(self, value: Tensor) -> Message:
+        """Send a contiguous tensor to the other process, without waiting; it must stay as it is until it arrives."""
+        return Message(value, _begun(dist.isend(value, self.partner)))
+
+    def receive(self, value: Tensor) -> Message:
+        """Receive into a contiguous tensor, without waiting."""
+        return Message(value, _begun(dist.irecv(value, self.partner)))
+
+
+def _group(ranks: Iterable[int], limit: timedelta) -> dist.ProcessGroup:
+    """Return torch's group of some ranks, which all ranks must make; a placeholder in those outside of it."""
+    return cast(dist.ProcessGroup, dist.new_group(list(ranks), timeout=limit))
+
+
+def _begun(work: dist.Work | None) -> dist.Work:
+    assert work is not None  # None is for processes outside of the group
+    return work

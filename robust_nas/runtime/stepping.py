@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from robust_nas.core.errors import Terminated
 
 if TYPE_CHECKING:
-    from robust_nas.runtime.distributed import World
+    from robust_nas.runtime.distributed import Pair, World
     from robust_nas.runtime.stages import Stage
+
+T = TypeVar("T")
 
 AGREEMENT = 2.0
 """Seconds between two moments at which the processes of a group ask each other whether one is to stop, about."""
@@ -42,6 +44,7 @@ class Steps:
         state: returns the stage's state, as `Stage.save` takes it; it is called by all processes together.
         own: returns what differs from process to process until the epoch's end, such as running statistics, by name.
         share: gives all processes what each has written of common tables; it is called by all at once.
+        pair: this process's, if the second ones of pairs take no steps: their losses and tensors count for nothing.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class Steps:
         state: Callable[[], Mapping[str, Any]],
         own: Callable[[], Mapping[str, Tensor]],
         share: Callable[[], None],
+        pair: Pair | None = None,
     ) -> None:
         self._stage, self._epoch, self._total = stage, epoch, total
         self._state, self._own, self._share = state, own, share
+        self._counts, self._world = pair is None or not pair.is_second, stage.world if pair is None else pair.world
         self.losses: list[Tensor] = []
         self._asked: type[KeyboardInterrupt] | None = None
         self._last, self._next, self._since = 0, 1, time.monotonic()
@@ -69,7 +74,7 @@ class Steps:
         """Go to where a state was saved; its own tensors of this process take the place of those there are."""
         if WITHIN not in state:
             return
-        world, within = self._stage.world, state[WITHIN]
+        world, within = self._world, state[WITHIN]
         self.losses = [*of_rank(within["losses"], world).to(world.device)]
         for name, value in self._own().items():
             if within["own"]:
@@ -77,8 +82,9 @@ class Steps:
         self._last, self._next = self.done, self.done + 1
 
     def mean_loss(self) -> float:
-        """Return the mean of the losses, over all processes."""
-        return float(self._stage.world.mean(torch.stack(self.losses).mean()))
+        """Return the mean of the losses, over all processes that take steps."""
+        loss = float(self._world.mean(torch.stack(self.losses).mean()))
+        return loss if self._world is self._stage.world else self._stage.world.broadcast(loss)
 
     def add(self, loss: Tensor) -> None:
         """Note that a step is done; save the state if it is time to, or if the process is asked to stop.
@@ -102,7 +108,7 @@ class Steps:
         parts: list[tuple[Tensor, dict[str, Tensor]]] = [(losses, {})]
         if world.size > 1:
             self._share()
-            parts = world.gather((losses, {name: value.detach().cpu() for name, value in self._own().items()}))
+            parts = self._of_all((losses, {name: value.detach().cpu() for name, value in self._own().items()}))
         self._write(self._state(), parts)
 
     def _write(self, state: Mapping[str, Any], parts: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> None:
@@ -119,12 +125,17 @@ class Steps:
             yield
             return
         # All are asked for it together, while none is stopped.
-        state, losses = self._state(), self._stage.world.gather(torch.stack(self.losses).cpu())
+        state, losses = self._state(), self._of_all(torch.stack(self.losses).cpu())
         try:
             yield
         except KeyboardInterrupt:
             self._write(state, [(each, {}) for each in losses])
             raise
+
+    def _of_all(self, value: T) -> list[T]:
+        """Return the values of all processes that take steps, on every process."""
+        found = self._stage.world.gather((self._counts, value if self._counts else None))
+        return [each for counts, each in found if counts]
 
     def _agreed(self) -> type[KeyboardInterrupt] | None:
         """Return what this process, or another one of its group, is asked to stop by, if it is."""

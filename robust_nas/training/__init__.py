@@ -199,6 +199,15 @@ class TrainingMethod(ABC):
         return 1
 
     @property
+    def ahead(self) -> int:
+        """The steps ahead of a batch's own at which other processes craft its examples; 0 if each crafts its own.
+
+        Then every second process crafts, and `craft` is called there, with the model in the state that it had as many
+        steps before the batch's own.
+        """
+        return 0
+
+    @property
     def watch(self) -> float:
         """The fall of robust accuracy below the best epoch's at which the training stops; 0 never stops."""
         return 0.0

@@ -20,7 +20,7 @@ from robust_nas.core.errors import InputError, NotFinite
 from robust_nas.core.seeds import seed_at, seeded
 from robust_nas.datasets import check_batch, unlabelled
 from robust_nas.evaluation import evaluate
-from robust_nas.models import DropsPaths, OffersAuxiliaryHead
+from robust_nas.models import DropsPaths
 from robust_nas.models.checkpointing import Recomputed, blocks_of, checkpointed, failures_said
 from robust_nas.models.frozen import copied, evaluating
 from robust_nas.models.history import Epoch, History
@@ -30,7 +30,7 @@ from robust_nas.models.scores import NoGradient, probed
 from robust_nas.models.synchronised_norm import check_synchronisable, synchronised
 from robust_nas.records.training import Course
 from robust_nas.runtime.compression import reduction_of, ring_bytes
-from robust_nas.runtime.distributed import World
+from robust_nas.runtime.distributed import Pair, World
 from robust_nas.runtime.progress import Progress, accuracies_in_words
 from robust_nas.runtime.stages import Stage
 from robust_nas.runtime.stepping import Steps
@@ -38,8 +38,9 @@ from robust_nas.spaces import BuiltFrom
 from robust_nas.spaces.module import ModuleSpace
 from robust_nas.training import Batch, Memory, on_device
 from robust_nas.training._batches import batches_of, steps_of
+from robust_nas.training._concurrent import losses_of
 from robust_nas.training._optimisers import make_optimiser
-from robust_nas.training._options import Average, Forward, added_losses, moved_weights, parts_of_a_step
+from robust_nas.training._options import Average, Forward, added_losses, auxiliary_head, moved_weights, parts_of_a_step
 from robust_nas.training._plan import Training
 from robust_nas.training._sections import Precision
 
@@ -81,17 +82,21 @@ def fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training
         InputError: if a batch does not fit, no step would change a weight, the loss is no longer a number, or a batch
             norm of a mixture is not used.
     """
-    _check_some_step_learns(training, len(data.train))
-    return _fit(model, data, threat, training, stage)
+    training.check_learns(len(data.train))
+    training.trainers(stage.world.size)
+    return _fit(model, data, threat, training, stage, stage.world.pair() if training.method.ahead else None)
 
 
-def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage) -> TrainingResult:
+def _fit(
+    model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage, pair: Pair | None = None
+) -> TrainingResult:
+    at_work = stage if pair is None else replace(stage, world=pair.world)
     for size in training.batch_sizes:
-        check_batch("train.batch_size", size, len(data.train), stage.world)
-        if size // stage.world.size < training.accumulate:
+        check_batch("train.batch_size", size, len(data.train), at_work.world)
+        if size // at_work.world.size < training.accumulate:
             raise InputError(
                 f"train.accumulate takes a batch in {training.accumulate} parts, but each process has "
-                f"{size // stage.world.size} images of a batch of {size}; set it lower."
+                f"{size // at_work.world.size} images of a batch of {size}; set it lower."
             )
     training.check_size(min([*data.image_shape[1:], *(phase.size for phase in training.phases if phase.size)]))
     for size in {phase.size for phase in training.phases if phase.size}:
@@ -110,7 +115,7 @@ def _fit(model: nn.Module, data: Dataset, threat: ThreatModel, training: Trainin
             "train.drop_path is for networks with paths to drop, such as those of the DARTS space; set it to 0."
         )
     try:
-        best, last, record, history = _train(model, data, threat, training, stage)
+        best, last, record, history = _train(model, data, threat, training, stage, pair)
     except NoGradient as error:
         if torch.is_inference_mode_enabled():
             raise
@@ -132,7 +137,7 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
     Raises:
         InputError: what `fit` would raise before or in its first step.
     """
-    _check_some_step_learns(training, len(data.train))
+    training.check_learns(len(data.train))
     count = min(len(data.train), 8)
     few = data.train[torch.arange(count)]
     once = replace(
@@ -157,33 +162,19 @@ def rehearse(model: nn.Module, data: Dataset, threat: ThreatModel, training: Tra
     _fit(model, replace(data, train=few, validation=few), threat, once, stage)
 
 
-def _check_some_step_learns(training: Training, num_images: int) -> None:
-    """Raise InputError where the schedule gives every step the learning rate 0, as falling ones do a single step."""
-    steps = [
-        max(num_images // (training.phase_at(epoch).batch_size or training.batch_size), 1) * training.method.replays
-        for epoch in range(training.epochs)
-    ]
-    shares = (
-        (epoch + (step + 1) / count) / training.epochs for epoch, count in enumerate(steps) for step in range(count)
-    )
-    if not any(training.learning_rate_at(share) > 1e-9 * training.learning_rate for share in shares):
-        raise InputError(
-            f"The schedule '{training.schedule}' has fallen to a learning rate of 0 when a training of {sum(steps)} "
-            f"{'steps' if sum(steps) > 1 else 'step'} takes it; set train.epochs higher or train.batch_size lower, or "
-            "train.schedule='piecewise'."
-        )
-
-
 def _train(
-    model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage
+    model: nn.Module, data: Dataset, threat: ThreatModel, training: Training, stage: Stage, pair: Pair | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Course, History]:
     """Return the weights of the best and of the last epoch, the record of the training, and its epochs."""
-    world, watch = stage.world, training.method.watch
+    watch = training.method.watch
+    world, at_work = (stage.world, stage) if pair is None else (pair.world, replace(stage, world=pair.world))
     is_certified = training.method.bounds_network
     done, state = stage.resume()
     if state is None:
         training.method.prepare(model, seed_at(stage.seed, stage.name, "prepare"))
     trainer = Trainer(model, training, world, seed=seed_at(stage.seed, stage.name, "auxiliary"))
+    if pair is not None:
+        trainer.share(stage.world)
     extra = None if training.unlabelled is None else unlabelled(training.unlabelled, data)
     history: list[dict[str, Any]] = []
     course: list[dict[str, Any]] = []
@@ -206,13 +197,17 @@ def _train(
             model.drop_path = training.drop_path * epoch / training.epochs
         model.train()
         total, share = steps_of(data, training, epoch), partial(trainer.memory.merge, world)
-        with Steps(stage, epoch, total, under_way, trainer.own, share) as steps:
+        with Steps(stage, epoch, total, under_way, trainer.own, share, pair) as steps:
             steps.go_on(state or {})
             state = None
-            memory = trainer.memory
-            for progress, batch in batches_of(data, threat, training, memory, stage, epoch, extra, steps.done):
-                steps.add(trainer.step(batch, progress))
+            batches = batches_of(data, threat, training, trainer.memory, at_work, epoch, extra, steps.done)
+            losses = losses_of(trainer, batches, pair, training.method.ahead, total - steps.done)
+            with contextlib.closing(losses):
+                for loss in losses:
+                    steps.add(loss)
         trainer.agree()
+        if pair is not None:
+            trainer.share(stage.world)
         mean_loss = steps.mean_loss()
         if not math.isfinite(mean_loss):
             raise Diverged(
@@ -286,10 +281,10 @@ class Trainer:
     def __init__(self, model: nn.Module, training: Training, world: World, *, seed: int = 0) -> None:
         self._format = torch.channels_last if training.channels_last else torch.contiguous_format
         model.to(memory_format=self._format)
-        self._model, self._training, self._world = model, training, world
+        self.model, self._training, self._world = model, training, world
         # Compiled, it has one graph for the attack and one for the step.
         self._called: nn.Module = torch.compile(model) if training.compile else model  # type: ignore[assignment]
-        self._head = _auxiliary_head(model, training, world, seed)
+        self._head = auxiliary_head(model, training, world, seed)
         # The head learns with the network, and is no part of it.
         self._learning = model if self._head is None else nn.ModuleList([model, self._head])
         self._reduction = reduction_of(
@@ -323,14 +318,30 @@ class Trainer:
         learning = (weight for weight in self._learning.parameters() if weight.requires_grad)
         return self.steps * ring_bytes(self._world, size_of(learning))
 
-    def step(self, batch: Batch, progress: float) -> Tensor:
-        """Craft, compute the loss, step; return the loss. `progress` is the share of the training that is then done."""
-        model, training = self._model, self._training
+    def craft(self, batch: Batch) -> Tensor:
+        """Return the batch's examples, crafted with the model as it is: for the step of another process."""
+        with self.checkpointed():
+            return torch.cat(self._crafted(batch.parts(self._training.accumulate)))
+
+    def _crafted(self, parts: Sequence[Batch]) -> list[Tensor]:
+        precision = self._training.craft_precision or self._training.precision
+        with self._cast(precision), through(self.model, "adversarial"):
+            return [self._training.method.craft(self._called, part) for part in parts]
+
+    def step(self, batch: Batch, progress: float, examples: Tensor | None = None) -> Tensor:
+        """Craft, compute the loss, step; return the loss.
+
+        Args:
+            batch: of the step.
+            progress: the share of the training that is done after it.
+            examples: of the batch, if they are crafted already.
+        """
+        model, training = self.model, self._training
         parts = batch.parts(training.accumulate)
         shares = [len(part.images) / len(batch.images) for part in parts]
         with self.checkpointed() as passes:
-            with self._cast(training.craft_precision or training.precision), through(model, "adversarial"):
-                crafted = [training.method.craft(self._called, part) for part in parts]
+            sizes = [len(part.images) for part in parts]
+            crafted = self._crafted(parts) if examples is None else examples.split(sizes)
             terms = [partial(self._term, self._called, *each) for each in zip(shares, crafted, parts, strict=True)]
             with self._synchronised(), moved_weights(model, training.awp, terms, batch.mean):
                 loss = self._differentiated(shares, crafted, parts)
@@ -394,8 +405,8 @@ class Trainer:
 
     def _loss(self, called: nn.Module, crafted: Tensor, batch: Batch) -> Tensor:
         training, head = self._training, self._head
-        tapped = None if head is None else self._model.auxiliary_at
-        forward = Forward(self._model, called, batch.images, self._format, tapped)  # type: ignore[arg-type]
+        tapped = None if head is None else self.model.auxiliary_at
+        forward = Forward(self.model, called, batch.images, self._format, tapped)  # type: ignore[arg-type]
         # Seeded for dropout; what AWP moves the weights along has the same mask.
         place = ("model", batch.first) if batch.first else ("model",)
         with self._cast(training.precision), seeded(batch.seed, *place, device=self._world.device):
@@ -419,10 +430,14 @@ class Trainer:
         self.average.agree(self._world.mean)
         self.memory.merge(self._world)
 
+    def share(self, world: World) -> None:
+        """Give all processes of `world` the weights and statistics of its rank 0, and their averages."""
+        world.share([*self.model.state_dict().values(), *self.average.values.values()])
+
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, the same on all ranks after `agree`; all ranks must call this."""
         return {
-            "model": self._model.state_dict(),
+            "model": self.model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": {"values": self.average.values, "steps": self.average.steps},
@@ -433,7 +448,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
-        self._model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"])
         if self._head is not None:
             self._head.load_state_dict(state["head"])
         self._optimiser.load_state_dict(state["optimiser"])
@@ -449,19 +464,6 @@ def _uses_all(model: nn.Module) -> bool:
     """Whether every pass uses all parameters, as those through networks of search spaces do."""
     built: BuiltFrom | None = getattr(model, "built_from", None)
     return built is not None and not isinstance(built.space, ModuleSpace)
-
-
-def _auxiliary_head(model: nn.Module, training: Training, world: World, seed: int) -> nn.Module | None:
-    """Return a new auxiliary head for the network, if there is to be one."""
-    if not training.auxiliary:
-        return None
-    if not isinstance(model, OffersAuxiliaryHead):
-        raise InputError(
-            "train.auxiliary is for networks with an auxiliary head, such as those of the DARTS space; set it to 0."
-        )
-    with seeded(seed):
-        head = model.auxiliary_head()
-    return head.to(world.device).train()
 
 
 def _accuracies(row: dict[str, Any]) -> dict[str, float]:

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.core.errors import InputError
+from robust_nas.core.seeds import seeded
+from robust_nas.models import OffersAuxiliaryHead
 from robust_nas.models.mixture_norm import is_mixed, through
 from robust_nas.models.scores import logits_of
 from robust_nas.training import Batch
 
 if TYPE_CHECKING:
+    from robust_nas.runtime.distributed import World
     from robust_nas.training._plan import Training
 
 
@@ -108,6 +111,19 @@ def added_losses(training: Training, forward: Callable[[Tensor], Tensor], crafte
     if training.pairing:
         loss = loss + training.pairing * F.mse_loss(forward(crafted), forward(batch.images))
     return loss
+
+
+def auxiliary_head(model: nn.Module, training: Training, world: World, seed: int) -> nn.Module | None:
+    """Return a new auxiliary head for the network, if there is to be one."""
+    if not training.auxiliary:
+        return None
+    if not isinstance(model, OffersAuxiliaryHead):
+        raise InputError(
+            "train.auxiliary is for networks with an auxiliary head, such as those of the DARTS space; set it to 0."
+        )
+    with seeded(seed):
+        head = model.auxiliary_head()
+    return head.to(world.device).train()
 
 
 @contextlib.contextmanager

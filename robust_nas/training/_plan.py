@@ -92,6 +92,40 @@ class Training(
                     "out train.compile, and take a method that does not bound the network, or set it to 0."
                 )
 
+    def trainers(self, processes: int) -> int:
+        """Return how many of as many processes take steps.
+
+        Raises:
+            InputError: if half of them are to craft, but their number is odd.
+        """
+        if self.method.ahead and processes % 2:
+            raise InputError(
+                "train.method.crafters 'others' has one half of the processes craft for the other, but there "
+                f"{'is' if processes == 1 else 'are'} {processes}; start an even number of them by torchrun, or set it "
+                "to 'own'."
+            )
+        return processes // 2 if self.method.ahead else processes
+
+    def check_learns(self, num_images: int) -> None:
+        """Raise InputError where the schedule gives every step the learning rate 0, as falling ones do a single step.
+
+        Args:
+            num_images: of the training split.
+        """
+        steps = [
+            max(num_images // (self.phase_at(epoch).batch_size or self.batch_size), 1) * self.method.replays
+            for epoch in range(self.epochs)
+        ]
+        shares = (
+            (epoch + (step + 1) / count) / self.epochs for epoch, count in enumerate(steps) for step in range(count)
+        )
+        if not any(self.learning_rate_at(share) > 1e-9 * self.learning_rate for share in shares):
+            raise InputError(
+                f"The schedule '{self.schedule}' has fallen to a learning rate of 0 when a training of {sum(steps)} "
+                f"{'steps' if sum(steps) > 1 else 'step'} takes it; set train.epochs higher or train.batch_size lower, "
+                "or train.schedule='piecewise'."
+            )
+
     def _check_unlabelled(self) -> None:
         if not self.method.takes_unlabelled:
             raise InputError(

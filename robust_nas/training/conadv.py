@@ -1,7 +1,8 @@
 """Concurrent adversarial learning (Liu et al., ICLR 2022, arXiv:2106.00221): examples crafted with stale weights.
 
-They can be crafted while the steps before theirs are still under way: the gain of large batches on many devices. Here
-they are crafted in their own step, with the weights that they would have seen: the same numbers, and no faster.
+They can be crafted while the steps before theirs are still under way: the gain of large batches on many devices. With
+`crafters = "others"`, half of the processes do so. By default every process crafts its own, in their own step, with the
+weights that they would have seen: the same numbers, and no faster.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nas.attacks import Attack
 from robust_nas.attacks.fgsm import FGSM
-from robust_nas.core.checks import check_at_least
+from robust_nas.core.checks import check_at_least, check_choice
 from robust_nas.core.errors import InputError
 from robust_nas.training import Batch, Norm, TrainingMethod
+from robust_nas.training._concurrent import past_states, remember, state_of
+
+Crafters = Literal["own", "others"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,9 @@ class ConAdv(TrainingMethod):
         staleness: how many steps before its own an example's weights are from (tau); 0 for the present ones. Until
             there are that many, the first ones are taken. As many copies of the weights, and one more, are kept.
         weight: the weight of the adversarial images' loss; the clean images' has the rest.
+        crafters: the processes that craft: each its "own" examples, or, concurrently, every second process those of
+            the one before it ("others"). The first ones of such pairs share the batches and train; both groups
+            evaluate.
 
     Raises:
         InputError: for a value outside its range.
@@ -43,15 +49,30 @@ class ConAdv(TrainingMethod):
     attack: Attack = field(default_factory=FGSM)
     staleness: int = 1
     weight: float = 0.5
+    crafters: Crafters = "own"
 
     def __post_init__(self) -> None:
         check_at_least("ConAdv.staleness", self.staleness, 0)
         if not 0 <= self.weight <= 1:
             raise InputError(f"ConAdv.weight must be in [0, 1], but got {self.weight}.")
+        check_choice("ConAdv.crafters", self.crafters, Crafters)
+        if self.crafters == "others" and not self.staleness:
+            raise InputError(
+                "ConAdv.crafters 'others' craft while a step is taken, with weights from before it, but "
+                "ConAdv.staleness is 0; set it to 1, or the crafters to 'own'."
+            )
+
+    @property
+    def ahead(self) -> int:
+        """The staleness, where others craft."""
+        return self.staleness if self.crafters == "others" else 0
 
     def craft(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return adversarial examples of the whole batch, for the model as it was `staleness` steps ago."""
-        if self.staleness:
+        """Return adversarial examples of the whole batch, for the model as it was `staleness` steps ago.
+
+        Where others craft, the model is in that state.
+        """
+        if self.staleness and self.crafters == "own":
             model = self._stale(model, batch)
         return self.attack.perturb(model, batch.images, batch.labels, batch.threat, seed=batch.seed)
 
@@ -63,24 +84,9 @@ class ConAdv(TrainingMethod):
 
     def _stale(self, model: nn.Module, batch: Batch) -> nn.Module:
         """Remember the present state of `model`, and return a copy of it in the oldest state that is needed."""
-        past = batch.memory.shared.get("past_states", [])
         # The parts of a batch are one step's.
         if batch.first == 0:
-            past = [*past, _state(model, batch)][-self.staleness - 1 :]
-            batch.memory.shared["past_states"] = past
+            remember(batch.memory, state_of(model, batch.mean), self.staleness)
         stale = copy.deepcopy(model)
-        stale.load_state_dict(past[0])
+        stale.load_state_dict(past_states(batch.memory)[0])
         return stale
-
-
-@torch.no_grad()
-def _state(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Return a copy of the parameters and buffers of `model`, the same on every rank."""
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    # Parameters are equal on all ranks; running statistics are not within an epoch. One message carries them all.
-    statistics = [state[name] for name, buffer in model.named_buffers() if name in state and buffer.is_floating_point()]
-    if statistics:
-        mean = batch.mean(torch.cat([values.flatten() for values in statistics]))
-        for values, averaged in zip(statistics, mean.split([values.numel() for values in statistics]), strict=True):
-            values.copy_(averaged.view_as(values))
-    return state
