@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import math
 import os
 import random
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.seeds import seed_at
 from robust_nas.datasets import ImageSet
 from robust_nas.datasets._splits import permutation
+from robust_nas.datasets._tar import Member, Members
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,7 +45,8 @@ class ImageFiles:
     """Labelled image files, decoded when they are asked for: a training split that need not fit in memory.
 
     Args:
-        paths: [N], the files' names as bytes: one array, so that no process that decodes gets a copy. See `of`.
+        paths: [N], the files' names as bytes: one array, so that no process that decodes gets a copy. See `of`. Or
+            images in tar files.
         labels: [N], int64, on `device`.
         size: pixels a side of the images that are given out.
         workers: processes that decode, each two batches ahead, which lie in shared memory; 0 decodes in this one. The
@@ -55,7 +58,7 @@ class ImageFiles:
         InputError: if `size` or `workers` is too small.
     """
 
-    paths: npt.NDArray[np.bytes_]
+    paths: npt.NDArray[np.bytes_] | Members
     labels: Tensor
     size: int
     workers: int = 0
@@ -93,12 +96,19 @@ class ImageFiles:
         An image that is replaced by another one of the same size to the byte is not noticed: reading every file would
         take as long as an epoch.
         """
-        names = [os.fsdecode(path) for path in self.paths]
+        names, sizes = self._entries()
         folder = os.path.commonpath([min(names), max(names)]) if names else ""
         digest = hashlib.blake2b(digest_size=16)
-        for name in names:
-            digest.update(os.fsencode(f"{os.path.relpath(name, folder)}\0{os.path.getsize(name)}\0"))
+        for name, size in zip(names, sizes, strict=True):
+            digest.update(os.fsencode(f"{os.path.relpath(name, folder)}\0{size}\0"))
         return digest.hexdigest()
+
+    def _entries(self) -> tuple[list[str], list[int]]:
+        if isinstance(self.paths, Members):
+            names, sizes = zip(*self.paths.entries(), strict=True) if len(self) else ((), ())
+            return list(names), list(sizes)
+        paths = [os.fsdecode(path) for path in self.paths]
+        return paths, [os.path.getsize(path) for path in paths]
 
     @property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
@@ -238,24 +248,30 @@ def is_turned(image: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
+def _reading(path: str | Member) -> Iterator[None]:
     """Say which file cannot be read."""
     try:
         yield
     # Decoders raise whatever a damaged file leads them to: OSError, SyntaxError, ValueError, struct.error.
     except Exception as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it.") from None
+        # Pillow names a file by its address in memory, where it has no name.
+        reason = "no image of a known format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{path} cannot be read as an image ({reason}); remove or replace it.") from None
 
 
-def read_image(path: str, view: Callable[[Image.Image], Image.Image]) -> Tensor:
+def read_image(path: str | Member, view: Callable[[Image.Image], Image.Image]) -> Tensor:
     """Return the view of an image file that is open but not yet decoded: bytes [C, H, W].
 
     Raises:
         InputError: if it cannot be read; it is named.
     """
-    with _reading(path), Image.open(path, formats=_formats()) as file:
+    with _reading(path), Image.open(_opened(path), formats=_formats()) as file:
         pixels = np.array(view(file))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def _opened(path: str | Member) -> str | io.BytesIO:
+    return io.BytesIO(path.read()) if isinstance(path, Member) else path
 
 
 def check_memory(count: int, shape: Sequence[int], memory: int, advice: str) -> None:
@@ -278,7 +294,7 @@ class _Reader:
         seed: of the random crops; centre crops without one.
     """
 
-    paths: npt.NDArray[np.bytes_]
+    paths: npt.NDArray[np.bytes_] | Members
     size: int
     seed: int | None
 
@@ -291,7 +307,8 @@ class _Reader:
             return str(error)
 
     def _read(self, index: int) -> Tensor:
-        path = os.fsdecode(self.paths[index])
+        entry = self.paths[index]
+        path = entry if isinstance(entry, Member) else os.fsdecode(entry)
         if self.seed is None:
             return read_image(path, lambda image: centre_crop(in_mode(image, "RGB"), self.size))
         generator = random.Random(seed_at(self.seed, index))
