@@ -15,6 +15,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,12 +131,21 @@ class ImageFiles:
         return replace(self, paths=self.paths[chosen], labels=self.labels[_on(index, self.device)])
 
     def __getitem__(self, index: slice | Tensor) -> ImageSet:
-        """Return the centre crops of some images, decoded in this process; `batches` has the random crops of training.
+        """Return the centre crops of some images; `batches` has the random crops of training.
+
+        They are decoded by threads of this process, as many as there are workers: for one batch, processes would take
+        longer to start.
 
         Raises:
             InputError: if a file cannot be read; it is named.
         """
-        return replace(self.part(index), workers=0).in_memory()
+        part = self.part(index)
+        if self.workers < 2 or len(part) < 2:
+            return replace(part, workers=0).in_memory()
+        reader = _Reader(part.paths, self.size, seed=None)
+        with ThreadPoolExecutor(min(self.workers, len(part))) as pool:
+            images = list(pool.map(reader.read, range(len(part))))
+        return ImageSet.unchecked(torch.stack(images).to(self.device), part.labels)
 
     def in_memory(self) -> ImageSet:
         """Return the centre crops of all images.
@@ -301,12 +311,17 @@ class _Reader:
     def __getitems__(self, indices: list[int]) -> Tensor | str:
         """Return a batch [B, 3, S, S], or why there is none."""
         try:
-            return torch.stack([self._read(index) for index in indices])
+            return torch.stack([self.read(index) for index in indices])
         # Sent as it is: an exception from a worker would arrive with the worker's traceback in its text.
         except InputError as error:
             return str(error)
 
-    def _read(self, index: int) -> Tensor:
+    def read(self, index: int) -> Tensor:
+        """Return an image [3, S, S].
+
+        Raises:
+            InputError: if it cannot be read; it is named.
+        """
         entry = self.paths[index]
         path = entry if isinstance(entry, Member) else os.fsdecode(entry)
         if self.seed is None:

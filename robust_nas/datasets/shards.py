@@ -29,8 +29,8 @@ class Shards:
     size * 256 / 224, the centre cut out. Of a file's other members nothing is read.
 
     A pattern names files below `root`: `*` and `?` stand for any letters, `{000..127}` for numbers, all of which must
-    be there. An index of each tar file is made when it is first read (of a file without compression; it takes about a
-    minute for a million images on a local disc) and kept in `~/.cache/robust-nas/shards`, or `$ROBUST_NAS_HOME/shards`.
+    be there. An index of each tar file, which must not be compressed, is made when it is first read, and kept in
+    `~/.cache/robust-nas/shards`, or `$ROBUST_NAS_HOME/shards`.
 
     Args:
         root: the folder.
