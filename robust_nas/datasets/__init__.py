@@ -462,7 +462,7 @@ get, names = _GROUP.get, _GROUP.names
 
 
 def section(data: str) -> dict[str, str]:
-    """The section of a configuration for a data set's name, or for a folder of class folders.
+    """The section of a configuration for a data set's name, or for a folder of class folders or of tar shards.
 
     Raises:
         InputError: if it is neither, nor the name of a module.
@@ -471,7 +471,8 @@ def section(data: str) -> dict[str, str]:
     if data in names() or (is_module_name(data) and not path.exists()):
         return {"name": data}
     if path.is_dir():
-        return {"name": "folder", "root": str(path.resolve())}
+        shards = any(path.glob("*.tar")) and not any(entry.is_dir() for entry in path.iterdir())
+        return {"name": "shards" if shards else "folder", "root": str(path.resolve())}
     if path.exists():
         raise InputError(f"{data} is a file, not a folder of class folders; unpack an archive, and give the folder.")
     raise InputError(

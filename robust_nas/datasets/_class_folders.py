@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from robust_nas.core.errors import InputError
-from robust_nas.datasets import ImageSet
+
+if TYPE_CHECKING:
+    from robust_nas.datasets import ImageSet
 
 SPLITS = {
     "train": "train",
@@ -87,10 +88,6 @@ class ClassFolders:
             raise InputError(
                 f"{self.folder} and {other.folder} must have the same classes, but differ in {listed(odd)}."
             )
-
-    def indices(self) -> ImageSet:
-        """An image set of empty images whose labels are their indices: a list to cut parts from."""
-        return ImageSet(torch.empty((len(self.paths), 0, 0, 0), dtype=torch.uint8), torch.arange(len(self.paths)))
 
 
 def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:

@@ -9,24 +9,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import math
 import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from robust_nas.core.errors import InputError, Interrupted
 from robust_nas.core.seeds import seed_at
 from robust_nas.datasets import ImageSet
 from robust_nas.datasets._splits import permutation
+from robust_nas.datasets._tar import Member, Members
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,7 +46,8 @@ class ImageFiles:
     """Labelled image files, decoded when they are asked for: a training split that need not fit in memory.
 
     Args:
-        paths: [N], the files' names as bytes: one array, so that no process that decodes gets a copy. See `of`.
+        paths: [N], the files' names as bytes: one array, so that no process that decodes gets a copy. See `of`. Or
+            images in tar files.
         labels: [N], int64, on `device`.
         size: pixels a side of the images that are given out.
         workers: processes that decode, each two batches ahead, which lie in shared memory; 0 decodes in this one. The
@@ -55,7 +59,7 @@ class ImageFiles:
         InputError: if `size` or `workers` is too small.
     """
 
-    paths: npt.NDArray[np.bytes_]
+    paths: npt.NDArray[np.bytes_] | Members
     labels: Tensor
     size: int
     workers: int = 0
@@ -93,12 +97,19 @@ class ImageFiles:
         An image that is replaced by another one of the same size to the byte is not noticed: reading every file would
         take as long as an epoch.
         """
-        names = [os.fsdecode(path) for path in self.paths]
+        names, sizes = self._entries()
         folder = os.path.commonpath([min(names), max(names)]) if names else ""
         digest = hashlib.blake2b(digest_size=16)
-        for name in names:
-            digest.update(os.fsencode(f"{os.path.relpath(name, folder)}\0{os.path.getsize(name)}\0"))
+        for name, size in zip(names, sizes, strict=True):
+            digest.update(os.fsencode(f"{os.path.relpath(name, folder)}\0{size}\0"))
         return digest.hexdigest()
+
+    def _entries(self) -> tuple[list[str], list[int]]:
+        if isinstance(self.paths, Members):
+            names, sizes = zip(*self.paths.entries(), strict=True) if len(self) else ((), ())
+            return list(names), list(sizes)
+        paths = [os.fsdecode(path) for path in self.paths]
+        return paths, [os.path.getsize(path) for path in paths]
 
     @property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
@@ -120,12 +131,21 @@ class ImageFiles:
         return replace(self, paths=self.paths[chosen], labels=self.labels[_on(index, self.device)])
 
     def __getitem__(self, index: slice | Tensor) -> ImageSet:
-        """Return the centre crops of some images, decoded in this process; `batches` has the random crops of training.
+        """Return the centre crops of some images; `batches` has the random crops of training.
+
+        They are decoded by threads of this process, as many as there are workers: for one batch, processes would take
+        longer to start.
 
         Raises:
             InputError: if a file cannot be read; it is named.
         """
-        return replace(self.part(index), workers=0).in_memory()
+        part = self.part(index)
+        if self.workers < 2 or len(part) < 2:
+            return replace(part, workers=0).in_memory()
+        reader = _Reader(part.paths, self.size, seed=None)
+        with ThreadPoolExecutor(min(self.workers, len(part))) as pool:
+            images = list(pool.map(reader.read, range(len(part))))
+        return ImageSet.unchecked(torch.stack(images).to(self.device), part.labels)
 
     def in_memory(self) -> ImageSet:
         """Return the centre crops of all images.
@@ -238,24 +258,30 @@ def is_turned(image: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
+def _reading(path: str | Member) -> Iterator[None]:
     """Say which file cannot be read."""
     try:
         yield
     # Decoders raise whatever a damaged file leads them to: OSError, SyntaxError, ValueError, struct.error.
     except Exception as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it.") from None
+        # Pillow names a file by its address in memory, where it has no name.
+        reason = "no image of a known format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{path} cannot be read as an image ({reason}); remove or replace it.") from None
 
 
-def read_image(path: str, view: Callable[[Image.Image], Image.Image]) -> Tensor:
+def read_image(path: str | Member, view: Callable[[Image.Image], Image.Image]) -> Tensor:
     """Return the view of an image file that is open but not yet decoded: bytes [C, H, W].
 
     Raises:
         InputError: if it cannot be read; it is named.
     """
-    with _reading(path), Image.open(path, formats=_formats()) as file:
+    with _reading(path), Image.open(_opened(path), formats=_formats()) as file:
         pixels = np.array(view(file))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def _opened(path: str | Member) -> str | io.BytesIO:
+    return io.BytesIO(path.read()) if isinstance(path, Member) else path
 
 
 def check_memory(count: int, shape: Sequence[int], memory: int, advice: str) -> None:
@@ -278,20 +304,26 @@ class _Reader:
         seed: of the random crops; centre crops without one.
     """
 
-    paths: npt.NDArray[np.bytes_]
+    paths: npt.NDArray[np.bytes_] | Members
     size: int
     seed: int | None
 
     def __getitems__(self, indices: list[int]) -> Tensor | str:
         """Return a batch [B, 3, S, S], or why there is none."""
         try:
-            return torch.stack([self._read(index) for index in indices])
+            return torch.stack([self.read(index) for index in indices])
         # Sent as it is: an exception from a worker would arrive with the worker's traceback in its text.
         except InputError as error:
             return str(error)
 
-    def _read(self, index: int) -> Tensor:
-        path = os.fsdecode(self.paths[index])
+    def read(self, index: int) -> Tensor:
+        """Return an image [3, S, S].
+
+        Raises:
+            InputError: if it cannot be read; it is named.
+        """
+        entry = self.paths[index]
+        path = entry if isinstance(entry, Member) else os.fsdecode(entry)
         if self.seed is None:
             return read_image(path, lambda image: centre_crop(in_mode(image, "RGB"), self.size))
         generator = random.Random(seed_at(self.seed, index))

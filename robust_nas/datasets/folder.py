@@ -1,7 +1,8 @@
-"""A folder of class folders: one's own images, read into memory at one size."""
+"""A folder of class folders: one's own images, read into memory at one size, or decoded in training."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset, ImageSet
-from robust_nas.datasets._splits import cut, train_validation_test
+from robust_nas.datasets._splits import chosen_places, files_cut
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
     from robust_nas.datasets._class_folders import ClassFolders
+    from robust_nas.datasets._files import ImageFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,10 @@ class Folder:
     by torchvision, but said. Equal images in two splits or two classes give a warning too. The left-overs of systems
     (names that begin with a dot, `__MACOSX`) are passed over.
 
+    With `in_files`, training images stay in their files and are decoded when they are needed, by random crops that are
+    resized to `size`; those that validate and test are in memory as with ImageNet: the shorter side resized to
+    size * 256 / 224, the centre cut out. Equal images and EXIF data are not looked for then.
+
     Args:
         root: the folder.
         size: pixels a side: images are resized (shorter side) and centre-cropped to it. If not given, all images must
@@ -41,6 +47,9 @@ class Folder:
             or a fifth of a plain one.
         test_size: test images to use; all of the test folder or a fifth of a plain one, if not given.
         memory: the largest size that the images may take in memory, in bytes.
+        in_files: whether training images stay in their files.
+        workers: processes that decode these, for each process of the run, at most one per core; 0 decodes in the run's
+            own.
     """
 
     root: Path
@@ -50,6 +59,8 @@ class Folder:
     validation_size: int | None = None
     test_size: int | None = None
     memory: int = 8 * 2**30
+    in_files: bool = False
+    workers: int = 8
 
     def load_splits(self) -> Dataset:
         """Read and split the images."""
@@ -58,6 +69,8 @@ class Folder:
         root = expanded(self.root).resolve()
         if self.size is not None and self.size < 1:
             raise InputError(f"data.size must be at least 1, but got {self.size}.")
+        if self.in_files and (self.size is None or self.grey):
+            raise InputError("data.in_files needs data.size, the pixels a side of all images, and no data.grey.")
         if not root.is_dir():
             what = f"{root} is a file (an archive is to be unpacked first)" if root.exists() else f"There is no {root}"
             raise InputError(f"{what}; give a folder of class folders, or one with train and test in it.")
@@ -66,8 +79,12 @@ class Folder:
         for listed in files.values():
             files["train"].check_same_classes(listed)
             notes += listed.notes
-        parts = self._parts(files, root.name)
+        counts = {split: len(each.paths) for split, each in files.items()}
+        parts = chosen_places(counts, root.name, self.train_size, self.validation_size, self.test_size)
         self._check_classes(files["train"], parts["train"])
+        if self.in_files:
+            kept = {split: self._listed(each) for split, each in files.items()}
+            return Dataset(root.name, files["train"].classes, *files_cut(kept, parts, self.memory), tuple(notes))
         chosen = {
             split: self._chosen(files.get(split, files["train"]), part.labels.tolist()) for split, part in parts.items()
         }
@@ -86,32 +103,6 @@ class Folder:
         notes += repeated_images({split: (images, paths[split]) for split, images in splits.items()})
         return Dataset(root.name, files["train"].classes, **splits, notes=tuple(notes))
 
-    def _parts(self, files: dict[str, ClassFolders], name: str) -> dict[str, ImageSet]:
-        """The splits, in the order in which they are read, as places in the lists of files: only these are read."""
-        count, own = len(files["train"].paths), files["train"].indices()
-        if "test" not in files:
-            fifth = max(1, count // 5)
-            validation = fifth if self.validation_size is None else self.validation_size
-            tested = fifth if self.test_size is None else self.test_size
-            trained = count - tested - validation if self.train_size is None else self.train_size
-            test, validated, train = cut(own, (tested, validation, trained), name)
-            return {"train": train, "validation": validated, "test": test}
-        if "validation" not in files:
-            validation = max(1, count // 10) if self.validation_size is None else self.validation_size
-            train, validated, test = train_validation_test(
-                own, files["test"].indices(), f"{name}'s images", self.train_size, validation, self.test_size
-            )
-            return {"train": train, "validation": validated, "test": test}
-        sizes = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}
-        return {
-            split: cut(
-                files[split].indices(),
-                (len(files[split].paths) if size is None else size,),
-                f"{name}'s {split} folder",
-            )[0]
-            for split, size in sizes.items()
-        }
-
     def _check_classes(self, files: ClassFolders, train: ImageSet) -> None:
         """Raise InputError if a class has no training images, unless fewer of these are wanted than there are classes.
 
@@ -126,6 +117,12 @@ class Folder:
                 "data.train_size higher."
             )
 
+    def _listed(self, files: ClassFolders) -> ImageFiles:
+        from robust_nas.datasets._files import ImageFiles
+
+        assert self.size is not None
+        return ImageFiles.of(files.paths, files.labels, self.size, workers=min(self.workers, os.cpu_count() or 1))
+
     @staticmethod
     def _chosen(files: ClassFolders, places: list[int]) -> tuple[list[str], list[int]]:
         return [files.paths[place] for place in places], [files.labels[place] for place in places]
@@ -136,7 +133,10 @@ class Folder:
 
         width, height = (self.size, self.size) if self.size else image_size(paths["train"][0])
         shape = (1 if self.grey else 3, height, width)
-        advice = "set data.size lower, or data.train_size, data.validation_size and data.test_size"
+        advice = (
+            "set data.size lower, or data.train_size, data.validation_size and data.test_size, or leave training "
+            "images in their files (data.in_files=true)"
+        )
         check_memory(sum(map(len, paths.values())), shape, self.memory, advice)
 
     def _read(self, paths: list[str], labels: list[int], turned: list[str]) -> ImageSet:

@@ -9,7 +9,7 @@ from pathlib import Path
 from robust_nas.core.catalogue import expanded
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
-from robust_nas.datasets._splits import train_validation_test
+from robust_nas.datasets._splits import chosen_places, files_cut
 
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
@@ -47,39 +47,34 @@ class ImageNet:
         import torch
 
         from robust_nas.datasets._class_folders import ClassFolders
-        from robust_nas.datasets._files import ImageFiles, check_memory
+        from robust_nas.datasets._files import ImageFiles
 
         root = expanded(self.root).resolve()
         absent = [name for name in ("train", "val") if not (root / name).is_dir()]
         if absent:
+            shards = " Its tar shards are read with data.name=shards." if any(root.glob("*.tar")) else ""
             raise InputError(
                 f"ImageNet is not in {root} (there is no folder '{absent[0]}'), and cannot be downloaded without an "
                 "account: get ILSVRC 2012 from https://image-net.org/download.php, and unpack it to "
-                "train/<class>/*.JPEG and val/<class>/*.JPEG there."
+                f"train/<class>/*.JPEG and val/<class>/*.JPEG there.{shards}"
             )
         files, test_files = ClassFolders.of(root / "train"), ClassFolders.of(root / "val")
         files.check_same_classes(test_files)
-        parts = train_validation_test(
-            files.indices(), test_files.indices(), "ImageNet", self.train_size, self.validation_size, self.test_size
-        )
-        check_memory(
-            len(parts[1]) + len(parts[2]),
-            (3, self.size, self.size),
-            self.memory,
-            "set data.size, data.validation_size or data.test_size lower",
-        )
-        train, validation, test = (
-            ImageFiles.of(
-                listed.paths,
-                listed.labels,
+        listed = {
+            split: ImageFiles.of(
+                each.paths,
+                each.labels,
                 self.size,
                 workers=min(self.workers, os.cpu_count() or 1),
                 statistics=(torch.tensor(MEAN), torch.tensor(DEVIATION)),
-            ).part(part.labels)
-            for listed, part in zip((files, files, test_files), parts, strict=True)
-        )
+            )
+            for split, each in (("train", files), ("test", test_files))
+        }
+        counts = {split: len(each) for split, each in listed.items()}
+        chosen = chosen_places(counts, "ImageNet", self.train_size, self.validation_size, self.test_size)
+        splits = files_cut(listed, chosen, self.memory)
         count = len(files.classes)
         # Results on some of the classes are not results on ImageNet.
         name = "imagenet" if count == 1000 else f"imagenet-{count}"
         notes = (*files.notes, *test_files.notes)
-        return Dataset(name, files.classes, train, validation.in_memory(), test.in_memory(), notes)
+        return Dataset(name, files.classes, *splits, notes)

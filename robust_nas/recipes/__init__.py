@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from robust_nas import intake, spaces
+from robust_nas import datasets, intake, spaces
 from robust_nas.bounds import Bound
 from robust_nas.certification.plan import CertificationPlan
 from robust_nas.core import catalogue, config
@@ -136,7 +136,7 @@ def names() -> list[str]:
 
 
 def load(name: str, overrides: Sequence[str] = (), *, data_root: Path | None = None) -> Recipe:
-    """Return a recipe by name, from a TOML file, or for a folder of class folders.
+    """Return a recipe by name, from a TOML file, or for a folder of class folders or tar shards.
 
     Args:
         name: a recipe's name, a path to a .toml file, or a folder with images (the recipe `folder`).
@@ -165,7 +165,7 @@ def _loaded(
         raise InputError(f"{name} is a run folder, not a recipe; to go on with it, give it to --resume or to a stage.")
     elif path.is_dir():
         table = config.read_toml(catalogue.files("recipes")["folder"])
-        config.set_key(table, "data.root", str(path.resolve()))
+        config.set_key(table, "data", {**table["data"], **datasets.section(str(path.resolve()))})
         table["name"] = path.resolve().name
     else:
         _check_folder(name)

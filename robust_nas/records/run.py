@@ -72,7 +72,7 @@ class DataSection(Named):
     root: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name == "folder" and self.root is None:
+        if self.name in ("folder", "shards") and self.root is None:
             raise ValueError("a folder of images must have a root")
 
 

@@ -194,7 +194,7 @@ def _certified(
 
 def _dataset(data: DataSection) -> str:
     """Return the data set's name; a folder of images is told from another by the folder's name."""
-    return f"{data.name}:{Path(data.root or '').name}" if data.name == "folder" else data.name
+    return f"{data.name}:{Path(data.root or '').name}" if data.name in ("folder", "shards") else data.name
 
 
 def _measured_by(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,33 @@ from robust_nas.core.errors import InputError
 
 
 def options(name: str, folder: Path, shared: Path) -> dict[str, Any]:
-    if name in ("folder", "imagenet"):
-        for split, label, number in np.ndindex(2 if name == "imagenet" else 1, 2, 10):
-            path = folder / (("train", "val")[split] if name == "imagenet" else "") / str(label) / f"{number}.png"
+    if name in ("folder", "imagenet", "shards"):
+        splits = 1 if name == "folder" else 2
+        for split, label, number in np.ndindex(splits, 2, 10):
+            path = folder / (("train", "val")[split] if splits == 2 else "") / str(label) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             draw = np.random.default_rng([label, number, split])
             Image.fromarray(draw.integers(0, 256, (6, 6, 3), np.uint8)).save(path)
-        return {"root": folder, **({"size": 6, "validation_size": 4, "workers": 0} if name == "imagenet" else {})}
+        if name == "shards":
+            for split in ("train", "val"):
+                with tarfile.open(folder / f"{split}-0.tar", "w") as shard:
+                    for path in sorted((folder / split).rglob("*.png")):
+                        key = f"{path.parent.name}-{path.stem}"
+                        shard.add(path, f"{key}.png")
+                        path.with_suffix(".cls").write_text(path.parent.name)
+                        shard.add(path.with_suffix(".cls"), f"{key}.cls")
+        return {"root": folder, **({"size": 6, "validation_size": 4, "workers": 0} if splits == 2 else {})}
     return {} if name == "digits" else {"root": shared, "download": False}
 
 
 @pytest.mark.parametrize("name", datasets.names())
 def test_a_data_set_gives_the_same_disjoint_splits_of_bytes_every_time(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = request.getfixturevalue("shared_data") if name not in ("digits", "folder", "imagenet") else tmp_path
+    monkeypatch.setenv("ROBUST_NAS_HOME", str(tmp_path / "home"))
+    shared = (
+        request.getfixturevalue("shared_data") if name not in ("digits", "folder", "imagenet", "shards") else tmp_path
+    )
     chosen = options(name, tmp_path, shared)
     try:
         data, again = (datasets.load(name, **chosen) for _ in range(2))

@@ -15,6 +15,7 @@ from PIL import Image
 from robust_nas import datasets
 from robust_nas.core.errors import InputError
 from robust_nas.datasets import Dataset
+from robust_nas.datasets._files import ImageFiles
 
 
 def fill(folder: Path, classes: Sequence[str] = "ab", count: int = 10, side: int = 4) -> Path:
@@ -152,6 +153,20 @@ def test_a_folder_in_place_of_a_name_is_told_how_it_is_loaded(tmp_path: Path, mo
         with pytest.raises(InputError, match=r'is a folder .*datasets\.load\("folder", root=') as refused:
             datasets.load(place)
         assert f"root={place!r})" in str(refused.value)
+
+
+def test_training_images_that_stay_in_their_files_are_those_in_memory_and_take_none_of_it(tmp_path: Path) -> None:
+    for name, count in {"train": 10, "test": 4}.items():
+        fill(tmp_path / name, count=count)
+    lazy = load(tmp_path, in_files=True, size=4, workers=0, memory=480)
+    assert isinstance(lazy.train, ImageFiles) and sizes(lazy) == sizes(load(tmp_path)) == (18, 2, 8)
+    assert lazy.train.labels.equal(load(tmp_path).train.labels)
+    assert lazy.validation.labels.equal(load(tmp_path).validation.labels)
+    with pytest.raises(InputError, match=r"10 images of .3, 4, 4. need"):
+        load(tmp_path, in_files=True, size=4, workers=0, memory=479)
+    for options in ({}, {"size": 4, "grey": True}):
+        with pytest.raises(InputError, match=r"data.in_files needs data.size"):
+            load(tmp_path, in_files=True, **options)
 
 
 @pytest.mark.parametrize("denied", ["", "a", "a/more"])
