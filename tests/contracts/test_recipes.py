@@ -67,7 +67,11 @@ def test_a_folder_of_images_is_a_recipe_of_its_own_name(tmp_path: Path) -> None:
         "size": 16,
         "grey": False,
         "memory": 8 * 2**30,
+        "in_files": False,
+        "workers": 8,
     }
+    (tmp_path / "cats-and-dogs" / "train-0.tar").touch()
+    assert recipe.load(str(tmp_path / "cats-and-dogs")).to_dict()["data"]["name"] == "shards"
 
 
 @pytest.mark.parametrize("name", sorted(catalogue.files("search_spaces")))
