@@ -109,6 +109,7 @@ def test_the_folder_of_another_grid_or_of_something_else_is_refused_by_what_diff
         scaling.measure(tmp_path / "mine", QUIET)
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_or_finds_no_memory_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     wide = 64  # 450 million parameters
     overrides = (*QUICK, "train.learning_rate=1e30")

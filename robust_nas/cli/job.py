@@ -29,15 +29,16 @@ def progress() -> Progress:
 
 def begun(recipe: str, overrides: Sequence[str], out: Path, data_root: Path | None) -> Job:
     """Return the job of a recipe, in a new run folder."""
-    chosen = slow.recipes.load(recipe, overrides, data_root=data_root)
+    start, chosen = slow.pipeline.start, slow.recipes.load(recipe, overrides, data_root=data_root)
     with slow.distributed.losses_said():
-        return slow.pipeline.start(chosen, out, progress(), sys.argv[1:])
+        return start(chosen, out, progress(), sys.argv[1:])
 
 
 def resumed(path: Path, overrides: Sequence[str] = ()) -> Job:
     """Return the job of a run folder."""
+    resume = slow.pipeline.resume
     with slow.distributed.losses_said():
-        return slow.pipeline.resume(path, list(overrides), progress())
+        return resume(path, list(overrides), progress())
 
 
 @contextlib.contextmanager

@@ -80,6 +80,7 @@ class Watch:
         self._next: _Place | None = None
         self._first: _Place | None = None
         self._heard: tuple[bytes, float] | None = None
+        self._next_is_done = False
         self._thread = threading.Thread(target=self._keep, name="watch", daemon=True)
 
     def begin(self) -> None:
@@ -104,9 +105,12 @@ class Watch:
         """Return who is lost, in a sentence; None if nobody is.
 
         Args:
-            wait: seconds to wait until it is known.
+            wait: seconds to wait until it is known, at most; a process that has done its part is no loss.
         """
-        self._found.wait(wait)
+        until = time.monotonic() + wait
+        while not self._found.wait(min(BEAT, max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until or self._next_is_done:
+                break
         if self._lost is not None and self._rank == 0:
             time.sleep(3 * BEAT)  # it may have the store, in which the others are to read the sentence
         return self._lost
@@ -150,6 +154,7 @@ class Watch:
             self._first = _Place.of(store.get("place/0").decode())
         gone = self._next is not None and self._next.is_gone()  # looked at before what it may have said last
         if store.check([f"over/{rank}"]):
+            self._next_is_done = True
             return None
         if store.check([f"ended/{rank}"]):
             return f"has ended: {store.get(f'ended/{rank}').decode().rstrip('.')}"

@@ -98,7 +98,9 @@ def _on_one(function: Callable[[World], dict[str, Tensor]], folder: Path) -> lis
     return []
 
 
-@pytest.mark.parametrize(("layout", "ranks"), [("folders", 1), ("shards", 1), ("folders", 2)])
+@pytest.mark.parametrize(
+    ("layout", "ranks"), [pytest.param("folders", 1, marks=pytest.mark.slow), ("shards", 1), ("folders", 2)]
+)
 def test_a_kill_in_an_epoch_repeats_and_leaves_out_no_image(
     layout: str, ranks: int, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
