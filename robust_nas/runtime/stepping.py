@@ -158,11 +158,14 @@ class Steps:
     def __enter__(self) -> Steps:
         self._since = time.monotonic()
         if self._stage.folder is not None and threading.current_thread() is threading.main_thread():
-            for number, own in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, None)):
-                handler = signal.getsignal(number)
-                if handler is own or (own is None and (callable(handler) or handler is signal.SIG_DFL)):
-                    self._handlers[number] = handler
-                    signal.signal(number, self._hear)
+            # Not where Ctrl-C has a meaning of somebody's own, or where SIGTERM is ignored.
+            interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+            if interrupt is signal.default_int_handler:
+                self._handlers[signal.SIGINT] = interrupt
+            if callable(terminate) or terminate is signal.SIG_DFL:
+                self._handlers[signal.SIGTERM] = terminate
+            for number in self._handlers:
+                signal.signal(number, self._hear)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -176,12 +179,13 @@ class Steps:
             raise self._asked
 
     def _hear(self, number: int, _: Any) -> None:
-        again = self._asked is KeyboardInterrupt and number == signal.SIGINT
-        if again and self._stage.world.size == 1:
+        again, alone = self._asked is KeyboardInterrupt and number == signal.SIGINT, self._stage.world.size == 1
+        if again and alone:
             raise KeyboardInterrupt
         self._asked = Terminated if number == signal.SIGTERM else self._asked or KeyboardInterrupt
         if number == signal.SIGINT and not again:
-            self._stage.progress.say("stopping after this step, whose state is saved; Ctrl-C once more does not wait")
+            how = "; Ctrl-C once more does not wait" if alone else ""
+            self._stage.progress.say(f"stopping after this step, whose state is saved{how}")
 
 
 def of_rank(parts: list[Tensor], world: World) -> Tensor:
