@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ def _trained(folder: Path | None, save_steps: int = 0, **options: Any) -> dict[s
         model = SPACE.network(CELL, DATA)
     stage = Stage("train", 0, World(), Progress(quiet=True), folder, save_steps)
     return fit(model, DATA, ThreatModel(epsilon=0.1), build(Training, table), stage).last
+
+
+@pytest.fixture(autouse=True)
+def interrupt() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests were started in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
