@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -215,10 +216,11 @@ def test_the_peak_of_a_deep_network_falls_with_checkpointing_and_with_parts() ->
             model = rn.create("cifar-resnet-32 width=0.25", COLOURS)
         trainer = Trainer(model.train(), _plan(method=method, **options), World())
         trainer.step(_batch(4), 0.1)
-        peaks[len(options), options.get("accumulate", 1)] = _peak(partial(trainer.step, _batch(16), 0.1))
+        step = partial(trainer.step, _batch(16), 0.1)
+        # The profiler's clock orders what happens at once differently from time to time.
+        peaks[len(options), options.get("accumulate", 1)] = statistics.median(_peak(step) for _ in range(3))
     assert peaks[1, 1] < 0.5 * peaks[0, 1] and peaks[1, 4] < 0.5 * peaks[0, 1]
-    # From 0.55 to 0.61: when Python lets go of a part's graph differs from run to run.
-    assert peaks[2, 4] < 0.7 * min(peaks[1, 1], peaks[1, 4])
+    assert peaks[2, 4] < 0.6 * min(peaks[1, 1], peaks[1, 4])
 
 
 def test_checkpointing_costs_a_forward_pass_for_each_backward_pass() -> None:
