@@ -26,6 +26,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -189,6 +190,7 @@ def _join(backend: str, patience: float) -> None:
     place, limit = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", timedelta(seconds=min(patience, JOINING))
     try:
         if place not in _MET:
+            _reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), limit.total_seconds())
             _MET[place] = next(rendezvous("env://", timeout=limit))
         store, rank, size = _MET[place]
         # torchrun may keep its store when it starts processes again, with all that those before have left in it.
@@ -198,7 +200,7 @@ def _join(backend: str, patience: float) -> None:
         store.set(f"here/{rank}", "")
         store.wait([f"here/{other}" for other in range(size)], limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=patience))
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise Interrupted(
             f"The {os.environ['WORLD_SIZE']} processes of this group did not meet at {place} within "
             f"{min(patience, JOINING):.0f} s ({reason_of(error)}); start all of them, and see that this address can be "
@@ -208,6 +210,30 @@ def _join(backend: str, patience: float) -> None:
     own = store.clone() if hasattr(store, "clone") else store
     _WATCHES.append(Watch(PrefixStore("watch", own), rank, size))
     _WATCHES[-1].begin()
+
+
+def _reach(host: str, port: int, seconds: float) -> None:
+    """Wait until something listens where the group meets; torch's own wait is several times as long as it is told.
+
+    Raises:
+        OSError: if nothing does in time.
+    """
+    if os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return  # this process is the one that will
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(1.0, until - time.monotonic())).close()
+        except OSError:
+            if time.monotonic() + CALL > until:
+                raise
+            time.sleep(CALL)
+        else:
+            return
+
+
+CALL = 0.5
+"""Seconds between two tries to reach the place where the group meets."""
 
 
 class _Mean(torch.autograd.Function):

@@ -137,6 +137,8 @@ def test_a_group_without_a_place_to_meet_or_without_its_others_is_refused(monkey
         World.start("cpu")
     for name, value in {"RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
+    started = time.monotonic()
     with pytest.raises(Interrupted, match=r"The 2 processes of this group did not meet at 127.0.0.1:9 within 2 s \("):
         World.start("cpu", patience=2)
+    assert time.monotonic() - started < 10
     torch.set_num_threads(threads)
