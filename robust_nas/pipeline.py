@@ -43,8 +43,8 @@ from robust_nas.records.search import SearchRecord
 from robust_nas.records.training import Trained, TrainingRecord
 from robust_nas.report import write_report
 from robust_nas.runtime import storages
-from robust_nas.runtime.distributed import World, is_restarted, launched
-from robust_nas.runtime.environment import add_session, sessions_of
+from robust_nas.runtime.distributed import World
+from robust_nas.runtime.environment import add_session, is_restarted, launched, sessions_of
 from robust_nas.runtime.per_sample import check_outcomes, compare_outcomes
 from robust_nas.runtime.progress import Progress
 from robust_nas.runtime.run_folder import RunFolder, resume_words

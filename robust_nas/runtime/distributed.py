@@ -137,21 +137,9 @@ def in_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def launched() -> str | None:
-    """Return what tells the launch by torchrun that this process is of, restarts included; None without torchrun."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    # Without a name of its own (the static way to meet), a launch is one process of torchrun.
-    return f"{socket.gethostname()}/{os.getppid()}" if name == "none" else name
-
-
 def is_launched() -> bool:
     """Whether this process is one of several that `torchrun` or the like has started, or that have joined a group."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 or (in_group() and dist.get_world_size() > 1)
-
-
-def is_restarted() -> bool:
-    """Whether torchrun has started these processes again, after one of them was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def leave_group() -> None:

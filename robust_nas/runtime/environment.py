@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +39,6 @@ def describe_environment(world: World, arguments: list[str]) -> Session:
     import torch
 
     from robust_nas.records.run import Session
-    from robust_nas.runtime.distributed import launched
 
     accelerator = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
     return Session(
@@ -56,6 +56,18 @@ def describe_environment(world: World, arguments: list[str]) -> Session:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         launch=launched(),
     )
+
+
+def launched() -> str | None:
+    """Return what tells the launch by torchrun that this process is of, restarts included; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    # Without a name of its own (the static way to meet), a launch is one process of torchrun.
+    return f"{socket.gethostname()}/{os.getppid()}" if name == "none" else name
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started these processes again, after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def add_session(folder: RunFolder, world: World, arguments: list[str]) -> None:

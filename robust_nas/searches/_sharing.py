@@ -141,17 +141,36 @@ def welcoming(trials: OpenTrials) -> Iterator[None]:
     if not trials.in_folder:
         yield
         return
-    stop = threading.Event()
+    seen: list[str] = []
 
     def answer_guests() -> None:
-        seen: list[str] = []
-        while not stop.wait(min(LOOK, POLL * 10)):
-            with contextlib.suppress(Exception):  # whoever asks and answers meets the same error, and says so
-                if (found := trials.guests()) != seen:
-                    seen = found
-                    trials.welcome({"process": own_name(), "machine": socket.gethostname(), "seen": seen})
+        nonlocal seen
+        if (found := trials.guests()) != seen:
+            trials.welcome({"process": own_name(), "machine": socket.gethostname(), "seen": found})
+            seen = found
 
-    thread = threading.Thread(target=answer_guests, daemon=True, name="welcome")
+    with meanwhile(answer_guests, min(LOOK, POLL * 10), "welcome"):
+        yield
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
+    """Do some work beside the block, again and again.
+
+    What it raises is left to the block, which meets the same error and says so.
+
+    Args:
+        seconds: between two times.
+        name: of the thread.
+    """
+    stop = threading.Event()
+
+    def go_on() -> None:
+        while not stop.wait(seconds):
+            with contextlib.suppress(Exception):
+                work()
+
+    thread = threading.Thread(target=go_on, daemon=True, name=name)
     thread.start()
     try:
         yield

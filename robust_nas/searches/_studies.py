@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from robust_nas.core.errors import InputError
 from robust_nas.core.seeds import seed_at
 from robust_nas.runtime import storages
 from robust_nas.runtime.storages import Opened, quiet
-from robust_nas.searches._sharing import OpenTrials, own_name
+from robust_nas.searches._sharing import OpenTrials, meanwhile, own_name
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -307,21 +306,9 @@ class StoredTrials(OpenTrials):
 
     @contextlib.contextmanager
     def _alive(self, trial: FrozenTrial) -> Iterator[None]:
-        """Show signs of life in the block."""
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(storages.BEAT):
-                with contextlib.suppress(Exception):  # away for now; longer than the grace, and the trial is lost
-                    self._beat(trial)
-
-        thread = threading.Thread(target=beat, daemon=True, name="sign of life")
-        thread.start()
-        try:
+        """Show signs of life in the block; while the storage is away for longer than the grace, the trial is lost."""
+        with meanwhile(lambda: self._beat(trial), storages.BEAT, "sign of life"):
             yield
-        finally:
-            stop.set()
-            thread.join(5)
 
     def _beat(self, trial: FrozenTrial) -> None:
         record: Callable[[int], None] | None = getattr(self._storage.storage, "record_heartbeat", None)
