@@ -67,7 +67,9 @@ fi
 task=${ROBUST_NAS_SCRIPT:-$root/scripts/slurm.sh}
 case $1 in
   parallel)
-    ROBUST_NAS_HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    # Not by `head`: what it leaves unread would end this script, by SIGPIPE.
+    hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    ROBUST_NAS_HOST=${hosts%%$'\n'*}
     # A port of the job's own: two jobs may have the same first node.
     ROBUST_NAS_PORT=$((20000 + SLURM_JOB_ID % 20000))
     export ROBUST_NAS_HOST ROBUST_NAS_PORT

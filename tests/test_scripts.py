@@ -26,8 +26,12 @@ for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
 exit "$status"
 """
 
-# Like `scontrol show hostnames`: a name per line.
-SCONTROL = '#!/usr/bin/env bash\n[ "$1 $2" = "show hostnames" ] && printf "127.0.0.1\\nnode-2\\n"\n'
+# Like `scontrol show hostnames`: a name per line, more of them than a pipe holds.
+SCONTROL = """#!/usr/bin/env bash
+[ "$1 $2" = "show hostnames" ] || exit 1
+echo 127.0.0.1
+seq --format=node-%g 2 20000
+"""
 
 
 @pytest.fixture
